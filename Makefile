@@ -1,0 +1,33 @@
+# The first interpreter that starts and is new enough. A name on PATH may be a shim for a version that is not there.
+PYTHON ?= $(shell for python in python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help reproduce test check clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+reproduce: .venv/.installed ## Train and evaluate from scratch, and rewrite the reported figures and tables
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/reproduce.sh
+
+# Two workers of one thread each: small tensors gain nothing from more threads, and threads of two workers collide.
+test: .venv/.installed ## Run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+check: .venv/.installed ## Lint, format check, types, import layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean: ## Remove the virtual environment and all caches; outputs/ stays
+	rm -rf .venv .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	find recipes softcft tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "softcft needs Python 3.11 or newer; put it on PATH or run make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@

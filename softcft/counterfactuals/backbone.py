@@ -1,0 +1,52 @@
+"""The only thing that pipelines and counterfactual fine-tuning know of an image model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+__all__ = ["BackboneOutput", "CounterfactualBackbone"]
+
+
+@dataclass
+class BackboneOutput(BaseOutput):
+    """Counterfactual images and how well the model explains the factual ones.
+
+    Attributes:
+        image: Counterfactual images in [-1, 1], shape (B, C, H, W), differentiable in the model's parameters.
+        fidelity: What the constraint of fine-tuning holds: a scalar, lower is better (HVAE: NELBO in nats per dimension of the
+            factual images).
+        latents: Abducted noise, for reuse and inspection.
+    """
+
+    image: Tensor
+    fidelity: Tensor
+    latents: list[Tensor] = field(default_factory=list)
+
+
+class CounterfactualBackbone(Protocol):
+    """An image mechanism that can answer "what would this image have been".
+
+    Any object with this method can be fine-tuned and put behind a pipeline. No base class, no registration.
+    """
+
+    def counterfactual(
+        self,
+        image: Tensor,
+        parents: Tensor,
+        counterfactual_parents: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> BackboneOutput:
+        """Abduct the noise of images given their parents, predict images given other parents.
+
+        Args:
+            image: Factual images in [-1, 1], shape (B, C, H, W).
+            parents: Encoded factual parents, shape (B, K).
+            counterfactual_parents: Encoded counterfactual parents, shape (B, K).
+            generator: Makes abduction reproducible; a list has one generator per image.
+        """
+        ...

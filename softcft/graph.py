@@ -1,0 +1,360 @@
+"""Causal graphs over image attributes: what they are, who causes whom, and how values become tensors.
+
+A :class:`CausalGraph` is plain data. It travels inside the config of every model, so that a checkpoint knows its own
+variables, categories and units. At the public surface values are in natural units and category *names*
+(``{"age": 63, "sex": "female"}``); inside the library they are one encoded tensor of shape (B, K):
+
+===========  =======  =====================================================================
+kind         columns  encoding
+===========  =======  =====================================================================
+binary       1        0 for ``categories[0]``, 1 for ``categories[1]``
+categorical  C        one-hot over ``categories``
+continuous   1        ``low..high`` mapped linearly to [-1, 1]
+===========  =======  =====================================================================
+
+The image is not listed: every variable of the graph is a parent of the image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import networkx as nx
+import torch
+from torch import Tensor
+
+__all__ = ["CausalGraph", "Intervention", "Variable"]
+
+Kind = Literal["binary", "categorical", "continuous"]
+Values = Mapping[str, Any]
+"""Values in natural units by variable name: a scalar or a category name, or a sequence of them, one per image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variable:
+    """One attribute of the image.
+
+    Attributes:
+        name: Unique name.
+        kind: ``"binary"``, ``"categorical"`` or ``"continuous"``.
+        parents: Names of the variables that cause this one.
+        categories: Category names of a discrete variable, in encoding order; exactly two if binary.
+        low: Smallest value of a continuous variable, in ``unit``. Mapped to -1.
+        high: Largest value of a continuous variable, in ``unit``. Mapped to 1.
+        unit: Unit of a continuous variable, for people and figures.
+
+    Raises:
+        ValueError: If the kind is unknown, or categories or range do not fit the kind.
+    """
+
+    name: str
+    kind: Kind
+    parents: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"Variable needs a non-empty string as its name, got {self.name!r}.")
+        for field in ("parents", "categories"):
+            names = getattr(self, field)
+            if isinstance(names, str):
+                raise ValueError(f"Variable '{self.name}': {field} must be a list of names, got {names!r}.")
+            # JSON and YAML give lists; a tuple keeps the variable hashable.
+            names = tuple(str(name) for name in names)
+            object.__setattr__(self, field, names)
+            if len(set(names)) != len(names):
+                raise ValueError(f"Variable '{self.name}': {field} has duplicates: {list(names)}.")
+        if self.kind == "continuous":
+            self._check_range()
+        elif self.kind in ("binary", "categorical"):
+            self._check_categories()
+        else:
+            raise ValueError(
+                f"Variable '{self.name}': unknown kind {self.kind!r}; use 'binary', 'categorical' or 'continuous'."
+            )
+
+    def _check_range(self) -> None:
+        if self.categories:
+            raise ValueError(f"Variable '{self.name}' is continuous and takes no categories, got {self.categories}.")
+        if not all(isinstance(bound, int | float) and math.isfinite(bound) for bound in (self.low, self.high)):
+            raise ValueError(
+                f"Variable '{self.name}' is continuous and needs finite low and high, got low={self.low}, "
+                f"high={self.high}."
+            )
+        if not self.low < self.high:  # type: ignore[operator]
+            raise ValueError(f"Variable '{self.name}': low must be below high, got low={self.low}, high={self.high}.")
+
+    def _check_categories(self) -> None:
+        if self.low is not None or self.high is not None:
+            raise ValueError(f"Variable '{self.name}' is {self.kind} and takes no low or high.")
+        if self.kind == "binary" and len(self.categories) != 2:
+            raise ValueError(
+                f"Variable '{self.name}' is binary and needs exactly two categories, got {list(self.categories)}."
+            )
+        if len(self.categories) < 2:
+            raise ValueError(
+                f"Variable '{self.name}' is categorical and needs at least two categories, got {list(self.categories)}."
+            )
+
+    @property
+    def width(self) -> int:
+        """Number of columns of the encoded variable."""
+        return len(self.categories) if self.kind == "categorical" else 1
+
+    def encode(self, values: Any) -> Tensor:
+        """Encode values in natural units.
+
+        Args:
+            values: A scalar or a sequence (list, array or tensor) of length B: numbers in [low, high] for a
+                continuous variable, category names for a discrete one.
+
+        Returns:
+            Encoded values, float32 of shape (B, width); B is 1 for a scalar.
+
+        Raises:
+            ValueError: If a value is not a number, is NaN, lies outside [low, high], or is no category.
+        """
+        if isinstance(values, Tensor) or hasattr(values, "tolist"):
+            values = values.tolist()
+        values = values if isinstance(values, Sequence) and not isinstance(values, str) else [values]
+        # Lists of NumPy or PyTorch scalars are lists of plain numbers to the caller.
+        values = [value.item() if hasattr(value, "item") else value for value in values]
+        if self.kind == "continuous":
+            return torch.tensor([self._encode_number(value) for value in values], dtype=torch.float32)[:, None]
+        index = torch.tensor([self._index(value) for value in values], dtype=torch.long)
+        if self.kind == "binary":
+            return index[:, None].float()
+        return torch.nn.functional.one_hot(index, self.width).float()
+
+    def _encode_number(self, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"'{self.name}' must be a number{self._in_unit()}, got {value!r}.")
+        assert self.low is not None and self.high is not None
+        # Float32 round trips may overshoot the ends by a hair; that is not the caller's mistake.
+        slack = 1e-5 * (self.high - self.low)
+        if not self.low - slack <= value <= self.high + slack:  # also false for NaN
+            raise ValueError(
+                f"'{self.name}' must lie in [{self.low:g}, {self.high:g}]{self._in_unit()}, got {value!r}."
+            )
+        return min(max(2 * (value - self.low) / (self.high - self.low) - 1, -1.0), 1.0)
+
+    def _in_unit(self) -> str:
+        return f" {self.unit}" if self.unit else ""
+
+    def _index(self, value: Any) -> int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)  # digits and grades are categories that people write as numbers
+        if value not in self.categories:
+            raise ValueError(f"'{self.name}' has no category {value!r}; use one of {list(self.categories)}.")
+        return self.categories.index(value)
+
+    def decode(self, encoded: Tensor) -> list[Any]:
+        """Decode to natural units; the inverse of :meth:`encode`.
+
+        Args:
+            encoded: Shape (B, width). Discrete columns may hold probabilities: the most probable category is taken.
+
+        Returns:
+            B numbers (continuous) or category names (discrete).
+        """
+        if self.kind == "continuous":
+            assert self.low is not None and self.high is not None
+            low, high = self.low, self.high
+            return [low + (value + 1) / 2 * (high - low) for value in encoded[:, 0].double().tolist()]
+        index = (encoded[:, 0] > 0.5).long() if self.kind == "binary" else encoded.argmax(dim=1)
+        return [self.categories[i] for i in index.tolist()]
+
+
+class Intervention(NamedTuple):
+    """An encoded ``do(...)``, possibly another one for each image of a batch.
+
+    Attributes:
+        values: Encoded values, shape (B, K). Columns of variables that are not intervened on are ignored.
+        mask: Which variables are intervened on, bool of shape (B, V), V variables in graph order.
+    """
+
+    values: Tensor
+    mask: Tensor
+
+
+class CausalGraph:
+    """A directed acyclic graph of variables, all of which are parents of the image.
+
+    Args:
+        variables: The variables, as :class:`Variable` or as plain dicts of its attributes. Their order is the
+            column order of encoded tensors; it need not be causal.
+
+    Attributes:
+        variables: The variables in the given order.
+        names: Their names.
+        causal_order: The names, causes before effects.
+        slices: For each name its columns in an encoded tensor of shape (B, K).
+        width: K, the number of encoded columns.
+
+    Raises:
+        ValueError: If there is no variable, a name is given twice, a parent is unknown, or the graph has a cycle.
+
+    Example:
+        >>> graph = CausalGraph([
+        ...     Variable(name="age", kind="continuous", low=20, high=90, unit="years"),
+        ...     Variable(name="disease", kind="binary", categories=("healthy", "ill"), parents=("age",)),
+        ... ])
+        >>> graph.encode({"age": 55, "disease": "ill"})
+        tensor([[0., 1.]])
+        >>> sorted(graph.affected_by("age"))
+        ['age', 'disease']
+    """
+
+    def __init__(self, variables: Sequence[Variable | Mapping[str, Any]]) -> None:
+        self.variables = tuple(v if isinstance(v, Variable) else _variable_from_dict(v) for v in variables)
+        if not self.variables:
+            raise ValueError("A causal graph needs at least one variable, got none.")
+        self.names = tuple(variable.name for variable in self.variables)
+        duplicates = sorted({name for name in self.names if self.names.count(name) > 1})
+        if duplicates:
+            raise ValueError(f"Variable names must be unique, given more than once: {duplicates}.")
+        self._dag = nx.DiGraph()
+        self._dag.add_nodes_from(self.names)
+        for variable in self.variables:
+            for parent in variable.parents:
+                if parent not in self.names:
+                    raise ValueError(
+                        f"Variable '{variable.name}' has unknown parent '{parent}'; the graph has {list(self.names)}."
+                    )
+                self._dag.add_edge(parent, variable.name)
+        if not nx.is_directed_acyclic_graph(self._dag):
+            cycle = [edge[0] for edge in nx.find_cycle(self._dag)]
+            raise ValueError(f"The graph has a cycle: {' -> '.join([*cycle, cycle[0]])}.")
+        self.causal_order: tuple[str, ...] = tuple(nx.lexicographical_topological_sort(self._dag))
+        self.slices: dict[str, slice] = {}
+        start = 0
+        for variable in self.variables:
+            self.slices[variable.name] = slice(start, start + variable.width)
+            start += variable.width
+        self.width = start
+        self._reach = [[float(effect in self.affected_by(cause)) for effect in self.names] for cause in self.names]
+
+    def __len__(self) -> int:
+        return len(self.variables)
+
+    def __getitem__(self, name: str) -> Variable:
+        """The variable of that name; raises ValueError with the known names if there is none."""
+        if name not in self.names:
+            raise ValueError(f"The graph has no variable '{name}'; it has {list(self.names)}.")
+        return self.variables[self.names.index(name)]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CausalGraph) and self.variables == other.variables
+
+    def __hash__(self) -> int:
+        return hash(self.variables)
+
+    def __repr__(self) -> str:
+        lines = [f"  {', '.join(v.parents) + ' -> ' if v.parents else ''}{v.name} ({v.kind})" for v in self.variables]
+        return "CausalGraph(\n" + "\n".join(lines) + "\n)"
+
+    # ---- plain data -------------------------------------------------------------------------------------------
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """The graph as plain data for JSON and YAML: one dict per variable, defaults left out."""
+        plain = []
+        for variable in self.variables:
+            fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(variable).items()}
+            plain.append({k: v for k, v in fields.items() if v not in ([], None, "")})
+        return plain
+
+    # ---- structure --------------------------------------------------------------------------------------------
+
+    def descendants(self, name: str) -> frozenset[str]:
+        """All variables that ``name`` causes, directly or not, itself excluded."""
+        self[name]
+        return frozenset(nx.descendants(self._dag, name))
+
+    def affected_by(self, names: str | Collection[str]) -> frozenset[str]:
+        """The variables that an intervention on ``names`` may move: themselves and all their descendants."""
+        names = [names] if isinstance(names, str) else names
+        return frozenset(names).union(*(self.descendants(name) for name in names))
+
+    def affected(self, mask: Tensor) -> Tensor:
+        """Which variables each image's intervention may move.
+
+        Args:
+            mask: Intervened variables, bool of shape (B, V).
+
+        Returns:
+            Intervened variables and their descendants, bool of shape (B, V).
+        """
+        return mask.float() @ torch.tensor(self._reach, device=mask.device) > 0
+
+    def expand(self, per_variable: Tensor) -> Tensor:
+        """Repeat each variable's entry over its encoded columns: (B, V) to (B, K)."""
+        widths = torch.tensor([v.width for v in self.variables], device=per_variable.device)
+        return per_variable.repeat_interleave(widths, dim=1)
+
+    # ---- values -----------------------------------------------------------------------------------------------
+
+    def encode(self, values: Values, batch_size: int | None = None) -> Tensor:
+        """Encode one value, or one per image, of every variable.
+
+        Args:
+            values: Natural values of all variables; scalars are repeated over the batch.
+            batch_size: B. Inferred from the longest entry if left out.
+
+        Returns:
+            Encoded values, float32 of shape (B, K).
+
+        Raises:
+            ValueError: If a variable is missing or unknown, a value is invalid, or lengths disagree.
+        """
+        missing = [name for name in self.names if name not in values]
+        if missing:
+            raise ValueError(f"No value given for {missing}; the graph needs {list(self.names)}.")
+        columns = self._encode_each(values, batch_size)
+        return torch.cat([columns[name] for name in self.names], dim=1)
+
+    def encode_do(self, do: Values, batch_size: int) -> Intervention:
+        """Encode an intervention ``do``: natural values of the intervened variables, scalars or one per image.
+
+        Raises:
+            ValueError: If a variable is unknown, a value is invalid, or lengths disagree with ``batch_size``.
+        """
+        values = torch.zeros(batch_size, self.width)
+        mask = torch.zeros(batch_size, len(self), dtype=torch.bool)
+        for name, column in self._encode_each(do, batch_size).items():
+            values[:, self.slices[name]] = column
+            mask[:, self.names.index(name)] = True
+        return Intervention(values, mask)
+
+    def _encode_each(self, values: Values, batch_size: int | None) -> dict[str, Tensor]:
+        if not isinstance(values, Mapping):
+            raise ValueError(f"Values must be a dict from variable name to value, got {type(values).__name__}.")
+        columns = {name: self[name].encode(value) for name, value in values.items()}
+        size = batch_size or max((len(column) for column in columns.values()), default=1)
+        for name, column in columns.items():
+            if len(column) not in (1, size):
+                raise ValueError(f"'{name}' has {len(column)} values for a batch of {size}; give 1 or {size}.")
+        return {name: column.expand(size, -1) for name, column in columns.items()}
+
+    def decode(self, encoded: Tensor) -> dict[str, list[Any]]:
+        """Decode a tensor of shape (B, K) to B natural values per variable; the inverse of :meth:`encode`."""
+        if encoded.ndim != 2 or encoded.shape[1] != self.width:
+            raise ValueError(f"Expected encoded values of shape (B, {self.width}), got {tuple(encoded.shape)}.")
+        return {v.name: v.decode(encoded[:, self.slices[v.name]]) for v in self.variables}
+
+
+def _variable_from_dict(fields: Mapping[str, Any]) -> Variable:
+    unknown = sorted(set(fields) - set(Variable.__dataclass_fields__))
+    if unknown:
+        raise ValueError(
+            f"Variable '{fields.get('name', '?')}' has unknown fields {unknown}; "
+            f"use {list(Variable.__dataclass_fields__)}."
+        )
+    if "name" not in fields or "kind" not in fields:
+        raise ValueError(f"A variable needs a name and a kind, got {dict(fields)}.")
+    return Variable(**fields)

@@ -1,0 +1,357 @@
+r"""The structural causal model of the attributes: one invertible mechanism per variable of a causal graph.
+
+Each variable is a function of its parents and of its own exogenous noise, ``value = f(parents, noise)``. Pearl's three
+steps then give counterfactuals: *abduction* infers the noise of the observed values, *action* replaces the mechanisms
+of the intervened variables, *prediction* runs the mechanisms again with the same noise.
+
+===========  ===========================  ================================  =====================================
+kind         noise                        value                             abduction
+===========  ===========================  ================================  =====================================
+continuous   normal                       inverse neural spline flow [1]_   exact, deterministic
+binary       logistic                     1 where logit + noise > 0         draw from p(noise | value)
+categorical  Gumbel, one each category    one-hot argmax(logits + noise)    draw from p(noise | value): the maximum
+                                          [2]_                              first, the others below it [3]_
+===========  ===========================  ================================  =====================================
+
+References:
+    .. [1] Durkan et al., *Neural Spline Flows*, 2019. https://arxiv.org/abs/1906.04032
+    .. [2] Oberst and Sontag, *Counterfactual Off-Policy Evaluation with Gumbel-Max Structural Causal Models*, 2019.
+       https://arxiv.org/abs/1905.05824
+    .. [3] Maddison et al., *A\* Sampling*, 2014. https://arxiv.org/abs/1411.0030
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import zuko
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from softcft.graph import CausalGraph, Intervention, Variable
+
+__all__ = ["AttributeSCM"]
+
+Generator = torch.Generator | list[torch.Generator] | None
+
+
+class AttributeSCM(ModelMixin, ConfigMixin):
+    """Structural causal model of the attributes of an image.
+
+    Values are encoded tensors of shape (B, K), see :class:`~softcft.graph.CausalGraph`. Noise has the same shape, each
+    variable's in the columns of its value. Both are computed in float32 or better, whatever the type of the values.
+
+    Args:
+        graph: The variables as plain data, see :meth:`~softcft.graph.CausalGraph.to_list`, in any order.
+        num_bins: Number of bins of the spline of each continuous variable.
+        hidden_features: Widths of the hidden layers of the networks that condition a mechanism on its parents.
+
+    Attributes:
+        causal_graph: The graph built from ``graph``.
+
+    Raises:
+        ValueError: If the graph is invalid or ``num_bins`` is below 2.
+
+    Example:
+        >>> scm = AttributeSCM([
+        ...     {"name": "sex", "kind": "binary", "categories": ["male", "female"]},
+        ...     {"name": "age", "kind": "continuous", "low": 20, "high": 90, "unit": "years", "parents": ["sex"]},
+        ... ])
+        >>> factual = scm.causal_graph.encode({"sex": "male", "age": [40, 90]})
+        >>> do = scm.causal_graph.encode_do({"age": 55}, batch_size=2)
+        >>> scm.causal_graph.decode(scm.counterfactual(factual, do))
+        {'sex': ['male', 'male'], 'age': [55.0, 55.0]}
+    """
+
+    # A rounded mechanism is a wrong mechanism, and half precision would save next to nothing.
+    _keep_in_fp32_modules = ["mechanisms"]  # noqa: RUF012 - the loader wants a list
+
+    @register_to_config
+    def __init__(
+        self, graph: list[dict[str, Any]], num_bins: int = 8, hidden_features: Sequence[int] = (64, 64)
+    ) -> None:
+        super().__init__()
+        if num_bins < 2:
+            raise ValueError(f"num_bins must be at least 2, got {num_bins}.")
+        self.causal_graph = CausalGraph(graph)
+        # A list in graph order: as keys of a ModuleDict, names such as "type" or "v1.2" would clash.
+        self.mechanisms = nn.ModuleList()
+        for variable in self.causal_graph.variables:
+            parents_width = sum(self.causal_graph[parent].width for parent in variable.parents)
+            if variable.kind == "continuous":
+                self.mechanisms.append(_SplineMechanism(parents_width, num_bins, hidden_features))
+            elif variable.kind == "binary":
+                self.mechanisms.append(_LogisticMechanism(parents_width, hidden_features))
+            else:
+                self.mechanisms.append(_GumbelMechanism(parents_width, variable.width, hidden_features))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """The same as :meth:`log_prob`."""
+        return self.log_prob(values)
+
+    def log_prob(self, values: Tensor) -> Tensor:
+        """Log-likelihood under the observational distribution, differentiable.
+
+        Args:
+            values: Encoded values, shape (B, K).
+
+        Returns:
+            Shape (B,), in nats: the sum over variables of log densities in encoded units and log probabilities.
+
+        Raises:
+            ValueError: If ``values`` are not encoded values of this graph.
+        """
+        columns = self._columns(values)
+        terms = [self._mechanism(n).log_prob(columns[n], self._parents(n, columns)) for n in self.causal_graph.names]
+        return torch.stack(terms).sum(dim=0)
+
+    def abduct(self, values: Tensor, generator: Generator = None) -> Tensor:
+        """Infer the noise of observed values.
+
+        Args:
+            values: Encoded values, shape (B, K).
+            generator: Randomness of the discrete variables' posterior draw: one, or a list with one per sample.
+
+        Returns:
+            Noise, shape (B, K), of which :meth:`predict` makes ``values`` again.
+
+        Raises:
+            ValueError: If ``values`` are not encoded values of this graph, or there are not B generators in the list.
+        """
+        columns = self._columns(values)
+        normal = self._split(self._normal(len(values), generator, values.dtype))
+        noise = [
+            self._mechanism(n).abduct(columns[n], self._parents(n, columns), normal[n]) for n in self.causal_graph.names
+        ]
+        return torch.cat(noise, dim=1)
+
+    def predict(self, noise: Tensor, intervention: Intervention | None = None) -> Tensor:
+        """Run the mechanisms, causes before effects, on given noise.
+
+        Args:
+            noise: Shape (B, K).
+            intervention: Variables that take given values in place of their mechanism's.
+
+        Returns:
+            Encoded values, shape (B, K).
+
+        Raises:
+            ValueError: If ``noise`` or ``intervention`` has the wrong shape.
+        """
+        self._check_width("noise", noise)
+        if intervention is None:
+            intervention = Intervention(noise, noise.new_zeros(len(noise), len(self.causal_graph), dtype=torch.bool))
+        self._check_intervention(intervention, len(noise))
+        noises, given, columns = self._split(noise), self._split(intervention.values), dict[str, Tensor]()
+        for name in self.causal_graph.causal_order:
+            value = self._mechanism(name).predict(noises[name], self._parents(name, columns))
+            is_given = intervention.mask[:, [self.causal_graph.names.index(name)]]
+            columns[name] = torch.where(is_given, given[name], value)
+        return torch.cat([columns[name] for name in self.causal_graph.names], dim=1)
+
+    def counterfactual(self, values: Tensor, intervention: Intervention, generator: Generator = None) -> Tensor:
+        """What the values would have been under the intervention, had all else (the noise) been the same.
+
+        Each sample has its own intervention, on none, one or several variables. An intervened variable takes its given
+        value exactly, even as a descendant of another one. Any other descendant is predicted from its abducted noise
+        and answers to all the interventions above it together. All else keeps its factual value exactly: the null
+        intervention returns ``values``.
+
+        Args:
+            values: Factual encoded values, shape (B, K).
+            intervention: What is done to each sample.
+            generator: Randomness of the abduction: one, or a list with one per sample.
+
+        Returns:
+            Counterfactual encoded values, shape (B, K).
+
+        Raises:
+            ValueError: If ``values`` are not encoded values of this graph, ``intervention`` has the wrong shape, or
+                there are not B generators in the list.
+        """
+        self._check_width("values", values)
+        self._check_intervention(intervention, len(values))
+        given = torch.where(self.causal_graph.expand(intervention.mask), intervention.values, values)
+        # What cannot move is held at its factual value: so it is exact, for itself and as a parent of what can.
+        held = intervention.mask | ~self.causal_graph.affected(intervention.mask)
+        return self.predict(self.abduct(values, generator), Intervention(given, held))
+
+    @torch.no_grad()
+    def sample(self, n: int, intervention: Intervention | None = None, generator: Generator = None) -> Tensor:
+        """Draw n samples, observational or under an intervention.
+
+        Args:
+            n: Number of samples.
+            intervention: What is done to each of the n samples.
+            generator: Source of randomness: one, or a list with one per sample.
+
+        Returns:
+            Encoded values, shape (n, K), without gradient.
+
+        Raises:
+            ValueError: If ``intervention`` has the wrong shape, or there are not n generators in the list.
+        """
+        normal = self._split(self._normal(n, generator, self.dtype))
+        noise = torch.cat([self._mechanism(name).noise(normal[name]) for name in self.causal_graph.names], dim=1)
+        return self.predict(noise, intervention)
+
+    def _mechanism(self, name: str) -> Any:
+        return self.mechanisms[self.causal_graph.names.index(name)]
+
+    def _parents(self, name: str, columns: dict[str, Tensor]) -> Tensor | None:
+        parents = [columns[parent] for parent in self.causal_graph[name].parents]
+        return torch.cat(parents, dim=1).to(self.dtype) if parents else None
+
+    def _normal(self, n: int, generator: Generator, dtype: torch.dtype) -> Tensor:
+        if isinstance(generator, list) and len(generator) != n:
+            raise ValueError(f"generator is a list of {len(generator)} for a batch of {n}; give one, or a list of {n}.")
+        dtype = torch.promote_types(dtype, torch.float32)
+        return randn_tensor((n, self.causal_graph.width), generator=generator, device=self.device, dtype=dtype)
+
+    def _split(self, encoded: Tensor) -> dict[str, Tensor]:
+        return {name: encoded[:, columns] for name, columns in self.causal_graph.slices.items()}
+
+    def _columns(self, values: Tensor) -> dict[str, Tensor]:
+        """The checked values of each variable."""
+        self._check_width("values", values)
+        columns = self._split(values.to(torch.promote_types(values.dtype, torch.float32)))
+        valid = torch.stack([_is_encoded(variable, columns[variable.name]) for variable in self.causal_graph.variables])
+        if not valid.all():
+            wrong = [name for name, good in zip(self.causal_graph.names, valid.tolist(), strict=True) if not good]
+            raise ValueError(
+                f"values are not encoded for {wrong}: binary columns must be 0 or 1, categorical ones one-hot, "
+                f"continuous ones in [-1, 1]; use causal_graph.encode."
+            )
+        return columns
+
+    def _check_width(self, argument: str, encoded: Tensor) -> None:
+        if encoded.ndim != 2 or encoded.shape[1] != self.causal_graph.width:
+            raise ValueError(
+                f"{argument} must have the encoded shape (B, {self.causal_graph.width}), got {tuple(encoded.shape)}."
+            )
+
+    def _check_intervention(self, intervention: Intervention, batch_size: int) -> None:
+        expected = (batch_size, self.causal_graph.width), (batch_size, len(self.causal_graph))
+        shapes = tuple(intervention.values.shape), tuple(intervention.mask.shape)
+        if shapes != expected or intervention.mask.dtype != torch.bool:
+            raise ValueError(
+                f"intervention must have values of shape {expected[0]} and a bool mask of shape {expected[1]}, got "
+                f"{shapes[0]} and {intervention.mask.dtype} {shapes[1]}; use causal_graph.encode_do."
+            )
+
+
+def _is_encoded(variable: Variable, value: Tensor) -> Tensor:
+    """Whether a variable's columns (B, width) are valid: a scalar bool, False for NaN."""
+    if variable.kind == "continuous":
+        return (value.abs() <= 1 + 1e-4).all()
+    zero_or_one = ((value == 0) | (value == 1)).all()
+    return zero_or_one if variable.kind == "binary" else zero_or_one & (value.sum(dim=1) == 1).all()
+
+
+# ---- mechanisms ---------------------------------------------------------------------------------------------------
+# All take the variable's encoded value (B, width), its parents (B, P), None for a root, and standard normal draws
+# (B, width) as their only randomness.
+
+
+class _SplineMechanism(nn.Module):
+    """Continuous variable: a spline flow from noise to the real line, squashed to the encoded range."""
+
+    # The ends of the encoded range lie at finite atanh(0.999) = 3.8, within the spline's domain of [-5, 5].
+    shrink = 0.999
+
+    def __init__(self, parents_width: int, num_bins: int, hidden_features: Sequence[int]) -> None:
+        super().__init__()
+        # One spline is all that one dimension needs. Its conditioner is smooth, so that effects of parents are.
+        network = {"hidden_features": hidden_features, "activation": nn.SiLU} if parents_width else {}
+        self.flow = zuko.flows.NSF(1, parents_width, bins=num_bins, transforms=1, **network)
+
+    def noise(self, normal: Tensor) -> Tensor:
+        return normal
+
+    def abduct(self, value: Tensor, parents: Tensor | None, normal: Tensor) -> Tensor:
+        return self.flow(parents).transform(torch.atanh(self.shrink * value))
+
+    def predict(self, noise: Tensor, parents: Tensor | None) -> Tensor:
+        # The flow may land in the thin sliver between 1 and 1 / 0.999: that is the end of the range.
+        return (torch.tanh(self.flow(parents).transform.inv(noise)) / self.shrink).clamp(-1, 1)
+
+    def log_prob(self, value: Tensor, parents: Tensor | None) -> Tensor:
+        log_slope = math.log(self.shrink) - torch.log1p(-((self.shrink * value) ** 2))
+        return self.flow(parents).log_prob(torch.atanh(self.shrink * value)) + log_slope[:, 0]
+
+
+class _LogisticMechanism(nn.Module):
+    """Binary variable: 1 where logit + logistic noise > 0."""
+
+    def __init__(self, parents_width: int, hidden_features: Sequence[int]) -> None:
+        super().__init__()
+        self.logit = _Logits(parents_width, 1, hidden_features)
+
+    def noise(self, normal: Tensor) -> Tensor:
+        # Phi(normal) is uniform; its logit is logistic. The log form is accurate in both tails.
+        return torch.special.log_ndtr(normal) - torch.special.log_ndtr(-normal)
+
+    def abduct(self, value: Tensor, parents: Tensor | None, normal: Tensor) -> Tensor:
+        # By symmetry sign * noise is logistic, truncated to > -margin: its survival function is uniform below
+        # sigmoid(margin).
+        sign = 2 * value - 1
+        margin = sign * self.logit(parents)
+        log_survival = torch.special.log_ndtr(normal) + F.logsigmoid(margin)
+        noise = torch.log(-torch.expm1(log_survival)) - log_survival
+        # Rounding must not put the draw on the wrong side.
+        return sign * torch.maximum(noise, torch.nextafter(-margin.detach(), margin.new_tensor(math.inf)))
+
+    def predict(self, noise: Tensor, parents: Tensor | None) -> Tensor:
+        return (self.logit(parents) + noise > 0).to(noise.dtype)
+
+    def log_prob(self, value: Tensor, parents: Tensor | None) -> Tensor:
+        return F.logsigmoid((2 * value - 1) * self.logit(parents))[:, 0]
+
+
+class _GumbelMechanism(nn.Module):
+    """Categorical variable: one-hot argmax of logits + Gumbel noise."""
+
+    def __init__(self, parents_width: int, width: int, hidden_features: Sequence[int]) -> None:
+        super().__init__()
+        self.logits = _Logits(parents_width, width, hidden_features)
+
+    def noise(self, normal: Tensor) -> Tensor:
+        return -torch.log(-torch.special.log_ndtr(normal))
+
+    def abduct(self, value: Tensor, parents: Tensor | None, normal: Tensor) -> Tensor:
+        logits = self.logits(parents)
+        gumbel = self.noise(normal)
+        # The maximum of logits + noise does not depend on which category attains it. Given the maximum, the other
+        # categories are Gumbel truncated below it.
+        maximum = (value * gumbel).sum(dim=1, keepdim=True) + logits.logsumexp(dim=1, keepdim=True)
+        below = -torch.logaddexp(-(gumbel + logits), -maximum)
+        # Rounding must not make a tie of a runner-up.
+        gap = 8 * torch.finfo(maximum.dtype).eps * (1 + maximum.abs() + logits.abs().amax(dim=1, keepdim=True))
+        return torch.where(value > 0.5, maximum, torch.minimum(below, maximum - gap)) - logits
+
+    def predict(self, noise: Tensor, parents: Tensor | None) -> Tensor:
+        winner = (self.logits(parents) + noise).argmax(dim=1)
+        return F.one_hot(winner, noise.shape[1]).to(noise.dtype)
+
+    def log_prob(self, value: Tensor, parents: Tensor | None) -> Tensor:
+        return (value * self.logits(parents).log_softmax(dim=1)).sum(dim=1)
+
+
+class _Logits(nn.Module):
+    """Logits (B, width) of a discrete variable: a network of its parents, or for a root (1, width) parameters."""
+
+    def __init__(self, parents_width: int, width: int, hidden_features: Sequence[int]) -> None:
+        super().__init__()
+        if parents_width:
+            self.network = zuko.nn.MLP(parents_width, width, hidden_features, activation=nn.SiLU)
+        else:
+            self.root = nn.Parameter(torch.zeros(1, width))
+
+    def forward(self, parents: Tensor | None) -> Tensor:
+        return self.root if parents is None else self.network(parents)

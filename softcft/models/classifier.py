@@ -1,0 +1,167 @@
+"""Predicts all attributes of a causal graph from an image: one trunk, one head per variable.
+
+A classifier plays one of two parts: the *guide*, frozen, steers counterfactual fine-tuning; the *judge*, trained apart from
+it, has the last word in an evaluation. Its probabilities are calibrated (Guo et al., "On Calibration of Modern Neural
+Networks", 2017): soft targets of an over-confident guide would be hard labels again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel
+
+from softcft.graph import CausalGraph
+
+__all__ = ["AttributeClassifier", "AttributeClassifierOutput", "attribute_losses"]
+
+
+@dataclass
+class AttributeClassifierOutput(BaseOutput):
+    """Predictions for a batch of images.
+
+    Attributes:
+        logits: Shape (B, K) in the graph's column order: calibrated logits of binary and categorical variables, predicted
+            means in encoded units of continuous ones.
+        embedding: Features before the heads, shape (B, D).
+    """
+
+    logits: Tensor
+    embedding: Tensor
+
+
+class AttributeClassifier(ModelMixin, ConfigMixin):
+    """A transformers vision backbone with one linear head per variable of the graph.
+
+    Args:
+        graph: The causal graph as plain data (:meth:`CausalGraph.to_list`).
+        backbone: Configuration of a transformers image model with a pooled output, ``model_type`` among its keys, for
+            example ``{"model_type": "resnet", "num_channels": 1, "hidden_sizes": [32, 64], ...}``.
+        scales: For each variable the temperature that divides its logits (discrete) or the standard deviation of its error
+            in encoded units (continuous). Measured by :meth:`calibrate`; 1 before.
+
+    Raises:
+        ValueError: If the backbone has no ``model_type``, or ``scales`` names other variables than the graph.
+    """
+
+    @register_to_config
+    def __init__(
+        self, graph: list[dict[str, Any]], backbone: dict[str, Any], scales: dict[str, float] | None = None
+    ) -> None:
+        super().__init__()
+        self.causal_graph = CausalGraph(graph)
+        if "model_type" not in backbone:
+            raise ValueError(f"backbone needs a 'model_type' such as 'resnet' or 'convnextv2', got {backbone}.")
+        self.trunk = AutoModel.from_config(AutoConfig.for_model(**backbone))
+        self.heads = nn.Linear(self.trunk.config.hidden_sizes[-1], self.causal_graph.width)
+        self.register_buffer("column_scales", self._columns(scales), persistent=False)
+        is_continuous = [v.kind == "continuous" for v in self.causal_graph.variables for _ in range(v.width)]
+        self.register_buffer("is_continuous", torch.tensor(is_continuous), persistent=False)
+
+    def _columns(self, scales: dict[str, float] | None) -> Tensor:
+        names = self.causal_graph.names
+        if scales is not None and set(scales) != set(names):
+            raise ValueError(f"scales must name the variables {list(names)}, got {sorted(scales)}.")
+        per_variable = torch.tensor([[1.0 if scales is None else scales[name] for name in names]])
+        return self.causal_graph.expand(per_variable)[0]
+
+    def forward(self, image: Tensor, return_dict: bool = True) -> AttributeClassifierOutput | tuple[Tensor, ...]:
+        """Predict attributes.
+
+        Args:
+            image: Shape (B, C, H, W) in [-1, 1].
+            return_dict: Whether to return an :class:`AttributeClassifierOutput` or a plain tuple, logits first.
+        """
+        embedding = self.trunk(image).pooler_output.flatten(1)
+        raw = self.heads(embedding).float()
+        logits = torch.where(self.is_continuous, raw, raw / self.column_scales)
+        output = AttributeClassifierOutput(logits=logits, embedding=embedding)
+        return output if return_dict else output.to_tuple()
+
+    @apply_forward_hook
+    def predict(self, image: Tensor) -> Tensor:
+        """Calibrated probabilities and means, encoded: shape (B, K), comparable with ``graph.encode`` column by column."""
+        return self.probabilities(self(image).logits)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Turn logits (B, K) into probabilities of discrete columns; means of continuous ones stay as they are."""
+        columns = []
+        for variable in self.causal_graph.variables:
+            column = logits[:, self.causal_graph.slices[variable.name]]
+            if variable.kind == "binary":
+                column = column.sigmoid()
+            elif variable.kind == "categorical":
+                column = column.softmax(dim=1)
+            columns.append(column)
+        return torch.cat(columns, dim=1)
+
+    def calibrate(self, logits: Tensor, parents: Tensor) -> None:
+        """Fit every variable's scale on held-out data and store it in the config.
+
+        Args:
+            logits: Outputs on validation images, made with the present scales, shape (N, K).
+            parents: Encoded true attributes, shape (N, K).
+        """
+        raw = torch.where(self.is_continuous, logits, logits * self.column_scales)
+        scales = {}
+        for variable in self.causal_graph.variables:
+            columns = self.causal_graph.slices[variable.name]
+            if variable.kind == "continuous":
+                scales[variable.name] = (raw[:, columns] - parents[:, columns]).square().mean().sqrt().item()
+            else:
+                scales[variable.name] = _fit_temperature(raw[:, columns], parents[:, columns])
+        self.column_scales = self._columns(scales).to(self.column_scales)
+        self.register_to_config(scales=scales)
+
+
+def _fit_temperature(logits: Tensor, targets: Tensor) -> float:
+    """The temperature that minimises cross-entropy: a convex problem in 1 / temperature."""
+    logits, targets = logits.detach().double(), targets.double()
+    inverse = torch.ones((), dtype=torch.float64, device=logits.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([inverse], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = _cross_entropy(logits * inverse, targets).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    # Below zero the classifier would do worse than chance; there calibration cannot mean anything.
+    return 1 / inverse.detach().clamp(1e-2, 1e2).item()
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary (one column) or categorical cross-entropy with probability targets, shape (B,)."""
+    if logits.shape[1] == 1:
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none")[:, 0]
+    return -(targets * logits.log_softmax(dim=1)).sum(dim=1)
+
+
+def attribute_losses(graph: CausalGraph, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Training loss of each variable: cross-entropy in nats, squared error in encoded units for continuous ones.
+
+    Args:
+        graph: The causal graph.
+        logits: Shape (B, K).
+        targets: Encoded labels, shape (B, K).
+
+    Returns:
+        For each variable a tensor of shape (B,).
+    """
+    losses = {}
+    for variable in graph.variables:
+        columns = graph.slices[variable.name]
+        if variable.kind == "continuous":
+            losses[variable.name] = (logits[:, columns] - targets[:, columns]).square()[:, 0]
+        else:
+            losses[variable.name] = _cross_entropy(logits[:, columns], targets[:, columns])
+    return losses

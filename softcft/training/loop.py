@@ -1,0 +1,309 @@
+"""The training loop, the only one: what is trained, and on which loss, is the business of its objective.
+
+An *objective* is a module that holds the models and whose ``forward`` turns a batch into a loss. Because the objective
+itself is what Accelerate wraps, a loss may call any method of any of its models and still be trained on many GPUs.
+
+Exactness: on the CPU, a run that was interrupted and resumed gives the same weights, bit for bit, as one that was not.
+The checkpoint holds weights, buffers, moving average, optimizer, schedule and random states; the data order is a
+function of seed and step alone. The data set must play along: equal index, equal sample. Random augmentation belongs
+into the objective, whose random state is in the checkpoint (and where it runs on the GPU).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm.auto import tqdm
+
+from softcft.training.config import TrainingConfig
+
+__all__ = ["AfterStep", "Objective", "train"]
+
+logger = get_logger(__name__)
+
+METRICS = "metrics.jsonl"
+PARTIAL_CHECKPOINT = "partial-checkpoint"
+MAX_CONSECUTIVE_SKIPS = 50
+"""So many steps skipped in a row end the run: the weights no longer move, and waiting will not help."""
+
+
+class Objective(Protocol):
+    """What the loop asks of the ``nn.Module`` it trains.
+
+    The loop trains all parameters that require a gradient, and each of them must take part in every forward pass. It
+    never calls ``train()`` or ``eval()``: the objective puts its models into the right mode, once.
+    """
+
+    def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Evaluate a batch.
+
+        Args:
+            batch: What the data set gives, collated: ``image``, float (B, C, H, W) in [-1, 1], and ``parents``,
+                encoded (B, K); attribute mechanisms see ``parents`` alone.
+
+        Returns:
+            Scalar tensors, under the same keys at every call: ``loss``, a mean over the batch, which is minimised; and
+            any metrics to be averaged and logged.
+        """
+        ...
+
+
+@runtime_checkable
+class AfterStep(Protocol):
+    """An objective may also have this method; a Lagrange multiplier does its ascent here."""
+
+    def after_step(self, metrics: dict[str, float]) -> None:
+        """Follow up on an optimizer step that was taken, not skipped.
+
+        Args:
+            metrics: The scalars that ``forward`` returned in this step, averaged over accumulated batches and
+                processes. They are the same on every process, so buffers updated from them stay in step.
+        """
+        ...
+
+
+ObjectiveModule = TypeVar("ObjectiveModule", bound=nn.Module)
+
+
+def train(  # noqa: C901  # one algorithm, told in order
+    objective: ObjectiveModule,
+    dataset: Dataset[Any],
+    config: TrainingConfig,
+    *,
+    name: str,
+    collate_fn: Callable[[list[Any]], dict[str, Tensor]] | None = None,
+) -> ObjectiveModule:
+    """Train an objective, on whatever ``accelerate launch`` started: a CPU, a GPU, or many.
+
+    Args:
+        objective: The module to train, see :class:`Objective` and :class:`AfterStep`.
+        dataset: Map-style data set with a length, which gives the same sample for an index whenever asked.
+        config: The settings.
+        name: What is trained, for the progress bar and the tracker.
+        collate_fn: Makes a batch of a list of samples; PyTorch's default stacks tensors in dicts.
+
+    Returns:
+        The same objective, with the moving average of its weights if ``config.ema_decay`` is not 0.
+
+    Raises:
+        FileNotFoundError: If the checkpoint to resume from does not exist.
+        ValueError: If the data set is empty, nothing requires a gradient, the output folder has checkpoints of steps
+            yet to come, or the objective returns no ``loss`` or something that is not a scalar.
+        RuntimeError: If 50 steps in a row were skipped.
+    """
+    output_dir = Path(config.output_dir)
+    resume_from, first_step = _checkpoint_to_resume(config, output_dir)
+    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ValueError(f"Nothing to train: no parameter of {type(objective).__name__} requires a gradient.")
+
+    accelerator = Accelerator(
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        mixed_precision=config.mixed_precision,
+        log_with=config.report_to,
+        project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
+        step_scheduler_with_optimizer=False,  # else it steps once per process, and the schedule ends early
+    )
+    set_seed(config.seed, device_specific=True)  # each process its own noise
+
+    betas = (config.adam_beta1, config.adam_beta2)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, betas=betas, weight_decay=config.adam_weight_decay, fused=True
+    )
+    scheduler = get_scheduler(
+        config.lr_scheduler, optimizer, config.lr_warmup_steps, num_training_steps=config.max_train_steps
+    )
+    step_size = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+    dataloader = DataLoader(
+        dataset,
+        batch_size=config.train_batch_size,
+        sampler=_EndlessShuffle(dataset, config.seed, start=first_step * step_size),
+        drop_last=True,
+        collate_fn=collate_fn,
+        num_workers=config.dataloader_num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+        # Its own generator: by default, starting to load would draw from the global one, once more after each resume.
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    wrapped, optimizer, dataloader, scheduler = accelerator.prepare(objective, optimizer, dataloader, scheduler)
+    ema = EMAModel(parameters, decay=config.ema_decay, foreach=True) if config.ema_decay else None
+    if ema:
+        accelerator.register_for_checkpointing(ema)
+
+    # Checkpoints name weights as the objective does, without DistributedDataParallel's prefix: one GPU or many.
+    def save_unwrapped(models: list[nn.Module], weights: list[dict[str, Tensor]], _: str) -> None:
+        weights[:] = [accelerator.get_state_dict(model, unwrap=True) for model in models]
+
+    def load_unwrapped(models: list[nn.Module], _: str) -> None:
+        models[:] = [accelerator.unwrap_model(model) for model in models]
+
+    accelerator.register_save_state_pre_hook(save_unwrapped)
+    accelerator.register_load_state_pre_hook(load_unwrapped)
+
+    if resume_from is not None:
+        accelerator.load_state(str(resume_from))
+        if ema:
+            ema.to(accelerator.device)
+    logger.info(f"Training {name} from {resume_from or 'the start'} to step {config.max_train_steps} in {output_dir}.")
+    is_main = accelerator.is_main_process
+    if is_main:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(output_dir / PARTIAL_CHECKPOINT, ignore_errors=True)
+        _truncate_metrics(output_dir / METRICS, first_step)
+    accelerator.init_trackers(name, {k: v for k, v in asdict(config).items() if v is not None})  # it chokes on None
+
+    batches = iter(dataloader)
+    window: list[dict[str, float]] = []  # the metrics of each step taken since the last line of the log
+    window_start, skipped, skipped_in_a_row = time.perf_counter(), 0, 0
+    steps = range(first_step + 1, config.max_train_steps + 1)
+    progress = tqdm(steps, initial=first_step, total=config.max_train_steps, desc=name, disable=not is_main)
+    for step in progress:
+        output: dict[str, Tensor] = {}
+        for _ in range(config.gradient_accumulation_steps):
+            with accelerator.accumulate(wrapped):
+                scalars = wrapped(next(batches))
+                _check_scalars(scalars, objective)
+                accelerator.backward(scalars["loss"])
+            for key, value in scalars.items():
+                output[key] = output.get(key, 0.0) + value.detach().float() / config.gradient_accumulation_steps
+        grad_norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+
+        # One transfer per step. A NaN on one process makes the mean NaN on all, so that all of them skip together.
+        means = accelerator.reduce(torch.stack([*output.values(), grad_norm.float()]), reduction="mean").tolist()
+        metrics = dict(zip([*output, "grad_norm"], means, strict=True))
+        learning_rate = scheduler.get_last_lr()[0]
+        loss, norm = metrics["loss"], metrics["grad_norm"]
+        if math.isfinite(loss) and math.isfinite(norm) and norm <= config.skip_grad_norm:
+            optimizer.step()
+            scheduler.step()
+            if isinstance(objective, AfterStep):
+                objective.after_step(metrics)
+            if ema:
+                ema.step(parameters)
+            window.append(metrics)
+            skipped_in_a_row = 0
+        else:
+            if accelerator.scaler is not None:
+                accelerator.scaler.update()  # fp16: lowers the loss scale after an overflow
+            skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
+            if skipped_in_a_row == MAX_CONSECUTIVE_SKIPS:
+                raise RuntimeError(
+                    f"{name}: skipped {skipped_in_a_row} steps in a row, the last one (step {step}) with loss "
+                    f"{loss:.6g} and gradient norm {norm:.6g} against --skip_grad_norm "
+                    f"{config.skip_grad_norm:g}. Lower --learning_rate, or raise --skip_grad_norm if such gradients "
+                    "are usual here."
+                )
+        optimizer.zero_grad()
+        progress.set_postfix(loss=f"{loss:.4g}")
+
+        if step % config.logging_steps == 0 or step == config.max_train_steps:
+            line = {key: sum(metrics[key] for metrics in window) / len(window) for key in (window or [{}])[0]}
+            images_per_second = (len(window) + skipped) * step_size / (time.perf_counter() - window_start)
+            line |= {"lr": learning_rate, "skipped": skipped, "images_per_second": images_per_second}
+            accelerator.log(line, step=step)
+            if is_main:
+                with (output_dir / METRICS).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": step, **line}) + "\n")
+            window, window_start, skipped = [], time.perf_counter(), 0
+        if (every := config.checkpointing_steps) and (step % every == 0 or step == config.max_train_steps):
+            _save_checkpoint(accelerator, output_dir, step, config.checkpoints_total_limit)
+
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.wait_for_everyone()
+    if ema:
+        ema.copy_to(parameters)
+    return accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+
+
+class _EndlessShuffle(Sampler[int]):
+    """The indices of a data set, shuffled anew each epoch, without end; ``start`` of them were seen already."""
+
+    def __init__(self, dataset: Dataset[Any], seed: int, start: int) -> None:
+        self.size = len(dataset)  # type: ignore[arg-type]
+        if self.size == 0:
+            raise ValueError("The training data set is empty.")
+        self.seed = seed
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        epoch, position = divmod(self.start, self.size)
+        while True:
+            yield from np.random.default_rng((self.seed, epoch)).permutation(self.size)[position:].tolist()
+            epoch, position = epoch + 1, 0
+
+
+def _check_scalars(scalars: dict[str, Tensor], objective: nn.Module) -> None:
+    if "loss" not in scalars:
+        raise ValueError(f"{type(objective).__name__} must return a 'loss', got the keys {sorted(scalars)}.")
+    for key, value in scalars.items():
+        if value.ndim:
+            raise ValueError(
+                f"{type(objective).__name__} must return scalars, got '{key}' of shape {tuple(value.shape)}."
+            )
+
+
+def _truncate_metrics(path: Path, last_step: int) -> None:
+    """Drop the lines after the checkpoint: the resumed run writes them again."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
+    path.write_text("".join(line for line in whole if json.loads(line)["step"] <= last_step), encoding="utf-8")
+
+
+def _save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, total_limit: int) -> None:
+    # The rename comes last and is atomic: what is named checkpoint-N is whole.
+    partial = output_dir / PARTIAL_CHECKPOINT
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        partial.rename(output_dir / f"checkpoint-{step}")
+        for outdated in _checkpoints(output_dir)[:-total_limit] if total_limit else []:
+            shutil.rmtree(outdated)
+    accelerator.wait_for_everyone()
+
+
+def _checkpoint_to_resume(config: TrainingConfig, output_dir: Path) -> tuple[Path | None, int]:
+    """The checkpoint to resume from, if any, and its step, which no other checkpoint of the run may be past."""
+    checkpoints = _checkpoints(output_dir)
+    path = None
+    if config.resume_from_checkpoint == "latest":
+        path = checkpoints[-1] if checkpoints else None
+    elif config.resume_from_checkpoint is not None:
+        path = Path(config.resume_from_checkpoint)
+        if not path.is_dir():
+            raise FileNotFoundError(f"--resume_from_checkpoint {path}: there is no such folder.")
+    step = 0 if path is None else _step_of(path)
+    if later := [checkpoint.name for checkpoint in checkpoints if _step_of(checkpoint) > step]:
+        raise ValueError(
+            f"--output_dir {output_dir} already has {', '.join(later)}, but this run starts after step {step}: "
+            "pass --resume_from_checkpoint latest, or another --output_dir."
+        )
+    return path, step
+
+
+def _checkpoints(output_dir: Path) -> list[Path]:
+    """All whole checkpoints, oldest first."""
+    return sorted(output_dir.glob("checkpoint-*"), key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    number = checkpoint.name.removeprefix("checkpoint-")
+    if not number.isdigit() or number == checkpoint.name:
+        raise ValueError(f"A checkpoint's folder must be named checkpoint-STEP, got {checkpoint}.")
+    return int(number)

@@ -1,0 +1,358 @@
+import itertools
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from softcft.graph import CausalGraph, Variable
+
+AGE = {"name": "age", "kind": "continuous", "low": 20, "high": 90, "unit": "years"}
+SEX = {"name": "sex", "kind": "binary", "categories": ["male", "female"]}
+RACE = {"name": "race", "kind": "categorical", "categories": ["Asian", "Black", "White"]}
+ILL = {"name": "ill", "kind": "binary", "categories": ["no", "yes"], "parents": ["age", "stage"]}
+STAGE = {"name": "stage", "kind": "categorical", "categories": ["0", "1", "2"], "parents": ["age"]}
+
+
+@pytest.fixture
+def graph() -> CausalGraph:
+    return CausalGraph([ILL, RACE, AGE, SEX, STAGE])  # not in causal order
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> CausalGraph:
+    """Any graph of up to six variables, listed in any order."""
+    variables = []
+    for i in range(draw(st.integers(1, 6))):
+        fields = {"name": f"v{i}", "kind": draw(st.sampled_from(["binary", "categorical", "continuous"]))}
+        if fields["kind"] == "continuous":
+            fields["low"] = draw(st.floats(-1000, 1000))
+            fields["high"] = fields["low"] + draw(st.floats(1e-2, 1000))
+        else:
+            size = 2 if fields["kind"] == "binary" else draw(st.integers(2, 5))
+            fields["categories"] = [f"c{j}" for j in range(size)]
+        fields["parents"] = [f"v{j}" for j in range(i) if draw(st.booleans())]
+        variables.append(Variable(**fields))
+    return CausalGraph(draw(st.permutations(variables)))
+
+
+def natural(graph: CausalGraph, size: int, seed: int) -> dict[str, list]:
+    """Random values of all variables."""
+    rng = random.Random(seed)
+    return {
+        v.name: [
+            rng.uniform(v.low, v.high) if v.kind == "continuous" else rng.choice(v.categories) for _ in range(size)
+        ]
+        for v in graph.variables
+    }
+
+
+# ---- variables ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({**AGE, "name": ""}, "needs a non-empty string as its name, got ''"),
+        ({**AGE, "name": 3}, "needs a non-empty string as its name, got 3"),
+        ({**AGE, "parents": "sex"}, "'age': parents must be a list of names, got 'sex'"),
+        ({**AGE, "parents": ["sex", "sex"]}, r"'age': parents has duplicates: \['sex', 'sex'\]"),
+        ({**SEX, "categories": "mf"}, "'sex': categories must be a list of names, got 'mf'"),
+        ({**RACE, "categories": ["a", "b", "a"]}, "'race': categories has duplicates"),
+        ({**RACE, "categories": [1, "1"]}, "'race': categories has duplicates"),
+        ({**AGE, "kind": "ordinal"}, "'age': unknown kind 'ordinal'; use 'binary', 'categorical' or 'continuous'"),
+        ({**AGE, "categories": ["a", "b"]}, "'age' is continuous and takes no categories"),
+        ({**AGE, "low": None}, "'age' is continuous and needs finite low and high, got low=None, high=90"),
+        ({**AGE, "high": math.inf}, "needs finite low and high, got low=20, high=inf"),
+        ({**AGE, "high": math.nan}, "needs finite low and high, got low=20, high=nan"),
+        ({**AGE, "high": "90"}, "needs finite low and high"),
+        ({**AGE, "high": 20}, "'age': low must be below high, got low=20, high=20"),
+        ({**SEX, "low": 0}, "'sex' is binary and takes no low or high"),
+        ({**RACE, "high": 2}, "'race' is categorical and takes no low or high"),
+        (
+            {**SEX, "categories": ["a", "b", "c"]},
+            r"'sex' is binary and needs exactly two categories, got \['a', 'b', 'c'\]",
+        ),
+        ({"name": "sex", "kind": "binary"}, r"needs exactly two categories, got \[\]"),
+        ({**RACE, "categories": ["a"]}, r"'race' is categorical and needs at least two categories, got \['a'\]"),
+    ],
+)
+def test_invalid_variable_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Variable(**fields)
+
+
+def test_width_is_the_number_of_encoded_columns():
+    assert [Variable(**fields).width for fields in (AGE, SEX, RACE)] == [1, 1, 3]
+
+
+def test_variables_are_hashable_and_have_tuples():
+    variable = Variable(**STAGE)
+    assert variable.parents == ("age",)
+    assert variable.categories == ("0", "1", "2")
+    assert hash(variable) == hash(Variable(**STAGE))
+
+
+@pytest.mark.parametrize(
+    ("fields", "values", "encoded"),
+    [
+        (AGE, 20, [[-1]]),
+        (AGE, [55, 90.0], [[0], [1]]),
+        (AGE, np.array([20, 55]), [[-1], [0]]),
+        (AGE, np.float32(55), [[0]]),
+        (AGE, torch.tensor([90.0, 20.0]), [[1], [-1]]),
+        (AGE, torch.tensor(55), [[0]]),
+        (AGE, [np.float32(55), np.int64(90), torch.tensor(20)], [[0], [1], [-1]]),
+        (SEX, "female", [[1]]),
+        (SEX, ("male", "female"), [[0], [1]]),
+        (SEX, np.array(["female", "male"]), [[1], [0]]),
+        (RACE, ["White", "Asian"], [[0, 0, 1], [1, 0, 0]]),
+        (STAGE, [2, "0"], [[0, 0, 1], [1, 0, 0]]),
+        (STAGE, torch.tensor([1]), [[0, 1, 0]]),
+        (STAGE, [np.int64(1)], [[0, 1, 0]]),
+        ({**STAGE, "categories": [0, 1, 2]}, [2, "0"], [[0, 0, 1], [1, 0, 0]]),
+    ],
+)
+def test_natural_values_of_every_form_are_encoded(fields, values, encoded):
+    actual = Variable(**fields).encode(values)
+    assert actual.dtype == torch.float32
+    assert actual.tolist() == encoded
+
+
+@pytest.mark.parametrize(
+    ("fields", "value", "message"),
+    [
+        (AGE, "old", "'age' must be a number years, got 'old'"),
+        (AGE, None, "'age' must be a number years, got None"),
+        (AGE, True, "'age' must be a number years, got True"),
+        (AGE, [30, 90.5], r"'age' must lie in \[20, 90\] years, got 90.5"),
+        (AGE, math.nan, r"'age' must lie in \[20, 90\] years, got nan"),
+        ({**AGE, "unit": ""}, 19, r"'age' must lie in \[20, 90\], got 19"),
+        (SEX, "other", r"'sex' has no category 'other'; use one of \['male', 'female'\]"),
+        (SEX, 1, "'sex' has no category '1'"),
+        (SEX, True, "'sex' has no category True"),
+        (STAGE, 1.0, "'stage' has no category 1.0"),
+        (RACE, ["White", None], "'race' has no category None"),
+    ],
+)
+def test_invalid_value_is_refused(fields, value, message):
+    with pytest.raises(ValueError, match=message):
+        Variable(**fields).encode(value)
+
+
+def test_rounding_at_the_ends_of_the_range_is_forgiven():
+    age = Variable(**AGE)
+    assert age.encode([90.0001, 19.9999]).tolist() == [[1], [-1]]
+
+
+def test_decoding_takes_the_most_probable_category():
+    assert Variable(**RACE).decode(torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.3, 0.3]])) == ["Black", "Asian"]
+    assert Variable(**SEX).decode(torch.tensor([[0.4], [0.6]])) == ["male", "female"]
+
+
+# ---- graphs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ([], "needs at least one variable"),
+        ([AGE, SEX, AGE], r"names must be unique, given more than once: \['age'\]"),
+        ([ILL, AGE], r"'ill' has unknown parent 'stage'; the graph has \['ill', 'age'\]"),
+        ([{**AGE, "parents": ["age"]}], "The graph has a cycle: age -> age"),
+        ([{**AGE, "parents": ["ill"]}, STAGE, ILL], "The graph has a cycle: .* -> "),
+        ([{**AGE, "colour": "red"}], r"'age' has unknown fields \['colour'\]; use \['name', 'kind', 'parents'"),
+        ([{"kind": "binary"}], "needs a name and a kind, got {'kind': 'binary'}"),
+        ([{"name": "age"}], "needs a name and a kind, got {'name': 'age'}"),
+    ],
+)
+def test_invalid_graph_is_refused(variables, message):
+    with pytest.raises(ValueError, match=message):
+        CausalGraph(variables)
+
+
+def test_cycle_in_the_message_is_a_cycle_of_the_graph():
+    fields = {"kind": "binary", "categories": ["0", "1"]}
+    parents = {"a": ["c"], "b": ["a"], "c": ["b"], "d": ["a"]}
+    with pytest.raises(ValueError, match="cycle") as error:
+        CausalGraph([{**fields, "name": name, "parents": parents[name]} for name in parents])
+    cycle = str(error.value).removesuffix(".").split(": ")[1].split(" -> ")
+    assert cycle[0] == cycle[-1]
+    assert all(cause in parents[effect] for cause, effect in itertools.pairwise(cycle))
+
+
+def test_columns_follow_the_given_order(graph):
+    assert graph.names == ("ill", "race", "age", "sex", "stage")
+    assert graph.slices == {
+        "ill": slice(0, 1), "race": slice(1, 4), "age": slice(4, 5), "sex": slice(5, 6), "stage": slice(6, 9),
+    }  # fmt: skip
+    assert graph.width == 9
+    assert len(graph) == 5
+    assert graph["race"] == Variable(**RACE)
+    with pytest.raises(ValueError, match=r"no variable 'weight'; it has \['ill', 'race', 'age', 'sex', 'stage'\]"):
+        graph["weight"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(graphs())
+def test_plain_data_gives_the_same_graph_back(graph):
+    plain = graph.to_list()
+    for travelled in (plain, json.loads(json.dumps(plain)), yaml.safe_load(yaml.safe_dump(plain))):
+        again = CausalGraph(travelled)
+        assert again == graph
+        assert hash(again) == hash(graph)
+        assert again.to_list() == plain
+
+
+def test_plain_data_leaves_defaults_out_and_keeps_zero(graph):
+    assert graph.to_list()[3] == SEX
+    dose = {"name": "dose", "kind": "continuous", "low": 0, "high": 1}
+    assert CausalGraph([dose]).to_list() == [dose]
+
+
+def test_graphs_of_other_variables_differ(graph):
+    assert graph != CausalGraph([ILL, RACE, AGE, SEX, {**STAGE, "parents": []}])
+    assert graph != CausalGraph([AGE, ILL, RACE, SEX, STAGE])  # the columns differ
+    assert graph != graph.to_list()
+
+
+def test_repr_shows_the_edges(graph):
+    assert "age, stage -> ill (binary)" in repr(graph)
+    assert "  age (continuous)" in repr(graph)
+
+
+# ---- structure ----------------------------------------------------------------------------------------------------
+
+
+def reachable(graph: CausalGraph, names: set[str]) -> set[str]:
+    """The names and all that descends from them, by following edges until nothing is new."""
+    while True:
+        found = names | {v.name for v in graph.variables if names & set(v.parents)}
+        if found == names:
+            return names
+        names = found
+
+
+@settings(max_examples=40, deadline=None)
+@given(graphs())
+def test_causes_come_before_effects(graph):
+    assert sorted(graph.causal_order) == sorted(graph.names)
+    for variable in graph.variables:
+        for parent in variable.parents:
+            assert graph.causal_order.index(parent) < graph.causal_order.index(variable.name)
+
+
+@settings(max_examples=40, deadline=None)
+@given(graphs())
+def test_affected_variables_are_those_that_edges_reach(graph):
+    rows = [list(row) for row in itertools.product([False, True], repeat=len(graph))]
+    affected = graph.affected(torch.tensor(rows))
+    assert affected.dtype == torch.bool
+    for row, actual in zip(rows, affected.tolist(), strict=True):
+        names = {name for name, given_ in zip(graph.names, row, strict=True) if given_}
+        expected = reachable(graph, names)
+        assert {name for name, moved in zip(graph.names, actual, strict=True) if moved} == expected
+        assert graph.affected_by(names) == expected
+    for name in graph.names:
+        assert graph.descendants(name) == reachable(graph, {name}) - {name}
+        assert graph.affected_by(name) == reachable(graph, {name})
+
+
+def test_unknown_variable_has_no_descendants(graph):
+    for ask in (graph.descendants, graph.affected_by):
+        with pytest.raises(ValueError, match="no variable 'weight'"):
+            ask("weight")
+
+
+@settings(max_examples=40, deadline=None)
+@given(graphs())
+def test_expand_repeats_each_entry_over_its_columns(graph):
+    entries = torch.rand(3, len(graph))
+    columns = graph.expand(entries)
+    assert columns.shape == (3, graph.width)
+    for i, name in enumerate(graph.names):
+        own = columns[:, graph.slices[name]]
+        assert torch.equal(own, entries[:, [i]].expand_as(own))
+    assert graph.expand(entries > 0.5).dtype == torch.bool
+
+
+# ---- values -------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(graphs(), st.integers(1, 4), st.integers(0, 10**6))
+def test_decoding_inverts_encoding(graph, size, seed):
+    values = natural(graph, size, seed)
+    encoded = graph.encode(values)
+    assert encoded.shape == (size, graph.width)
+    assert encoded.abs().max() <= 1
+    decoded = graph.decode(encoded)
+    for variable in graph.variables:
+        if variable.kind == "continuous":
+            tolerance = 1e-6 * (variable.high - variable.low)
+            assert decoded[variable.name] == pytest.approx(values[variable.name], abs=tolerance, rel=0)
+        else:
+            assert decoded[variable.name] == values[variable.name]
+    # What was decoded encodes to the same tensor, ends of ranges included.
+    torch.testing.assert_close(graph.encode(decoded), encoded, atol=1e-6, rtol=0)
+
+
+def test_scalars_are_repeated_over_the_batch(graph):
+    values = {"age": [30, 60], "sex": "male", "race": "Black", "ill": ["no", "yes"], "stage": 1}
+    encoded = graph.encode(values)
+    assert encoded.shape == (2, 9)
+    assert torch.equal(encoded[:, 1:4], torch.tensor([[0.0, 1, 0], [0, 1, 0]]))
+    one = {**values, "age": 30, "ill": "no"}
+    assert torch.equal(graph.encode(one, batch_size=3), graph.encode(one).expand(3, -1))
+
+
+def test_invalid_batches_of_values_are_refused(graph):
+    values = {"age": [30, 60], "sex": "male", "race": "Black", "ill": ["no", "yes"], "stage": 1}
+    with pytest.raises(ValueError, match=r"No value given for \['race', 'age'\]; the graph needs \['ill', 'race'"):
+        graph.encode({name: value for name, value in values.items() if name not in ("race", "age")})
+    with pytest.raises(ValueError, match="no variable 'weight'"):
+        graph.encode({**values, "weight": 70})
+    with pytest.raises(ValueError, match="'ill' has 2 values for a batch of 3; give 1 or 3"):
+        graph.encode({**values, "age": [30, 60, 70]})
+    with pytest.raises(ValueError, match="'age' has 2 values for a batch of 5"):
+        graph.encode(values, batch_size=5)
+    with pytest.raises(ValueError, match="'age' has 2 values for a batch of 1"):
+        graph.encode(values, batch_size=1)
+    with pytest.raises(ValueError, match="'age' has 0 values for a batch of 2"):
+        graph.encode({**values, "age": []}, batch_size=2)
+    for not_a_dict in ([values], "age"):
+        with pytest.raises(ValueError, match=r"must be a dict from variable name to value, got (list|str)"):
+            graph.encode_do(not_a_dict, 2)
+
+
+def test_do_encodes_scalars_and_lists_and_marks_what_is_done(graph):
+    values, mask = graph.encode_do({"age": [20, 55, 90], "race": "White"}, batch_size=3)
+    assert mask.tolist() == [[False, True, True, False, False]] * 3
+    assert torch.equal(values[:, graph.slices["age"]], torch.tensor([[-1.0], [0], [1]]))
+    assert torch.equal(values[:, graph.slices["race"]], torch.tensor([[0.0, 0, 1]] * 3))
+    null = graph.encode_do({}, batch_size=2)
+    assert null.values.shape == (2, 9)
+    assert not null.mask.any()
+
+
+def test_invalid_do_is_refused(graph):
+    with pytest.raises(ValueError, match="'age' has 2 values for a batch of 3; give 1 or 3"):
+        graph.encode_do({"age": [30, 40]}, batch_size=3)
+    for name in ("age", "sex", "race"):
+        with pytest.raises(ValueError, match=f"'{name}' has 0 values for a batch of 3; give 1 or 3"):
+            graph.encode_do({name: []}, batch_size=3)
+    with pytest.raises(ValueError, match="no variable 'weight'"):
+        graph.encode_do({"weight": 3}, batch_size=1)
+    with pytest.raises(ValueError, match=r"'age' must lie in \[20, 90\] years, got 120"):
+        graph.encode_do({"age": 120}, batch_size=1)
+
+
+@pytest.mark.parametrize("shape", [(2, 8), (9,), (1, 2, 9)])
+def test_decoding_another_shape_is_refused(graph, shape):
+    with pytest.raises(ValueError, match=r"Expected encoded values of shape \(B, 9\), got \("):
+        graph.decode(torch.zeros(shape))

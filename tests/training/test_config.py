@@ -1,0 +1,180 @@
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+import yaml
+
+from softcft.training.config import TrainingConfig, parse_config
+
+FILE = """
+data: {resolution: 64}
+graph:
+  - {name: smoker, kind: binary, categories: [no, yes]}
+hvae:
+  output_dir: runs/hvae
+  learning_rate: 1e-3
+  max_train_steps: 2e4
+  mixed_precision: no
+  report_to: null
+  adam_beta2: 0
+  max_grad_norm: .inf
+  model: {z_dim: 16, beta: 5e-1}
+cft:
+evaluate: {bootstrap: 9, sets: [val, test]}
+"""
+
+
+@dataclass
+class DataConfig:
+    resolution: int = field(default=32, metadata={"help": "Edge of the square images in pixels."})
+    augment: bool = field(default=False, metadata={"help": "Whether to crop at random."})
+
+
+@dataclass
+class EvaluateConfig:
+    bootstrap: int = field(metadata={"help": "Resamples."})
+    sets: list[str] = field(default_factory=lambda: ["test"], metadata={"help": "Splits."})
+    level: Literal[90, 95] = field(default=95, metadata={"help": "Confidence, in 100% of cases."})
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "toy.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def parse(path, argv=(), section="hvae", types=(TrainingConfig, DataConfig)):
+    return parse_config(section, *types, default_config=path, description="Train.\n\n  $ run", argv=argv)
+
+
+def test_flags_override_the_section_which_overrides_the_defaults(path):
+    config, training, data = parse(path, ["--max_train_steps", "10", "--resolution=128"])
+    assert (training.max_train_steps, data.resolution) == (10, 128)
+    assert (training.output_dir, training.learning_rate) == ("runs/hvae", 1e-3)
+    assert (training.seed, data.augment) == (0, False)
+    # The resolved dict holds the final values, each in its place.
+    assert config["data"] == {"resolution": 128}
+    assert (config["hvae"]["max_train_steps"], config["hvae"]["seed"]) == (10, 0)
+
+
+def test_section_overrides_data(path):
+    path.write_text("data: {resolution: 64}\nhvae: {output_dir: x, resolution: 16}\n")
+    assert parse(path)[2].resolution == 16
+
+
+def test_scalars_follow_yaml_1_2_and_take_the_type_of_their_field(path):
+    config, training, _ = parse(path)
+    assert training.mixed_precision == "no"
+    assert training.report_to is None
+    assert training.max_train_steps == 20_000
+    assert isinstance(training.max_train_steps, int)
+    assert isinstance(training.adam_beta2, float)
+    assert training.max_grad_norm == math.inf
+    assert config["graph"][0]["categories"] == ["no", "yes"]
+    assert config["hvae"]["model"] == {"z_dim": 16, "beta": 0.5}
+
+
+def test_resolved_config_repeats_the_run(path, tmp_path):
+    first = parse(path, ["--learning_rate", "1e-5", "--augment", "true"])
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(yaml.safe_dump(first[0]))
+    assert parse(path, ["--config", str(resolved)]) == first
+
+
+def test_required_field_comes_from_the_file_or_is_asked_for(path, capsys):
+    _, evaluate, _ = parse(path, section="evaluate", types=(EvaluateConfig, DataConfig))
+    assert (evaluate.bootstrap, evaluate.sets, evaluate.level) == (9, ["val", "test"], 95)
+    with pytest.raises(SystemExit):
+        parse(path, section="cft")
+    assert "--output_dir" in capsys.readouterr().err
+
+
+def test_help_teaches(path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parse(path, ["--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert "Train.\n\n  $ run" in text
+    shown = " ".join(text.split())
+    assert f"(default: {path})" in shown.replace("- ", "-")  # argparse breaks long paths at hyphens
+    assert "Peak learning rate of AdamW" in shown
+    assert "at max_train_steps along a cosine. (default: constant_with_warmup)" in shown
+    assert "skipped ones included. (default: 20000)" in shown  # from the file, not from the class
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hvae: [1, 2]", r"toy.yaml: section 'hvae' must be a mapping of keys to values, got \[1, 2\]"),
+        ("- hvae", r"toy.yaml must be a mapping of keys to values, got \['hvae'\]"),
+        ("hvae: {a: [}", r"toy.yaml is not valid YAML"),
+        ("hvea: {}", r"toy.yaml: unknown section 'hvea'; did you mean 'hvae'\?"),
+        ("zzz: {}", r"toy.yaml: unknown section 'zzz'; use one of \['cft', "),
+        ("cft: {}\ndata: {}", r"toy.yaml has no section 'hvae'; it has \['cft', 'data'\]"),
+        ("hvae: {lerning_rate: 1}", r"toy.yaml: unknown key 'lerning_rate' in section 'hvae'; did you mean 'learning_"),
+        ("hvae: {}\ndata: {model: {}}", r"toy.yaml: unknown key 'model' in section 'data'; use one of"),
+        ("hvae: {model: 3}", r"toy.yaml: hvae.model must be a mapping of keys to values, got 3"),
+        ("hvae: {seed: 1.5}", r"toy.yaml: hvae.seed must be int, got 1.5 \(float\)"),
+        ("hvae: {seed: .inf}", r"toy.yaml: hvae.seed must be int, got inf \(float\)"),
+        ("hvae: {seed: true}", r"toy.yaml: hvae.seed must be int, got True \(bool\)"),
+        ("hvae: {learning_rate: '1e-3'}", r"toy.yaml: hvae.learning_rate must be float, got '1e-3' \(str\)"),
+        ("hvae: {learning_rate: }", r"toy.yaml: hvae.learning_rate must be float, got None"),
+        ("hvae: {output_dir: 7}", r"toy.yaml: hvae.output_dir must be str, got 7 \(int\)"),
+        ("hvae: {mixed_precision: fp8}", r"hvae.mixed_precision must be one of \['no', 'bf16', 'fp16'\], got 'fp8'"),
+        ("hvae: {report_to: paper}", r"toy.yaml: hvae.report_to must be one of \['tensorboard', .* got 'paper'"),
+        ("hvae: {}\ndata: {augment: 1}", r"toy.yaml: data.augment must be bool, got 1 \(int\)"),
+        ("hvae: {output_dir: x, learning_rate: -1}", r"--learning_rate must be > 0 and finite, got -1.0"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(path, text, message):
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse(path)
+
+
+def test_mistakes_in_a_list_are_named(path):
+    path.write_text("evaluate: {bootstrap: 1, sets: [val, 3]}")
+    with pytest.raises(ValueError, match=r"evaluate.sets must be str, got 3"):
+        parse(path, section="evaluate", types=(EvaluateConfig,))
+
+
+def test_missing_file_and_unknown_flag_are_named(path):
+    with pytest.raises(FileNotFoundError, match=r"--config .*nowhere.yaml: there is no such file"):
+        parse(path, ["--config", str(path.with_name("nowhere.yaml"))])
+    with pytest.raises(ValueError, match=r"unknown argument '--lerning_rate'; did you mean '--learning_rate'\?"):
+        parse(path, ["--lerning_rate=1"])
+    with pytest.raises(ValueError, match=r"unknown argument '--max_train'"):  # no abbreviations
+        parse(path, ["--max_train", "1"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            (name, 0)
+            for name in ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "logging_steps")
+        ),
+        *((name, -1) for name in ("seed", "lr_warmup_steps", "checkpointing_steps", "checkpoints_total_limit")),
+        ("dataloader_num_workers", -1),
+        *((name, value) for name in ("adam_beta1", "adam_beta2", "ema_decay") for value in (1.0, -0.1, math.nan)),
+        *((name, value) for name in ("max_grad_norm", "skip_grad_norm", "learning_rate") for value in (0, math.nan)),
+        ("learning_rate", math.inf),
+        ("adam_weight_decay", -1.0),
+        ("adam_weight_decay", math.inf),
+        ("lr_scheduler", "linear"),
+        ("mixed_precision", "fp8"),
+        ("report_to", "paper"),
+        ("output_dir", ""),
+    ],
+)
+def test_values_out_of_range_are_named_by_their_flag(name, value):
+    with pytest.raises(ValueError, match=rf"^--{name} must be .*, got {value!r}\.$"):
+        TrainingConfig(**{"output_dir": "runs/x", name: value})
+
+
+def test_tracker_must_be_installed(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"--report_to wandb .* pip install wandb"):
+        TrainingConfig(output_dir="x", report_to="wandb")
