@@ -1,0 +1,1 @@
+"""Counterfactual fine-tuning: what the paper adds, as small pure functions."""

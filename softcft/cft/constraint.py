@@ -9,6 +9,8 @@ is tight. The inequality form max(0, multiplier + damping * g) leaves such a mod
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -28,27 +30,26 @@ class LagrangianConstraint(nn.Module):
         ValueError: If slack is not finite, or damping or learning rate is negative.
     """
 
+    slack: Tensor
     multiplier: Tensor
-    violation: Tensor
 
     def __init__(self, slack: float, damping: float, learning_rate: float, inequality: bool = True) -> None:
         super().__init__()
-        if not torch.isfinite(torch.tensor(slack)):
+        if not math.isfinite(slack):
             raise ValueError(f"slack must be finite, got {slack}.")
         if damping < 0 or learning_rate < 0:
             raise ValueError(f"damping and learning_rate must be >= 0, got {damping} and {learning_rate}.")
-        self.slack, self.damping, self.learning_rate, self.inequality = slack, damping, learning_rate, inequality
+        self.damping, self.learning_rate, self.inequality = damping, learning_rate, inequality
         # Buffers: saved and resumed with the training state, but no business of the image model's optimizer.
+        self.register_buffer("slack", torch.tensor(float(slack)))
         self.register_buffer("multiplier", torch.zeros(()))
-        self.register_buffer("violation", torch.zeros(()))
 
     def forward(self, fidelity: Tensor) -> Tensor:
         """The term to add to the guidance loss: its gradient is (multiplier + damping * violation) * grad fidelity."""
         violation = fidelity - self.slack
-        self.violation.copy_(violation.detach())
         weight = self.multiplier + self.damping * violation.detach()
         return (weight.clamp_min(0) if self.inequality else weight) * violation
 
-    def ascend(self) -> None:
-        """Move the multiplier up while the constraint is violated and down, not below 0, while it holds."""
-        self.multiplier.add_(self.learning_rate * self.violation).clamp_(min=0)
+    def ascend(self, fidelity: float) -> None:
+        """Move the multiplier up where ``fidelity`` violates the constraint and down, not below 0, where it holds."""
+        self.multiplier.add_(self.learning_rate * (fidelity - self.slack)).clamp_(min=0)

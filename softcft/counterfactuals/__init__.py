@@ -1,0 +1,1 @@
+"""The differentiable core: abduction, action and prediction for images."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from softcft.counterfactuals.backbone import BackboneOutput
 from softcft.models.hvae import HVAEModel
@@ -11,7 +11,7 @@ from softcft.models.hvae import HVAEModel
 __all__ = ["HVAEBackbone"]
 
 
-class HVAEBackbone:
+class HVAEBackbone(nn.Module):
     r"""Abduction and prediction with an HVAE: one encoder, one posterior and one counterfactual decoder pass.
 
     Abduction draws z from q(z | x, pa) and keeps the pixel residual :math:`u = (x - \mu(z, pa)) / \sigma(z, pa)`. Prediction
@@ -23,6 +23,7 @@ class HVAEBackbone:
     """
 
     def __init__(self, model: HVAEModel) -> None:
+        super().__init__()
         self.model = model
 
     def counterfactual(

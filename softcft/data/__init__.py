@@ -1,0 +1,1 @@
+"""Data sets and the bridge from their columns to a causal graph."""

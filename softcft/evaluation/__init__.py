@@ -1,0 +1,1 @@
+"""How good counterfactuals are: numbers, tables, figures."""

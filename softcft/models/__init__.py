@@ -1,0 +1,1 @@
+"""Neural mechanisms: attributes, images, and the classifiers that read attributes off images."""

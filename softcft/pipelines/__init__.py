@@ -1,0 +1,1 @@
+"""Pipelines: from images and values in natural units to counterfactuals in one call."""

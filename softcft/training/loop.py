@@ -89,7 +89,7 @@ def train(  # noqa: C901  # one algorithm, told in order
     name: str,
     collate_fn: Callable[[list[Any]], dict[str, Tensor]] | None = None,
 ) -> ObjectiveModule:
-    """Train an objective, on whatever ``accelerate launch`` started: a CPU, a GPU, or many.
+    """Train an objective, on whatever ``accelerate launch`` or ``torchrun`` started: a CPU, a GPU, or many.
 
     Args:
         objective: The module to train, see :class:`Objective` and :class:`AfterStep`.
@@ -126,9 +126,8 @@ def train(  # noqa: C901  # one algorithm, told in order
     optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, betas=betas, weight_decay=config.adam_weight_decay, fused=True
     )
-    scheduler = get_scheduler(
-        config.lr_scheduler, optimizer, config.lr_warmup_steps, num_training_steps=config.max_train_steps
-    )
+    warmup, total = config.lr_warmup_steps, config.max_train_steps
+    scheduler = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=total)
     step_size = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     dataloader = DataLoader(
         dataset,
@@ -145,22 +144,11 @@ def train(  # noqa: C901  # one algorithm, told in order
     ema = EMAModel(parameters, decay=config.ema_decay, foreach=True) if config.ema_decay else None
     if ema:
         accelerator.register_for_checkpointing(ema)
-
-    # Checkpoints name weights as the objective does, without DistributedDataParallel's prefix: one GPU or many.
-    def save_unwrapped(models: list[nn.Module], weights: list[dict[str, Tensor]], _: str) -> None:
-        weights[:] = [accelerator.get_state_dict(model, unwrap=True) for model in models]
-
-    def load_unwrapped(models: list[nn.Module], _: str) -> None:
-        models[:] = [accelerator.unwrap_model(model) for model in models]
-
-    accelerator.register_save_state_pre_hook(save_unwrapped)
-    accelerator.register_load_state_pre_hook(load_unwrapped)
-
     if resume_from is not None:
         accelerator.load_state(str(resume_from))
         if ema:
             ema.to(accelerator.device)
-    logger.info(f"Training {name} from {resume_from or 'the start'} to step {config.max_train_steps} in {output_dir}.")
+    logger.info(f"Training {name} from {resume_from or 'the start'} to step {total} in {output_dir}.")
     is_main = accelerator.is_main_process
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -171,8 +159,8 @@ def train(  # noqa: C901  # one algorithm, told in order
     batches = iter(dataloader)
     window: list[dict[str, float]] = []  # the metrics of each step taken since the last line of the log
     window_start, skipped, skipped_in_a_row = time.perf_counter(), 0, 0
-    steps = range(first_step + 1, config.max_train_steps + 1)
-    progress = tqdm(steps, initial=first_step, total=config.max_train_steps, desc=name, disable=not is_main)
+    steps = range(first_step + 1, total + 1)
+    progress = tqdm(steps, initial=first_step, total=total, desc=name, disable=not is_main)
     for step in progress:
         output: dict[str, Tensor] = {}
         for _ in range(config.gradient_accumulation_steps):
@@ -181,7 +169,7 @@ def train(  # noqa: C901  # one algorithm, told in order
                 _check_scalars(scalars, objective)
                 accelerator.backward(scalars["loss"])
             for key, value in scalars.items():
-                output[key] = output.get(key, 0.0) + value.detach().float() / config.gradient_accumulation_steps
+                output[key] = output.get(key, 0) + value.detach().float() / config.gradient_accumulation_steps
         grad_norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
 
         # One transfer per step. A NaN on one process makes the mean NaN on all, so that all of them skip together.
@@ -205,14 +193,13 @@ def train(  # noqa: C901  # one algorithm, told in order
             if skipped_in_a_row == MAX_CONSECUTIVE_SKIPS:
                 raise RuntimeError(
                     f"{name}: skipped {skipped_in_a_row} steps in a row, the last one (step {step}) with loss "
-                    f"{loss:.6g} and gradient norm {norm:.6g} against --skip_grad_norm "
-                    f"{config.skip_grad_norm:g}. Lower --learning_rate, or raise --skip_grad_norm if such gradients "
-                    "are usual here."
+                    f"{loss:.6g} and gradient norm {norm:.6g}. Lower --learning_rate, or raise --skip_grad_norm (now "
+                    f"{config.skip_grad_norm:g}) if such gradients are usual here."
                 )
         optimizer.zero_grad()
         progress.set_postfix(loss=f"{loss:.4g}")
 
-        if step % config.logging_steps == 0 or step == config.max_train_steps:
+        if step % config.logging_steps == 0 or step == total:
             line = {key: sum(metrics[key] for metrics in window) / len(window) for key in (window or [{}])[0]}
             images_per_second = (len(window) + skipped) * step_size / (time.perf_counter() - window_start)
             line |= {"lr": learning_rate, "skipped": skipped, "images_per_second": images_per_second}
@@ -221,7 +208,7 @@ def train(  # noqa: C901  # one algorithm, told in order
                 with (output_dir / METRICS).open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"step": step, **line}) + "\n")
             window, window_start, skipped = [], time.perf_counter(), 0
-        if (every := config.checkpointing_steps) and (step % every == 0 or step == config.max_train_steps):
+        if (every := config.checkpointing_steps) and (step % every == 0 or step == total):
             _save_checkpoint(accelerator, output_dir, step, config.checkpoints_total_limit)
 
     for tracker in accelerator.trackers:
@@ -254,9 +241,8 @@ def _check_scalars(scalars: dict[str, Tensor], objective: nn.Module) -> None:
         raise ValueError(f"{type(objective).__name__} must return a 'loss', got the keys {sorted(scalars)}.")
     for key, value in scalars.items():
         if value.ndim:
-            raise ValueError(
-                f"{type(objective).__name__} must return scalars, got '{key}' of shape {tuple(value.shape)}."
-            )
+            shape = tuple(value.shape)
+            raise ValueError(f"{type(objective).__name__} must return scalars, got '{key}' of shape {shape}.")
 
 
 def _truncate_metrics(path: Path, last_step: int) -> None:

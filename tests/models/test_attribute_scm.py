@@ -91,6 +91,19 @@ def test_posterior_noise_always_keeps_the_label(logits, label):
     assert torch.equal(model.predict(model.abduct(values, seeded(0))), values)
 
 
+@pytest.mark.parametrize("logits", [[-25.0], [-3.3], [0.0], [8.0], [-25.0, 3.0], [0.1, 0.2]])
+@pytest.mark.parametrize("label", [0, -1])
+def test_rounding_of_the_rarest_draws_does_not_flip_the_label(logits, label):
+    model = with_root(logits)
+    value = torch.tensor([[float(-label)]]) if len(logits) == 1 else torch.eye(len(logits))[[label]]
+    edges = torch.linspace(-6, 6, 60)
+    normal = torch.cartesian_prod(*[edges] * len(logits)).reshape(-1, len(logits))
+    value = value.expand(len(normal), -1)
+    noise = model.mechanisms[0].abduct(value, None, normal)
+    assert noise.isfinite().all()
+    assert torch.equal(model.predict(noise), value)
+
+
 @pytest.mark.parametrize("logits", [[-1.0, -1.0], [-1.2, -0.36], [-2.0, 1.0], [0.3, -0.5, 2.0]])
 def test_pooled_posterior_of_gumbel_noise_is_its_prior(logits):
     model = with_root(logits)

@@ -1,0 +1,221 @@
+"""Figures of counterfactual images (the paper's Fig. 1) and of training runs.
+
+Figures are free of pyplot and its global state: save one with ``figure.savefig(path)``.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from torch import Tensor
+
+from softcft.graph import CausalGraph
+
+__all__ = ["attribute_captions", "cft_comparison", "counterfactual_grid", "training_curves"]
+
+FONT_SIZE = 9.0
+CELL = 1.25  # inches
+WRAP = 18  # characters to a line over or under an image
+# White means no change; the colour-blind, too, tell red from blue.
+EFFECT_COLORS = "RdBu_r"
+# Okabe and Ito, "Color Universal Design", 2008, without the yellow, which is faint on white.
+LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+GREY_LEVEL = 1 / 255
+
+
+class _Block(NamedTuple):
+    """Two rows of a grid: an image and its counterfactuals, below text and the counterfactuals' effects."""
+
+    image: Tensor
+    counterfactuals: Sequence[Tensor]
+    title: str
+    text: str
+
+
+def attribute_captions(graph: CausalGraph, parents: Tensor) -> list[str]:
+    """Describe attributes in words, for example ``"age 63 years, female, White, no finding"``.
+
+    Args:
+        graph: The causal graph.
+        parents: Encoded attributes, shape (B, K).
+
+    Returns:
+        B captions. A category that says little without its variable, a number or a single letter, is given its name.
+    """
+    values = graph.decode(parents)
+    captions = []
+    for i in range(len(parents)):
+        words = []
+        for variable in graph.variables:
+            value = values[variable.name][i]
+            if variable.kind == "continuous":
+                words.append(f"{variable.name} {value:.3g} {variable.unit}".rstrip())
+            else:
+                words.append(value if len(value) > 1 and not value.isdigit() else f"{variable.name} {value}")
+        captions.append(", ".join(words))
+    return captions
+
+
+def counterfactual_grid(image: Tensor, counterfactuals: Mapping[str, Tensor], captions: Sequence[str]) -> Figure:
+    """Show counterfactuals of a few subjects and their direct effects, as in Fig. 1 of the paper.
+
+    Each subject has two rows: the original image and its counterfactuals, below them the effects, counterfactual minus
+    original. One colour scale serves all effects. It ends at the 99.5th percentile of their size, so that
+    the few largest do not pale the others.
+
+    Args:
+        image: Original images in [-1, 1], shape (B, C, H, W), C 1 or 3.
+        counterfactuals: By heading, such as ``"do(sex = female)"``, images of the same shape.
+        captions: The factual attributes of each subject, see :func:`attribute_captions`.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there are no images or counterfactuals, shapes differ, or captions are not B.
+    """
+    _check_images(image, counterfactuals, captions)
+    blocks = [
+        _Block(image[i], [x[i] for x in counterfactuals.values()], title="", text=caption)
+        for i, caption in enumerate(captions)
+    ]
+    return _draw_grid(blocks, list(counterfactuals))
+
+
+def cft_comparison(
+    image: Tensor, counterfactuals: Mapping[str, Mapping[str, Tensor]], captions: Sequence[str]
+) -> Figure:
+    """Show the same counterfactuals of several models one below the other, on one colour scale of effects.
+
+    Args:
+        image: Original images of one or two subjects in [-1, 1], shape (B, C, H, W), C 1 or 3.
+        counterfactuals: By model, such as ``"Soft-CFT"``, what :func:`counterfactual_grid` takes; all models have the
+            same headings in the same order.
+        captions: The factual attributes of each subject, see :func:`attribute_captions`.
+
+    Returns:
+        The figure, with two rows per subject and model.
+
+    Raises:
+        ValueError: If there are no models, their headings differ, or as :func:`counterfactual_grid`.
+    """
+    if not counterfactuals:
+        raise ValueError("counterfactuals is empty: there is no model to show.")
+    first = next(iter(counterfactuals))
+    headings = list(counterfactuals[first])
+    for model, images in counterfactuals.items():
+        if list(images) != headings:
+            raise ValueError(f"counterfactuals['{model}'] must have the headings {headings}, got {list(images)}.")
+        _check_images(image, images, captions)
+    blocks = [
+        _Block(image[i], [x[i] for x in images.values()], title=model, text=caption if model == first else "")
+        for i, caption in enumerate(captions)
+        for model, images in counterfactuals.items()
+    ]
+    return _draw_grid(blocks, headings)
+
+
+def training_curves(records_by_run: Mapping[str, Sequence[Mapping[str, Any]]], keys: Mapping[str, str]) -> Figure:
+    """Plot metrics of training runs over the optimizer steps.
+
+    Args:
+        records_by_run: By the run's name, the records of its ``metrics.jsonl``, each with ``step``.
+        keys: The metrics to plot, one panel each, and the labels of their axes with units. Records without a metric are
+            left out of its panel.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there are no keys, or none of the records has one of them.
+    """
+    if not keys:
+        raise ValueError("keys is empty: there is no metric to plot.")
+    for key in keys:
+        if not any(key in record for records in records_by_run.values() for record in records):
+            known = sorted({key for records in records_by_run.values() for record in records for key in record})
+            raise ValueError(f"No record has the metric '{key}'; there are {known}.")
+    figure = Figure(figsize=(3.2 * len(keys), 2.7), layout="constrained")
+    for axes, (key, label) in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys.items(), strict=True):
+        axes.set_prop_cycle(color=LINE_COLORS)
+        for run, records in records_by_run.items():
+            points = [(record["step"], record[key]) for record in records if key in record]
+            # A run without the metric still takes its colour, which is the same in all panels.
+            axes.plot(*zip(*points, strict=True) if points else ([], []), linewidth=1.2, label=run)
+        axes.set_xlabel("optimizer step", fontsize=FONT_SIZE)
+        axes.set_ylabel(label, fontsize=FONT_SIZE)
+        axes.tick_params(labelsize=FONT_SIZE - 1)
+        axes.grid(color="0.9", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, runs = figure.axes[0].get_legend_handles_labels()
+    columns = min(len(runs), 2 * len(keys))
+    figure.legend(handles, runs, loc="outside upper center", ncols=columns, fontsize=FONT_SIZE, frameon=False)
+    return figure
+
+
+def _check_images(image: Tensor, counterfactuals: Mapping[str, Tensor], captions: Sequence[str]) -> None:
+    if image.ndim != 4 or not len(image) or image.shape[1] not in (1, 3):
+        raise ValueError(f"image must have shape (B, C, H, W) with B > 0 and C 1 or 3, got {tuple(image.shape)}.")
+    if not counterfactuals:
+        raise ValueError("counterfactuals is empty: there is nothing to show beside the original.")
+    for heading, counterfactual in counterfactuals.items():
+        if counterfactual.shape != image.shape:
+            raise ValueError(
+                f"The counterfactuals '{heading}' must have the shape of image, {tuple(image.shape)}, got "
+                f"{tuple(counterfactual.shape)}."
+            )
+    if len(captions) != len(image):
+        raise ValueError(f"captions must be {len(image)}, one per image, got {len(captions)}.")
+
+
+def _draw_grid(blocks: Sequence[_Block], headings: Sequence[str]) -> Figure:
+    effects = [[_effect(x, block.image) for x in block.counterfactuals] for block in blocks]
+    # Less than a grey level is no effect, and must not look like one.
+    limit = max(float(np.quantile(np.abs(effects), 0.995)), GREY_LEVEL)
+    shape = (2 * len(blocks), 1 + len(headings))
+    height, width = blocks[0].image.shape[-2:]
+    size = (CELL * shape[1] + 0.9, CELL * height / width * shape[0] + 0.4)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0))
+    grid = figure.subplots(*shape, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for axes, heading in zip(grid[0], ["original", *headings], strict=True):
+        # Too long for one line, "do(variable = value)" breaks before the value.
+        axes.set_title(heading if len(heading) <= WRAP else heading.replace(" = ", " =\n"), fontsize=FONT_SIZE)
+    for block, block_effects, upper, lower in zip(blocks, effects, grid[::2], grid[1::2], strict=True):
+        for axes, image in zip(upper, [block.image, *block.counterfactuals], strict=True):
+            _show(axes, image)
+        for axes, effect in zip(lower[1:], block_effects, strict=True):
+            mapped = axes.imshow(effect, cmap=EFFECT_COLORS, vmin=-limit, vmax=limit)
+        _write(lower[0], block)
+    bar = figure.colorbar(mapped, ax=grid, extend="both", aspect=25, shrink=min(1, 3.5 / size[1]))
+    bar.set_label("change in grey value (full range = 1)", fontsize=FONT_SIZE)
+    bar.ax.tick_params(labelsize=FONT_SIZE - 1)
+    return figure
+
+
+def _show(axes: Axes, image: Tensor) -> None:
+    pixels = (image.detach().float().cpu().permute(1, 2, 0).numpy() + 1) / 2
+    axes.imshow(pixels.clip(0, 1), cmap="gray", vmin=0, vmax=1)
+
+
+def _write(axes: Axes, block: _Block) -> None:
+    """The block's title, and its text with each attribute on a line of its own."""
+    lines = [textwrap.fill(part, WRAP) for part in block.text.split(", ")]
+    if block.title:
+        axes.text(0, 0.97, block.title, transform=axes.transAxes, va="top", fontsize=FONT_SIZE, weight="bold")
+        lines = ["", *lines]  # the title's line
+    axes.text(0, 0.97, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=FONT_SIZE)
+
+
+def _effect(counterfactual: Tensor, image: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
+    """Counterfactual minus original, mean over channels, shape (H, W), as a fraction of the full range."""
+    change = (counterfactual.detach().float() - image.detach().float().to(counterfactual.device)) / 2
+    return change.mean(dim=0).cpu().numpy()

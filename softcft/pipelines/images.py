@@ -1,0 +1,137 @@
+"""Images as people have them, PIL, NumPy or PyTorch, to and from the tensors that models take.
+
+diffusers' ``VaeImageProcessor`` resizes, converts, rescales or passes through what it does not expect. On medical
+images a silent change is worse than an error, so here every mismatch is one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+__all__ = ["Images", "OutputType", "check_output_type", "from_tensor", "to_numpy", "to_tensor"]
+
+SingleImage = Image.Image | np.ndarray | Tensor
+Images = SingleImage | list[Image.Image] | list[np.ndarray] | list[Tensor]
+OutputType = Literal["pil", "np", "pt"]
+
+PIL_MODES = {1: "L", 3: "RGB"}
+
+
+def to_tensor(image: Images, channels: int, size: int) -> Tensor:
+    """Bring one or several images to [-1, 1].
+
+    Args:
+        image: A PIL image (mode L for one channel, RGB for three), an array (H, W), (H, W, C) or (B, H, W, C), a tensor
+            (C, H, W) or (B, C, H, W), or a list of single ones. Arrays and tensors are uint8 in 0..255 or floats in
+            [0, 1].
+        channels: Number of channels C that the images must have.
+        size: Height and width in pixels that they must have.
+
+    Returns:
+        Float32 tensor of shape (B, C, H, W); one image makes a batch of one.
+
+    Raises:
+        ValueError: If there is no image, or one has the wrong type, size, channels or range, or is not finite.
+    """
+    if isinstance(image, list | tuple) or (isinstance(image, np.ndarray | Tensor) and image.ndim == 4):
+        named = {f"image[{i}]": single for i, single in enumerate(image)}
+    else:
+        named = {"image": image}
+    if not named:
+        raise ValueError("image is empty; give at least one image.")
+    return 2 * torch.stack([_pixels(name, single, channels, size) for name, single in named.items()]) - 1
+
+
+def from_tensor(images: Tensor, output_type: OutputType) -> list[Image.Image] | np.ndarray | Tensor:
+    """From [-1, 1] to PIL images, an array (B, H, W, C) in [0, 1] or a tensor (B, C, H, W) in [0, 1]."""
+    images = (images.float() + 1) / 2
+    if output_type == "pt":
+        return images
+    array = to_numpy(images)
+    if output_type == "np":
+        return array
+    eight_bits = (255 * array).round().astype(np.uint8)
+    return [Image.fromarray(single[:, :, 0] if single.shape[2] == 1 else single) for single in eight_bits]
+
+
+def to_numpy(images: Tensor) -> np.ndarray:
+    """From a tensor (B, C, H, W) to an array (B, H, W, C)."""
+    return images.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def check_output_type(output_type: str, channels: int) -> None:
+    """Raise ValueError if :func:`from_tensor` cannot turn images of that many channels into ``output_type``."""
+    if output_type not in ("pil", "np", "pt"):
+        raise ValueError(f"output_type must be 'pil', 'np' or 'pt', got {output_type!r}.")
+    if output_type == "pil" and channels not in PIL_MODES:
+        raise ValueError(f"output_type='pil' needs 1 or 3 channels, the model has {channels}; use 'np' or 'pt'.")
+
+
+def _pixels(name: str, image: Any, channels: int, size: int) -> Tensor:
+    """A single image as floats in [0, 1], shape (C, H, W)."""
+    if isinstance(image, Image.Image):
+        if image.mode != PIL_MODES.get(channels):
+            raise ValueError(
+                f"{name} is a PIL image of mode {image.mode!r}, but the model takes {_takes(channels)}. Convert colour "
+                f"with image.convert(...); scale more than 8 bits to an array in [0, 1]."
+            )
+        image = np.asarray(image)
+    if isinstance(image, np.ndarray):
+        image = _channels_first(name, image)
+    if not isinstance(image, Tensor):
+        raise ValueError(
+            f"{name} must be a PIL image, an array, a tensor, or a list of them, got {type(image).__name__}."
+        )
+    if image.ndim != 3:
+        raise ValueError(f"{name} must be a tensor of shape (C, H, W) or (B, C, H, W), got {tuple(image.shape)}.")
+    _check_dtype(name, image.dtype, image.dtype == torch.uint8 or image.is_floating_point())
+    if image.shape[0] != channels:
+        raise ValueError(
+            f"{name} has {image.shape[0]} channels, but the model takes {_takes(channels)}. Channels come last in "
+            f"arrays and first in tensors."
+        )
+    height, width = image.shape[1:]
+    if (height, width) != (size, size):
+        raise ValueError(
+            f"{name} is {height} x {width} pixels (height x width), but the model takes {size} x {size}. Crop or "
+            f"resize it as the training images were, for example with PIL's image.resize(({size}, {size}))."
+        )
+    pixels = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    _check_range(name, pixels)
+    return pixels
+
+
+def _channels_first(name: str, image: np.ndarray) -> Tensor:
+    if image.ndim not in (2, 3):
+        raise ValueError(f"{name} must be an array of shape (H, W), (H, W, C) or (B, H, W, C), got {image.shape}.")
+    _check_dtype(name, image.dtype, image.dtype == np.uint8 or image.dtype.kind == "f")
+    image = image[:, :, None] if image.ndim == 2 else image
+    # A copy: PyTorch wants neither read-only nor flipped arrays, nor foreign byte order or exotic floats.
+    return torch.from_numpy(image.transpose(2, 0, 1).astype(np.uint8 if image.dtype == np.uint8 else np.float32))
+
+
+def _check_dtype(name: str, dtype: Any, is_valid: bool) -> None:
+    if not is_valid:
+        raise ValueError(f"{name} must be uint8 in 0..255 or floats in [0, 1], got {dtype}; rescale it first.")
+
+
+def _check_range(name: str, pixels: Tensor) -> None:
+    not_finite = int((~pixels.isfinite()).sum())
+    if not_finite:
+        raise ValueError(f"{name} has {not_finite} pixels that are NaN or infinite.")
+    low, high = pixels.min().item(), pixels.max().item()
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"{name} has values from {low:g} to {high:g}; floats must lie in [0, 1]. Divide 0..255 by 255, or give "
+            f"uint8; map [-1, 1] by (x + 1) / 2."
+        )
+
+
+def _takes(channels: int) -> str:
+    mode = PIL_MODES.get(channels)
+    return f"{channels} channel{'s' * (channels > 1)}" + (f" (mode {mode!r})" if mode else ", so no PIL image")

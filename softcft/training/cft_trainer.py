@@ -1,0 +1,126 @@
+"""Counterfactual fine-tuning from pretrained parts: measure the slack, then minimise under the constraint."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm.auto import tqdm
+
+from softcft.cft.constraint import LagrangianConstraint
+from softcft.counterfactuals.backbone import CounterfactualBackbone
+from softcft.models.attribute_scm import AttributeSCM
+from softcft.models.classifier import AttributeClassifier
+from softcft.training.config import TrainingConfig
+from softcft.training.loop import train
+from softcft.training.objectives import CFTObjective
+
+__all__ = ["CFTConfig", "CFTTrainer"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class CFTConfig:
+    """Settings of counterfactual fine-tuning beside those of the training loop.
+
+    Raises:
+        ValueError: If a value is out of range. The message names the flag.
+    """
+
+    cft: Literal["hard", "soft"] = field(
+        default="soft",
+        metadata={
+            "help": "Target for attributes that the intervention must not move: their label (hard), or the guide's "
+            "prediction on the factual image (soft, the paper's contribution)."
+        },
+    )
+    damping: float = field(
+        default=100.0,
+        metadata={"help": "Weight of the squared violation of the fidelity constraint (published: 10 to 100)."},
+    )
+    multiplier_learning_rate: float = field(
+        default=0.1, metadata={"help": "Step of the Lagrange multiplier's ascent, per nat of violation."}
+    )
+    constraint: Literal["inequality", "published"] = field(
+        default="inequality",
+        metadata={
+            "help": "inequality leaves a model alone while its fidelity is better than the pretrained one's; the "
+            "published form pulls it back to equality."
+        },
+    )
+    slack_images: int = field(
+        default=2048, metadata={"help": "Training images on which the pretrained fidelity is measured."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.cft not in ("hard", "soft"):
+            raise ValueError(f"--cft must be 'hard' or 'soft', got {self.cft!r}.")
+        if self.constraint not in ("inequality", "published"):
+            raise ValueError(f"--constraint must be 'inequality' or 'published', got {self.constraint!r}.")
+        for name in ("damping", "multiplier_learning_rate"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{name} must be >= 0, got {getattr(self, name)}.")
+        if self.slack_images < 1:
+            raise ValueError(f"--slack_images must be at least 1, got {self.slack_images}.")
+
+
+class CFTTrainer:
+    """Fine-tunes an image mechanism so that its counterfactuals obey their parents.
+
+    Args:
+        backbone: The pretrained image mechanism: any ``nn.Module`` with the method of
+            :class:`~softcft.counterfactuals.backbone.CounterfactualBackbone`. Trained in place.
+        attribute_scm: Trained attribute mechanisms.
+        guide: Trained and calibrated classifier.
+        config: Settings of the training loop.
+        cft: Settings of the fine-tuning.
+
+    Raises:
+        ValueError: If the backbone is no module, or mechanisms and guide have different graphs.
+    """
+
+    def __init__(
+        self,
+        backbone: CounterfactualBackbone,
+        attribute_scm: AttributeSCM,
+        guide: AttributeClassifier,
+        config: TrainingConfig,
+        cft: CFTConfig,
+    ) -> None:
+        constraint = LagrangianConstraint(
+            slack=0.0,
+            damping=cft.damping,
+            learning_rate=cft.multiplier_learning_rate,
+            inequality=cft.constraint == "inequality",
+        )
+        self.objective = CFTObjective(backbone, attribute_scm, guide, constraint, cft.cft)
+        self.config = config
+        self.cft = cft
+
+    def train(self, dataset: Dataset[Any]) -> nn.Module:
+        """Fine-tune on a data set of ``{"image": (C, H, W) in [-1, 1], "parents": (K,)}``; returns the backbone."""
+        self.objective.constraint.slack.fill_(self.measure_fidelity(dataset))
+        logger.info("The pretrained model's fidelity, held by the constraint: %.4f.", self.objective.constraint.slack)
+        train(self.objective, dataset, self.config, name=f"{self.cft.cft}-cft")
+        return self.objective.backbone
+
+    @torch.no_grad()
+    def measure_fidelity(self, dataset: Dataset[Any]) -> float:
+        """Mean fidelity of the model as it is on the first ``slack_images`` images, at the precision of the training."""
+        accelerator = Accelerator(mixed_precision=self.config.mixed_precision)
+        self.objective.to(accelerator.device)
+        size = min(self.cft.slack_images, len(dataset))  # type: ignore[arg-type]
+        batches = DataLoader(Subset(dataset, range(size)), batch_size=self.config.train_batch_size)
+        total = 0.0
+        for batch in tqdm(batches, desc="measuring fidelity", disable=not accelerator.is_main_process):
+            image, parents = batch["image"].to(accelerator.device), batch["parents"].to(accelerator.device)
+            with accelerator.autocast():
+                output = self.objective.backbone.counterfactual(image, parents, parents)
+            total += output.fidelity.item() * len(image)
+        return total / size

@@ -1,0 +1,125 @@
+"""What each model is trained on: modules that turn a batch into a loss, to be run by :func:`softcft.training.loop.train`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from softcft.cft.constraint import LagrangianConstraint
+from softcft.cft.guidance import guidance_losses
+from softcft.cft.interventions import draw_interventions
+from softcft.cft.targets import TargetMode, counterfactual_targets
+from softcft.counterfactuals.backbone import CounterfactualBackbone
+from softcft.models.attribute_scm import AttributeSCM
+from softcft.models.classifier import AttributeClassifier, attribute_losses
+from softcft.models.hvae import HVAEModel
+
+__all__ = ["CFTObjective", "ClassifierObjective", "HVAEObjective", "SCMObjective"]
+
+
+class SCMObjective(nn.Module):
+    """Maximum likelihood of the attribute mechanisms, in nats per image."""
+
+    def __init__(self, scm: AttributeSCM) -> None:
+        super().__init__()
+        self.scm = scm.train()
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss of a batch with ``parents`` (B, K)."""
+        return {"loss": -self.scm(batch["parents"]).mean()}
+
+
+class ClassifierObjective(nn.Module):
+    """Maximum likelihood of all attributes given the image, in nats per image, summed over variables.
+
+    A continuous variable's likelihood is normal with the scale that fits the batch best, which makes its loss half the log
+    of the mean squared error: no weight has to be chosen to balance years against classes.
+    """
+
+    def __init__(self, classifier: AttributeClassifier) -> None:
+        super().__init__()
+        self.classifier = classifier.train()
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss of a batch with ``image`` (B, C, H, W) and ``parents`` (B, K)."""
+        graph = self.classifier.causal_graph
+        logits = self.classifier(batch["image"]).logits
+        losses = {name: loss.mean() for name, loss in attribute_losses(graph, logits, batch["parents"]).items()}
+        for variable in graph.variables:
+            if variable.kind == "continuous":
+                losses[variable.name] = 0.5 * torch.log(losses[variable.name] + 1e-6)
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+
+class HVAEObjective(nn.Module):
+    """The negative evidence lower bound ``nll + beta * kl`` of images given their parents, in nats per dimension."""
+
+    def __init__(self, hvae: HVAEModel) -> None:
+        super().__init__()
+        self.hvae = hvae.train()
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss of a batch with ``image`` (B, C, H, W) and ``parents`` (B, K)."""
+        output = self.hvae(batch["image"], batch["parents"])
+        return {"loss": output.nelbo.mean(), "nll": output.nll.mean(), "kl": output.kl.mean()}
+
+
+class CFTObjective(nn.Module):
+    """Counterfactual fine-tuning: minimise the guidance loss while fidelity stays at the pretrained level (Algorithm 1).
+
+    Args:
+        backbone: The image mechanism to fine-tune, a module that satisfies
+            :class:`~softcft.counterfactuals.backbone.CounterfactualBackbone`.
+        attribute_scm: Trained attribute mechanisms; frozen here.
+        guide: Trained and calibrated classifier; frozen here.
+        constraint: Holds the fidelity.
+        mode: ``"hard"`` or ``"soft"`` targets for what the intervention must not move.
+    """
+
+    def __init__(
+        self,
+        backbone: CounterfactualBackbone,
+        attribute_scm: AttributeSCM,
+        guide: AttributeClassifier,
+        constraint: LagrangianConstraint,
+        mode: TargetMode,
+    ) -> None:
+        super().__init__()
+        if not isinstance(backbone, nn.Module):
+            raise ValueError(f"The backbone must be an nn.Module to be trained, got {type(backbone).__name__}.")
+        if attribute_scm.causal_graph != guide.causal_graph:
+            raise ValueError(
+                f"Attribute mechanisms and guide have different graphs: {attribute_scm.causal_graph} against "
+                f"{guide.causal_graph}. Train both from one config."
+            )
+        self.backbone = backbone.train()
+        self.attribute_scm = attribute_scm.eval().requires_grad_(False)
+        self.guide = guide.eval().requires_grad_(False)
+        self.constraint = constraint
+        self.mode = mode
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss of a batch with ``image`` (B, C, H, W) and ``parents`` (B, K)."""
+        image, parents = batch["image"], batch["parents"]
+        graph = self.guide.causal_graph
+        with torch.no_grad():
+            intervention = draw_interventions(graph, parents)
+            counterfactual_parents = self.attribute_scm.counterfactual(parents, intervention)
+            factual_prediction = self.guide.predict(image)
+        output = self.backbone.counterfactual(image, parents, counterfactual_parents)
+        targets = counterfactual_targets(
+            graph, intervention.mask, counterfactual_parents, factual_prediction, self.mode
+        )
+        losses = guidance_losses(graph, self.guide(output.image).logits, targets, self.guide.column_scales)
+        guidance = torch.stack(list(losses.values())).sum()
+        return {
+            "loss": guidance + self.constraint(output.fidelity),
+            "guidance": guidance,
+            "fidelity": output.fidelity,
+            "multiplier": self.constraint.multiplier.clone(),
+            **{f"guidance/{name}": loss for name, loss in losses.items()},
+        }
+
+    def after_step(self, metrics: dict[str, float]) -> None:
+        """Gradient ascent of the Lagrange multiplier."""
+        self.constraint.ascend(metrics["fidelity"])

@@ -1,0 +1,539 @@
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEBackbone, HVAEModel
+from softcft.data.phantom import PHANTOM_GRAPH, draw_block, render
+
+SIZE = 16
+PARENTS = {
+    "age": [30.0, 61.0, 80.0],
+    "sex": ["male", "female", "male"],
+    "race": ["Black", "White", "Asian"],
+    "disease": ["no finding", "pleural effusion", "no finding"],
+}
+
+
+def randomised(model: Any) -> Any:
+    """An untrained model whose every output answers to every input."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def build(graph: CausalGraph = PHANTOM_GRAPH, channels: int = 1, with_classifier: bool = True) -> DSCMPipeline:
+    torch.manual_seed(0)
+    plain = graph.to_list()
+    backbone = {
+        "model_type": "resnet",
+        "num_channels": channels,
+        "embedding_size": 8,
+        "hidden_sizes": [8, 16],
+        "depths": [1, 1],
+        "layer_type": "basic",
+    }
+    classifier = randomised(AttributeClassifier(plain, backbone))
+    with torch.no_grad():
+        classifier.heads.weight[0] *= 0.05  # age stays in its range
+    return DSCMPipeline(
+        hvae=randomised(
+            HVAEModel(
+                plain,
+                sample_size=SIZE,
+                in_channels=channels,
+                resolutions=[16, 4, 1],
+                channels=[8, 8, 8],
+                encoder_blocks=[1, 1, 1],
+                decoder_blocks=[1, 1, 1],
+                z_dim=2,
+            )
+        ),
+        attribute_scm=randomised(AttributeSCM(plain, num_bins=4, hidden_features=[8])),
+        classifier=classifier if with_classifier else None,
+    )
+
+
+@pytest.fixture(scope="module")
+def pipe() -> DSCMPipeline:
+    return build()
+
+
+@pytest.fixture(scope="module")
+def arrays() -> np.ndarray:
+    """Three phantom images, uint8 (3, H, W)."""
+    attributes, noise = draw_block("test", 0, SIZE, seed=0)
+    images = render(attributes[:3], noise[:3])
+    return ((images[:, 0] + 1) * 127.5).round().byte().numpy()
+
+
+@pytest.fixture(scope="module")
+def images(arrays) -> list[Image.Image]:
+    return [Image.fromarray(array) for array in arrays]
+
+
+def first(values: dict[str, list[Any]]) -> dict[str, Any]:
+    return {name: value[0] for name, value in values.items()}
+
+
+def row(i: int) -> dict[str, Any]:
+    return {name: values[i] for name, values in PARENTS.items()}
+
+
+def seeds(*numbers: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(number) for number in numbers]
+
+
+def close(one: dict[str, list[Any]], other: dict[str, list[Any]]) -> bool:
+    return all(
+        values == pytest.approx(other[name], abs=1e-3) if isinstance(values[0], float) else values == other[name]
+        for name, values in one.items()
+    )
+
+
+# ---- what a counterfactual is -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("do", [None, {}, [{}, {}, {}]])
+def test_null_intervention_returns_the_images(pipe, images, arrays, do):
+    output = pipe(images, PARENTS, do)
+    assert all((np.asarray(image) == array).all() for image, array in zip(output.images, arrays, strict=True))
+    assert np.abs(output.effects).max() < 1e-5
+    assert close(output.parents, PARENTS)
+    assert output.counterfactual_predictions["age"] == pytest.approx(output.factual_predictions["age"], abs=1e-2)
+
+
+def test_doing_what_is_already_so_changes_nothing(pipe, images, arrays):
+    output = pipe(images, PARENTS, {"sex": PARENTS["sex"], "race": PARENTS["race"]})
+    assert np.abs(output.effects).max() < 1e-5
+
+
+def test_intervention_moves_image_and_effects_are_in_units_of_the_grey_range(pipe, images, arrays):
+    output = pipe(images, PARENTS, {"sex": ["female", "male", "female"]}, output_type="np")
+    assert output.images.shape == output.effects.shape == (3, SIZE, SIZE, 1)
+    assert np.abs(output.effects).max() > 0.01
+    np.testing.assert_allclose(output.images - output.effects, arrays[..., None] / 255, atol=1e-5)
+    assert output.counterfactual_predictions != output.factual_predictions
+
+
+def test_only_intervened_variables_and_their_descendants_move(pipe, images):
+    output = pipe(images, PARENTS, {"disease": "pleural effusion"})
+    assert output.parents["disease"] == ["pleural effusion"] * 3
+    assert close(output.parents | {"disease": PARENTS["disease"]}, PARENTS)
+    # Age causes disease: somewhere on the way the finding must change, and nothing but age and disease may.
+    ages = [20, 30, 40, 50, 60, 70, 80, 90]
+    outputs = [
+        pipe(images[0], row(0), {"age": ages}, generator=torch.Generator().manual_seed(seed)) for seed in range(8)
+    ]
+    assert len({tuple(output.parents["disease"]) for output in outputs}) > 1
+    for output in outputs:
+        assert output.parents["age"] == pytest.approx(ages, abs=1e-3)
+        assert output.parents["sex"] == ["male"] * 8
+        assert output.parents["race"] == ["Black"] * 8
+
+
+def test_each_image_may_have_its_own_intervention(pipe, images):
+    do = [{"sex": "female"}, {}, {"race": "White", "age": 20}]
+    output = pipe(images, PARENTS, do)
+    assert output.parents["sex"] == ["female", "female", "male"]
+    assert output.parents["race"] == ["Black", "White", "White"]
+    assert output.parents["age"] == pytest.approx([30, 61, 20], abs=1e-3)
+    moved = np.abs(output.effects).max(axis=(1, 2, 3))
+    assert moved[1] < 1e-5
+    assert (moved[[0, 2]] > 1e-3).all()
+
+
+# ---- batches and randomness ---------------------------------------------------------------------------------------
+
+
+def test_batch_equals_single_calls_with_a_generator_for_each_image(pipe, images):
+    do = {"age": [80, 40, 25], "race": "White"}
+    batch = pipe(images, PARENTS, do, generator=seeds(7, 8, 9), output_type="np")
+    for i in range(3):
+        one = {"age": do["age"][i], "race": "White"}
+        single = pipe(images[i], row(i), one, generator=seeds(7 + i)[0], output_type="np")
+        np.testing.assert_allclose(batch.images[i], single.images[0], atol=1e-5)
+        np.testing.assert_allclose(batch.effects[i], single.effects[0], atol=1e-5)
+        assert {name: values[i] for name, values in batch.parents.items()} == first(single.parents)
+        for name in ("sex", "race"):
+            assert batch.counterfactual_predictions[name][i] == pytest.approx(
+                single.counterfactual_predictions[name][0], abs=1e-4
+            )
+
+
+def test_one_image_with_several_interventions_shares_its_noise(pipe, images):
+    values = ["White", "Asian", "Black"]
+    together = pipe(images[0], row(0), {"race": values}, generator=seeds(3)[0], output_type="np")
+    assert together.parents["race"] == values
+    assert len(together.factual_predictions["age"]) == 3
+    for i, value in enumerate(values):
+        alone = pipe(images[0], row(0), {"race": value}, generator=seeds(3)[0], output_type="np")
+        np.testing.assert_allclose(together.images[i], alone.images[0], atol=1e-5)
+    dicts = pipe(images[0], row(0), [{"race": value} for value in values], generator=seeds(3)[0], output_type="np")
+    assert (dicts.images == together.images).all()
+    # Without a generator as well: the same intervention twice gives the same image twice.
+    twice = pipe(images[0], row(0), {"race": ["White", "White"]}, output_type="np").images
+    np.testing.assert_allclose(twice[0], twice[1], atol=1e-6)
+
+
+def test_calls_are_reproducible_and_the_noise_matters(pipe, images):
+    def call(seed: int) -> np.ndarray:
+        generator = torch.Generator().manual_seed(seed)
+        return pipe(images, PARENTS, {"sex": "female"}, generator=generator, output_type="np").images
+
+    assert (call(0) == call(0)).all()
+    assert (call(0) != call(1)).any()
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        one = pipe(images[0], row(0), {"age": [20, 90]}, output_type="np").images
+        torch.manual_seed(5)
+        assert (pipe(images[0], row(0), {"age": [20, 90]}, output_type="np").images == one).all()
+        assert (pipe(images[0], row(0), {"age": [20, 90]}, output_type="np").images != one).any()
+
+
+# ---- forms of input and output ------------------------------------------------------------------------------------
+
+
+def test_all_forms_of_images_agree(pipe, images, arrays):
+    floats = arrays.astype(np.float32) / 255
+    read_only = floats[..., None].astype(">f8")
+    read_only.flags.writeable = False
+    forms = [
+        images,
+        tuple(images),
+        list(arrays),
+        arrays[..., None],
+        floats[..., None],
+        floats[:, ::-1, :, None][:, ::-1],
+        read_only,
+        list(floats),
+        torch.from_numpy(arrays)[:, None],
+        torch.from_numpy(floats)[:, None],
+        list(torch.from_numpy(floats)[:, None].double().requires_grad_()),
+    ]
+    outputs = [pipe(form, PARENTS, {"age": 50}, generator=seeds(0, 1, 2), output_type="pt").images for form in forms]
+    assert not outputs[-1].requires_grad
+    for output in outputs[1:]:
+        torch.testing.assert_close(output, outputs[0], atol=1e-5, rtol=0)
+    singles = [images[1], arrays[1], arrays[1][..., None], torch.from_numpy(floats[1])[None]]
+    for single in singles:
+        output = pipe(single, row(1), {"age": 50}, generator=seeds(1)[0], output_type="pt").images
+        torch.testing.assert_close(output, outputs[0][[1]], atol=1e-5, rtol=0)
+
+
+def test_all_forms_of_values_agree(pipe, images):
+    tensors = {"age": torch.tensor(PARENTS["age"]), **{name: tuple(PARENTS[name]) for name in ("sex", "disease")}}
+    forms = [PARENTS, [row(0), row(1), row(2)], tensors | {"race": np.array(PARENTS["race"])}]
+    results = [
+        pipe(images, parents, do, generator=seeds(0, 1, 2), output_type="np").images
+        for parents in forms
+        for do in ({"sex": "male"}, {"sex": ["male"] * 3}, [{"sex": "male"}] * 3)
+    ]
+    assert all((result == results[0]).all() for result in results)
+
+
+def test_all_forms_of_output_agree(pipe, images):
+    def call(**options: Any) -> Any:
+        return pipe(images, PARENTS, {"age": 50}, generator=seeds(0, 1, 2), **options)
+
+    as_pil, as_array, as_tensor = (call(output_type=output_type) for output_type in ("pil", "np", "pt"))
+    assert [image.mode for image in as_pil.images] == ["L"] * 3
+    assert [image.size for image in as_pil.images] == [(SIZE, SIZE)] * 3
+    assert as_array.images.min() >= 0
+    assert as_array.images.max() <= 1
+    np.testing.assert_array_equal(np.stack(as_pil.images), (255 * as_array.images[..., 0]).round())
+    np.testing.assert_array_equal(as_tensor.images.permute(0, 2, 3, 1), as_array.images)
+    np.testing.assert_array_equal(as_tensor.effects.permute(0, 2, 3, 1), as_pil.effects)
+    plain = call(output_type="np", return_dict=False)
+    assert isinstance(plain, tuple)
+    assert (plain[0] == as_array.images).all()
+    assert plain[1:2] + plain[3:] == (
+        as_array.parents,
+        as_array.factual_predictions,
+        as_array.counterfactual_predictions,
+    )
+
+
+def test_colour_images(arrays):
+    pipe = build(channels=3)
+    colour = Image.fromarray(np.stack([arrays[0], arrays[1], arrays[2]], axis=-1))
+    output = pipe(colour, row(0))
+    assert (np.asarray(output.images[0]) == np.asarray(colour)).all()
+    assert pipe(colour, row(0), {"age": 20}, output_type="pt").images.shape == (1, 3, SIZE, SIZE)
+    with pytest.raises(ValueError, match=r"mode 'L', but the model takes 3 channels \(mode 'RGB'\)"):
+        pipe(Image.fromarray(arrays[0]), row(0))
+
+
+def test_other_channels_go_as_arrays(arrays):
+    pipe = build(channels=2)
+    image = np.stack([arrays[0], arrays[1]], axis=-1)
+    assert np.abs(pipe(image, row(0), output_type="np").images[0] * 255 - image).max() < 1e-2
+    with pytest.raises(ValueError, match="'pil' needs 1 or 3 channels, the model has 2; use 'np' or 'pt'"):
+        pipe(image, row(0))
+
+
+def test_half_precision_keeps_the_factual_image(images, arrays):
+    pipe = build().to(torch.bfloat16)
+    output = pipe(images, PARENTS, output_type="pil")
+    assert all((np.asarray(image) == array).all() for image, array in zip(output.images, arrays, strict=True))
+    assert np.isfinite(pipe(images, PARENTS, {"sex": "female", "age": 40}, output_type="np").images).all()
+    assert pipe.sample(2, output_type="pt").images.isfinite().all()
+
+
+# ---- the classifier -----------------------------------------------------------------------------------------------
+
+
+def test_predictions_are_in_natural_units(pipe, images):
+    output = pipe(images, PARENTS, {"sex": "female"})
+    for predictions in (output.factual_predictions, output.counterfactual_predictions):
+        assert list(predictions) == list(PHANTOM_GRAPH.names)
+        for variable in PHANTOM_GRAPH.variables:
+            assert len(predictions[variable.name]) == 3
+            for prediction in predictions[variable.name]:
+                if variable.kind == "continuous":
+                    assert isinstance(prediction, float)
+                else:
+                    assert tuple(prediction) == variable.categories
+                    assert sum(prediction.values()) == pytest.approx(1)
+    with torch.no_grad():
+        encoded = pipe.classifier.predict(torch.tensor(np.stack(images))[:, None] / 127.5 - 1)
+    age = (encoded[:, 0] + 1) / 2 * (92 - 18) + 18
+    assert output.factual_predictions["age"] == pytest.approx(age.tolist(), abs=1e-3)
+    assert [p["female"] for p in output.factual_predictions["sex"]] == pytest.approx(encoded[:, 1].tolist(), abs=1e-4)
+
+
+def test_missing_parents_are_inferred_on_request(pipe, images):
+    known = [{"age": 30}, {}, {"age": 80, "sex": "male"}]
+    output = pipe(images, known, infer_missing_parents=True)
+    seen = output.factual_predictions
+    best = {name: [max(p, key=p.get) for p in seen[name]] for name in ("sex", "race", "disease")}
+    assert output.parents["age"] == pytest.approx([30, seen["age"][1], 80], abs=1e-3)
+    assert output.parents["sex"] == [*best["sex"][:2], "male"]
+    assert output.parents["race"] == best["race"]
+    assert output.parents["disease"] == best["disease"]
+    assert close(pipe(images, infer_missing_parents=True).parents, best | {"age": seen["age"]})
+
+
+def test_predictions_beyond_the_range_are_clamped(images):
+    pipe = build()
+    with torch.no_grad():
+        pipe.classifier.heads.bias[0] = 50
+    output = pipe(images[0], infer_missing_parents=True)
+    assert output.factual_predictions["age"][0] > 92
+    assert output.parents["age"] == pytest.approx([92], abs=1e-3)
+
+
+def test_works_without_a_classifier(images, arrays):
+    pipe = build(with_classifier=False)
+    output = pipe(images, PARENTS)
+    assert output.factual_predictions is output.counterfactual_predictions is None
+    assert (np.stack(output.images) == arrays).all()
+    with pytest.raises(ValueError, match=r"no value for \['sex'\].*needs a classifier"):
+        pipe(images, {k: v for k, v in PARENTS.items() if k != "sex"}, infer_missing_parents=True)
+
+
+def test_a_classifier_in_training_mode_is_refused(images):
+    pipe = build()
+    pipe.classifier.train()
+    with pytest.raises(ValueError, match="training mode"):
+        pipe(images, PARENTS)
+
+
+# ---- samples ------------------------------------------------------------------------------------------------------
+
+
+def test_sample(pipe):
+    output = pipe.sample(4, generator=seeds(0)[0])
+    assert len(output.images) == 4
+    assert output.images[0].size == (SIZE, SIZE)
+    assert output.effects is output.factual_predictions is output.counterfactual_predictions is None
+    assert list(output.parents) == list(PHANTOM_GRAPH.names)
+    PHANTOM_GRAPH.encode(output.parents)  # valid values
+    again = pipe.sample(4, generator=seeds(0)[0])
+    assert output.parents == again.parents
+    assert (np.stack(output.images) == np.stack(again.images)).all()
+
+
+def test_sample_under_an_intervention(pipe):
+    output = pipe.sample(3, do={"age": [20, 50, 90], "sex": "female"}, generator=seeds(0, 1, 2), output_type="np")
+    assert output.parents["age"] == pytest.approx([20, 50, 90], abs=1e-3)
+    assert output.parents["sex"] == ["female"] * 3
+    alone = pipe.sample(1, do={"age": 50, "sex": "female"}, generator=seeds(1)[0], output_type="np")
+    np.testing.assert_allclose(output.images[1], alone.images[0], atol=1e-5)
+    # With the same noise, the intervention is all that differs, and it shows.
+    other = pipe.sample(1, do={"age": 50, "sex": "male"}, generator=seeds(1)[0], output_type="np")
+    assert np.abs(other.images - alone.images).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_images": 0}, "num_images must be a positive integer, got 0"),
+        ({"num_images": 2, "do": {"age": [20, 30, 40]}}, "do: 'age' has 3 values for a batch of 2"),
+        ({"num_images": 2, "generator": seeds(0)}, "generator is a list of 1 for a batch of 2"),
+        ({"output_type": "latent"}, "output_type must be 'pil', 'np' or 'pt', got 'latent'"),
+    ],
+)
+def test_bad_sample_arguments(pipe, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.sample(**arguments)
+
+
+# ---- errors -------------------------------------------------------------------------------------------------------
+
+GREY = np.full((SIZE, SIZE), 0.5, np.float32)
+
+
+def with_pixel(value: float) -> np.ndarray:
+    image = GREY.copy()
+    image[3, 4] = value
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ([], "image is empty"),
+        (np.zeros((0, SIZE, SIZE, 1), np.float32), "image is empty"),
+        ("scan.png", "image must be a PIL image, an array, a tensor, or a list of them, got str"),
+        ([GREY, None], r"image\[1\] must be .* got NoneType"),
+        (np.zeros((SIZE, 20), np.float32), "image is 16 x 20 pixels .* takes 16 x 16.*resize"),
+        ([GREY, np.zeros((32, 32), np.float32)], r"image\[1\] is 32 x 32 pixels"),
+        (np.zeros((SIZE, SIZE, 3), np.uint8), "image has 3 channels, but the model takes 1 channel "),
+        (torch.zeros(SIZE, SIZE, 1), "image has 16 channels.*first in tensors"),
+        (torch.zeros(SIZE, SIZE), r"image must be a tensor of shape .* got \(16, 16\)"),
+        (np.zeros(SIZE, np.float32), r"image must be an array of shape .* got \(16,\)"),
+        (Image.new("RGB", (SIZE, SIZE)), "mode 'RGB', but the model takes 1 channel .mode 'L'"),
+        (Image.new("I;16", (SIZE, SIZE)), "mode 'I;16'.*more than 8 bits"),
+        (with_pixel(float("nan")), "image has 1 pixels that are NaN or infinite"),
+        (with_pixel(float("inf")), "image has 1 pixels that are NaN or infinite"),
+        (with_pixel(-1), r"values from -1 to 0.5; floats must lie in \[0, 1\]"),
+        (255 * GREY, "values from 127.5 to 127.5"),
+        (GREY.astype(np.int64), "must be uint8 in 0..255 or floats .* got int64"),
+        (torch.zeros(1, SIZE, SIZE, dtype=torch.int32), "must be uint8 in 0..255 or floats .* got torch.int32"),
+        (GREY.astype(object), "must be uint8 in 0..255 or floats .* got object"),
+    ],
+)
+def test_bad_images(pipe, image, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(image, row(0))
+
+
+@pytest.mark.parametrize(
+    ("parents", "message"),
+    [
+        (None, r"no value for \['age', 'sex', 'race', 'disease'\].*infer_missing_parents"),
+        ({"age": 30, "race": "White"}, r"no value for \['sex', 'disease'\]"),
+        ([row(0), row(1), {"age": 3e1}], r"no value for \['sex', 'race', 'disease'\]"),
+        (PARENTS | {"weight": 80}, r"parents: .*no variable 'weight'; it has \['age', 'sex', 'race', 'disease'\]"),
+        (PARENTS | {"sex": "woman"}, r"parents: 'sex' has no category 'woman'; use one of \['male', 'female'\]"),
+        (PARENTS | {"age": 130}, r"parents: 'age' must lie in \[18, 92\] years, got 130"),
+        (PARENTS | {"age": float("nan")}, "parents: 'age' must lie in .* got nan"),
+        (PARENTS | {"age": [30, None, 50]}, "parents: 'age' must be a number years?.*got None"),
+        (PARENTS | {"age": [30, 40]}, "parents: 'age' has 2 values for a batch of 3"),
+        ([row(0), row(1)], "parents is a list of 2 dicts for 3 images"),
+        ([row(0), row(1), row(2) | {"age": 5}], r"parents\[2\]: 'age' must lie in"),
+        ([row(0), row(1), "male"], r"parents\[2\] must be a dict .* got str"),
+        ("male", "parents must be a dict .* got str"),
+    ],
+)
+def test_bad_parents(pipe, images, parents, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(images, parents)
+
+
+@pytest.mark.parametrize(
+    ("do", "message"),
+    [
+        ({"weight": 80}, "do: .*no variable 'weight'"),
+        ({"race": "green"}, "do: 'race' has no category 'green'"),
+        ({"age": 10}, "do: 'age' must lie in"),
+        ({"age": [20, 30]}, "do: 'age' has 2 values for a batch of 3"),
+        ({"age": []}, "do: 'age' has 0 values"),
+        ([], "do is a list of 0 dicts for 3 images"),
+        ([{"age": 20}], "do is a list of 1 dicts for 3 images"),
+        ([{}, {}, {"sex": "x"}], r"do\[2\]: 'sex' has no category 'x'"),
+    ],
+)
+def test_bad_interventions(pipe, images, do, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(images, PARENTS, do)
+
+
+@pytest.mark.parametrize(
+    ("do", "message"),
+    [
+        ({"age": []}, "do: 'age' has 0 values"),
+        ([], "do is a list of 0 dicts"),
+        ({"age": [20, 30, 40], "sex": ["male", "female"]}, "do: 'sex' has 2 values for a batch of 3"),
+    ],
+)
+def test_bad_interventions_on_one_image(pipe, images, do, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(images[0], row(0), do)
+
+
+def test_parents_of_one_image_are_one_set(pipe, images):
+    with pytest.raises(ValueError, match="parents: 'age' has 3 values for a batch of 1"):
+        pipe(images[0], PARENTS, {"sex": ["male", "female", "male"]})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"generator": seeds(0, 1)}, "generator is a list of 2 for a batch of 3; give one for each"),
+        ({"generator": []}, "generator is a list of 0 for a batch of 3"),
+        ({"generator": 42}, "generator must be a torch.Generator or a list of them, got 42"),
+        ({"generator": [*seeds(0, 1), 2]}, "generator must be a torch.Generator or a list of them"),
+        ({"output_type": "latent"}, "output_type must be 'pil', 'np' or 'pt', got 'latent'"),
+    ],
+)
+def test_other_bad_arguments(pipe, images, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(images, PARENTS, **arguments)
+
+
+AGE, SEX, RACE, DISEASE = PHANTOM_GRAPH.variables
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ([replace(AGE, high=90), SEX, RACE, DISEASE], "'age' has high 92 in hvae and 90 in {}"),
+        ([AGE, replace(SEX, categories=("female", "male")), RACE, DISEASE], "'sex' has categories"),
+        ([AGE, SEX, RACE, replace(DISEASE, parents=())], r"'disease' has parents \('age',\) in hvae and \(\) in {}"),
+        ([AGE, SEX, DISEASE], r"only hvae has \['race'\]"),
+        ([AGE, SEX, RACE, DISEASE, replace(SEX, name="x")], r"only {} has \['x'\]"),
+        ([SEX, AGE, RACE, DISEASE], "another order"),
+    ],
+)
+@pytest.mark.parametrize("component", ["attribute_scm", "classifier"])
+def test_components_of_another_graph_are_refused(pipe, variables, message, component):
+    other = build(CausalGraph(variables)).components[component]
+    with pytest.raises(ValueError, match=f"hvae and {component} must have the same .*{message.format(component)}"):
+        DSCMPipeline(**(pipe.components | {component: other}))
+
+
+# ---- the differentiable core --------------------------------------------------------------------------------------
+
+
+def test_the_pipeline_is_its_backbone_without_gradients(pipe, images):
+    """What fine-tuning differentiates is what the pipeline shows."""
+    output = pipe(images, PARENTS, {"race": "White"}, generator=seeds(0, 1, 2), output_type="pt")
+    assert not output.images.requires_grad
+    factual = torch.tensor(np.stack(images))[:, None] / 127.5 - 1
+    parents = PHANTOM_GRAPH.encode(PARENTS)
+    generators = seeds(0, 1, 2)
+    intervention = PHANTOM_GRAPH.encode_do({"race": "White"}, 3)
+    counterfactual_parents = pipe.attribute_scm.counterfactual(parents, intervention, generators).detach()
+    core = HVAEBackbone(pipe.hvae).counterfactual(factual, parents, counterfactual_parents.requires_grad_(), generators)
+    torch.testing.assert_close((core.image + 1) / 2, output.images, atol=1e-5, rtol=0)
+    core.image.square().sum().backward()
+    assert counterfactual_parents.grad.abs().max() > 0
+    assert pipe.hvae.x_loc.weight.grad.abs().max() > 0
+    pipe.hvae.zero_grad()

@@ -1,0 +1,213 @@
+"""Saving and loading through diffusers, with everything that it reads from softcft."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.pipelines import pipeline_loading_utils as loader
+
+import softcft
+from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEModel, Variable, _diffusers
+
+ROOT = Path(softcft.__file__).parents[1]
+SIZE = 8
+GRAPH = CausalGraph(
+    [
+        Variable(name="dose", kind="continuous", low=0, high=10, unit="mg"),
+        Variable(name="ill", kind="binary", categories=("no", "yes"), parents=("dose",)),
+        Variable(name="site", kind="categorical", categories=("a", "b", "c")),
+    ]
+)
+PARENTS = {"dose": 3, "ill": "no", "site": "b"}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> DSCMPipeline:
+    torch.manual_seed(0)
+    plain = GRAPH.to_list()
+    trunk = {"model_type": "resnet", "num_channels": 1, "embedding_size": 4, "hidden_sizes": [8], "depths": [1]}
+    lists = {"resolutions": [8, 1], "channels": [4, 4], "encoder_blocks": [1, 1], "decoder_blocks": [1, 1]}
+    pipe = DSCMPipeline(
+        hvae=HVAEModel(plain, sample_size=SIZE, z_dim=2, **lists),
+        attribute_scm=AttributeSCM(plain, num_bins=3, hidden_features=[4]),
+        classifier=AttributeClassifier(plain, trunk, scales={"dose": 0.5, "ill": 2.0, "site": 1.5}),
+    )
+    with torch.no_grad():
+        for component in pipe.components.values():
+            component.eval()
+            for parameter in component.parameters():
+                parameter.add_(0.2 * torch.randn(parameter.shape))
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def folder(pipe, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def answer(pipe: Any) -> Any:
+    image = np.linspace(0, 1, SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)
+    generator = torch.Generator().manual_seed(0)
+    return pipe(image, PARENTS, {"dose": [1, 5, 9]}, generator=generator, output_type="np")
+
+
+def test_model_index_names_classes_of_softcft(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["_class_name"] == "DSCMPipeline"
+    assert index["hvae"] == ["softcft", "HVAEModel"]
+    assert index["attribute_scm"] == ["softcft", "AttributeSCM"]
+    assert index["classifier"] == ["softcft", "AttributeClassifier"]
+
+
+def test_saved_pipelines_are_safetensors_and_json(folder):
+    suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".safetensors"}
+
+
+@pytest.mark.parametrize("loading_class", [DSCMPipeline, DiffusionPipeline])
+def test_loaded_pipeline_gives_the_same_answers(pipe, folder, loading_class):
+    loaded = loading_class.from_pretrained(folder)
+    assert type(loaded) is DSCMPipeline
+    assert loaded.hvae.causal_graph == GRAPH
+    before, after = answer(pipe), answer(loaded)
+    assert (before.images == after.images).all()
+    assert np.abs(before.effects).max() > 1e-3
+    assert before.parents == after.parents
+    assert before.factual_predictions == after.factual_predictions
+    assert before.counterfactual_predictions == after.counterfactual_predictions
+
+
+@pytest.mark.parametrize("loading_class", [DSCMPipeline, DiffusionPipeline])
+def test_the_classifier_can_be_left_out(pipe, folder, tmp_path, loading_class):
+    loaded = loading_class.from_pretrained(folder, classifier=None)
+    assert loaded.classifier is None
+    loaded.save_pretrained(tmp_path)
+    again = loading_class.from_pretrained(tmp_path)
+    assert again.classifier is None
+    assert (answer(again).images == answer(pipe).images).all()
+    assert answer(again).factual_predictions is None
+
+
+@pytest.mark.parametrize("loading_class", [DSCMPipeline, DiffusionPipeline])
+def test_a_component_can_be_replaced_on_loading(pipe, folder, loading_class):
+    assert loading_class.from_pretrained(folder, classifier=pipe.classifier).classifier is pipe.classifier
+
+
+def test_components_load_alone(pipe, folder):
+    hvae = HVAEModel.from_pretrained(folder, subfolder="hvae")
+    assert all(torch.equal(a, b) for a, b in zip(hvae.parameters(), pipe.hvae.parameters(), strict=True))
+    assert type(diffusers.AutoModel.from_pretrained(str(folder), subfolder="attribute_scm")) is AttributeSCM
+
+
+def test_half_precision(folder):
+    loaded = DSCMPipeline.from_pretrained(folder, dtype=torch.bfloat16)
+    assert loaded.hvae.dtype == torch.bfloat16
+    # Mechanisms stay exact.
+    assert {parameter.dtype for parameter in loaded.attribute_scm.parameters()} == {torch.float32}
+    assert np.isfinite(answer(loaded).images).all()
+
+
+def test_dtype_by_component(folder):
+    loaded = DSCMPipeline.from_pretrained(folder, dtype={"hvae": torch.bfloat16, "default": torch.float32})
+    assert loaded.hvae.dtype == torch.bfloat16
+    assert loaded.classifier.dtype == torch.float32
+    assert np.isfinite(answer(loaded).images).all()
+
+
+# ---- another process, another folder ------------------------------------------------------------------------------
+
+
+def python(code: str, cwd: Path, **environment: str) -> str:
+    """Run code in a fresh interpreter that starts elsewhere."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | environment
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_import_and_plain_loading_from_another_process(folder, tmp_path):
+    code = f"""
+import sys
+import softcft, diffusers
+heavy = {{"datasets", "torchvision", "matplotlib", "pandas", "sklearn", "tensorboard"}} & set(sys.modules)
+assert not heavy, heavy
+pipe = diffusers.DiffusionPipeline.from_pretrained({str(folder)!r})
+print(type(pipe).__name__, pipe.sample(2, do={{"ill": "yes"}}).parents["ill"])
+"""
+    assert python(code, tmp_path).strip() == "DSCMPipeline ['yes', 'yes']"
+
+
+def test_custom_pipeline_needs_no_import_of_softcft(folder, tmp_path):
+    entry = ROOT / "pipelines" / "dscm.py"
+    code = f"""
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained({str(folder)!r}, custom_pipeline={str(entry)!r}, trust_remote_code=True)
+print(type(pipe).__module__)
+"""
+    assert python(code, tmp_path, HF_MODULES_CACHE=str(tmp_path)).strip() == "softcft.pipelines.dscm"
+
+
+# ---- what loading leans on ----------------------------------------------------------------------------------------
+
+
+def test_public_names_exist_and_hold_all_that_the_loader_looks_up():
+    assert all(hasattr(softcft, name) for name in softcft.__all__)
+    assert softcft.ModelMixin is diffusers.ModelMixin
+    for model in (HVAEModel, AttributeSCM, AttributeClassifier):
+        assert loader._fetch_class_library_tuple(model) == ("softcft", model.__name__)
+        assert getattr(softcft, model.__name__) is model
+        assert issubclass(model, softcft.ModelMixin)
+
+
+def test_the_loader_works_as_we_expect():
+    """Fails when diffusers moves: then look at softcft/_diffusers.py again and at the range it supports."""
+    assert loader._get_library_or_raise("softcft") is softcft
+    assert diffusers.DSCMPipeline is DSCMPipeline
+    index = {"_class_name": "DSCMPipeline", "hvae": ["softcft", "HVAEModel"]}
+    # What a download from the Hub checks: no file hvae/softcft.py in the repository, and yet no complaint.
+    assert loader._get_custom_components_and_folders("some/repository", index, ["hvae/config.json"]) == ({}, ["hvae"])
+    del loader.LOADABLE_CLASSES["softcft"]
+    try:
+        with pytest.raises(ValueError, match="does not exist in some/repository"):
+            loader._get_custom_components_and_folders("some/repository", index, ["hvae/config.json"])
+    finally:
+        _diffusers.register(DSCMPipeline)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("LOADABLE_CLASSES", None, "LOADABLE_CLASSES has changed"),
+        ("LOADABLE_CLASSES", {"diffusers": {"ModelMixin": ["save", "load"]}}, "LOADABLE_CLASSES has changed"),
+        ("_fetch_class_library_tuple", lambda module: ("softcft.pipelines.dscm", "X"), "would be saved as"),
+    ],
+)
+def test_an_unknown_loader_is_refused(monkeypatch, name, value, reason):
+    monkeypatch.setattr(loader, name, value)
+    with pytest.raises(ImportError, match=f"needs diffusers>=0.42,<0.43, but diffusers .*{reason}"):
+        _diffusers.register(DSCMPipeline)
+
+
+def test_a_loader_without_the_function_is_refused(monkeypatch):
+    monkeypatch.delattr(loader, "_fetch_class_library_tuple")
+    with pytest.raises(ImportError, match=r"is gone.*pip install .diffusers>=0\.42,<0\.43"):
+        _diffusers.register(DSCMPipeline)
+
+
+def test_version_and_supported_range_are_those_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert softcft.__version__ == project["version"]
+    assert f"diffusers{_diffusers.SUPPORTED_DIFFUSERS}" in project["dependencies"]
