@@ -166,7 +166,8 @@ class Variable:
         if self.kind == "continuous":
             assert self.low is not None and self.high is not None
             low, high = self.low, self.high
-            return [low + (value + 1) / 2 * (high - low) for value in encoded[:, 0].double().tolist()]
+            numbers = (low + (value + 1) / 2 * (high - low) for value in encoded[:, 0].double().tolist())
+            return [float(f"{number:.7g}") for number in numbers]  # float32 holds no more digits
         index = (encoded[:, 0] > 0.5).long() if self.kind == "binary" else encoded.argmax(dim=1)
         return [self.categories[i] for i in index.tolist()]
 

@@ -2,9 +2,10 @@
 
 Counterfactual fine-tuning minimises the guidance loss subject to ``fidelity <= slack``, where fidelity is the negative
 evidence lower bound (HVAE) and the slack is what the pretrained model reaches on training data. With the violation
-g = fidelity - slack the gradient of the published objective is (multiplier + damping * g) * grad g: an augmented Lagrangian.
-Where the constraint holds with room to spare, that expression turns negative and *worsens* the fidelity until the constraint
-is tight. The inequality form max(0, multiplier + damping * g) leaves such a model alone; it is the default here.
+g = fidelity - slack the gradient of the published objective is (multiplier + damping * g) * grad g: an augmented
+Lagrangian. Where the constraint holds with room to spare, that expression turns negative and *worsens* the fidelity
+until the constraint is tight. The inequality form max(0, multiplier + damping * g) leaves such a model alone; it is
+the default here.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class LagrangianConstraint(nn.Module):
         slack: Largest fidelity allowed, in the backbone's unit (lower fidelity is better). Measure it, do not guess it.
         damping: Weight of the quadratic term, at least 0.
         learning_rate: Step of the multiplier's gradient ascent, per unit of violation.
-        inequality: Clamp ``multiplier + damping * violation`` at 0 (see the module docstring). False is the published form.
+        inequality: Clamp ``multiplier + damping * violation`` at 0 (see the module docstring). False is the published
+            form.
 
     Raises:
         ValueError: If slack is not finite, or damping or learning rate is negative.

@@ -18,8 +18,8 @@ def guidance_losses(graph: CausalGraph, logits: Tensor, targets: Tensor, scales:
     * categorical: cross-entropy :math:`-\sum_k t_k \log p_k` with probability targets;
     * continuous: Gaussian :math:`(m - t)^2 / 2 s^2` with the guide's measured error s, constants left out.
 
-    The entropy of soft targets is subtracted, so that 0 is reached exactly where prediction and target agree; gradients are
-    those of the cross-entropy.
+    The entropy of soft targets is subtracted, so that 0 is reached exactly where prediction and target agree;
+    gradients are those of the cross-entropy.
 
     Args:
         graph: The causal graph.

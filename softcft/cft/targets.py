@@ -1,12 +1,13 @@
 """What the guide should see in a counterfactual image: the difference between hard and soft counterfactual fine-tuning.
 
-Algorithm 1 of the paper. Let A* be the attributes that the intervention cannot move (neither intervened on nor descendants):
+Algorithm 1 of the paper. Let A* be the attributes that the intervention cannot move (neither intervened on nor
+descendants):
 
 * attributes outside A* have their counterfactual value as target, as a label;
 * attributes in A* have their own label as target (``hard``), or the guide's prediction on the factual image (``soft``).
 
-A label asks for certainty: an image with a mild effusion (predicted at 0.65) is driven towards 1, although nobody touched the
-disease. That is attribute amplification. The soft target asks for 0.65 again.
+A label asks for certainty: an image with a mild effusion (predicted at 0.65) is driven towards 1, although nobody
+touched the disease. That is attribute amplification. The soft target asks for 0.65 again.
 """
 
 from __future__ import annotations

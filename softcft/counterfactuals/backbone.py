@@ -18,8 +18,8 @@ class BackboneOutput(BaseOutput):
 
     Attributes:
         image: Counterfactual images in [-1, 1], shape (B, C, H, W), differentiable in the model's parameters.
-        fidelity: What the constraint of fine-tuning holds: a scalar, lower is better (HVAE: NELBO in nats per dimension of the
-            factual images).
+        fidelity: What the constraint of fine-tuning holds: a scalar, lower is better (HVAE: NELBO in nats per
+            dimension of the factual images).
         latents: Abducted noise, for reuse and inspection.
     """
 

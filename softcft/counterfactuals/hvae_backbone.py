@@ -14,9 +14,9 @@ __all__ = ["HVAEBackbone"]
 class HVAEBackbone(nn.Module):
     r"""Abduction and prediction with an HVAE: one encoder, one posterior and one counterfactual decoder pass.
 
-    Abduction draws z from q(z | x, pa) and keeps the pixel residual :math:`u = (x - \mu(z, pa)) / \sigma(z, pa)`. Prediction
-    decodes the same z under the counterfactual parents: :math:`x^* = \mu(z, pa^*) + \sigma(z, pa^*) u`. With pa* = pa that
-    is x again, whatever the model has learned.
+    Abduction draws z from q(z | x, pa) and keeps the pixel residual :math:`u = (x - \mu(z, pa)) / \sigma(z, pa)`.
+    Prediction decodes the same z under the counterfactual parents: :math:`x^* = \mu(z, pa^*) + \sigma(z, pa^*) u`.
+    With pa* = pa that is x again, whatever the model has learned.
 
     Args:
         model: The image mechanism.

@@ -2,15 +2,15 @@
 
 Attributes (age, sex, race, disease = pleural effusion) and exogenous noise (anatomy, pose, expression, texture, pixels)
 are explicit, so ``render(attributes, noise)`` gives an image and ``render(other_attributes, noise)`` its *true*
-counterfactual. The causal graph is the paper's (Fig. A1): age -> disease; sex, race and disease otherwise independent; all
-of them -> image.
+counterfactual. The causal graph is the paper's (Fig. A1): age -> disease; sex, race and disease otherwise
+independent; all of them -> image.
 
 Each attribute shows through a continuous *expression*: the class shifts the mean, the noise spreads around it, and the
-classes overlap (a mild effusion looks like a healthy lung base). Without overlap a classifier would be perfect and there
-would be no attribute amplification to see.
+classes overlap (a mild effusion looks like a healthy lung base). Without overlap a classifier would be perfect and
+there would be no attribute amplification to see.
 
-What an attribute looks like here is an arbitrary pattern chosen by a programmer. The variables carry the paper's names; no
-claim about people is made or can be drawn from this data set.
+What an attribute looks like here is an arbitrary pattern chosen by a programmer. The variables carry the paper's
+names; no claim about people is made or can be drawn from this data set.
 """
 
 from __future__ import annotations
@@ -45,21 +45,20 @@ PHANTOM_GRAPH = CausalGraph(
         Variable(name="age", kind="continuous", low=18, high=92, unit="years"),
         Variable(name="sex", kind="binary", categories=("male", "female")),
         Variable(name="race", kind="categorical", categories=("White", "Asian", "Black")),
-        Variable(
-            name="disease", kind="binary", categories=("no finding", "pleural effusion"), parents=("age",)
-        ),
+        Variable(name="disease", kind="binary", categories=("no finding", "pleural effusion"), parents=("age",)),
     ]
 )
 """The paper's causal graph for MIMIC-CXR (Fig. A1)."""
 
 RACE_PROBABILITIES = (0.55, 0.18, 0.27)
-# Distance between class means in standard deviations of the expression: sets how far classes overlap, and with it the AUC
-# of a good classifier (about race 94, sex 99.6, disease 94 %, the first row of the paper's Table 1).
+# Distance between class means in standard deviations of the expression: sets how far classes overlap, and with it the
+# AUC of a good classifier (about race 94, sex 99.6, disease 94 %, the first row of the paper's Table 1).
 SEX_SEPARATION = 3.9
 RACE_SEPARATION = 2.5
 DISEASE_SEPARATION = 2.25
 AGE_SPREAD = 0.35
 SPLITS = ("train", "validation", "test")
+VERSION = 1  # of the images: raise it with any change of them, so that cached data sets are made anew
 BLOCK = 256  # images drawn from one seed
 CHUNK = 64  # images rendered at once; one float32 map of a chunk at 64x64 is 1 MiB and stays in the cache
 
@@ -94,10 +93,14 @@ class PhantomNoise:
         return len(self.side)
 
 
-def sample_noise(n: int, resolution: int, generator: torch.Generator | None = None) -> PhantomNoise:
-    """Draw the exogenous noise of ``n`` images of ``resolution`` x ``resolution`` pixels."""
+def _check_resolution(resolution: int) -> None:
     if resolution < 16:
         raise ValueError(f"resolution must be at least 16 pixels, got {resolution}.")
+
+
+def sample_noise(n: int, resolution: int, generator: torch.Generator | None = None) -> PhantomNoise:
+    """Draw the exogenous noise of ``n`` images of ``resolution`` x ``resolution`` pixels."""
+    _check_resolution(resolution)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(n, *shape, generator=generator)
@@ -273,13 +276,16 @@ def draw_block(split: str, block: int, resolution: int, seed: int) -> tuple[Tens
     Returns:
         Encoded attributes of shape (256, K) and the noise of the 256 images.
     """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {list(SPLITS)}, got {split!r}.")
     entropy = np.random.SeedSequence([seed, SPLITS.index(split), block]).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(entropy[0] >> np.uint64(1)))
     noise = sample_noise(BLOCK, resolution, generator)
     return sample_attributes(noise, generator), noise
 
 
-def _rows(split: str, n: int, resolution: int, seed: int) -> Iterator[dict[str, Any]]:
+def _rows(split: str, n: int, resolution: int, seed: int, version: int) -> Iterator[dict[str, Any]]:
+    del version  # only there to be part of the cache's key
     for block in range(-(-n // BLOCK)):
         attributes, noise = draw_block(split, block, resolution, seed)
         values = PHANTOM_GRAPH.decode(attributes)
@@ -310,6 +316,7 @@ def load_phantom(
         Splits ``train``, ``validation``, ``test`` with columns ``image`` (grey, 8 bit), ``age`` (years), ``sex``,
         ``race``, ``disease`` (category names).
     """
+    _check_resolution(resolution)
     for name, n in (("num_train", num_train), ("num_validation", num_validation), ("num_test", num_test)):
         if n < 1:
             raise ValueError(f"{name} must be at least 1, got {n}.")
@@ -320,7 +327,7 @@ def load_phantom(
                 _rows,
                 features=Features({"image": Image(), **columns}),
                 cache_dir=cache_dir,
-                gen_kwargs={"split": split, "n": n, "resolution": resolution, "seed": seed},
+                gen_kwargs={"split": split, "n": n, "resolution": resolution, "seed": seed, "version": VERSION},
             )
             for split, n in zip(SPLITS, (num_train, num_validation, num_test), strict=True)
         }

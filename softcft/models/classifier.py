@@ -1,8 +1,8 @@
 """Predicts all attributes of a causal graph from an image: one trunk, one head per variable.
 
-A classifier plays one of two parts: the *guide*, frozen, steers counterfactual fine-tuning; the *judge*, trained apart from
-it, has the last word in an evaluation. Its probabilities are calibrated (Guo et al., "On Calibration of Modern Neural
-Networks", 2017): soft targets of an over-confident guide would be hard labels again.
+A classifier plays one of two parts: the *guide*, frozen, steers counterfactual fine-tuning; the *judge*, trained
+apart from it, has the last word in an evaluation. Its probabilities are calibrated (Guo et al., "On Calibration of
+Modern Neural Networks", 2017): soft targets of an over-confident guide would be hard labels again.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
@@ -29,7 +29,8 @@ class AttributeClassifierOutput(BaseOutput):
     """Predictions for a batch of images.
 
     Attributes:
-        logits: Shape (B, K) in the graph's column order: calibrated logits of binary and categorical variables, predicted
+        logits: Shape (B, K) in the graph's column order: calibrated logits of binary and categorical variables,
+            predicted
             means in encoded units of continuous ones.
         embedding: Features before the heads, shape (B, D).
     """
@@ -38,19 +39,23 @@ class AttributeClassifierOutput(BaseOutput):
     embedding: Tensor
 
 
-class AttributeClassifier(ModelMixin, ConfigMixin):
+class AttributeClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers declares config_name twice
     """A transformers vision backbone with one linear head per variable of the graph.
 
     Args:
         graph: The causal graph as plain data (:meth:`CausalGraph.to_list`).
         backbone: Configuration of a transformers image model with a pooled output, ``model_type`` among its keys, for
             example ``{"model_type": "resnet", "num_channels": 1, "hidden_sizes": [32, 64], ...}``.
-        scales: For each variable the temperature that divides its logits (discrete) or the standard deviation of its error
+        scales: For each variable the temperature that divides its logits (discrete) or the standard deviation of its
+            error
             in encoded units (continuous). Measured by :meth:`calibrate`; 1 before.
 
     Raises:
         ValueError: If the backbone has no ``model_type``, or ``scales`` names other variables than the graph.
     """
+
+    column_scales: Tensor
+    is_continuous: Tensor
 
     @register_to_config
     def __init__(
@@ -88,7 +93,7 @@ class AttributeClassifier(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def predict(self, image: Tensor) -> Tensor:
-        """Calibrated probabilities and means, encoded: shape (B, K), comparable with ``graph.encode`` column by column."""
+        """Calibrated probabilities and means: shape (B, K), comparable column by column with ``graph.encode``."""
         return self.probabilities(self(image).logits)
 
     def probabilities(self, logits: Tensor) -> Tensor:

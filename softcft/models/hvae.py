@@ -1,7 +1,7 @@
 """A conditional hierarchical VAE as an image mechanism: the architecture of De Sousa Ribeiro et al. (ICML 2023).
 
-The encoder is a residual network whose activations at every resolution feed the posterior. The decoder climbs from 1x1 to
-full resolution through blocks that each hold a *prior*, a *posterior* and a *residual* part::
+The encoder is a residual network whose activations at every resolution feed the posterior. The decoder climbs from
+1x1 to full resolution through blocks that each hold a *prior*, a *posterior* and a *residual* part::
 
     p_loc, p_log_scale, features = prior(state)             # exogenous: state is a function of the latents above only
     q_loc, q_log_scale           = posterior(h, parents, encoder activation)
@@ -11,7 +11,8 @@ full resolution through blocks that each hold a *prior*, a *posterior* and a *re
 
 Parents are spatially constant, so they never become maps: a convolution of a constant map is a bias per sample
 (:class:`ParentBias`). The prior never sees the parents, so ``features + z_proj(z)`` of every block, here called the
-*injections*, carries over from the factual posterior pass to the counterfactual decode unchanged; only ``h`` is run again.
+*injections*, carries over from the factual posterior pass to the counterfactual decode unchanged; only ``h`` is run
+again.
 
 Likelihood and KL are in float32 whatever the compute type. Reference: "High Fidelity Image Counterfactuals with
 Probabilistic Causal Models", section 3 and appendix.
@@ -20,12 +21,14 @@ Probabilistic Causal Models", section 3 and appendix.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.torch_utils import randn_tensor
@@ -68,9 +71,9 @@ class HVAEOutput(BaseOutput):
 class ParentBias(nn.Module):
     """Convolution of spatially constant parent maps, computed without the maps.
 
-    With a 1x1 kernel it is one bias per sample and channel. With a zero-padded 3x3 kernel a constant map gives only nine
-    different outputs (corners, edges, interior), so a 3x3 canvas is convolved and its middle stretched: exact, borders
-    included.
+    With a 1x1 kernel it is one bias per sample and channel. With a zero-padded 3x3 kernel a constant map gives only
+    nine different outputs (corners, edges, interior), so a 3x3 canvas is convolved and its middle stretched: exact,
+    borders included.
     """
 
     def __init__(self, parents_dim: int, out_channels: int, kernel_size: int = 1) -> None:
@@ -90,8 +93,8 @@ class ParentBias(nn.Module):
 class ConvBlock(nn.Module):
     """Pre-activation convolutions of one or several maps and, optionally, of the parents.
 
-    ``bottleneck``: 1x1, 3x3, 3x3, 1x1 with GELU; ``light``: 3x3, 3x3 with ReLU. Several inputs are convolved one by one and
-    added, which equals convolving their concatenation.
+    ``bottleneck``: 1x1, 3x3, 3x3, 1x1 with GELU; ``light``: 3x3, 3x3 with ReLU. Several inputs are convolved one by
+    one and added, which equals convolving their concatenation.
     """
 
     def __init__(
@@ -207,7 +210,7 @@ def _kl(q_loc: Tensor, q_log_scale: Tensor, p_loc: Tensor, p_log_scale: Tensor) 
     return kl.flatten(1).sum(dim=1)
 
 
-class HVAEModel(ModelMixin, ConfigMixin):
+class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers declares config_name twice
     """Conditional hierarchical VAE with an exogenous prior and a discretised Gaussian likelihood.
 
     Args:
@@ -230,7 +233,7 @@ class HVAEModel(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["DecoderBlock", "ResidualBlock"]
+    _no_split_modules = ["DecoderBlock", "ResidualBlock"]  # type: ignore[assignment]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -264,11 +267,11 @@ class HVAEModel(ModelMixin, ConfigMixin):
             if i + 1 < len(channels):
                 rate = resolutions[i] // resolutions[i + 1]
                 blocks.append(ResidualBlock(width, width // 4, channels[i + 1], 3, block_type, downsample=rate))
-        self.encoder = nn.ModuleList(blocks)
+        self.encoder: list[ResidualBlock] = nn.ModuleList(blocks)  # type: ignore[assignment]
 
         stages = list(zip(resolutions, channels, decoder_blocks, strict=True))[::-1]
         layout = [(resolution, width) for resolution, width, count in stages for _ in range(count)]
-        self.decoder = nn.ModuleList(
+        self.decoder: list[DecoderBlock] = nn.ModuleList(  # type: ignore[assignment]
             DecoderBlock(
                 resolution,
                 width,
@@ -295,8 +298,8 @@ class HVAEModel(ModelMixin, ConfigMixin):
             if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         with torch.no_grad():
-            for block in self.encoder:
-                block.block.last.weight.mul_(math.sqrt(1 / len(self.encoder)))
+            for encoder_block in self.encoder:
+                encoder_block.block.last.weight.mul_(math.sqrt(1 / len(self.encoder)))
             for block in self.decoder:
                 block.prior.last.weight.zero_()
                 for layer in (block.z_proj, block.z_parents.conv, block.conv.block.last):
@@ -304,14 +307,15 @@ class HVAEModel(ModelMixin, ConfigMixin):
 
     # ---- the two halves -----------------------------------------------------------------------------------------
 
-    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+    def _run(self, block: Callable[..., Any], *inputs: Tensor) -> Any:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *inputs)
         return block(*inputs)
 
     def _encode(self, image: Tensor) -> dict[int, Tensor]:
         """Encoder activations by resolution: the last one at each."""
-        h = self.stem(F.pixel_unshuffle(image, self.config.patch_size).to(memory_format=torch.channels_last))
+        patches = F.pixel_unshuffle(image.to(self.dtype), self.config["patch_size"])
+        h = self.stem(patches.to(memory_format=torch.channels_last))
         activations = {h.shape[-1]: h}
         for block in self.encoder:
             h = self._run(block, h)
@@ -320,7 +324,7 @@ class HVAEModel(ModelMixin, ConfigMixin):
 
     def _lift(self, h: Tensor | None, resolution: int, batch_size: int) -> Tensor:
         """Bring a state to a resolution: nearest upsampling plus the learned bias; from nothing at the start."""
-        bias = self.biases[str(resolution)] if str(resolution) in self.biases else None
+        bias = self.biases.get(str(resolution))
         if h is None:
             assert bias is not None
             return bias.expand(batch_size, -1, -1, -1).contiguous(memory_format=torch.channels_last)
@@ -332,7 +336,7 @@ class HVAEModel(ModelMixin, ConfigMixin):
     def _likelihood(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log scale of the pixels, float32 of shape (B, C, H, W)."""
         loc, log_scale = (
-            F.pixel_shuffle(head(h).float().contiguous(), self.config.patch_size)
+            F.pixel_shuffle(head(h).float().contiguous(), self.config["patch_size"])
             for head in (self.x_loc, self.x_log_scale)
         )
         return loc, log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
@@ -407,7 +411,7 @@ class HVAEModel(ModelMixin, ConfigMixin):
         nll = -discretised_gaussian_log_prob(image, loc, log_scale).flatten(1).mean(dim=1)
         kl = kl / image[0].numel()
         output = HVAEOutput(
-            nelbo=nll + self.config.beta * kl,
+            nelbo=nll + self.config["beta"] * kl,
             nll=nll,
             kl=kl,
             loc=loc,
@@ -418,7 +422,7 @@ class HVAEModel(ModelMixin, ConfigMixin):
         return output if return_dict else output.to_tuple()
 
     def _check_inputs(self, image: Tensor, parents: Tensor) -> None:
-        size = (self.config.in_channels, self.config.sample_size, self.config.sample_size)
+        size = (self.config["in_channels"], self.config["sample_size"], self.config["sample_size"])
         if image.ndim != 4 or tuple(image.shape[1:]) != size:
             raise ValueError(f"image must have shape (B, {', '.join(map(str, size))}), got {tuple(image.shape)}.")
         if tuple(parents.shape) != (len(image), self.causal_graph.width):
@@ -427,7 +431,7 @@ class HVAEModel(ModelMixin, ConfigMixin):
             )
 
 
-def _check_config(
+def _check_config(  # noqa: C901  (one check per argument)
     sample_size: int,
     patch_size: int,
     resolutions: list[int],
@@ -452,7 +456,7 @@ def _check_config(
         )
     if resolutions[-1] != 1:
         raise ValueError(f"resolutions must end at 1, got {resolutions}.")
-    for large, small in zip(resolutions, resolutions[1:], strict=False):
+    for large, small in pairwise(resolutions):
         if large <= small or large % small:
             raise ValueError(f"Each entry of resolutions must divide the one before, got {resolutions}.")
     if any(width < 4 or width % 4 for width in channels):

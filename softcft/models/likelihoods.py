@@ -1,8 +1,9 @@
 """The discretised Gaussian: the likelihood of 8-bit pixels under a normal density, in log space.
 
-A pixel takes 256 values; in [-1, 1] they are 2/255 apart. Its probability is the normal mass of its bin, and of the whole
-tail for the two end values. Working in log space, with the tail expansion of the normal distribution function far from the
-mean, keeps the gradient alive however wrong the prediction is: it grows linearly with the error, as that of a density does.
+A pixel takes 256 values; in [-1, 1] they are 2/255 apart. Its probability is the normal mass of its bin, and of the
+whole tail for the two end values. Working in log space, with the tail expansion of the normal distribution function
+far from the mean, keeps the gradient alive however wrong the prediction is: it grows linearly with the error, as that
+of a density does.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ def discretised_gaussian_log_prob(image: Tensor, loc: Tensor, log_scale: Tensor)
     centred = image - loc
     upper = (centred + HALF_BIN) * inverse_scale
     lower = (centred - HALF_BIN) * inverse_scale
-    # By symmetry mirror every bin to the left of the mean, where the distribution function keeps its relative precision.
-    # The end bins reach to infinity, so that only their inner edge counts; the rightmost is mirrored whatever its place.
+    # By symmetry mirror every bin to the left of the mean, where the distribution function keeps its relative
+    # precision. The end bins reach to infinity, so that only their inner edge counts; the rightmost is mirrored
+    # whatever its place.
     leftmost, rightmost = image < -0.999, image > 0.999
     mirror = ((centred > 0) & ~leftmost) | rightmost
     near = torch.where(mirror, -lower, upper)

@@ -33,11 +33,11 @@ class CFTConfig:
         ValueError: If a value is out of range. The message names the flag.
     """
 
-    cft: Literal["hard", "soft"] = field(
+    cft: Literal["none", "hard", "soft"] = field(
         default="soft",
         metadata={
             "help": "Target for attributes that the intervention must not move: their label (hard), or the guide's "
-            "prediction on the factual image (soft, the paper's contribution)."
+            "prediction on the factual image (soft, the paper's contribution). none: no fine-tuning."
         },
     )
     damping: float = field(
@@ -59,8 +59,8 @@ class CFTConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.cft not in ("hard", "soft"):
-            raise ValueError(f"--cft must be 'hard' or 'soft', got {self.cft!r}.")
+        if self.cft not in ("none", "hard", "soft"):
+            raise ValueError(f"--cft must be 'none', 'hard' or 'soft', got {self.cft!r}.")
         if self.constraint not in ("inequality", "published"):
             raise ValueError(f"--constraint must be 'inequality' or 'published', got {self.constraint!r}.")
         for name in ("damping", "multiplier_learning_rate"):
@@ -82,7 +82,7 @@ class CFTTrainer:
         cft: Settings of the fine-tuning.
 
     Raises:
-        ValueError: If the backbone is no module, or mechanisms and guide have different graphs.
+        ValueError: If ``cft.cft`` is none, the backbone is no module, or mechanisms and guide have different graphs.
     """
 
     def __init__(
@@ -93,6 +93,8 @@ class CFTTrainer:
         config: TrainingConfig,
         cft: CFTConfig,
     ) -> None:
+        if cft.cft == "none":
+            raise ValueError("--cft none asks for no fine-tuning; use the pretrained model as it is.")
         constraint = LagrangianConstraint(
             slack=0.0,
             damping=cft.damping,
@@ -112,7 +114,7 @@ class CFTTrainer:
 
     @torch.no_grad()
     def measure_fidelity(self, dataset: Dataset[Any]) -> float:
-        """Mean fidelity of the model as it is on the first ``slack_images`` images, at the precision of the training."""
+        """Mean fidelity of the model as it is on the first ``slack_images`` images, in the training's precision."""
         accelerator = Accelerator(mixed_precision=self.config.mixed_precision)
         self.objective.to(accelerator.device)
         size = min(self.cft.slack_images, len(dataset))  # type: ignore[arg-type]

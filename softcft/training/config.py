@@ -5,7 +5,7 @@ that all of them read, and the ``graph`` as a list of variables:
 
 .. code-block:: yaml
 
-    data: {resolution: 32}
+    data: {sample_size: 32}
     graph:
       - {name: age, kind: continuous, low: 20, high: 90, unit: years}
     hvae:
@@ -38,7 +38,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-__all__ = ["SECTIONS", "TrainingConfig", "parse_config"]
+__all__ = ["SECTIONS", "TrainingConfig", "parse_config", "save_config"]
 
 SECTIONS = ("data", "graph", "scm", "guide", "judge", "hvae", "cft", "evaluate")
 """The sections that a YAML file may have."""
@@ -237,6 +237,12 @@ def parse_config(
             only_data = key in config["data"] and key not in config[section]
             config["data" if only_data else section][key] = value
     return config, *instances
+
+
+def save_config(config: Mapping[str, Any], output_dir: str | Path) -> None:
+    """Write resolved settings as ``config.yaml`` into a folder; passed as ``--config`` they repeat the run."""
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    Path(output_dir, "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

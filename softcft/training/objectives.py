@@ -1,4 +1,4 @@
-"""What each model is trained on: modules that turn a batch into a loss, to be run by :func:`softcft.training.loop.train`."""
+"""What each model is trained on: modules that turn a batch into a loss, run by :func:`softcft.training.loop.train`."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class SCMObjective(nn.Module):
 class ClassifierObjective(nn.Module):
     """Maximum likelihood of all attributes given the image, in nats per image, summed over variables.
 
-    A continuous variable's likelihood is normal with the scale that fits the batch best, which makes its loss half the log
-    of the mean squared error: no weight has to be chosen to balance years against classes.
+    A continuous variable's likelihood is normal with the scale that fits the batch best, which makes its loss half
+    the log of the mean squared error: no weight has to be chosen to balance years against classes.
     """
 
     def __init__(self, classifier: AttributeClassifier) -> None:
@@ -65,7 +65,7 @@ class HVAEObjective(nn.Module):
 
 
 class CFTObjective(nn.Module):
-    """Counterfactual fine-tuning: minimise the guidance loss while fidelity stays at the pretrained level (Algorithm 1).
+    """Counterfactual fine-tuning (Algorithm 1): minimise the guidance loss, hold fidelity at the pretrained level.
 
     Args:
         backbone: The image mechanism to fine-tune, a module that satisfies

@@ -1,0 +1,93 @@
+"""Train a classifier that predicts all attributes from an image, and calibrate it on validation data.
+
+    accelerate launch recipes/train_classifier.py --role guide --config recipes/configs/phantom.yaml
+    accelerate launch recipes/train_classifier.py --role judge --config recipes/configs/phantom.yaml
+
+The guide steers counterfactual fine-tuning, the judge evaluates it. They should share nothing: the configs give them
+other seeds, other architectures and other halves of the training data. Reads the sections data, graph and that of the
+role. Writes the AttributeClassifier into --output_dir.
+"""
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader, Subset
+
+from softcft import AttributeClassifier, CausalGraph
+from softcft.data.schema import ImageAttributeDataset
+from softcft.data.sources import DataConfig, load_data
+from softcft.evaluation.effectiveness import variable_metric
+from softcft.training.config import TrainingConfig, parse_config, save_config
+from softcft.training.loop import train
+from softcft.training.objectives import ClassifierObjective
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
+
+
+@dataclass(kw_only=True)
+class ClassifierConfig:
+    """Settings of a classifier beside those of the training loop."""
+
+    half: Literal["even", "odd", "all"] = field(
+        default="all", metadata={"help": "Which rows of the training data to learn from."}
+    )
+
+    def rows(self, n: int) -> range:
+        """The chosen ones of ``n`` rows."""
+        return {"even": range(0, n, 2), "odd": range(1, n, 2), "all": range(n)}[self.half]
+
+
+@torch.no_grad()
+def predict(classifier: AttributeClassifier, dataset: ImageAttributeDataset) -> torch.Tensor:
+    """Logits of all images, shape (N, K)."""
+    batches = DataLoader(dataset, batch_size=256)
+    return torch.cat([classifier(batch["image"].to(classifier.device)).logits for batch in batches])
+
+
+def main() -> None:
+    """Run the recipe; see the module's docstring."""
+    role_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    role_parser.add_argument("--role", choices=["guide", "judge"], default="guide")
+    role, argv = role_parser.parse_known_args()
+    config, data, training, classifier_config = parse_config(
+        role.role,
+        DataConfig,
+        TrainingConfig,
+        ClassifierConfig,
+        default_config=DEFAULT_CONFIG,
+        description=__doc__,
+        argv=argv,
+    )
+    graph = CausalGraph(config["graph"])
+    with PartialState().main_process_first():  # the others find the data in the cache
+        splits = load_data(data, graph)
+    train_images = ImageAttributeDataset(splits["train"], graph, data.sample_size)
+    validation_images = ImageAttributeDataset(splits["validation"], graph, data.sample_size)
+
+    set_seed(training.seed)
+    classifier = AttributeClassifier(graph=graph.to_list(), **config[role.role]["model"])
+    rows = Subset(train_images, classifier_config.rows(len(train_images)))
+    train(ClassifierObjective(classifier), rows, training, name=role.role)
+    if PartialState().is_main_process:
+        labels = validation_images.parents.to(classifier.device)
+        classifier.eval().calibrate(predict(classifier, validation_images), labels)
+        classifier.save_pretrained(training.output_dir)
+        save_config(config, training.output_dir)
+        predictions = classifier.probabilities(predict(classifier, validation_images))
+        print(f"The {role.role} on validation data:")
+        for variable in graph.variables:
+            columns = graph.slices[variable.name]
+            metric, value = variable_metric(variable, predictions[:, columns], labels[:, columns])
+            unit = variable.unit if metric == "mae" else "%"
+            scale = classifier.config.scales[variable.name]
+            print(f"  {variable.name:12s} {metric.upper()} {value:.4g} {unit}, scale {scale:.3g}")
+        print(f"Saved to {training.output_dir}")
+
+
+if __name__ == "__main__":
+    main()
