@@ -65,14 +65,13 @@ CHUNK = 64  # images rendered at once; one float32 map of a chunk at 64x64 is 1 
 
 @dataclass
 class PhantomNoise:
-    """Exogenous noise of a batch of images. Everything is standard normal, but for ``side``.
+    """Exogenous noise of a batch of images. Everything is standard normal, but for ``disease``.
 
     Attributes:
         disease: Noise of the mechanism age -> disease, logistic, shape (B,).
         anatomy: Body, lungs, heart, diaphragm, ribs, shape (B, 8).
         pose: Shift, lean, zoom, exposure, shape (B, 5).
         expression: How strongly age, sex, race (two numbers) and disease show, given their values, shape (B, 5).
-        side: Side of a possible effusion, -1 (left in the image) or 1, shape (B,).
         texture: Coarse random fields of soft tissue and vessels, shape (B, 2, 24, 24).
         pixels: Detector noise, shape (B, R, R); its size is the resolution of the image.
     """
@@ -81,7 +80,6 @@ class PhantomNoise:
     anatomy: Tensor
     pose: Tensor
     expression: Tensor
-    side: Tensor
     texture: Tensor
     pixels: Tensor
 
@@ -90,7 +88,7 @@ class PhantomNoise:
         return PhantomNoise(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     def __len__(self) -> int:
-        return len(self.side)
+        return len(self.disease)
 
 
 def _check_resolution(resolution: int) -> None:
@@ -105,13 +103,12 @@ def sample_noise(n: int, resolution: int, generator: torch.Generator | None = No
     def normal(*shape: int) -> Tensor:
         return torch.randn(n, *shape, generator=generator)
 
-    uniform = torch.rand(n, 2, generator=generator).clamp(1e-6, 1 - 1e-6)
+    uniform = torch.rand(n, generator=generator).clamp(1e-6, 1 - 1e-6)
     return PhantomNoise(
-        disease=torch.logit(uniform[:, 0]),
+        disease=torch.logit(uniform),
         anatomy=normal(8),
         pose=normal(5),
         expression=normal(5),
-        side=torch.where(uniform[:, 1] < 0.5, -1.0, 1.0),
         texture=normal(2, 24, 24),
         pixels=normal(resolution, resolution),
     )
@@ -194,7 +191,6 @@ def _render_chunk(attributes: Tensor, noise: PhantomNoise) -> Tensor:
         a[:, None, None] for a in noise.anatomy.unbind(1)
     )
     shift_x, shift_y, lean, zoom, exposure = (p[:, None, None] for p in noise.pose.unbind(1))
-    side = noise.side[:, None, None]
 
     # Pose: y depends on the row only, so that whatever depends on y alone costs one column and not one map.
     ticks = (torch.arange(size) + 0.5) / size * 2 - 1
@@ -216,10 +212,11 @@ def _render_chunk(attributes: Tensor, noise: PhantomNoise) -> Tensor:
     cavity = _edge(outer - ax, 0.022) * _edge(ax - inner, 0.03)
     lung = cavity * _edge(dome_height - y, 0.022)
 
-    # Pleural effusion: fluid stands on the diaphragm of one side and climbs the outer wall (meniscus).
+    # Pleural effusion: fluid stands on the diaphragm of the right lung, at the left in the image, and climbs the outer
+    # wall (meniscus).
     amount = 0.20 * F.softplus(1.6 * (disease + 0.35)) / 1.6
     surface = 0.60 - amount * (0.65 + 1.6 * (ax - 0.22).clamp_min(0).square() / 0.2)
-    fluid = cavity * _edge(y - surface, 0.03) * _edge(side * x, 0.02) * _edge(0.95 - y, 0.05)
+    fluid = cavity * _edge(y - surface, 0.03) * _edge(-x, 0.02) * _edge(0.95 - y, 0.05)
     air = lung * (1 - 0.92 * fluid)
 
     # Mediastinum, heart, great vessels; the aortic knob and the heart grow with age.

@@ -253,9 +253,17 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
         beta: float = 1.0,
     ) -> None:
         super().__init__()
-        _check_config(
-            sample_size, patch_size, resolutions, channels, encoder_blocks, decoder_blocks, z_dim, block_type, beta
-        )
+        # Without a bias at 1x1 the decoder would start from nothing, without a latent there would be no abduction.
+        for name, value in {
+            "in_channels": in_channels,
+            "patch_size": patch_size,
+            "z_dim": z_dim,
+            "z_max_resolution": z_max_resolution,
+            "bias_max_resolution": bias_max_resolution,
+        }.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        _check_config(sample_size, patch_size, resolutions, channels, encoder_blocks, decoder_blocks, block_type, beta)
         self.causal_graph = CausalGraph(graph)
         parents_dim = self.causal_graph.width
         patch_channels = in_channels * patch_size**2
@@ -438,7 +446,6 @@ def _check_config(  # noqa: C901  (one check per argument)
     channels: list[int],
     encoder_blocks: list[int],
     decoder_blocks: list[int],
-    z_dim: int,
     block_type: str,
     beta: float,
 ) -> None:
@@ -463,8 +470,6 @@ def _check_config(  # noqa: C901  (one check per argument)
         raise ValueError(f"channels must be multiples of 4, got {channels}.")
     if min(encoder_blocks) < 0 or min(decoder_blocks) < 1:
         raise ValueError(f"Need encoder_blocks >= 0 and decoder_blocks >= 1, got {encoder_blocks}, {decoder_blocks}.")
-    if z_dim < 1 or patch_size < 1:
-        raise ValueError(f"z_dim and patch_size must be at least 1, got {z_dim} and {patch_size}.")
     if block_type not in ("bottleneck", "light"):
         raise ValueError(f"block_type must be 'bottleneck' or 'light', got {block_type!r}.")
     if not beta > 0:

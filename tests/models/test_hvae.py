@@ -1,0 +1,428 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
+from torch.nn import functional as F
+
+from softcft.models.hvae import ConvBlock, HVAEModel, ParentBias, _kl
+
+GRAPH = [
+    {"name": "age", "kind": "continuous", "low": 20, "high": 90},
+    {"name": "site", "kind": "categorical", "categories": ["x", "y", "z"]},
+    {"name": "ill", "kind": "binary", "categories": ["no", "yes"], "parents": ["age"]},
+]
+WIDTH = 5
+TINY: dict[str, Any] = {
+    "sample_size": 16,
+    "resolutions": [16, 8, 4, 2, 1],
+    "channels": [8, 8, 16, 16, 16],
+    "encoder_blocks": [1, 1, 1, 1, 1],
+    "decoder_blocks": [1, 2, 1, 1, 1],
+    "z_dim": 3,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "bottleneck": {},
+    "light": {"block_type": "light"},
+    "patches": {
+        "patch_size": 4,
+        "in_channels": 2,
+        "resolutions": [4, 1],
+        "channels": [16, 16],
+        "encoder_blocks": [2, 0],
+        "decoder_blocks": [2, 1],
+    },
+    "few latents, few biases": {"z_max_resolution": 4, "bias_max_resolution": 2, "beta": 3.0},
+}
+variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def build(**config: Any) -> HVAEModel:
+    torch.manual_seed(0)
+    return HVAEModel(GRAPH, **{**TINY, **config})
+
+
+def perturbed(scale: float = 0.1, **config: Any) -> HVAEModel:
+    """A model in which nothing is zero any more, so that everything has an effect."""
+    model, generator = build(**config), seeded(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def batch(model: HVAEModel, n: int = 4, seed: int = 2) -> tuple[Tensor, Tensor]:
+    generator = seeded(seed)
+    size = model.config.sample_size
+    image = torch.randint(256, (n, model.config.in_channels, size, size), generator=generator) / 127.5 - 1
+    return image, random_parents(n, generator)
+
+
+def random_parents(n: int, generator: torch.Generator) -> Tensor:
+    age = 2 * torch.rand(n, 1, generator=generator) - 1
+    site = F.one_hot(torch.randint(3, (n,), generator=generator), 3).float()
+    return torch.cat([age, site, torch.randint(2, (n, 1), generator=generator).float()], dim=1)
+
+
+# ---- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def test_kl_is_that_of_torch_distributions() -> None:
+    q_loc, q_log_scale, p_loc, p_log_scale = torch.randn(4, 3, 2, 4, 4, generator=seeded()).unbind()
+    expected = kl_divergence(Normal(q_loc, q_log_scale.exp()), Normal(p_loc, p_log_scale.exp())).sum(dim=(1, 2, 3))
+    torch.testing.assert_close(_kl(q_loc, q_log_scale, p_loc, p_log_scale), expected)
+    assert (expected > 0).all()
+    assert (_kl(q_loc, q_log_scale, q_loc, q_log_scale) == 0).all()
+
+
+@pytest.mark.parametrize("resolution", [3, 4, 8, 16])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_parent_bias_is_a_convolution_of_constant_maps(kernel_size: int, resolution: int) -> None:
+    bias = ParentBias(WIDTH, 6, kernel_size)
+    parents = torch.randn(2, WIDTH, generator=seeded())
+    expected = bias.conv(parents[:, :, None, None].expand(-1, -1, resolution, resolution))
+    torch.testing.assert_close(bias(parents, resolution).expand_as(expected), expected)
+    if kernel_size == 3:  # the border differs, or this test would not see it
+        assert (expected[:, :, 0] - expected[:, :, 1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("block_type", ["light", "bottleneck"])
+@pytest.mark.parametrize(("kernel_size", "resolution"), [(1, 1), (1, 2), (3, 4), (3, 7)])
+def test_several_inputs_equal_their_concatenation(block_type: str, kernel_size: int, resolution: int) -> None:
+    block = ConvBlock([4, 6], 8, 5, kernel_size, block_type, parents_dim=WIDTH)
+    assert block.parents is not None
+    generator = seeded()
+    maps = [torch.randn(2, c, resolution, resolution, generator=generator) for c in (4, 6)]
+    parents = torch.randn(2, WIDTH, generator=generator)
+
+    activation = F.relu if block_type == "light" else F.gelu
+    convolutions = [*block.inputs, block.parents.conv]
+    first = nn.Conv2d(4 + 6 + WIDTH, 8, convolutions[0].kernel_size, padding=convolutions[0].padding)
+    first.weight.data = torch.cat([conv.weight for conv in convolutions], dim=1)
+    first.bias.data = block.inputs[0].bias
+    layers = [first, *block.middle, block.last]
+    assert len(layers) == (2 if block_type == "light" else 4)
+    h = torch.cat([*maps, parents[:, :, None, None].expand(-1, -1, resolution, resolution)], dim=1)
+    for layer in layers:
+        h = layer(activation(h))
+    torch.testing.assert_close(block(*maps, parents=parents), h)
+
+
+@pytest.mark.parametrize("block_type", ["light", "bottleneck"])
+def test_posteriors_below_three_pixels_see_no_border(block_type: str) -> None:
+    kernels = {b.resolution: b.posterior.parents.conv.kernel_size[0] for b in build(block_type=block_type).decoder}
+    inner = 3 if block_type == "light" else 1
+    assert kernels == {1: 1, 2: 1, 4: inner, 8: inner, 16: inner}
+
+
+def test_prior_starts_as_a_standard_normal() -> None:
+    for block in build().decoder:
+        channels = block.prior.inputs[0].in_channels
+        state = torch.randn(2, channels, block.resolution, block.resolution, generator=seeded())
+        loc, log_scale, features = block.run_prior(state)
+        assert loc.shape == (2, 3, block.resolution, block.resolution)
+        assert (loc == 0).all()
+        assert (log_scale == 0).all()
+        assert (features == 0).all()
+
+
+# ---- the bound -------------------------------------------------------------------------------------------------------
+
+
+@variants
+@pytest.mark.parametrize("make", [build, perturbed])
+def test_bound_is_finite_and_adds_up(make: Any, variant: dict[str, Any]) -> None:
+    model = make(**variant)
+    image, parents = batch(model)
+    output = model(image, parents)
+    assert output.nelbo.shape == output.nll.shape == output.kl.shape == (4,)
+    assert output.loc.shape == output.log_scale.shape == image.shape
+    assert output.nelbo.isfinite().all()
+    assert (output.kl > 0).all()
+    torch.testing.assert_close(output.nelbo, output.nll + model.config.beta * output.kl)
+
+
+@variants
+def test_kl_sums_the_stochastic_blocks(variant: dict[str, Any]) -> None:
+    model = perturbed(**variant)
+    image, parents = batch(model)
+    total = torch.zeros(4)
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def keep_prior(block: Any) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            loc, log_scale, _ = output.split([block.z_dim, block.z_dim, output.shape[1] - 2 * block.z_dim], dim=1)
+            seen[id(block)] = (loc, log_scale)
+
+        return hook
+
+    def add_kl(block: Any) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            nonlocal total
+            p_loc, p_log_scale = seen[id(block)]
+            q_loc, q_log_scale = output.chunk(2, dim=1)
+            divergence = kl_divergence(Normal(q_loc, q_log_scale.exp()), Normal(p_loc, p_log_scale.exp()))
+            total = total + divergence.sum(dim=(1, 2, 3))
+
+        return hook
+
+    for block in model.decoder:
+        block.prior.register_forward_hook(keep_prior(block))
+        if block.posterior is not None:
+            block.posterior.register_forward_hook(add_kl(block))
+    output = model(image, parents)
+    torch.testing.assert_close(output.kl, total / image[0].numel())
+
+
+@variants
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_parameter_gets_a_gradient(checkpointing: bool, variant: dict[str, Any]) -> None:
+    model = perturbed(**variant).train()
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    model(*batch(model, n=8)).nelbo.mean().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+    assert [n for n, p in model.named_parameters() if (p.grad == 0).all()] == []
+
+
+@variants
+def test_every_parameter_takes_part_from_the_first_step(variant: dict[str, Any]) -> None:
+    # Distributed training waits for the gradient of each of them.
+    model = build(**variant)
+    model(*batch(model)).nelbo.mean().backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    gradients, calls = [], 0
+    for checkpointing in (False, True):
+        model = perturbed(0.05).train()
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+            checkpoint = model._gradient_checkpointing_func
+
+            def counting(*args: Any, checkpoint: Any = checkpoint) -> Any:
+                nonlocal calls
+                calls += 1
+                return checkpoint(*args)
+
+            model._gradient_checkpointing_func = counting
+        loss = model(*batch(model), generator=seeded(7)).nelbo.mean()
+        loss.backward()
+        gradients.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
+    assert calls == len(model.encoder) + 3 * len(model.decoder)
+
+
+# ---- latents and decoding --------------------------------------------------------------------------------------------
+
+
+@variants
+@torch.no_grad()
+def test_decoding_under_the_factual_parents_is_the_posterior_pass(variant: dict[str, Any]) -> None:
+    model = perturbed(**variant)
+    image, parents = batch(model)
+    output = model(image, parents)
+    loc, log_scale = model.decode(output.injections, parents)
+    torch.testing.assert_close(loc, output.loc, rtol=0, atol=1e-6)
+    torch.testing.assert_close(log_scale, output.log_scale, rtol=0, atol=1e-6)
+    other, _ = model.decode(output.injections, random_parents(4, seeded(9)))
+    assert (other - loc).flatten(1).abs().amax(dim=1).min() > 1e-4
+
+
+@variants
+@torch.no_grad()
+def test_samples_from_the_prior(variant: dict[str, Any]) -> None:
+    model = perturbed(**variant)
+    injections = model.sample_injections(3, generator=seeded())
+    assert [i.shape for i in injections] == [
+        (3, block.z_proj.out_channels, block.resolution, block.resolution) for block in model.decoder
+    ]
+    loc, log_scale = model.decode(injections, random_parents(3, seeded()))
+    assert loc.shape == log_scale.shape == (3, model.config.in_channels, 16, 16)
+    torch.testing.assert_close(injections, model.sample_injections(3, generator=seeded()), rtol=0, atol=0)
+    assert not torch.allclose(injections[0], model.sample_injections(3, generator=seeded(1))[0])
+    assert not torch.allclose(loc[0], loc[1])
+
+
+@torch.no_grad()
+def test_samples_follow_the_prior_of_the_first_block() -> None:
+    model = perturbed()
+    first = model.decoder[0]
+    loc, log_scale, features = first.run_prior(model.biases["1"])
+    expected = features + first.z_proj(loc)
+    spread = (first.z_proj.weight[:, :, 0, 0].square() @ (2 * log_scale[0, :, 0, 0]).exp()).sqrt()
+    drawn = model.sample_injections(4000, generator=seeded())[0][:, :, 0, 0]
+    torch.testing.assert_close(drawn.mean(dim=0), expected[0, :, 0, 0], rtol=0, atol=float(4 * spread.max() / 63))
+    torch.testing.assert_close(drawn.std(dim=0), spread, rtol=0.06, atol=0)
+
+
+@torch.no_grad()
+def test_only_blocks_up_to_the_maximal_resolution_are_stochastic() -> None:
+    model = perturbed(z_max_resolution=4)
+    output = model(*batch(model))
+    assert [z.shape for z in output.latents] == [(4, 3, 1, 1), (4, 3, 2, 2), (4, 3, 4, 4)]
+    assert [i.shape[-1] for i in output.injections] == [1, 2, 4, 8, 8, 16]
+
+
+@torch.no_grad()
+def test_generator_makes_the_draw_reproducible() -> None:
+    model = perturbed()
+    image, parents = batch(model)
+    first, again, other = (model(image, parents, generator=seeded(s)) for s in (3, 3, 4))
+    torch.testing.assert_close(first.latents, again.latents, rtol=0, atol=0)
+    assert torch.equal(first.nelbo, again.nelbo)
+    assert not torch.allclose(first.latents[0], other.latents[0])
+
+
+@variants
+@torch.no_grad()
+def test_one_generator_per_image_makes_a_batch_of_single_calls(variant: dict[str, Any]) -> None:
+    model = perturbed(**variant)
+    image, parents = batch(model)
+    together = model(image, parents, generator=[seeded(s) for s in range(4)])
+    for i in range(4):
+        alone = model(image[i : i + 1], parents[i : i + 1], generator=seeded(i))
+        torch.testing.assert_close(together.nelbo[i : i + 1], alone.nelbo, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(together.loc[i : i + 1], alone.loc, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_plain_tuple_has_the_bound_first() -> None:
+    model = perturbed()
+    image, parents = batch(model)
+    output = model(image, parents, generator=seeded())
+    plain = model(image, parents, generator=seeded(), return_dict=False)
+    assert torch.equal(plain[0], output.nelbo)
+    assert len(plain) == 7
+
+
+# ---- sizes and types -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+@pytest.mark.parametrize("block_type", ["light", "bottleneck"])
+@torch.no_grad()
+def test_patches_fold_into_channels(block_type: str, patch_size: int) -> None:
+    side = 16 // patch_size
+    model = perturbed(
+        in_channels=3,
+        patch_size=patch_size,
+        block_type=block_type,
+        resolutions=[side, 2, 1],
+        channels=[8, 8, 8],
+        encoder_blocks=[1, 1, 1],
+        decoder_blocks=[1, 1, 1],
+    )
+    image, parents = batch(model)
+    output = model(image, parents)
+    assert output.loc.shape == output.log_scale.shape == (4, 3, 16, 16)
+    assert [z.shape[-1] for z in output.latents] == [1, 2, side]
+    assert model.stem.in_channels == 3 * patch_size**2
+
+
+@torch.no_grad()
+def test_pixels_keep_their_place_through_patches() -> None:
+    # A 7x7 stem sees three patches around: a change in one corner cannot reach the far corner's activation.
+    model = perturbed(patch_size=2, resolutions=[8, 1], channels=[8, 8], encoder_blocks=[0, 0], decoder_blocks=[1, 1])
+    image, _ = batch(model)
+    moved = image.clone()
+    moved[:, :, 0, 0] += 1
+    difference = (model._encode(image)[8] - model._encode(moved)[8]).abs().amax(dim=(0, 1))
+    assert (difference[:4, :4] > 0).all()
+    assert (difference[4:] == 0).all()
+    assert (difference[:, 4:] == 0).all()
+
+
+@torch.no_grad()
+def test_bfloat16_stays_close_to_float32() -> None:
+    model = perturbed(0.03)
+    image, parents = batch(model)
+    exact = model(image, parents, generator=seeded())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = model(image, parents, generator=seeded())
+    for value in (mixed.nelbo, mixed.nll, mixed.kl, mixed.loc, mixed.log_scale):
+        assert value.dtype == torch.float32
+        assert value.isfinite().all()
+    torch.testing.assert_close(mixed.nelbo, exact.nelbo, rtol=0.02, atol=0)
+    torch.testing.assert_close(mixed.loc, exact.loc, rtol=0, atol=0.05)
+
+
+@torch.no_grad()
+def test_weights_in_bfloat16() -> None:
+    model = perturbed(0.03)
+    image, parents = batch(model)
+    exact = model(image, parents, generator=seeded())
+    half = model.to(torch.bfloat16)(image, parents, generator=seeded())
+    torch.testing.assert_close(half.nelbo, exact.nelbo, rtol=0.03, atol=0)
+
+
+# ---- saving ----------------------------------------------------------------------------------------------------------
+
+
+@variants
+@torch.no_grad()
+def test_saved_and_loaded_is_the_same_model(tmp_path: Path, variant: dict[str, Any]) -> None:
+    model = perturbed(**variant).eval()
+    model.save_pretrained(tmp_path)
+    loaded = HVAEModel.from_pretrained(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert loaded.causal_graph == model.causal_graph
+    public = [{k: v for k, v in m.config.items() if not k.startswith("_")} for m in (model, loaded)]
+    assert public[0] == public[1]
+    assert model.state_dict().keys() == loaded.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    image, parents = batch(model)
+    first, second = (m(image, parents, generator=seeded()) for m in (model, loaded))
+    assert torch.equal(first.nelbo, second.nelbo)
+    assert torch.equal(first.loc, second.loc)
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"channels": [8, 8]}, "One entry per resolution"),
+        ({"encoder_blocks": [1]}, "One entry per resolution"),
+        ({"sample_size": 32}, r"resolutions\[0\] must be sample_size / patch_size = 32/1, got 16"),
+        ({"patch_size": 2}, r"resolutions\[0\] must be sample_size / patch_size = 16/2, got 16"),
+        ({"resolutions": [16, 8, 4, 3, 2]}, r"must end at 1, got \[16, 8, 4, 3, 2\]"),
+        ({"resolutions": [16, 8, 3, 2, 1]}, r"must divide the one before, got \[16, 8, 3, 2, 1\]"),
+        ({"resolutions": [16, 8, 8, 2, 1]}, "must divide the one before"),
+        ({"channels": [8, 8, 16, 16, 18]}, r"multiples of 4, got \[8, 8, 16, 16, 18\]"),
+        ({"channels": [0, 8, 16, 16, 16]}, "multiples of 4"),
+        ({"encoder_blocks": [1, 1, -1, 1, 1]}, "encoder_blocks >= 0"),
+        ({"decoder_blocks": [1, 1, 0, 1, 1]}, "decoder_blocks >= 1"),
+        ({"z_dim": 0}, "z_dim must be at least 1, got 0"),
+        ({"block_type": "heavy"}, "'bottleneck' or 'light', got 'heavy'"),
+        ({"beta": 0.0}, "beta must be positive, got 0"),
+        ({"beta": float("nan")}, "beta must be positive, got nan"),
+        ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
+        ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
+        ({"z_max_resolution": 0}, "z_max_resolution must be at least 1, got 0"),
+        ({"bias_max_resolution": 0}, "bias_max_resolution must be at least 1, got 0"),
+    ],
+)
+def test_wrong_config(config: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        build(**config)
+
+
+def test_wrong_shapes() -> None:
+    model = build()
+    image, parents = batch(model)
+    for wrong in (image[0], image[:, :, :8], image.repeat(1, 3, 1, 1)):
+        with pytest.raises(ValueError, match=r"image must have shape \(B, 1, 16, 16\), got"):
+            model(wrong, parents)
+    for wrong in (parents[:, 1:], parents[:3], parents[0]):
+        with pytest.raises(ValueError, match=r"parents must have shape \(4, 5\), got"):
+            model(image, wrong)
