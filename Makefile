@@ -14,7 +14,7 @@ reproduce: .venv/.installed ## Train and evaluate from scratch, and rewrite the 
 
 # Two workers of one thread each: small tensors gain nothing from more threads, and threads of two workers collide.
 test: .venv/.installed ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/.installed ## Lint, format check, types, import layers
 	$(BIN)/ruff check

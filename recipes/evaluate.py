@@ -51,12 +51,14 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.eval_batch_size < 2:
             raise ValueError(f"--eval_batch_size must be at least 2, got {self.eval_batch_size}.")
+        if self.grid_images < 1:
+            raise ValueError(f"--grid_images must be at least 1, got {self.grid_images}.")
         unknown = [folder for folder in self.pipelines if Path(folder).name not in TITLES]
         if unknown:
             raise ValueError(f"--pipelines: folders must be named {', '.join(TITLES)}, got {unknown}.")
         for folder, maker in [
             *(
-                (Path(folder, "model_index.json"), f"soft_cft.py --cft {Path(folder).name}")
+                (Path(folder, "model_index.json"), f"soft_cft.py --cft {Path(folder).name} --output_dir {folder}")
                 for folder in self.pipelines
             ),
             (Path(self.judge_dir, "config.json"), "train_classifier.py --role judge"),
@@ -97,7 +99,7 @@ def draw_counterfactuals(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[str]]:
     """The first test images, their counterfactuals by heading, and captions."""
     graph = images.graph
-    batch = [images[i] for i in range(settings.grid_images)]
+    batch = [images[i] for i in range(min(settings.grid_images, len(images)))]
     image = torch.stack([example["image"] for example in batch])
     parents = torch.stack([example["parents"] for example in batch])
     backbone = HVAEBackbone(pipeline.hvae).eval()
@@ -144,7 +146,8 @@ def main() -> None:
         predictions = evaluate_pipeline(pipeline, judge, images, interventions, settings, accelerator, TITLES[cft])
         if accelerator.is_main_process:
             table = effectiveness_table(graph, predictions, interventions)
-            tables.append(table.assign(dataset=data.dataset, seed=settings.seed, cft=cft))
+            run = pd.DataFrame({"dataset": data.dataset, "seed": settings.seed, "cft": cft}, index=table.index)
+            tables.append(run.join(table))
             drawn[cft] = draw_counterfactuals(pipeline.to("cpu"), images, interventions, settings)
             if records := read_metrics(Path(folder)):
                 curves[TITLES[cft]] = records

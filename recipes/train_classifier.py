@@ -70,7 +70,7 @@ def main() -> None:
     validation_images = ImageAttributeDataset(splits["validation"], graph, data.sample_size)
 
     set_seed(training.seed)
-    classifier = AttributeClassifier(graph=graph.to_list(), **config[role.role]["model"])
+    classifier = AttributeClassifier(graph=graph.to_list(), **config[role.role].get("model", {}))
     rows = Subset(train_images, classifier_config.rows(len(train_images)))
     train(ClassifierObjective(classifier), rows, training, name=role.role)
     if PartialState().is_main_process:

@@ -31,7 +31,7 @@ def main() -> None:
     images = ImageAttributeDataset(splits["train"], graph, data.sample_size)
 
     set_seed(training.seed)
-    hvae = HVAEModel(graph=graph.to_list(), sample_size=data.sample_size, **config["hvae"]["model"])
+    hvae = HVAEModel(graph=graph.to_list(), sample_size=data.sample_size, **config["hvae"].get("model", {}))
     train(HVAEObjective(hvae), images, training, name="hvae")
     if PartialState().is_main_process:
         hvae.eval().save_pretrained(training.output_dir)

@@ -39,7 +39,7 @@ class LagrangianConstraint(nn.Module):
         super().__init__()
         if not math.isfinite(slack):
             raise ValueError(f"slack must be finite, got {slack}.")
-        if damping < 0 or learning_rate < 0:
+        if not (damping >= 0 and learning_rate >= 0):  # also true for NaN
             raise ValueError(f"damping and learning_rate must be >= 0, got {damping} and {learning_rate}.")
         self.damping, self.learning_rate, self.inequality = damping, learning_rate, inequality
         # Buffers: saved and resumed with the training state, but no business of the image model's optimizer.

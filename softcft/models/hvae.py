@@ -439,7 +439,7 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
             )
 
 
-def _check_config(  # noqa: C901  (one check per argument)
+def _check_config(
     sample_size: int,
     patch_size: int,
     resolutions: list[int],

@@ -119,10 +119,11 @@ class CFTTrainer:
         self.objective.to(accelerator.device)
         size = min(self.cft.slack_images, len(dataset))  # type: ignore[arg-type]
         batches = DataLoader(Subset(dataset, range(size)), batch_size=self.config.train_batch_size)
+        generator = torch.Generator().manual_seed(self.config.seed)
         total = 0.0
         for batch in tqdm(batches, desc="measuring fidelity", disable=not accelerator.is_main_process):
             image, parents = batch["image"].to(accelerator.device), batch["parents"].to(accelerator.device)
             with accelerator.autocast():
-                output = self.objective.backbone.counterfactual(image, parents, parents)
+                output = self.objective.backbone.counterfactual(image, parents, parents, generator)
             total += output.fidelity.item() * len(image)
         return total / size

@@ -193,7 +193,7 @@ def parse_config(
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file is not valid YAML or not a mapping of known sections; if it lacks ``section``; if
+        ValueError: If the file is not valid YAML or not a mapping of known sections; if it lacks ``graph`` or ``section``; if
             ``data`` or ``section`` has an unknown key or a value of the wrong type; if a flag is unknown; or if a
             config type refuses a value. The message names file, key and value.
     """
@@ -224,6 +224,8 @@ def parse_config(
                 values[key] = config[source][key] = _cast(value, hints[key], where)
             else:
                 raise ValueError(f"{path}: unknown key '{key}' in section '{source}'{_suggest(key, hints)}")
+    if "graph" not in config:
+        raise ValueError(f"{path} has no section 'graph', the list of variables; it has {sorted(config)}.")
     parser.set_defaults(**values)
     for action in parser._actions:
         action.required = action.required and action.dest not in values

@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -380,7 +381,8 @@ def test_saved_and_loaded_is_the_same_model(tmp_path: Path, variant: dict[str, A
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
     image, parents = batch(model)
-    first, second = (m(image, parents, generator=seeded()) for m in (model, loaded))
+    # Loaded weights lie in memory as in the file, unaligned, where kernels may add in another order; a copy does not.
+    first, second = (m(image, parents, generator=seeded()) for m in (model, copy.deepcopy(loaded)))
     assert torch.equal(first.nelbo, second.nelbo)
     assert torch.equal(first.loc, second.loc)
 

@@ -13,8 +13,9 @@ LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 
 def log_prob(image: float | Tensor, loc: float | Tensor, log_scale: float | Tensor) -> Tensor:
     """In float64 unless a tensor says otherwise, broadcast."""
-    arguments = [torch.as_tensor(a, dtype=None if isinstance(a, Tensor) else torch.float64)
-                 for a in (image, loc, log_scale)]
+    arguments = [
+        torch.as_tensor(a, dtype=None if isinstance(a, Tensor) else torch.float64) for a in (image, loc, log_scale)
+    ]
     return discretised_gaussian_log_prob(*torch.broadcast_tensors(*arguments))
 
 
@@ -47,9 +48,7 @@ def test_is_a_distribution_over_the_256_values(dtype: torch.dtype) -> None:
 def test_matches_the_exact_value_in_float64() -> None:
     image, loc, log_scale = grid([-9, -6, -4, -3, -2, -1, 0, 3])
     # The expansion of the tail is good to 4e-6 of the probability.
-    torch.testing.assert_close(
-        log_prob(image, loc, log_scale), reference(image, loc, log_scale), rtol=1e-9, atol=4e-6
-    )
+    torch.testing.assert_close(log_prob(image, loc, log_scale), reference(image, loc, log_scale), rtol=1e-9, atol=4e-6)
 
 
 def test_matches_the_exact_value_in_float32() -> None:
@@ -120,9 +119,7 @@ def test_end_values_take_the_whole_tail(log_scale: float) -> None:
 
 def test_symmetric() -> None:
     image, loc, log_scale = grid([-9, -4, -1, 2])
-    torch.testing.assert_close(
-        log_prob(image, loc, log_scale), log_prob(-image, -loc, log_scale), rtol=1e-9, atol=1e-9
-    )
+    torch.testing.assert_close(log_prob(image, loc, log_scale), log_prob(-image, -loc, log_scale), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("log_scale", [-5.0, -3.0, -2.2])

@@ -60,7 +60,7 @@ def test_flags_override_the_section_which_overrides_the_defaults(path):
 
 
 def test_section_overrides_data(path):
-    path.write_text("data: {resolution: 64}\nhvae: {output_dir: x, resolution: 16}\n")
+    path.write_text("graph: []\ndata: {resolution: 64}\nhvae: {output_dir: x, resolution: 16}\n")
     assert parse(path)[2].resolution == 16
 
 
@@ -112,6 +112,7 @@ def test_help_teaches(path, capsys):
         ("hvae: {a: [}", r"toy.yaml is not valid YAML"),
         ("hvea: {}", r"toy.yaml: unknown section 'hvea'; did you mean 'hvae'\?"),
         ("zzz: {}", r"toy.yaml: unknown section 'zzz'; use one of \['cft', "),
+        ("hvae: {output_dir: x}", r"toy.yaml has no section 'graph', the list of variables"),
         ("cft: {}\ndata: {}", r"toy.yaml has no section 'hvae'; it has \['cft', 'data'\]"),
         ("hvae: {lerning_rate: 1}", r"toy.yaml: unknown key 'lerning_rate' in section 'hvae'; did you mean 'learning_"),
         ("hvae: {}\ndata: {model: {}}", r"toy.yaml: unknown key 'model' in section 'data'; use one of"),
@@ -125,7 +126,7 @@ def test_help_teaches(path, capsys):
         ("hvae: {mixed_precision: fp8}", r"hvae.mixed_precision must be one of \['no', 'bf16', 'fp16'\], got 'fp8'"),
         ("hvae: {report_to: paper}", r"toy.yaml: hvae.report_to must be one of \['tensorboard', .* got 'paper'"),
         ("hvae: {}\ndata: {augment: 1}", r"toy.yaml: data.augment must be bool, got 1 \(int\)"),
-        ("hvae: {output_dir: x, learning_rate: -1}", r"--learning_rate must be > 0 and finite, got -1.0"),
+        ("graph: []\nhvae: {output_dir: x, learning_rate: -1}", r"--learning_rate must be > 0 and finite, got -1.0"),
     ],
 )
 def test_mistakes_in_the_file_are_named(path, text, message):

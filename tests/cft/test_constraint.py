@@ -1,0 +1,115 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from softcft.cft.constraint import LagrangianConstraint
+
+
+def solve(constraint: LagrangianConstraint, start: float, steps: int = 2000) -> float:
+    """Minimise (x - 2)^2 subject to x <= slack by descent in x and ascent in the multiplier."""
+    x = torch.tensor(start, requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=0.02)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        ((x - 2).square() + constraint(x)).backward()
+        optimizer.step()
+        constraint.ascend(x.item())
+        assert constraint.multiplier >= 0
+    return x.item()
+
+
+@pytest.mark.parametrize("inequality", [True, False])
+@pytest.mark.parametrize("damping", [0.0, 10.0])
+@pytest.mark.parametrize("start", [-3.0, 5.0])
+def test_finds_the_constrained_minimum_and_its_multiplier(start: float, damping: float, inequality: bool) -> None:
+    constraint = LagrangianConstraint(slack=1.0, damping=damping, learning_rate=0.05, inequality=inequality)
+    assert solve(constraint, start) == pytest.approx(1, abs=1e-3)
+    # At the optimum 2 (x - 2) + multiplier = 0.
+    assert constraint.multiplier.item() == pytest.approx(2, abs=1e-2)
+
+
+def test_a_constraint_that_does_not_bind_leaves_the_minimum_alone() -> None:
+    constraint = LagrangianConstraint(slack=3.0, damping=10.0, learning_rate=0.05)
+    assert solve(constraint, 5.0) == pytest.approx(2, abs=1e-3)
+    assert constraint.multiplier == 0
+
+
+def test_the_published_form_gives_room_away_until_the_constraint_is_tight() -> None:
+    # The equilibrium of 2 (x - 2) + 10 (x - 3) = 0: worse than the free minimum, which satisfied the constraint.
+    published = LagrangianConstraint(slack=3.0, damping=10.0, learning_rate=0.05, inequality=False)
+    assert solve(published, 2.0) == pytest.approx(34 / 12, abs=1e-3)
+
+
+def gradient(constraint: LagrangianConstraint, x: float) -> float:
+    """Of the term, at fidelity x^2."""
+    variable = torch.tensor(x, requires_grad=True)
+    constraint(variable.square()).backward()
+    assert variable.grad is not None
+    return variable.grad.item()
+
+
+@pytest.mark.parametrize("x", [0.5, 1.2, 2.0])
+def test_gradients(x: float) -> None:
+    kwargs = {"slack": 1.0, "damping": 3.0, "learning_rate": 0.1}
+    for multiplier in (0.0, 0.7, 5.0):
+        forms = [LagrangianConstraint(**kwargs, inequality=i) for i in (False, True)]
+        for form in forms:
+            form.multiplier.fill_(multiplier)
+        weight = multiplier + 3 * (x**2 - 1)
+        assert gradient(forms[0], x) == pytest.approx(weight * 2 * x, rel=1e-5)
+        assert gradient(forms[1], x) == pytest.approx(max(0, weight) * 2 * x, rel=1e-5)
+
+
+def test_room_to_spare_pulls_on_nothing() -> None:
+    constraint = LagrangianConstraint(slack=1.0, damping=100.0, learning_rate=0.1)
+    assert gradient(constraint, 0.5) == 0
+    constraint.inequality = False
+    assert gradient(constraint, 0.5) < 0
+
+
+def test_the_multiplier_follows_the_violation_and_stops_at_zero() -> None:
+    constraint = LagrangianConstraint(slack=1.0, damping=0.0, learning_rate=0.5)
+    seen = []
+    for fidelity in (3.0, 1.5, 1.0, 0.0, -9.0, 1.2):
+        constraint.ascend(fidelity)
+        seen.append(constraint.multiplier.item())
+    assert seen == pytest.approx([1.0, 1.25, 1.25, 0.75, 0.0, 0.1])
+
+
+def test_a_term_keeps_its_gradient_when_the_multiplier_moves_on() -> None:
+    constraint = LagrangianConstraint(slack=0.0, damping=0.0, learning_rate=1.0)
+    constraint.multiplier.fill_(2.0)
+    seen: list[Tensor] = []
+    for fidelity in (1.0, 2.0):
+        variable = torch.tensor(fidelity, requires_grad=True)
+        constraint(variable).backward()
+        constraint.ascend(fidelity)
+        seen.append(variable.grad)
+    assert [g.item() for g in seen] == [2.0, 3.0]
+
+
+def test_state_travels_with_checkpoints_and_is_no_parameter() -> None:
+    constraint = LagrangianConstraint(slack=-1.25, damping=1.0, learning_rate=0.5)
+    constraint.ascend(3.0)
+    other = LagrangianConstraint(slack=0.0, damping=1.0, learning_rate=0.5)
+    other.load_state_dict(constraint.state_dict())
+    assert other.slack == -1.25
+    assert other.multiplier == constraint.multiplier == 2.125
+    assert list(constraint.parameters()) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"slack": math.nan}, "slack must be finite, got nan"),
+        ({"slack": math.inf}, "slack must be finite, got inf"),
+        ({"damping": -1.0}, r"damping and learning_rate must be >= 0, got -1.0 and 0.1"),
+        ({"learning_rate": -0.5}, r"damping and learning_rate must be >= 0, got 1.0 and -0.5"),
+        ({"damping": math.nan}, r"damping and learning_rate must be >= 0, got nan"),
+    ],
+)
+def test_wrong_values(values: dict[str, float], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        LagrangianConstraint(**{"slack": 1.0, "damping": 1.0, "learning_rate": 0.1, **values})

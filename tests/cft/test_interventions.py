@@ -1,0 +1,70 @@
+import pytest
+import torch
+from torch import Tensor
+
+from softcft.cft.interventions import draw_interventions
+from softcft.graph import CausalGraph, Intervention
+
+GRAPH = CausalGraph(
+    [
+        {"name": "site", "kind": "categorical", "categories": ["x", "y", "z"]},
+        {"name": "age", "kind": "continuous", "low": 20, "high": 90},
+        {"name": "ill", "kind": "binary", "categories": ["no", "yes"], "parents": ["age"]},
+    ]
+)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def parents() -> Tensor:
+    site = torch.eye(3)[torch.randint(3, (300,), generator=seeded(0))]
+    age = 2 * torch.rand(300, 1, generator=seeded(1)) - 1
+    ill = (torch.rand(300, 1, generator=seeded(2)) < 0.3).float()
+    return torch.cat([site, age, ill], dim=1)
+
+
+def test_one_variable_of_each_image(parents: Tensor) -> None:
+    mask = draw_interventions(GRAPH, parents).mask
+    assert mask.shape == (300, 3)
+    assert mask.dtype == torch.bool
+    assert (mask.sum(dim=1) == 1).all()
+
+
+def test_every_variable_has_its_turn_as_often_as_the_others(parents: Tensor) -> None:
+    share = draw_interventions(GRAPH, parents, seeded(3)).mask.float().mean(dim=0)
+    torch.testing.assert_close(share, torch.full((3,), 1 / 3), rtol=0, atol=0.09)
+
+
+def test_values_are_those_of_the_batch_in_another_order(parents: Tensor) -> None:
+    values = draw_interventions(GRAPH, parents, seeded(3)).values
+    assert not torch.equal(values, parents)
+    # Ages are all different, so that sorting by age undoes the order: whole rows travel.
+    torch.testing.assert_close(values[values[:, 3].argsort()], parents[parents[:, 3].argsort()], rtol=0, atol=0)
+
+
+def test_donor_and_variable_are_independent_of_the_image(parents: Tensor) -> None:
+    drawn = draw_interventions(GRAPH, parents, seeded(3))
+    correlation = torch.corrcoef(torch.stack([drawn.values[:, 3], parents[:, 3], drawn.mask[:, 1].float()]))
+    assert (correlation - torch.eye(3)).abs().max() < 0.2
+
+
+def test_reproducible_by_generator_or_global_seed(parents: Tensor) -> None:
+    def same(first: Intervention, second: Intervention) -> bool:
+        return torch.equal(first.values, second.values) and torch.equal(first.mask, second.mask)
+
+    assert same(*(draw_interventions(GRAPH, parents, seeded(5)) for _ in range(2)))
+    assert not same(*(draw_interventions(GRAPH, parents, seeded(s)) for s in (5, 6)))
+    global_draws = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        global_draws.append(draw_interventions(GRAPH, parents))
+    assert same(*global_draws)
+
+
+def test_a_batch_of_one_gets_its_own_value(parents: Tensor) -> None:
+    drawn = draw_interventions(GRAPH, parents[:1])
+    assert torch.equal(drawn.values, parents[:1])
+    assert drawn.mask.sum() == 1

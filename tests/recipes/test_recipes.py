@@ -1,0 +1,531 @@
+"""The recipes from end to end, as a reader of the README runs them, on a data set and models of toy size.
+
+Each script runs once, in a process of its own, in the order of the README: whatever a module-scoped fixture has made,
+many small tests look at. What a recipe refuses before it starts is tested in this process, which is faster.
+"""
+
+import gzip
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+
+from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEModel
+from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
+from softcft.data.sources import DataConfig
+from softcft.training.cft_trainer import CFTConfig
+from softcft.training.config import TrainingConfig, parse_config
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = ROOT / "recipes"
+TINY = Path(__file__).with_name("tiny.yaml")
+SCRIPTS = ("train_scm", "train_classifier", "train_hvae", "soft_cft", "evaluate")
+COLUMNS = ["dataset", "seed", "cft", "intervention", "variable", "predictor", "metric", "value", "baseline", "change"]
+
+
+def load_recipe(name: str) -> ModuleType:
+    """A recipe as a module. A new one each time, so that a test may change it."""
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def call(cwd: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder, without network or the user's own Accelerate settings."""
+    environment = os.environ | {
+        "ACCELERATE_USE_CPU": "true",
+        "HF_HOME": str(cwd / "huggingface"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def run(cwd: Path, script: str, *flags: str) -> str:
+    """Run a recipe on the tiny config; returns what it printed."""
+    result = call(cwd, sys.executable, str(RECIPES / script), "--config", str(TINY), *flags)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """Whether two models have the same weights, bit for bit."""
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+# ---- one run of everything ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all recipes of this file run."""
+    return tmp_path_factory.mktemp("recipes")
+
+
+@pytest.fixture(scope="module")
+def scm(folder: Path) -> Path:
+    assert "log likelihood" in run(folder, "train_scm.py", "--seed", "3")
+    return folder / "runs" / "scm"
+
+
+@pytest.fixture(scope="module")
+def guide(folder: Path) -> Path:
+    assert "The guide on validation data" in run(folder, "train_classifier.py", "--role", "guide")
+    return folder / "runs" / "guide"
+
+
+@pytest.fixture(scope="module")
+def judge(folder: Path) -> Path:
+    assert "The judge on validation data" in run(folder, "train_classifier.py", "--role", "judge")
+    return folder / "runs" / "judge"
+
+
+@pytest.fixture(scope="module")
+def hvae(folder: Path) -> Path:
+    run(folder, "train_hvae.py")
+    return folder / "runs" / "hvae"
+
+
+@pytest.fixture(scope="module")
+def pipelines(folder: Path, scm: Path, guide: Path, hvae: Path) -> dict[str, Path]:
+    """No fine-tuning, the published and ours; the last one by the command of the README."""
+    for cft in ("none", "hard"):
+        run(folder, "soft_cft.py", "--cft", cft, "--output_dir", f"runs/{cft}")
+    accelerate = str(Path(sys.executable).with_name("accelerate"))
+    result = call(folder, accelerate, "launch", str(RECIPES / "soft_cft.py"), "--config", str(TINY))
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert "Saved a pipeline to runs/soft" in result.stdout
+    return {cft: folder / "runs" / cft for cft in ("none", "hard", "soft")}
+
+
+@pytest.fixture(scope="module")
+def evaluation(folder: Path, judge: Path, pipelines: dict[str, Path]) -> Path:
+    assert "Soft-CFT" in run(folder, "evaluate.py")
+    return folder / "runs"
+
+
+def test_the_scm_loads_and_knows_its_graph(scm: Path) -> None:
+    model = AttributeSCM.from_pretrained(scm)
+    assert model.causal_graph == PHANTOM_GRAPH
+    assert model.sample(5).isfinite().all()
+
+
+def test_guide_and_judge_load_calibrated_and_share_nothing(guide: Path, judge: Path) -> None:
+    models = [AttributeClassifier.from_pretrained(path) for path in (guide, judge)]
+    for model in models:
+        assert model.causal_graph == PHANTOM_GRAPH
+        assert set(model.config["scales"]) == set(PHANTOM_GRAPH.names)
+        assert all(scale > 0 and scale != 1 for scale in model.config["scales"].values())
+    ours, theirs = (model.config["backbone"]["hidden_sizes"] for model in models)
+    assert ours != theirs
+    assert not torch.equal(*(model.heads.weight for model in models))
+
+
+def test_the_halves_share_no_row_and_leave_none_out() -> None:
+    config_type = load_recipe("train_classifier").ClassifierConfig
+    even, odd, everything = (set(config_type(half=half).rows(7)) for half in ("even", "odd", "all"))
+    assert everything == set(range(7))
+    assert even | odd == everything
+    assert not even & odd
+
+
+def test_the_hvae_loads_and_leaves_checkpoints(hvae: Path) -> None:
+    model = HVAEModel.from_pretrained(hvae)
+    assert (model.causal_graph, model.config["sample_size"]) == (PHANTOM_GRAPH, 16)
+    assert sorted(path.name for path in hvae.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_metrics_have_a_line_each_step(hvae: Path, pipelines: dict[str, Path]) -> None:
+    for path, steps, keys in (
+        (hvae, 4, {"loss", "nll", "kl"}),
+        (pipelines["hard"], 3, {"loss", "guidance", "fidelity", "multiplier"}),
+        (pipelines["soft"], 3, {"loss", "guidance", "fidelity", "multiplier"}),
+    ):
+        lines = metrics(path)
+        assert [line["step"] for line in lines] == list(range(1, steps + 1))
+        for line in lines:
+            assert keys | {"lr", "grad_norm", "skipped", "images_per_second"} <= line.keys()
+            assert line["skipped"] == 0
+            assert np.isfinite(list(line.values())).all()
+
+
+def test_the_config_repeats_the_run(folder: Path, scm: Path) -> None:
+    """The seed came by a flag, and is in the file."""
+    assert yaml.safe_load((scm / "config.yaml").read_text())["scm"]["seed"] == 3
+    run(folder, "train_scm.py", "--config", str(scm / "config.yaml"), "--output_dir", "runs/scm-again")
+    again = folder / "runs" / "scm-again"
+    assert equal(AttributeSCM.from_pretrained(scm), AttributeSCM.from_pretrained(again))
+    untrained = AttributeSCM(PHANTOM_GRAPH.to_list(), num_bins=4, hidden_features=[8])
+    assert not equal(AttributeSCM.from_pretrained(scm), untrained)
+
+
+def test_a_run_stopped_half_way_and_resumed_equals_one_that_was_not(folder: Path, hvae: Path) -> None:
+    resumed = folder / "runs" / "hvae-resumed"
+    resumed.mkdir()
+    shutil.copytree(hvae / "checkpoint-2", resumed / "checkpoint-2")
+    shutil.copy(hvae / "metrics.jsonl", resumed)  # its lines 3 and 4 are to be written anew
+    run(folder, "train_hvae.py", "--output_dir", "runs/hvae-resumed", "--resume_from_checkpoint", "latest")
+    assert equal(HVAEModel.from_pretrained(hvae), HVAEModel.from_pretrained(resumed))
+    ours, theirs = ([(line["step"], line["loss"]) for line in metrics(path)] for path in (hvae, resumed))
+    assert ours == theirs
+
+
+def test_fine_tuning_moves_the_hvae_and_nothing_else(
+    pipelines: dict[str, Path], scm: Path, guide: Path, hvae: Path
+) -> None:
+    loaded = {cft: DSCMPipeline.from_pretrained(path) for cft, path in pipelines.items()}
+    pretrained = HVAEModel.from_pretrained(hvae)
+    assert equal(loaded["none"].hvae, pretrained)
+    assert not equal(loaded["hard"].hvae, pretrained)
+    assert not equal(loaded["soft"].hvae, pretrained)
+    assert not equal(loaded["hard"].hvae, loaded["soft"].hvae)
+    for pipeline in loaded.values():
+        assert equal(pipeline.attribute_scm, AttributeSCM.from_pretrained(scm))
+        assert equal(pipeline.classifier, AttributeClassifier.from_pretrained(guide))
+
+
+@pytest.mark.parametrize("cft", ["none", "hard", "soft"])
+def test_a_saved_pipeline_answers(pipelines: dict[str, Path], folder: Path, cft: str) -> None:
+    pipeline = DSCMPipeline.from_pretrained(pipelines[cft])
+    row = load_phantom(16, 64, 48, 40, cache_dir=str(folder / "data"))["test"][0]
+    parents = {name: row[name] for name in PHANTOM_GRAPH.names}
+    other = "female" if parents["sex"] == "male" else "male"
+    result = pipeline(row["image"], parents=parents, do={"sex": other}, generator=torch.manual_seed(0))
+    assert result.images[0].size == (16, 16)
+    assert result.parents["sex"] == [other]
+    assert result.parents["race"] == [parents["race"]]
+    assert result.effects.any()
+
+
+# ---- table and figures --------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_all_results(evaluation: Path) -> None:
+    table = pd.read_csv(evaluation / "table1.csv")
+    assert list(table.columns) == COLUMNS
+    key = ["cft", "intervention", "variable", "predictor"]
+    choices = [["none", "hard", "soft"], PHANTOM_GRAPH.names, PHANTOM_GRAPH.names, ["guide", "judge"]]
+    assert set(table[key].itertuples(index=False, name=None)) == set(pd.MultiIndex.from_product(choices))
+    assert len(table) == 3 * 4 * 4 * 2
+    assert set(table["dataset"]) == {"phantom"}
+    assert set(table["seed"]) == {0}
+    assert {*table[table["variable"] == "age"]["metric"]} == {"mae"}
+    assert {*table[table["variable"] != "age"]["metric"]} == {"auc"}
+    auc = table[table["metric"] == "auc"][["value", "baseline"]].to_numpy()
+    assert ((auc >= 0) & (auc <= 100)).all()
+    np.testing.assert_allclose(table["change"], table["value"] - table["baseline"], atol=1e-9)
+    # Real images do not depend on how the model was fine-tuned.
+    assert (table.groupby(["variable", "predictor"])["baseline"].nunique() == 1).all()
+    assert not table.pivot_table(index=key[1:], columns="cft", values="value")["none"].equals(
+        table.pivot_table(index=key[1:], columns="cft", values="value")["soft"]
+    )
+
+
+def test_the_table_can_be_read(evaluation: Path) -> None:
+    text = (evaluation / "table1.md").read_text()
+    words = ["No CFT", "Hard-CFT", "Soft-CFT", "Real images", "predictor: guide", "predictor: judge", "Age (years)"]
+    assert [word for word in [*words, *(f"do({name})" for name in PHANTOM_GRAPH.names)] if word not in text] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["counterfactuals_none", "counterfactuals_hard", "counterfactuals_soft", "comparison", "training_curves"]
+)
+def test_figures_show_something(evaluation: Path, name: str) -> None:
+    with Image.open(evaluation / f"{name}.png") as image:
+        assert image.format == "PNG"
+        assert min(image.size) > 200
+        assert image.convert("L").getextrema() == (0, 255)
+
+
+# ---- what a recipe refuses, before any training -------------------------------------------------------------------
+
+
+Start = Callable[..., None]
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Starts a recipe here, on a changed config; to train, or to leave anything behind, is to fail."""
+
+    def start(script: str, *flags: str, cwd: Path = tmp_path, **changes: Any) -> None:
+        config = yaml.safe_load(TINY.read_text())
+        for section, change in changes.items():
+            config[section] = change(config[section])
+        path = tmp_path / "changed.yaml"
+        path.write_text(yaml.safe_dump(config))
+        recipe = load_recipe(script)
+        for name in {"train", "CFTTrainer", "evaluate_pipeline"} & set(vars(recipe)):
+            monkeypatch.setattr(recipe, name, lambda *args, **kwargs: pytest.fail("It should not get this far."))
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", "--config", str(path), *flags])
+        existed = set(cwd.glob("runs*/*"))
+        try:
+            recipe.main()
+        finally:
+            assert set(cwd.glob("runs*/*")) == existed
+
+    return start
+
+
+def with_value(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda section: section | values
+
+
+def with_model(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda section: section | {"model": section["model"] | values}
+
+
+def renamed(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**variable, "name": variable["name"].replace("sex", "height")} for variable in graph]
+
+
+def cyclic(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**variable, "parents": ["disease"]} if variable["name"] == "age" else variable for variable in graph]
+
+
+@pytest.mark.parametrize("script", SCRIPTS[:3])
+@pytest.mark.parametrize(
+    ("flags", "changes", "message"),
+    [
+        (["--lerning_rate", "1"], {}, r"^unknown argument '--lerning_rate'; did you mean '--learning_rate'\?$"),
+        (["--learning_rate", "-1"], {}, r"^--learning_rate must be > 0 and finite, got -1\.0\.$"),
+        (["--sample_size", "8"], {}, r"^--sample_size must be at least 16 for the phantom, got 8\.$"),
+        (["--dataset", "morphomnist", "--sample_size", "32", "--data_dir", "gone"], {}, r"the data set 'morphomnist'"),
+        ([], {"data": with_value(num_train="many")}, r"changed.yaml: data.num_train must be int, got 'many' \(str\)"),
+        ([], {"data": with_value(sample=16)}, r"unknown key 'sample' in section 'data'; did you mean 'sample_size'"),
+        ([], {"graph": renamed}, r"^The graph has the variables \['age', 'disease', 'height', 'race'\], but .*section"),
+        ([], {"graph": cyclic}, r"^The graph has a cycle: (age -> disease -> age|disease -> age -> disease)\.$"),
+    ],
+    ids=["flag", "range", "size", "data set", "type", "key", "column", "cycle"],
+)
+def test_mistakes_end_a_training_before_it_starts(
+    start: Start, script: str, flags: list[str], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        start(script, *flags, **changes)
+
+
+def test_a_model_that_cannot_be_built_ends_the_training_before_it_starts(start: Start) -> None:
+    with pytest.raises(ValueError, match=r"channels must be multiples of 4, got \[8, 7, 16\]"):
+        start("train_hvae", hvae=with_model(channels=[8, 7, 16]))
+    with pytest.raises(ValueError, match=r"resolutions\[0\] must be sample_size / patch_size = 24/2, got 8"):
+        start("train_hvae", "--sample_size", "24")
+    with pytest.raises(TypeError, match="z_dims"):
+        start("train_hvae", hvae=with_model(z_dims=4))
+
+
+def test_a_role_is_guide_or_judge(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        start("train_classifier", "--role", "jury")
+    assert exit_.value.code == 2
+    assert "invalid choice: 'jury'" in capsys.readouterr().err
+
+
+def test_fine_tuning_and_evaluation_need_their_parts(start: Start) -> None:
+    command = "accelerate launch recipes/soft_cft.py --cft none --output_dir runs/none"
+    with pytest.raises(SystemExit, match=rf"There is no runs/none/model_index.json. Make it.*\n    {command}$"):
+        start("evaluate")
+    with pytest.raises(ValueError, match=r"--pipelines: folders must be named none, hard, soft, got \['runs/mine'\]"):
+        start("evaluate", "--pipelines", "runs/mine")
+    with pytest.raises(ValueError, match=r"^--damping must be >= 0, got -1\.0\.$"):
+        start("soft_cft", "--damping", "-1")
+
+
+def test_missing_parts_are_told_with_the_commands_that_make_them(tmp_path: Path) -> None:
+    result = call(tmp_path, sys.executable, str(RECIPES / "soft_cft.py"), "--config", str(TINY))
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    message = result.stderr[result.stderr.index("No trained model in ") :]
+    assert message.splitlines() == [
+        "No trained model in --scm_dir runs/scm, --guide_dir runs/guide, --hvae_dir runs/hvae. Make it, with the same "
+        "--config, by",
+        "    accelerate launch recipes/train_scm.py",
+        "    accelerate launch recipes/train_classifier.py --role guide",
+        "    accelerate launch recipes/train_hvae.py",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_with_another_graph_are_refused(start: Start, pipelines: dict[str, Path], folder: Path) -> None:
+    def wider(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**variable, "high": 99} if variable["name"] == "age" else variable for variable in graph]
+
+    with pytest.raises(SystemExit, match=r"runs/hvae was trained with another graph than the section 'graph'"):
+        start("soft_cft", "--output_dir", "runs/new", cwd=folder, graph=wider)
+
+
+def test_an_unknown_intervention_is_refused(start: Start, evaluation: Path, folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"The graph has no variable 'height'; it has \['age', "):
+        start("evaluate", "--interventions", "height", cwd=folder)
+
+
+# ---- help ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_teaches(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = load_recipe(script)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])
+    with pytest.raises(SystemExit) as exit_:
+        recipe.main()
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert recipe.__doc__ is not None
+    assert recipe.__doc__.strip() in text
+    assert f"accelerate launch recipes/{script}.py" in text
+    assert "--config FILE" in text
+    for flag in {
+        "train_scm": ["--max_train_steps", "--learning_rate"],
+        "train_classifier": ["--role", "--half", "--max_train_steps"],
+        "train_hvae": ["--mixed_precision", "--resume_from_checkpoint"],
+        "soft_cft": ["--cft", "--damping", "--hvae_dir"],
+        "evaluate": ["--pipelines", "--interventions", "--eval_batch_size"],
+    }[script]:
+        assert flag in text
+
+
+# ---- the configs that are shipped ---------------------------------------------------------------------------------
+
+
+def shipped(name: str) -> Path:
+    return RECIPES / "configs" / f"{name}.yaml"
+
+
+def parse(name: str, section: str) -> tuple[Any, ...]:
+    """A section of a shipped config, as its recipe reads it."""
+    types = {
+        "scm": [DataConfig, TrainingConfig],
+        "guide": [DataConfig, TrainingConfig, load_recipe("train_classifier").ClassifierConfig],
+        "judge": [DataConfig, TrainingConfig, load_recipe("train_classifier").ClassifierConfig],
+        "hvae": [DataConfig, TrainingConfig],
+        "cft": [DataConfig, TrainingConfig, CFTConfig, load_recipe("soft_cft").PretrainedConfig],
+        "evaluate": [DataConfig, load_recipe("evaluate").EvaluateConfig],
+    }[section]
+    return parse_config(section, *types, default_config=shipped(name), argv=["--data_dir", "data"])
+
+
+@pytest.mark.parametrize("name", ["phantom", "morphomnist"])
+def test_shipped_configs_parse_and_hand_on_their_folders(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained = {}
+    for section in ("scm", "guide", "judge", "hvae"):
+        config, data, training, *_ = parse(name, section)
+        assert data.dataset == name
+        trained[section] = training.output_dir
+        Path(training.output_dir).mkdir(parents=True)
+        Path(training.output_dir, "config.json").touch()
+    assert len(set(trained.values())) == 4
+    config, _, training, cft, parts = parse(name, "cft")  # refuses folders that are not there
+    assert (parts.scm_dir, parts.guide_dir, parts.hvae_dir) == tuple(trained[key] for key in ("scm", "guide", "hvae"))
+    assert cft.cft == "soft"
+    for pipeline in config["evaluate"]["pipelines"]:
+        Path(pipeline).mkdir()
+        Path(pipeline, "model_index.json").touch()
+    _, _, settings = parse(name, "evaluate")
+    assert settings.judge_dir == trained["judge"]
+    assert training.output_dir in settings.pipelines
+
+
+@pytest.mark.parametrize("name", ["phantom", "morphomnist"])
+def test_shipped_guide_and_judge_share_nothing(name: str) -> None:
+    (guide, _, guide_training, guide_rows), (judge, _, judge_training, judge_rows) = (
+        parse(name, role) for role in ("guide", "judge")
+    )
+    assert guide_training.seed != judge_training.seed
+    assert not set(guide_rows.rows(10)) & set(judge_rows.rows(10))
+    assert guide["guide"]["model"] != judge["judge"]["model"]
+
+
+def test_the_shipped_phantom_models_can_be_built() -> None:
+    config = parse("phantom", "hvae")[0]
+    graph = CausalGraph(config["graph"])
+    assert graph == PHANTOM_GRAPH
+    assert AttributeSCM(graph.to_list(), **config["scm"].get("model", {})).causal_graph == graph
+    for role in ("guide", "judge"):
+        assert AttributeClassifier(graph.to_list(), **config[role]["model"]).causal_graph == graph
+    assert HVAEModel(graph.to_list(), config["data"]["sample_size"], **config["hvae"]["model"]).causal_graph == graph
+
+
+# ---- the other data set -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[Callable[[], None]]:
+    """Forgets the state that Accelerate keeps: each process has one precision, and here many recipes share one."""
+
+    def forget() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    yield forget
+    forget()
+
+
+def idx(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
+
+
+@pytest.fixture
+def morphomnist(tmp_path: Path) -> Path:
+    """Files as they are downloaded: 60 training images and 20 test images, of noise."""
+    folder = tmp_path / "morphomnist"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for prefix, n in (("train", 60), ("t10k", 20)):
+        images = random.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
+        (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx((np.arange(n) % 10).astype("u1"))))
+        lines = [f"{i},{1 + i / 100},{100 + i}\n" for i in range(n)]
+        (folder / f"{prefix}-morpho.csv").write_text("index,thickness,intensity\n" + "".join(lines))
+    return folder
+
+
+def test_morphomnist_from_files_to_a_counterfactual(
+    morphomnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_accelerate: Callable[[], None]
+) -> None:
+    """With the models of the shipped config, whose folders hand on from one recipe to the next."""
+    monkeypatch.chdir(tmp_path)
+    for script, *flags in (
+        ("train_scm",),
+        ("train_classifier", "--role", "guide"),
+        ("train_hvae",),
+        ("soft_cft", "--cft", "none", "--output_dir", "outputs/morphomnist/none"),
+    ):
+        short = ["--num_validation", "40", "--max_train_steps", "1", "--train_batch_size", "4"]
+        config = ["--config", str(shipped("morphomnist")), "--data_dir", str(morphomnist)]
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *config, *short, *flags])
+        fresh_accelerate()
+        load_recipe(script).main()
+
+    pipeline = DSCMPipeline.from_pretrained("outputs/morphomnist/none")
+    assert equal(pipeline.hvae, HVAEModel.from_pretrained("outputs/morphomnist/hvae"))
+    image = torch.rand(1, 32, 32)
+    result = pipeline(image, parents={"thickness": 2, "intensity": 150, "digit": "3"}, do={"digit": "8"})
+    assert result.parents["digit"] == ["8"]
+    assert result.parents["thickness"] == [pytest.approx(2)]
+    assert np.isfinite(result.effects).all()

@@ -1,0 +1,337 @@
+"""Fine-tuning in miniature: a generator, a guide and a data set of which everything is known.
+
+``side`` moves the upper half of an image by 0.15, ``mark`` the lower half by 0.1, and each half varies by 0.1 besides.
+The guide knows that, so its probabilities are exact: most images bear their mark mildly.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from torch import Tensor, nn
+
+from softcft.counterfactuals.backbone import BackboneOutput
+from softcft.counterfactuals.hvae_backbone import HVAEBackbone
+from softcft.data.phantom import PHANTOM_GRAPH, draw_block, render
+from softcft.graph import CausalGraph
+from softcft.models.attribute_scm import AttributeSCM
+from softcft.models.classifier import AttributeClassifier, AttributeClassifierOutput
+from softcft.models.hvae import HVAEModel
+from softcft.training.cft_trainer import CFTConfig, CFTTrainer
+from softcft.training.config import TrainingConfig
+
+GRAPH = CausalGraph(
+    [
+        {"name": "side", "kind": "binary", "categories": ["left", "right"]},
+        {"name": "mark", "kind": "binary", "categories": ["no", "yes"]},
+    ]
+)
+SIDE, MARK = 0, 1
+SHIFT, SPREAD = torch.tensor([0.15, 0.1]), 0.1
+HALVES = torch.zeros(2, 1, 16, 16)
+HALVES[0, :, :8], HALVES[1, :, 8:] = 1, 1
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Any:
+    """Accelerate fixes precision and gradient state once per process; each test starts from nothing."""
+    yield
+    reset_accelerate()
+
+
+def reset_accelerate() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def draw(n: int, seed: int) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    parents = torch.randint(2, (n, 2), generator=generator).float()
+    levels = SHIFT * (2 * parents - 1) + SPREAD * torch.randn(n, 2, generator=generator)
+    pixels = 0.05 * torch.randn(n, 1, 16, 16, generator=generator)
+    pixels = pixels - torch.einsum("bchw,vchw,vdij->bdij", pixels, HALVES, HALVES) / 128
+    images = torch.einsum("bv,vchw->bchw", levels, HALVES) + pixels
+    return [{"image": image, "parents": row} for image, row in zip(images, parents, strict=True)]
+
+
+def stack(samples: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.stack([s["image"] for s in samples]), torch.stack([s["parents"] for s in samples])
+
+
+class ToyGuide(nn.Module):
+    """The log odds of both attributes given an image, by Bayes' rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.causal_graph = GRAPH
+        self.templates = nn.Parameter(HALVES * (2 * SHIFT / SPREAD**2 / 128)[:, None, None, None])
+        self.register_buffer("column_scales", torch.ones(2))
+
+    def forward(self, image: Tensor) -> AttributeClassifierOutput:
+        logits = torch.einsum("bchw,vchw->bv", image, self.templates)
+        return AttributeClassifierOutput(logits=logits, embedding=logits)
+
+    def predict(self, image: Tensor) -> Tensor:
+        return self(image).logits.sigmoid()
+
+
+class ToyBackbone(nn.Module):
+    """A mean image per attribute, and what a change of each attribute adds, which may depend on the other one.
+
+    Only the former can be seen in factual images: the latter is where amplification can hide from the fidelity.
+    """
+
+    def __init__(self, strength: float = 0.8) -> None:
+        super().__init__()
+        self.effect = nn.Parameter(strength * SHIFT[:, None, None, None] * HALVES)
+        self.interaction = nn.Parameter(torch.zeros(2, 2, 1, 16, 16))
+
+    def counterfactual(
+        self, image: Tensor, parents: Tensor, counterfactual_parents: Tensor, generator: Any = None
+    ) -> BackboneOutput:
+        signs, counterfactual_signs = 2 * parents - 1, 2 * counterfactual_parents - 1
+        residual = image - torch.einsum("bv,vchw->bchw", signs, self.effect)
+        changed = (parents - counterfactual_parents).abs()
+        new = torch.einsum("bv,vchw->bchw", counterfactual_signs, self.effect) + residual
+        new = new + torch.einsum("bv,bw,vwcij->bcij", changed, counterfactual_signs, self.interaction)
+        return BackboneOutput(image=new, fidelity=residual.square().mean() / (2 * SPREAD**2))
+
+
+def scm() -> AttributeSCM:
+    torch.manual_seed(0)
+    return AttributeSCM(GRAPH.to_list(), num_bins=4, hidden_features=[8])
+
+
+def config(tmp_path: Path, **fields: Any) -> TrainingConfig:
+    defaults = {
+        "max_train_steps": 150,
+        "train_batch_size": 64,
+        "learning_rate": 5e-3,
+        "adam_weight_decay": 0.0,
+        "lr_warmup_steps": 0,
+        "ema_decay": 0,
+        "checkpointing_steps": 0,
+        "logging_steps": 10,
+        "skip_grad_norm": math.inf,
+    }
+    return TrainingConfig(output_dir=str(tmp_path), **{**defaults, **fields})
+
+
+def trainer(tmp_path: Path, cft: dict[str, Any], backbone: nn.Module | None = None, **fields: Any) -> CFTTrainer:
+    return CFTTrainer(backbone or ToyBackbone(), scm(), ToyGuide(), config(tmp_path, **fields), CFTConfig(**cft))  # type: ignore[arg-type]
+
+
+def log(tmp_path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+class Run(NamedTuple):
+    trainer: CFTTrainer
+    lines: list[dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """The same fine-tuning with hard targets, with soft ones, and with soft ones but no constraint."""
+    settings = {
+        "hard": {"cft": "hard", "damping": 100.0},
+        "soft": {"cft": "soft", "damping": 100.0},
+        "free": {"cft": "soft", "damping": 0.0, "multiplier_learning_rate": 0.0},
+    }
+    finished = {}
+    for name, cft in settings.items():
+        folder = tmp_path_factory.mktemp(name)
+        run = trainer(folder, cft)
+        assert run.train(draw(512, seed=0)) is run.objective.backbone
+        finished[name] = Run(run, log(folder))
+        reset_accelerate()
+    return finished
+
+
+@torch.no_grad()
+def predictions(backbone: nn.Module, attribute: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The guide's view of new images and of their counterfactuals with one attribute flipped, and the labels."""
+    image, parents = stack(draw(2000, seed=1))
+    flipped = parents.clone()
+    flipped[:, attribute] = 1 - flipped[:, attribute]
+    new = backbone.counterfactual(image, parents, flipped).image
+    return ToyGuide().predict(image), ToyGuide().predict(new), flipped
+
+
+# ---- what fine-tuning is for -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+def test_guidance_falls_and_interventions_take_effect(mode: str, runs: dict[str, Run]) -> None:
+    lines = runs[mode].lines
+    assert lines[-1]["guidance"] < 0.7 * lines[0]["guidance"]
+    for attribute in (SIDE, MARK):
+        accuracy = []
+        for backbone in (ToyBackbone(), runs[mode].trainer.objective.backbone):
+            _, predicted, labels = predictions(backbone, attribute)
+            accuracy.append(((predicted > 0.5) == (labels > 0.5)).float().mean(dim=0)[attribute].item())
+        assert accuracy[1] > 0.95 > accuracy[0] + 0.1
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+def test_the_constraint_holds_the_fidelity(mode: str, runs: dict[str, Run]) -> None:
+    slack = runs[mode].trainer.objective.constraint.slack.item()
+    assert slack == pytest.approx(trainer(Path("unused"), {}).measure_fidelity(draw(512, seed=0)))
+    assert runs[mode].lines[-1]["fidelity"] < slack + 0.02
+    assert runs["free"].lines[-1]["fidelity"] > slack + 0.1  # which guidance alone would have paid
+
+
+@torch.no_grad()
+def test_hard_targets_amplify_and_soft_ones_do_not(runs: dict[str, Run]) -> None:
+    for attribute, untouched in ((SIDE, MARK), (MARK, SIDE)):
+        before, hard, labels = predictions(runs["hard"].trainer.objective.backbone, attribute)
+        _, soft, _ = predictions(runs["soft"].trainer.objective.backbone, attribute)
+        positive = labels[:, untouched] > 0.5
+        # Hard: people with the mark bear it more clearly, people without it less, although nobody touched the mark.
+        assert hard[positive, untouched].mean() > before[positive, untouched].mean() + 0.05
+        assert hard[~positive, untouched].mean() < before[~positive, untouched].mean() - 0.05
+        assert (hard - 0.5).abs()[:, untouched].mean() > (before - 0.5).abs()[:, untouched].mean() + 0.03
+        # Soft: everyone stays as they were.
+        assert soft[positive, untouched].mean() == pytest.approx(before[positive, untouched].mean().item(), abs=0.01)
+        assert soft[~positive, untouched].mean() == pytest.approx(before[~positive, untouched].mean().item(), abs=0.01)
+        assert (soft - before)[:, untouched].abs().max() < 0.05
+
+
+def test_guide_and_mechanisms_stay_as_they_are(runs: dict[str, Run]) -> None:
+    objective = runs["soft"].trainer.objective
+    for part, fresh in ((objective.guide, ToyGuide()), (objective.attribute_scm, scm())):
+        for name, tensor in fresh.state_dict().items():
+            assert torch.equal(tensor, part.state_dict()[name]), name
+    for name, tensor in ToyBackbone().state_dict().items():
+        assert not torch.equal(tensor, objective.backbone.state_dict()[name]), name
+
+
+def test_the_multiplier_is_logged(runs: dict[str, Run]) -> None:
+    logged = [line["multiplier"] for line in runs["hard"].lines]
+    assert all(value >= 0 for value in logged)
+    assert max(logged) > 0
+    assert all(line["multiplier"] == 0 for line in runs["free"].lines)
+
+
+# ---- the slack -------------------------------------------------------------------------------------------------------
+
+
+def test_fidelity_is_the_mean_over_the_first_images(tmp_path: Path) -> None:
+    dataset = draw(100, seed=0)
+    image, parents = stack(dataset[:70])
+    expected = ToyBackbone().counterfactual(image, parents, parents).fidelity.item()
+    # Batches of 64: the last one is smaller and must weigh less.
+    assert trainer(tmp_path, {"slack_images": 70}).measure_fidelity(dataset) == pytest.approx(expected)
+    everything = trainer(tmp_path, {"slack_images": 5000}).measure_fidelity(dataset)
+    assert everything != pytest.approx(expected, rel=1e-6)
+
+
+# ---- resuming --------------------------------------------------------------------------------------------------------
+
+
+def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    def run(folder: str, steps: int, strength: float = 0.8, **fields: Any) -> CFTTrainer:
+        cft = {"damping": 5.0, "multiplier_learning_rate": 1.0}
+        fields = {"learning_rate": 0.02, "checkpointing_steps": 5, "logging_steps": 1, "ema_decay": 0.9} | fields
+        started = trainer(tmp_path / folder, cft, ToyBackbone(strength), max_train_steps=steps, **fields)
+        started.train(draw(256, seed=0))
+        reset_accelerate()
+        return started
+
+    whole = run("whole", 20)
+    run("parts", 10)
+    # Another start: whatever the second process begins with, weights, slack and multiplier come from the checkpoint.
+    resumed = run("parts", 20, strength=0.1, resume_from_checkpoint="latest")
+    assert whole.objective.constraint.multiplier > 0
+    for name, tensor in whole.objective.state_dict().items():
+        assert torch.equal(tensor, resumed.objective.state_dict()[name]), name
+    logged = [[line["multiplier"] for line in log(tmp_path / folder)] for folder in ("whole", "parts")]
+    assert logged[0] == logged[1]
+    assert len(logged[0]) == 20
+
+
+# ---- the models of the paper -----------------------------------------------------------------------------------------
+
+
+def test_an_hvae_is_fine_tuned_by_a_classifier(tmp_path: Path) -> None:
+    parents, noise = draw_block("train", 0, 16, seed=0)
+    dataset = [{"image": i, "parents": p} for i, p in zip(render(parents, noise)[:40], parents, strict=False)]
+    plain = PHANTOM_GRAPH.to_list()
+    hvae = HVAEModel(
+        plain,
+        sample_size=16,
+        resolutions=[16, 4, 1],
+        channels=[8, 8, 8],
+        encoder_blocks=[1, 1, 1],
+        decoder_blocks=[1, 1, 1],
+        z_dim=2,
+    )
+    trunk = {"model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
+    guide = AttributeClassifier(plain, {**trunk, "layer_type": "basic"})
+    mechanisms = AttributeSCM(plain, num_bins=4, hidden_features=[8])
+    frozen = [{n: t.clone() for n, t in part.state_dict().items()} for part in (guide, mechanisms)]
+    before = {name: tensor.clone() for name, tensor in hvae.state_dict().items()}
+
+    settings = config(tmp_path, max_train_steps=3, train_batch_size=16, logging_steps=1, mixed_precision="bf16")
+    run = CFTTrainer(HVAEBackbone(hvae), mechanisms, guide, settings, CFTConfig(damping=10.0))
+    # Abduction is random, but the same seed must find the same slack.
+    measured = [run.measure_fidelity(dataset) for _ in range(2)]
+    assert measured[0] == measured[1]
+    run.train(dataset)
+    assert run.objective.constraint.slack.item() == pytest.approx(measured[0])
+    lines = log(tmp_path)
+    assert [line["skipped"] for line in lines] == [0, 0, 0]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    assert {f"guidance/{name}" for name in PHANTOM_GRAPH.names} < set(lines[0])
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in hvae.state_dict().items())
+    for part, state in zip((guide, mechanisms), frozen, strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in part.state_dict().items())
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_none_asks_for_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--cft none asks for no fine-tuning"):
+        trainer(tmp_path, {"cft": "none"})
+
+
+def test_backbone_must_be_a_module(tmp_path: Path) -> None:
+    class Plain:
+        counterfactual = ToyBackbone.counterfactual
+
+    with pytest.raises(ValueError, match=r"must be an nn.Module to be trained, got Plain"):
+        trainer(tmp_path, {}, Plain())  # type: ignore[arg-type]
+
+
+def test_mechanisms_and_guide_must_share_their_graph(tmp_path: Path) -> None:
+    other = AttributeSCM(GRAPH.to_list()[:1], num_bins=4, hidden_features=[8])
+    with pytest.raises(ValueError, match="different graphs"):
+        CFTTrainer(ToyBackbone(), other, ToyGuide(), config(tmp_path), CFTConfig())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"cft": "medium"}, "--cft must be 'none', 'hard' or 'soft', got 'medium'"),
+        ({"constraint": "equality"}, "--constraint must be 'inequality' or 'published', got 'equality'"),
+        ({"damping": -1.0}, "--damping must be >= 0, got -1.0"),
+        ({"damping": math.nan}, "--damping must be >= 0, got nan"),
+        ({"multiplier_learning_rate": -0.1}, "--multiplier_learning_rate must be >= 0, got -0.1"),
+        ({"slack_images": 0}, "--slack_images must be at least 1, got 0"),
+    ],
+)
+def test_wrong_settings(fields: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        CFTConfig(**fields)
+
+
+@pytest.mark.parametrize(("form", "inequality"), [("inequality", True), ("published", False)])
+def test_the_form_of_the_constraint_is_a_setting(form: str, inequality: bool, tmp_path: Path) -> None:
+    settings = {"constraint": form, "damping": 7.0, "multiplier_learning_rate": 0.3}
+    constraint = trainer(tmp_path, settings).objective.constraint
+    assert (constraint.inequality, constraint.damping, constraint.learning_rate) == (inequality, 7.0, 0.3)

@@ -1,0 +1,246 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from softcft.cft.constraint import LagrangianConstraint
+from softcft.counterfactuals.backbone import BackboneOutput
+from softcft.counterfactuals.hvae_backbone import HVAEBackbone
+from softcft.data.phantom import PHANTOM_GRAPH, draw_block, render
+from softcft.models.attribute_scm import AttributeSCM
+from softcft.models.classifier import AttributeClassifier
+from softcft.models.hvae import HVAEModel
+from softcft.training.config import TrainingConfig
+from softcft.training.loop import train
+from softcft.training.objectives import CFTObjective, ClassifierObjective, HVAEObjective, SCMObjective
+
+PLAIN = PHANTOM_GRAPH.to_list()
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Any:
+    """Accelerate fixes precision and gradient state once per process; each test starts from nothing."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def phantoms() -> dict[str, Tensor]:
+    parents, noise = draw_block("train", 0, 16, seed=0)
+    return {"image": render(parents, noise)[:64], "parents": parents[:64]}
+
+
+def hvae() -> HVAEModel:
+    torch.manual_seed(0)
+    return HVAEModel(
+        PLAIN,
+        sample_size=16,
+        resolutions=[16, 4, 1],
+        channels=[8, 8, 16],
+        encoder_blocks=[1, 1, 1],
+        decoder_blocks=[1, 1, 1],
+        z_dim=4,
+    )
+
+
+def classifier() -> AttributeClassifier:
+    torch.manual_seed(0)
+    trunk = {"model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+    return AttributeClassifier(PLAIN, {**trunk, "layer_type": "basic"})
+
+
+def scm() -> AttributeSCM:
+    torch.manual_seed(0)
+    return AttributeSCM(PLAIN, num_bins=4, hidden_features=[8])
+
+
+def cft(mode: Any = "soft", backbone: nn.Module | None = None, **constraint: Any) -> CFTObjective:
+    multiplier = LagrangianConstraint(**{"slack": 5.0, "damping": 10.0, "learning_rate": 0.5, **constraint})
+    return CFTObjective(backbone or HVAEBackbone(hvae()), scm(), classifier(), multiplier, mode)  # type: ignore[arg-type]
+
+
+# ---- pretraining -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "learning_rate"),
+    [
+        (lambda: SCMObjective(scm()), 1e-2),
+        (lambda: ClassifierObjective(classifier()), 1e-2),
+        (lambda: HVAEObjective(hvae()), 3e-3),
+    ],
+    ids=["scm", "classifier", "hvae"],
+)
+def test_loss_falls(make: Any, learning_rate: float, phantoms: dict[str, Tensor], tmp_path: Any) -> None:
+    objective = make()
+    with torch.no_grad():
+        before = objective(phantoms)["loss"].item()
+    dataset = [{key: values[i] for key, values in phantoms.items()} for i in range(64)]
+    config = TrainingConfig(
+        output_dir=str(tmp_path),
+        max_train_steps=20,
+        train_batch_size=16,
+        learning_rate=learning_rate,
+        lr_warmup_steps=0,
+        ema_decay=0,
+        checkpointing_steps=0,
+        skip_grad_norm=math.inf,
+    )
+    train(objective, dataset, config, name="test")  # type: ignore[arg-type]
+    with torch.no_grad():
+        after = objective(phantoms)["loss"].item()
+    assert after < before - 0.1
+
+
+def test_scm_objective_is_the_likelihood_per_image(phantoms: dict[str, Tensor]) -> None:
+    objective = SCMObjective(scm())
+    expected = -objective.scm.log_prob(phantoms["parents"]).mean()
+    torch.testing.assert_close(objective(phantoms)["loss"], expected)
+    assert objective({"parents": phantoms["parents"]})["loss"].isfinite()  # images are not needed
+
+
+def test_classifier_objective_needs_no_weights(phantoms: dict[str, Tensor]) -> None:
+    objective = ClassifierObjective(classifier())
+    scalars = objective(phantoms)
+    logits, parents = objective.classifier(phantoms["image"]).logits, phantoms["parents"]
+    columns = PHANTOM_GRAPH.slices
+    age, sex, race, disease = (logits[:, columns[name]] for name in ("age", "sex", "race", "disease"))
+    # Of a normal density whose variance is fitted to the batch, constants left out: 1/2 log(mean squared error).
+    variance = (age - parents[:, columns["age"]]).square().mean()
+    expected = {
+        "age": -torch.distributions.Normal(age, variance.sqrt()).log_prob(parents[:, columns["age"]]).mean()
+        - 0.5 * math.log(2 * math.pi)
+        - 0.5,
+        "sex": F.binary_cross_entropy_with_logits(sex, parents[:, columns["sex"]]),
+        "race": F.cross_entropy(race, parents[:, columns["race"]]),
+        "disease": F.binary_cross_entropy_with_logits(disease, parents[:, columns["disease"]]),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(scalars[name], value, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(scalars["loss"], torch.stack([scalars[name] for name in expected]).sum())
+
+
+def test_hvae_objective_is_the_bound(phantoms: dict[str, Tensor]) -> None:
+    objective = HVAEObjective(hvae())
+    torch.manual_seed(1)
+    scalars = objective(phantoms)
+    torch.manual_seed(1)
+    output = objective.hvae(phantoms["image"], phantoms["parents"])
+    torch.testing.assert_close(scalars["loss"], output.nelbo.mean())
+    torch.testing.assert_close(scalars["loss"], scalars["nll"] + scalars["kl"])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SCMObjective(scm().eval()),
+        lambda: HVAEObjective(hvae().eval()),
+        lambda: ClassifierObjective(classifier().eval()),
+    ],
+)
+def test_pretraining_objectives_turn_training_on(make: Any) -> None:
+    assert all(module.training for module in make().modules())
+
+
+# ---- counterfactual fine-tuning --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+def test_only_the_backbone_gets_gradients(mode: str, phantoms: dict[str, Tensor]) -> None:
+    objective = cft(mode)
+    objective(phantoms)["loss"].backward()
+    names = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
+    assert names == {f"backbone.{name}" for name, _ in objective.backbone.named_parameters()}
+    for name, parameter in objective.named_parameters():
+        assert (parameter.grad is not None) == (name in names), name
+    assert objective.backbone.training
+    assert not any(m.training for part in (objective.guide, objective.attribute_scm) for m in part.modules())
+
+
+def test_scalars_add_up(phantoms: dict[str, Tensor]) -> None:
+    objective = cft()
+    objective.constraint.multiplier.fill_(0.7)
+    scalars = objective(phantoms)
+    assert set(scalars) == {
+        "loss",
+        "guidance",
+        "fidelity",
+        "multiplier",
+        *(f"guidance/{name}" for name in PHANTOM_GRAPH.names),
+    }
+    assert all(value.ndim == 0 for value in scalars.values())
+    total = torch.stack([scalars[f"guidance/{name}"] for name in PHANTOM_GRAPH.names]).sum()
+    torch.testing.assert_close(scalars["guidance"], total)
+    violation = scalars["fidelity"] - 5
+    expected = scalars["guidance"] + torch.clamp(0.7 + 10 * violation, min=0) * violation
+    torch.testing.assert_close(scalars["loss"], expected)
+    assert scalars["multiplier"].item() == pytest.approx(0.7)
+
+
+def test_after_step_moves_the_multiplier() -> None:
+    objective = cft()
+    objective.after_step({"fidelity": 6.5, "loss": 0.0})
+    assert objective.constraint.multiplier.item() == pytest.approx(0.75)
+
+
+class Recorder(nn.Module):
+    """A backbone that changes nothing and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def counterfactual(
+        self, image: Tensor, parents: Tensor, counterfactual_parents: Tensor, generator: Any = None
+    ) -> BackboneOutput:
+        self.asked = parents, counterfactual_parents
+        return BackboneOutput(image=image + self.shift, fidelity=self.shift.square())
+
+
+def test_an_unchanged_image_costs_only_what_should_have_changed(phantoms: dict[str, Tensor]) -> None:
+    # The prediction on an image that stayed itself is its own soft target; a hard label is not.
+    objective = cft(backbone=Recorder())
+    for i in range(20):
+        one = {key: values[i : i + 1] for key, values in phantoms.items()}
+        costs = {}
+        for objective.mode in ("hard", "soft"):
+            torch.manual_seed(i)
+            scalars = objective(one)
+            costs[objective.mode] = {name: scalars[f"guidance/{name}"].item() for name in PHANTOM_GRAPH.names}
+        free = {name for name, cost in costs["soft"].items() if abs(cost) < 1e-6}
+        # A do() leaves at least two variables alone: all but age and, through it, disease.
+        assert 2 <= len(free) <= 3
+        assert all(costs["hard"][name] > costs["soft"][name] for name in free)
+        assert all(costs["hard"][name] == costs["soft"][name] for name in set(costs["soft"]) - free)
+
+
+def test_counterfactual_attributes_come_from_the_mechanisms(phantoms: dict[str, Tensor]) -> None:
+    objective = cft("soft", Recorder())
+    objective(phantoms)
+    parents, counterfactual = objective.backbone.asked
+    assert torch.equal(parents, phantoms["parents"])
+    moved = {n: (parents[:, c] != counterfactual[:, c]).any(dim=1) for n, c in PHANTOM_GRAPH.slices.items()}
+    per_image = torch.stack([moved[name] for name in PHANTOM_GRAPH.names]).sum(dim=0)
+    assert all(changed.any() for changed in moved.values())
+    # One variable of each image, and disease beside age where age moves it.
+    assert (per_image <= 1 + (moved["age"] & moved["disease"])).all()
+
+
+def test_a_backbone_must_be_a_module() -> None:
+    class Plain:
+        counterfactual = Recorder.counterfactual
+
+    with pytest.raises(ValueError, match=r"must be an nn.Module to be trained, got Plain"):
+        cft("soft", Plain())  # type: ignore[arg-type]
+
+
+def test_mechanisms_and_guide_must_share_their_graph() -> None:
+    other = AttributeSCM(PLAIN[:3], num_bins=4, hidden_features=[8])
+    constraint = LagrangianConstraint(slack=0.0, damping=1.0, learning_rate=0.1)
+    with pytest.raises(ValueError, match="different graphs"):
+        CFTObjective(Recorder(), other, classifier(), constraint, "soft")
