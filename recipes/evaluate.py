@@ -4,7 +4,8 @@
 
 Each pipeline folder is named after its fine-tuning (none, hard, soft). The guide is the pipelines' own classifier; the
 judge, which had no part in their training, has the last word. Reads the sections data, graph and evaluate. Writes into
---output_dir: table1.md, table1.csv, counterfactuals_*.png, comparison.png, training_curves.png.
+--output_dir: table1.md, table1.csv, counterfactuals_*.png, comparison.png, training_curves.png, fine_tuning_curves.png,
+and metrics.jsonl with the records of all trainings below that folder.
 """
 
 import json
@@ -113,10 +114,15 @@ def draw_counterfactuals(
     return image, counterfactuals, attribute_captions(graph, parents)
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of a training's metrics.jsonl, none if the folder has none."""
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+def collect_training_records(output_dir: Path) -> dict[str, list[dict[str, float]]]:
+    """The metrics.jsonl of every training below the folder, by the name of its own folder, and all in one file."""
+    records = {
+        path.parent.name: [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(output_dir.glob("*/metrics.jsonl"))
+    }
+    lines = [json.dumps({"run": run, **record}) + "\n" for run in records for record in records[run]]
+    (output_dir / "metrics.jsonl").write_text("".join(lines))
+    return records
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -137,7 +143,7 @@ def main() -> None:
     with accelerator.main_process_first():  # the others find the data in the cache
         images = ImageAttributeDataset(load_data(data, graph)["test"], graph, data.sample_size)
     judge = AttributeClassifier.from_pretrained(settings.judge_dir).to(accelerator.device)
-    tables, drawn, curves = [], {}, {}
+    tables, drawn = [], {}
     for folder in settings.pipelines:
         cft = Path(folder).name
         pipeline = DSCMPipeline.from_pretrained(folder).to(accelerator.device)
@@ -149,8 +155,6 @@ def main() -> None:
             run = pd.DataFrame({"dataset": data.dataset, "seed": settings.seed, "cft": cft}, index=table.index)
             tables.append(run.join(table))
             drawn[cft] = draw_counterfactuals(pipeline.to("cpu"), images, interventions, settings)
-            if records := read_metrics(Path(folder)):
-                curves[TITLES[cft]] = records
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
@@ -162,9 +166,14 @@ def main() -> None:
         save(counterfactual_grid(image, counterfactuals, captions), output_dir / f"counterfactuals_{cft}.png")
     compared = {TITLES[cft]: {do: x[:2] for do, x in drawn[cft][1].items()} for cft in drawn}
     save(cft_comparison(image[:2], compared, captions[:2]), output_dir / "comparison.png")
+    records = collect_training_records(output_dir)
+    keys = {"guidance": "guidance loss (nats)", "fidelity": "NELBO (nats/dim)", "multiplier": "Lagrange multiplier"}
+    curves = {TITLES[cft]: records[cft] for cft in TITLES if cft in records}
     if curves:
-        keys = {"guidance": "guidance loss (nats)", "fidelity": "NELBO (nats/dim)", "multiplier": "Lagrange multiplier"}
-        save(training_curves(curves, keys), output_dir / "training_curves.png")
+        save(training_curves(curves, keys), output_dir / "fine_tuning_curves.png")
+    curves = {run: records[run] for run in ("scm", "guide", "judge", "hvae") if run in records}
+    if curves:
+        save(training_curves(curves, {"loss": "training loss (nats)"}), output_dir / "training_curves.png")
     print((output_dir / "table1.md").read_text())
 
 

@@ -11,7 +11,7 @@ __all__ = ["draw_interventions"]
 
 
 def draw_interventions(graph: CausalGraph, parents: Tensor, generator: torch.Generator | None = None) -> Intervention:
-    """Intervene on one random variable of each image, with a value that another image of the batch has.
+    """Intervene on one random variable of each image, with the value of a random image of the batch.
 
     As in De Sousa Ribeiro et al. (2023) the values follow the data's own distribution; unlike there each image has
     its own variable, which lowers the variance of the gradient at no cost.

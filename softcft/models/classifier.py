@@ -120,7 +120,9 @@ class AttributeClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]  # dif
         for variable in self.causal_graph.variables:
             columns = self.causal_graph.slices[variable.name]
             if variable.kind == "continuous":
-                scales[variable.name] = (raw[:, columns] - parents[:, columns]).square().mean().sqrt().item()
+                scales[variable.name] = (
+                    (raw[:, columns] - parents[:, columns]).square().mean().sqrt().clamp_min(1e-4).item()
+                )
             else:
                 scales[variable.name] = _fit_temperature(raw[:, columns], parents[:, columns])
         self.column_scales = self._columns(scales).to(self.column_scales)

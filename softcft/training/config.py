@@ -170,7 +170,7 @@ class TrainingConfig:
             raise ValueError(f"--{name} must be {rule}, got {getattr(self, name)!r}.")
 
 
-def parse_config(
+def parse_config(  # noqa: C901  # file, section, flags: one reading, told in order
     section: str,
     *config_types: type,
     default_config: str | Path,
@@ -193,9 +193,9 @@ def parse_config(
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file is not valid YAML or not a mapping of known sections; if it lacks ``graph`` or ``section``; if
-            ``data`` or ``section`` has an unknown key or a value of the wrong type; if a flag is unknown; or if a
-            config type refuses a value. The message names file, key and value.
+        ValueError: If the file is not valid YAML or not a mapping of known sections; if it lacks ``graph`` or
+            ``section``; if ``data`` or ``section`` has an unknown key or a value of the wrong type; if a flag is
+            unknown; or if a config type refuses a value. The message names file, key and value.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -251,7 +251,15 @@ def test_the_table_can_be_read(evaluation: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["counterfactuals_none", "counterfactuals_hard", "counterfactuals_soft", "comparison", "training_curves"]
+    "name",
+    [
+        "counterfactuals_none",
+        "counterfactuals_hard",
+        "counterfactuals_soft",
+        "comparison",
+        "training_curves",
+        "fine_tuning_curves",
+    ],
 )
 def test_figures_show_something(evaluation: Path, name: str) -> None:
     with Image.open(evaluation / f"{name}.png") as image:
