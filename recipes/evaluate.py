@@ -4,8 +4,8 @@
 
 Each pipeline folder is named after its fine-tuning (none, hard, soft). The guide is the pipelines' own classifier; the
 judge, which had no part in their training, has the last word. Reads the sections data, graph and evaluate. Writes into
---output_dir: table1.md, table1.csv, counterfactuals_*.png, comparison.png, training_curves.png, fine_tuning_curves.png,
-and metrics.jsonl with the records of all trainings below that folder.
+--output_dir: table1.md, table1.csv, counterfactuals_*.png, comparison.png, training_curves.png, and
+metrics.jsonl with the records of all trainings below that folder.
 """
 
 import json
@@ -24,12 +24,17 @@ from softcft import AttributeClassifier, CausalGraph, DSCMPipeline, HVAEBackbone
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, load_data
 from softcft.evaluation.effectiveness import effectiveness_table, other_values, predict_counterfactuals
-from softcft.evaluation.figures import attribute_captions, cft_comparison, counterfactual_grid, training_curves
-from softcft.evaluation.report import write_table1
-from softcft.training.config import parse_config
+from softcft.evaluation.figures import (
+    attribute_captions,
+    cft_comparison,
+    counterfactual_grid,
+    training_curves,
+    value_captions,
+)
+from softcft.evaluation.report import CFT_NAMES, write_table1
+from softcft.training.config import begin_run, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
-TITLES = {"none": "No CFT", "hard": "Hard-CFT", "soft": "Soft-CFT"}
 
 
 @dataclass(kw_only=True)
@@ -52,11 +57,11 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.eval_batch_size < 2:
             raise ValueError(f"--eval_batch_size must be at least 2, got {self.eval_batch_size}.")
-        if self.grid_images < 1:
-            raise ValueError(f"--grid_images must be at least 1, got {self.grid_images}.")
-        unknown = [folder for folder in self.pipelines if Path(folder).name not in TITLES]
+        if self.grid_images < 2:
+            raise ValueError(f"--grid_images must be at least 2, got {self.grid_images}.")
+        unknown = [folder for folder in self.pipelines if Path(folder).name not in CFT_NAMES]
         if unknown:
-            raise ValueError(f"--pipelines: folders must be named {', '.join(TITLES)}, got {unknown}.")
+            raise ValueError(f"--pipelines: folders must be named {', '.join(CFT_NAMES)}, got {unknown}.")
         for folder, maker in [
             *(
                 (Path(folder, "model_index.json"), f"soft_cft.py --cft {Path(folder).name} --output_dir {folder}")
@@ -80,7 +85,9 @@ def evaluate_pipeline(
     name: str,
 ) -> dict[str, torch.Tensor]:
     """Predictions of guide and judge on all test images and their counterfactuals, gathered from all processes."""
-    batches = accelerator.prepare(DataLoader(images, batch_size=settings.eval_batch_size))
+    # A last batch of one image could not take another's value: it is left to the batch before.
+    size = settings.eval_batch_size + (len(images) % settings.eval_batch_size == 1)
+    batches = accelerator.prepare(DataLoader(images, batch_size=size))
     generator = torch.Generator(accelerator.device).manual_seed(settings.seed + accelerator.process_index)
     backbone = HVAEBackbone(pipeline.hvae).eval()
     predictors = {"guide": pipeline.classifier, "judge": judge}
@@ -96,22 +103,40 @@ def evaluate_pipeline(
 
 @torch.no_grad()
 def draw_counterfactuals(
-    pipeline: DSCMPipeline, images: ImageAttributeDataset, interventions: list[str], settings: EvaluateConfig
-) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[str]]:
-    """The first test images, their counterfactuals by heading, and captions."""
-    graph = images.graph
-    batch = [images[i] for i in range(min(settings.grid_images, len(images)))]
-    image = torch.stack([example["image"] for example in batch])
-    parents = torch.stack([example["parents"] for example in batch])
+    pipeline: DSCMPipeline, image: torch.Tensor, parents: torch.Tensor, seed: int
+) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
+    """Counterfactuals of images under an intervention on each variable, and the new values, by heading."""
+    graph = pipeline.hvae.causal_graph
     backbone = HVAEBackbone(pipeline.hvae).eval()
-    counterfactuals = {}
-    for name in interventions:
+    counterfactuals, values = {}, {}
+    for name in graph.names:
         # The same noise and the same new values for every pipeline, so that they can be compared.
-        generator = torch.Generator().manual_seed(settings.seed)
+        generator = torch.Generator().manual_seed(seed)
         intervention = other_values(graph, name, parents, generator)
         new_parents = pipeline.attribute_scm.counterfactual(parents, intervention, generator)
         counterfactuals[f"do({name})"] = backbone.counterfactual(image, parents, new_parents, generator).image
-    return image, counterfactuals, attribute_captions(graph, parents)
+        values[f"do({name})"] = value_captions(graph, name, new_parents)
+    return counterfactuals, values
+
+
+def load_pipelines(
+    settings: EvaluateConfig, graph: CausalGraph, sample_size: int
+) -> tuple[dict[str, DSCMPipeline], AttributeClassifier]:
+    """The pipelines by their fine-tuning, and the judge: all with the graph and size of the data."""
+    judge = AttributeClassifier.from_pretrained(settings.judge_dir)
+    if judge.causal_graph != graph:
+        raise ValueError(f"--judge_dir {settings.judge_dir} was trained with another graph than that of --config.")
+    pipelines = {Path(folder).name: DSCMPipeline.from_pretrained(folder) for folder in settings.pipelines}
+    for folder, pipeline in zip(settings.pipelines, pipelines.values(), strict=True):
+        if pipeline.hvae.causal_graph != graph:
+            raise ValueError(f"--pipelines: {folder} was trained with another graph than that of --config.")
+        if pipeline.hvae.config.sample_size != sample_size:
+            raise ValueError(
+                f"--sample_size is {sample_size}, but {folder} was trained with {pipeline.hvae.config.sample_size}."
+            )
+        if pipeline.classifier is None:
+            raise ValueError(f"--pipelines: {folder} has no classifier, so there is no guide to test with.")
+    return pipelines, judge
 
 
 def collect_training_records(output_dir: Path) -> dict[str, list[dict[str, float]]]:
@@ -139,41 +164,53 @@ def main() -> None:
     interventions = settings.interventions or list(graph.names)
     for name in interventions:
         graph[name]
+    pipelines, judge = load_pipelines(settings, graph, data.sample_size)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():  # the others find the data in the cache
         images = ImageAttributeDataset(load_data(data, graph)["test"], graph, data.sample_size)
-    judge = AttributeClassifier.from_pretrained(settings.judge_dir).to(accelerator.device)
-    tables, drawn = [], {}
-    for folder in settings.pipelines:
-        cft = Path(folder).name
-        pipeline = DSCMPipeline.from_pretrained(folder).to(accelerator.device)
-        if pipeline.classifier is None:
-            raise SystemExit(f"{folder} has no classifier, so there is no guide to test with.")
-        predictions = evaluate_pipeline(pipeline, judge, images, interventions, settings, accelerator, TITLES[cft])
+    judge.to(accelerator.device)
+    shown = [images[i] for i in range(min(settings.grid_images, len(images)))]
+    image, parents = (torch.stack([example[key] for example in shown]) for key in ("image", "parents"))
+
+    tables, counterfactuals, values = [], {}, {}
+    for cft, pipeline in pipelines.items():
+        pipeline.to(accelerator.device)
+        predictions = evaluate_pipeline(pipeline, judge, images, interventions, settings, accelerator, CFT_NAMES[cft])
+        pipeline.to("cpu")
         if accelerator.is_main_process:
             table = effectiveness_table(graph, predictions, interventions)
             run = pd.DataFrame({"dataset": data.dataset, "seed": settings.seed, "cft": cft}, index=table.index)
             tables.append(run.join(table))
-            drawn[cft] = draw_counterfactuals(pipeline.to("cpu"), images, interventions, settings)
+            counterfactuals[CFT_NAMES[cft]], values = draw_counterfactuals(pipeline, image, parents, settings.seed)
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
 
     output_dir = Path(settings.output_dir)
+    begin_run(config, "evaluate", output_dir)
     units = {variable.name: variable.unit for variable in graph.variables if variable.unit}
     write_table1(pd.concat(tables, ignore_index=True), output_dir, units)
-    for cft, (image, counterfactuals, captions) in drawn.items():
-        save(counterfactual_grid(image, counterfactuals, captions), output_dir / f"counterfactuals_{cft}.png")
-    compared = {TITLES[cft]: {do: x[:2] for do, x in drawn[cft][1].items()} for cft in drawn}
-    save(cft_comparison(image[:2], compared, captions[:2]), output_dir / "comparison.png")
+    captions = attribute_captions(graph, parents)
+    for cft in pipelines:
+        grid = counterfactual_grid(image, counterfactuals[CFT_NAMES[cft]], captions, values)
+        save(grid, output_dir / f"counterfactuals_{cft}.png")
+    two = {title: {do: x[:2] for do, x in grids.items()} for title, grids in counterfactuals.items()}
+    save(
+        cft_comparison(image[:2], two, captions[:2], {do: v[:2] for do, v in values.items()}),
+        output_dir / "comparison.png",
+    )
     records = collect_training_records(output_dir)
-    keys = {"guidance": "guidance loss (nats)", "fidelity": "NELBO (nats/dim)", "multiplier": "Lagrange multiplier"}
-    curves = {TITLES[cft]: records[cft] for cft in TITLES if cft in records}
-    if curves:
-        save(training_curves(curves, keys), output_dir / "fine_tuning_curves.png")
-    curves = {run: records[run] for run in ("scm", "guide", "judge", "hvae") if run in records}
-    if curves:
-        save(training_curves(curves, {"loss": "training loss (nats)"}), output_dir / "training_curves.png")
+    curves = {run: records[run] for run in ("hvae", "hard", "soft") if run in records}
+    panels = {
+        "nll": "HVAE: -log likelihood (nats/dim)",
+        "kl": "HVAE: KL (nats/dim)",
+        "guidance": "CFT: guidance loss (nats)",
+        "fidelity": "CFT: NELBO (nats/dim)",
+        "multiplier": "CFT: Lagrange multiplier",
+    }
+    panels = {key: label for key, label in panels.items() if any(key in r for run in curves.values() for r in run)}
+    if panels:
+        save(training_curves(curves, panels), output_dir / "training_curves.png")
     print((output_dir / "table1.md").read_text())
 
 

@@ -1,26 +1,27 @@
 """Fine-tune a trained HVAE so that its counterfactuals obey their parents and leave all else alone (Soft-CFT).
 
     accelerate launch recipes/soft_cft.py --config recipes/configs/phantom.yaml
-    accelerate launch recipes/soft_cft.py --cft hard --output_dir outputs/phantom/hard    # the published baseline
-    accelerate launch recipes/soft_cft.py --cft none --output_dir outputs/phantom/none    # no fine-tuning at all
+    accelerate launch recipes/soft_cft.py --cft hard    # the published baseline
+    accelerate launch recipes/soft_cft.py --cft none    # no fine-tuning at all
 
 Needs what train_scm.py, train_classifier.py and train_hvae.py made. Reads the sections data, graph and cft. Writes a
-complete pipeline into --output_dir:
+complete pipeline into --output_dir/none, hard or soft:
 
     pipe = DSCMPipeline.from_pretrained("outputs/phantom/soft")
     result = pipe(image, parents={...}, do={...})
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from accelerate import PartialState
+from torch.utils.data import Subset
 
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEBackbone, HVAEModel
 from softcft.data.schema import ImageAttributeDataset
-from softcft.data.sources import DataConfig, load_data
+from softcft.data.sources import DataConfig, SubsetConfig, load_data
 from softcft.training.cft_trainer import CFTConfig, CFTTrainer
-from softcft.training.config import TrainingConfig, parse_config, save_config
+from softcft.training.config import MemoryConfig, TrainingConfig, begin_run, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
@@ -50,33 +51,44 @@ class PretrainedConfig:
 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
-    config, data, training, cft, parts = parse_config(
+    config, data, subset, training, memory, cft, parts = parse_config(
         "cft",
         DataConfig,
+        SubsetConfig,
         TrainingConfig,
+        MemoryConfig,
         CFTConfig,
         PretrainedConfig,
         default_config=DEFAULT_CONFIG,
         description=__doc__,
     )
+    # One folder for each kind of fine-tuning: they never overwrite each other.
+    training = replace(training, output_dir=str(Path(training.output_dir, cft.cft)))
     graph = CausalGraph(config["graph"])
     hvae = HVAEModel.from_pretrained(parts.hvae_dir)
     scm = AttributeSCM.from_pretrained(parts.scm_dir)
     guide = AttributeClassifier.from_pretrained(parts.guide_dir)
     pipeline = DSCMPipeline(hvae=hvae, attribute_scm=scm, classifier=guide)  # refuses parts with different graphs
     if hvae.causal_graph != graph:
-        raise SystemExit(f"{parts.hvae_dir} was trained with another graph than the section 'graph' of the config.")
+        raise ValueError(f"{parts.hvae_dir} was trained with another graph than the section 'graph' of --config.")
+    if hvae.config.sample_size != data.sample_size:
+        raise ValueError(
+            f"--sample_size is {data.sample_size}, but {parts.hvae_dir} was trained with {hvae.config.sample_size}."
+        )
+    if PartialState().is_main_process:
+        begin_run(config, "cft", training.output_dir)
 
     if cft.cft != "none":
         with PartialState().main_process_first():  # the others find the data in the cache
             splits = load_data(data, graph)
         images = ImageAttributeDataset(splits["train"], graph, data.sample_size)
-        CFTTrainer(HVAEBackbone(hvae), scm, guide, training, cft).train(images)
+        if memory.gradient_checkpointing:
+            hvae.enable_gradient_checkpointing()
+        trainer = CFTTrainer(HVAEBackbone(hvae), scm, guide, training, cft)
+        trainer.train(Subset(images, subset.rows(len(images))))
     if PartialState().is_main_process:
-        pipeline.to("cpu")
         hvae.eval()
-        pipeline.save_pretrained(training.output_dir)
-        save_config(config, training.output_dir)
+        pipeline.to("cpu").save_pretrained(training.output_dir)
         print(f"Saved a pipeline to {training.output_dir}. Use it by")
         print(f'    DSCMPipeline.from_pretrained("{training.output_dir}")(image, parents=..., do=...)')
 

@@ -9,9 +9,7 @@ role. Writes the AttributeClassifier into --output_dir.
 """
 
 import argparse
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from accelerate import PartialState
@@ -20,26 +18,13 @@ from torch.utils.data import DataLoader, Subset
 
 from softcft import AttributeClassifier, CausalGraph
 from softcft.data.schema import ImageAttributeDataset
-from softcft.data.sources import DataConfig, load_data
+from softcft.data.sources import DataConfig, SubsetConfig, load_data
 from softcft.evaluation.effectiveness import variable_metric
-from softcft.training.config import TrainingConfig, parse_config, save_config
+from softcft.training.config import TrainingConfig, begin_run, model_arguments, parse_config
 from softcft.training.loop import train
 from softcft.training.objectives import ClassifierObjective
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
-
-
-@dataclass(kw_only=True)
-class ClassifierConfig:
-    """Settings of a classifier beside those of the training loop."""
-
-    half: Literal["even", "odd", "all"] = field(
-        default="all", metadata={"help": "Which rows of the training data to learn from."}
-    )
-
-    def rows(self, n: int) -> range:
-        """The chosen ones of ``n`` rows."""
-        return {"even": range(0, n, 2), "odd": range(1, n, 2), "all": range(n)}[self.half]
 
 
 @torch.no_grad()
@@ -54,30 +39,37 @@ def main() -> None:
     role_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     role_parser.add_argument("--role", choices=["guide", "judge"], default="guide")
     role, argv = role_parser.parse_known_args()
-    config, data, training, classifier_config = parse_config(
+    config, data, training, subset = parse_config(
         role.role,
         DataConfig,
         TrainingConfig,
-        ClassifierConfig,
+        SubsetConfig,
         default_config=DEFAULT_CONFIG,
         description=__doc__,
         argv=argv,
     )
     graph = CausalGraph(config["graph"])
+    arguments = model_arguments(config, role.role, AttributeClassifier)
+    if training.ema_decay:
+        raise ValueError(
+            f"--ema_decay must be 0 for a classifier, got {training.ema_decay}: the average would be of its weights, "
+            "but not of its batch normalisation statistics."
+        )
     with PartialState().main_process_first():  # the others find the data in the cache
         splits = load_data(data, graph)
     train_images = ImageAttributeDataset(splits["train"], graph, data.sample_size)
     validation_images = ImageAttributeDataset(splits["validation"], graph, data.sample_size)
 
     set_seed(training.seed)
-    classifier = AttributeClassifier(graph=graph.to_list(), **config[role.role].get("model", {}))
-    rows = Subset(train_images, classifier_config.rows(len(train_images)))
+    classifier = AttributeClassifier(graph=graph.to_list(), **arguments)
+    if PartialState().is_main_process:
+        begin_run(config, role.role, training.output_dir)
+    rows = Subset(train_images, subset.rows(len(train_images)))
     train(ClassifierObjective(classifier), rows, training, name=role.role)
     if PartialState().is_main_process:
         labels = validation_images.parents.to(classifier.device)
         classifier.eval().calibrate(predict(classifier, validation_images), labels)
         classifier.save_pretrained(training.output_dir)
-        save_config(config, training.output_dir)
         predictions = classifier.probabilities(predict(classifier, validation_images))
         print(f"The {role.role} on validation data:")
         for variable in graph.variables:

@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 from softcft import CausalGraph, HVAEModel
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, load_data
-from softcft.training.config import TrainingConfig, parse_config, save_config
+from softcft.training.config import MemoryConfig, TrainingConfig, begin_run, model_arguments, parse_config
 from softcft.training.loop import train
 from softcft.training.objectives import HVAEObjective
 
@@ -22,20 +22,24 @@ DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
-    config, data, training = parse_config(
-        "hvae", DataConfig, TrainingConfig, default_config=DEFAULT_CONFIG, description=__doc__
+    config, data, training, memory = parse_config(
+        "hvae", DataConfig, TrainingConfig, MemoryConfig, default_config=DEFAULT_CONFIG, description=__doc__
     )
     graph = CausalGraph(config["graph"])
+    arguments = model_arguments(config, "hvae", HVAEModel)
     with PartialState().main_process_first():  # the others find the data in the cache
         splits = load_data(data, graph)
     images = ImageAttributeDataset(splits["train"], graph, data.sample_size)
 
     set_seed(training.seed)
-    hvae = HVAEModel(graph=graph.to_list(), sample_size=data.sample_size, **config["hvae"].get("model", {}))
+    hvae = HVAEModel(graph=graph.to_list(), sample_size=data.sample_size, **arguments)
+    if PartialState().is_main_process:
+        begin_run(config, "hvae", training.output_dir)
+    if memory.gradient_checkpointing:
+        hvae.enable_gradient_checkpointing()
     train(HVAEObjective(hvae), images, training, name="hvae")
     if PartialState().is_main_process:
         hvae.eval().save_pretrained(training.output_dir)
-        save_config(config, training.output_dir)
         print(f"Saved to {training.output_dir}")
 
 

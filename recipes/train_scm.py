@@ -14,7 +14,7 @@ from torch.utils.data import StackDataset
 from softcft import AttributeSCM, CausalGraph
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, load_data
-from softcft.training.config import TrainingConfig, parse_config, save_config
+from softcft.training.config import TrainingConfig, begin_run, model_arguments, parse_config
 from softcft.training.loop import train
 from softcft.training.objectives import SCMObjective
 
@@ -27,16 +27,18 @@ def main() -> None:
         "scm", DataConfig, TrainingConfig, default_config=DEFAULT_CONFIG, description=__doc__
     )
     graph = CausalGraph(config["graph"])
+    arguments = model_arguments(config, "scm", AttributeSCM)
     with PartialState().main_process_first():  # the others find the data in the cache
         splits = load_data(data, graph)
     attributes = {split: ImageAttributeDataset(rows, graph, data.sample_size).parents for split, rows in splits.items()}
 
     set_seed(training.seed)
-    scm = AttributeSCM(graph=graph.to_list(), **config["scm"].get("model", {}))
+    scm = AttributeSCM(graph=graph.to_list(), **arguments)
+    if PartialState().is_main_process:
+        begin_run(config, "scm", training.output_dir)
     train(SCMObjective(scm), StackDataset(parents=attributes["train"]), training, name="scm")
     if PartialState().is_main_process:
         scm.eval().save_pretrained(training.output_dir)
-        save_config(config, training.output_dir)
         nats = scm.log_prob(attributes["validation"].to(scm.device)).mean().item()
         print(f"Attribute mechanisms: log likelihood {nats:.3f} nats per image on validation data.")
         print(f"Saved to {training.output_dir}")

@@ -12,7 +12,8 @@ categorical  C        one-hot over ``categories``
 continuous   1        ``low..high`` mapped linearly to [-1, 1]
 ===========  =======  =====================================================================
 
-The image is not listed: every variable of the graph is a parent of the image.
+The image is not listed: every variable of the graph is a parent of the image. ``"image"``, the name of its column, is
+no name of a variable.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Variable:
         unit: Unit of a continuous variable, for people and figures.
 
     Raises:
-        ValueError: If the kind is unknown, or categories or range do not fit the kind.
+        ValueError: If the name is empty or ``"image"``, the kind is unknown, or categories or range do not fit it.
     """
 
     name: str
@@ -61,10 +62,18 @@ class Variable:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"Variable needs a non-empty string as its name, got {self.name!r}.")
+        if self.name == "image":
+            raise ValueError(
+                "Variable 'image': this is the name of the image's column; leave the image out, or rename the "
+                "variable. Every variable is a parent of the image."
+            )
         for field in ("parents", "categories"):
             names = getattr(self, field)
-            if isinstance(names, str):
-                raise ValueError(f"Variable '{self.name}': {field} must be a list of names, got {names!r}.")
+            if isinstance(names, str) or not isinstance(names, Sequence):
+                raise ValueError(
+                    f"Variable '{self.name}': {field} must be a list of names, got {names!r}; "
+                    f"give a list, or leave {field} out if there are none."
+                )
             # JSON and YAML give lists; a tuple keeps the variable hashable.
             names = tuple(str(name) for name in names)
             object.__setattr__(self, field, names)
@@ -82,17 +91,21 @@ class Variable:
     def _check_range(self) -> None:
         if self.categories:
             raise ValueError(f"Variable '{self.name}' is continuous and takes no categories, got {self.categories}.")
-        if not all(isinstance(bound, int | float) and math.isfinite(bound) for bound in (self.low, self.high)):
-            raise ValueError(
-                f"Variable '{self.name}' is continuous and needs finite low and high, got low={self.low}, "
-                f"high={self.high}."
-            )
+        for bound in (self.low, self.high):
+            if isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound):
+                raise ValueError(
+                    f"Variable '{self.name}' is continuous and needs finite low and high, got low={self.low!r}, "
+                    f"high={self.high!r}; give both as numbers, without quotes."
+                )
         if not self.low < self.high:  # type: ignore[operator]
             raise ValueError(f"Variable '{self.name}': low must be below high, got low={self.low}, high={self.high}.")
 
     def _check_categories(self) -> None:
         if self.low is not None or self.high is not None:
-            raise ValueError(f"Variable '{self.name}' is {self.kind} and takes no low or high.")
+            raise ValueError(
+                f"Variable '{self.name}' is {self.kind} and takes no low or high, got low={self.low!r}, "
+                f"high={self.high!r}; leave them out."
+            )
         if self.kind == "binary" and len(self.categories) != 2:
             raise ValueError(
                 f"Variable '{self.name}' is binary and needs exactly two categories, got {list(self.categories)}."
@@ -166,8 +179,8 @@ class Variable:
         if self.kind == "continuous":
             assert self.low is not None and self.high is not None
             low, high = self.low, self.high
-            numbers = (low + (value + 1) / 2 * (high - low) for value in encoded[:, 0].double().tolist())
-            return [float(f"{number:.7g}") for number in numbers]  # float32 holds no more digits
+            digits = 6 - math.floor(math.log10(high - low))  # float32 holds no more of them
+            return [round(low + (value + 1) / 2 * (high - low), digits) for value in encoded[:, 0].double().tolist()]
         index = (encoded[:, 0] > 0.5).long() if self.kind == "binary" else encoded.argmax(dim=1)
         return [self.categories[i] for i in index.tolist()]
 
@@ -199,7 +212,8 @@ class CausalGraph:
         width: K, the number of encoded columns.
 
     Raises:
-        ValueError: If there is no variable, a name is given twice, a parent is unknown, or the graph has a cycle.
+        ValueError: If variables is not a list of :class:`Variable` and dicts or is empty, a name is given twice, a
+            parent is unknown, or the graph has a cycle.
 
     Example:
         >>> graph = CausalGraph([
@@ -213,6 +227,11 @@ class CausalGraph:
     """
 
     def __init__(self, variables: Sequence[Variable | Mapping[str, Any]]) -> None:
+        if isinstance(variables, str) or not isinstance(variables, Sequence):
+            raise ValueError(
+                f"The variables of a causal graph must be a list, got {variables!r}; give one Variable or dict for "
+                "each, such as {'name': 'age', 'kind': 'continuous', 'low': 0, 'high': 100}."
+            )
         self.variables = tuple(v if isinstance(v, Variable) else _variable_from_dict(v) for v in variables)
         if not self.variables:
             raise ValueError("A causal graph needs at least one variable, got none.")
@@ -350,7 +369,12 @@ class CausalGraph:
 
 
 def _variable_from_dict(fields: Mapping[str, Any]) -> Variable:
-    unknown = sorted(set(fields) - set(Variable.__dataclass_fields__))
+    if not isinstance(fields, Mapping):
+        raise ValueError(
+            f"Each of the variables must be a Variable or a dict of its fields, got {fields!r}; "
+            f"use the fields {list(Variable.__dataclass_fields__)}."
+        )
+    unknown = sorted(set(fields) - set(Variable.__dataclass_fields__), key=str)
     if unknown:
         raise ValueError(
             f"Variable '{fields.get('name', '?')}' has unknown fields {unknown}; "

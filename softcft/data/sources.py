@@ -11,7 +11,7 @@ from softcft.data.morphomnist import MORPHOMNIST_GRAPH, load_morphomnist
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.graph import CausalGraph
 
-__all__ = ["DataConfig", "load_data"]
+__all__ = ["DataConfig", "SubsetConfig", "load_data"]
 
 GRAPHS = {"phantom": PHANTOM_GRAPH, "morphomnist": MORPHOMNIST_GRAPH}
 
@@ -71,6 +71,27 @@ class DataConfig:
             )
         if self.dataset == "morphomnist" and self.data_dir is None:
             raise ValueError("--data_dir must be the folder of the downloaded files for morphomnist, got none.")
+
+
+@dataclass(kw_only=True)
+class SubsetConfig:
+    """Which of the training data a model sees.
+
+    Raises:
+        ValueError: If the value is unknown.
+    """
+
+    half: Literal["even", "odd", "all"] = field(
+        default="all", metadata={"help": "Rows of the training data to learn from: every other one, or all."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.half not in ("even", "odd", "all"):
+            raise ValueError(f"--half must be 'even', 'odd' or 'all', got {self.half!r}.")
+
+    def rows(self, n: int) -> range:
+        """The chosen ones of ``n`` rows."""
+        return {"even": range(0, n, 2), "odd": range(1, n, 2), "all": range(n)}[self.half]
 
 
 def load_data(config: DataConfig, graph: CausalGraph) -> DatasetDict:

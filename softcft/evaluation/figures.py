@@ -17,11 +17,13 @@ from torch import Tensor
 
 from softcft.graph import CausalGraph
 
-__all__ = ["attribute_captions", "cft_comparison", "counterfactual_grid", "training_curves"]
+__all__ = ["attribute_captions", "cft_comparison", "counterfactual_grid", "training_curves", "value_captions"]
 
 FONT_SIZE = 9.0
+VALUE_FONT_SIZE = 7.5
 CELL = 1.25  # inches
 WRAP = 18  # characters to a line over or under an image
+VALUE_WRAP = 22  # the same in the font of values
 # White means no change; the colour-blind, too, tell red from blue.
 EFFECT_COLORS = "RdBu_r"
 # Okabe and Ito, "Color Universal Design", 2008, without the yellow, which is faint on white.
@@ -30,10 +32,11 @@ GREY_LEVEL = 1 / 255
 
 
 class _Block(NamedTuple):
-    """Two rows of a grid: an image and its counterfactuals, below text and the counterfactuals' effects."""
+    """Two rows of a grid: an image and its counterfactuals with their values, below text and the effects."""
 
     image: Tensor
     counterfactuals: Sequence[Tensor]
+    values: Sequence[str]
     title: str
     text: str
 
@@ -48,48 +51,75 @@ def attribute_captions(graph: CausalGraph, parents: Tensor) -> list[str]:
     Returns:
         B captions. A category that says little without its variable, a number or a single letter, is given its name.
     """
-    values = graph.decode(parents)
-    captions = []
-    for i in range(len(parents)):
-        words = []
-        for variable in graph.variables:
-            value = values[variable.name][i]
-            if variable.kind == "continuous":
-                words.append(f"{variable.name} {value:.3g} {variable.unit}".rstrip())
-            else:
-                words.append(value if len(value) > 1 and not value.isdigit() else f"{variable.name} {value}")
-        captions.append(", ".join(words))
-    return captions
+    words = []
+    for variable in graph.variables:
+        values = value_captions(graph, variable.name, parents)
+        words.append(
+            [
+                f"{variable.name} {value}"
+                if variable.kind == "continuous" or len(value) == 1 or value.isdigit()
+                else value
+                for value in values
+            ]
+        )
+    return [", ".join(subject) for subject in zip(*words, strict=True)]
 
 
-def counterfactual_grid(image: Tensor, counterfactuals: Mapping[str, Tensor], captions: Sequence[str]) -> Figure:
+def value_captions(graph: CausalGraph, name: str, parents: Tensor) -> list[str]:
+    """Write one variable's values, for example ``"female"`` or ``"3.21 pixels"``.
+
+    Args:
+        graph: The causal graph.
+        name: The variable, such as the one that was intervened on.
+        parents: Encoded attributes, those of the counterfactuals if new values are wanted, shape (B, K).
+
+    Returns:
+        B strings: category names, or numbers of three significant digits with their unit.
+
+    Raises:
+        ValueError: If the graph has no such variable.
+    """
+    variable = graph[name]
+    values = graph.decode(parents)[name]
+    if variable.kind != "continuous":
+        return values
+    # Rounded first, for 1230 is easier to read than 1.23e+03.
+    return [f"{float(f'{value:.3g}'):g} {variable.unit}".rstrip() for value in values]
+
+
+def counterfactual_grid(
+    image: Tensor,
+    counterfactuals: Mapping[str, Tensor],
+    captions: Sequence[str],
+    values: Mapping[str, Sequence[str]],
+) -> Figure:
     """Show counterfactuals of a few subjects and their direct effects, as in Fig. 1 of the paper.
 
-    Each subject has two rows: the original image and its counterfactuals, below them the effects, counterfactual minus
-    original. One colour scale serves all effects. It ends at the 99.5th percentile of their size, so that
-    the few largest do not pale the others.
+    Each subject has two rows: the original image and its counterfactuals, each over the value that was asked for, below
+    them the effects, counterfactual minus original. One colour scale serves all effects. It ends at the
+    99.5th percentile of their size, so that the few largest do not pale the others.
 
     Args:
         image: Original images in [-1, 1], shape (B, C, H, W), C 1 or 3.
-        counterfactuals: By heading, such as ``"do(sex = female)"``, images of the same shape.
+        counterfactuals: By heading, such as ``"do(sex)"``, images of the same shape.
         captions: The factual attributes of each subject, see :func:`attribute_captions`.
+        values: By heading, the new value of each subject, such as ``"female"``, see :func:`value_captions`.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: If there are no images or counterfactuals, shapes differ, or captions are not B.
+        ValueError: If there are no images or counterfactuals, shapes differ, captions are not B, or values are not B
+            for each heading.
     """
-    _check_images(image, counterfactuals, captions)
-    blocks = [
-        _Block(image[i], [x[i] for x in counterfactuals.values()], title="", text=caption)
-        for i, caption in enumerate(captions)
-    ]
-    return _draw_grid(blocks, list(counterfactuals))
+    return cft_comparison(image, {"": counterfactuals}, captions, values)
 
 
 def cft_comparison(
-    image: Tensor, counterfactuals: Mapping[str, Mapping[str, Tensor]], captions: Sequence[str]
+    image: Tensor,
+    counterfactuals: Mapping[str, Mapping[str, Tensor]],
+    captions: Sequence[str],
+    values: Mapping[str, Sequence[str]],
 ) -> Figure:
     """Show the same counterfactuals of several models one below the other, on one colour scale of effects.
 
@@ -98,6 +128,7 @@ def cft_comparison(
         counterfactuals: By model, such as ``"Soft-CFT"``, what :func:`counterfactual_grid` takes; all models have the
             same headings in the same order.
         captions: The factual attributes of each subject, see :func:`attribute_captions`.
+        values: By heading, the new value of each subject, the same for all models, see :func:`value_captions`.
 
     Returns:
         The figure, with two rows per subject and model.
@@ -112,9 +143,16 @@ def cft_comparison(
     for model, images in counterfactuals.items():
         if list(images) != headings:
             raise ValueError(f"counterfactuals['{model}'] must have the headings {headings}, got {list(images)}.")
-        _check_images(image, images, captions)
+        _check_images(image, images)
+    _check_texts(len(image), headings, captions, values)
     blocks = [
-        _Block(image[i], [x[i] for x in images.values()], title=model, text=caption if model == first else "")
+        _Block(
+            image[i],
+            counterfactuals=[x[i] for x in images.values()],
+            values=[values[heading][i] for heading in headings],
+            title=model,
+            text=caption if model == first else "",
+        )
         for i, caption in enumerate(captions)
         for model, images in counterfactuals.items()
     ]
@@ -159,7 +197,7 @@ def training_curves(records_by_run: Mapping[str, Sequence[Mapping[str, Any]]], k
     return figure
 
 
-def _check_images(image: Tensor, counterfactuals: Mapping[str, Tensor], captions: Sequence[str]) -> None:
+def _check_images(image: Tensor, counterfactuals: Mapping[str, Tensor]) -> None:
     if image.ndim != 4 or not len(image) or image.shape[1] not in (1, 3):
         raise ValueError(f"image must have shape (B, C, H, W) with B > 0 and C 1 or 3, got {tuple(image.shape)}.")
     if not counterfactuals:
@@ -170,8 +208,19 @@ def _check_images(image: Tensor, counterfactuals: Mapping[str, Tensor], captions
                 f"The counterfactuals '{heading}' must have the shape of image, {tuple(image.shape)}, got "
                 f"{tuple(counterfactual.shape)}."
             )
-    if len(captions) != len(image):
-        raise ValueError(f"captions must be {len(image)}, one per image, got {len(captions)}.")
+
+
+def _check_texts(
+    size: int, headings: Sequence[str], captions: Sequence[str], values: Mapping[str, Sequence[str]]
+) -> None:
+    if len(captions) != size:
+        raise ValueError(f"captions must be {size}, one per image, got {len(captions)}.")
+    if set(values) != set(headings):
+        raise ValueError(f"values must have the headings of counterfactuals, {list(headings)}, got {list(values)}.")
+    for heading, texts in values.items():
+        # A string, too, has a length, and would be dealt out letter by letter.
+        if isinstance(texts, str) or len(texts) != size:
+            raise ValueError(f"values['{heading}'] must be a list of {size} strings, one per image, got {texts!r}.")
 
 
 def _draw_grid(blocks: Sequence[_Block], headings: Sequence[str]) -> Figure:
@@ -180,18 +229,20 @@ def _draw_grid(blocks: Sequence[_Block], headings: Sequence[str]) -> Figure:
     limit = max(float(np.quantile(np.abs(effects), 0.995)), GREY_LEVEL)
     shape = (2 * len(blocks), 1 + len(headings))
     height, width = blocks[0].image.shape[-2:]
-    size = (CELL * shape[1] + 0.9, CELL * height / width * shape[0] + 0.4)
+    values = [[textwrap.fill(value, VALUE_WRAP) for value in block.values] for block in blocks]
+    lines = sum(max(value.count("\n") + 1 for value in row) for row in values)
+    size = (CELL * shape[1] + 0.9, CELL * height / width * shape[0] + 0.4 + VALUE_FONT_SIZE / 60 * lines)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0))
     grid = figure.subplots(*shape, squeeze=False)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     for axes, heading in zip(grid[0], ["original", *headings], strict=True):
-        # Too long for one line, "do(variable = value)" breaks before the value.
-        axes.set_title(heading if len(heading) <= WRAP else heading.replace(" = ", " =\n"), fontsize=FONT_SIZE)
-    for block, block_effects, upper, lower in zip(blocks, effects, grid[::2], grid[1::2], strict=True):
-        for axes, image in zip(upper, [block.image, *block.counterfactuals], strict=True):
+        axes.set_title(textwrap.fill(heading, WRAP, break_long_words=False), fontsize=FONT_SIZE)
+    for block, row, block_effects, upper, lower in zip(blocks, values, effects, grid[::2], grid[1::2], strict=True):
+        for axes, image, value in zip(upper, [block.image, *block.counterfactuals], ["", *row], strict=True):
             _show(axes, image)
+            axes.set_xlabel(value, fontsize=VALUE_FONT_SIZE, labelpad=2)
         for axes, effect in zip(lower[1:], block_effects, strict=True):
             mapped = axes.imshow(effect, cmap=EFFECT_COLORS, vmin=-limit, vmax=limit)
         _write(lower[0], block)

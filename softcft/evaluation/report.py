@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-__all__ = ["table1_markdown", "write_table1"]
+__all__ = ["CFT_NAMES", "table1_markdown", "write_table1"]
 
 COLUMNS = ("dataset", "seed", "cft", "intervention", "variable", "predictor", "metric", "value", "baseline", "change")
 CFT_NAMES = {"none": "No CFT", "hard": "Hard-CFT", "soft": "Soft-CFT"}

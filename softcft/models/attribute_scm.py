@@ -22,8 +22,9 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +40,17 @@ from softcft.graph import CausalGraph, Intervention, Variable
 __all__ = ["AttributeSCM"]
 
 Generator = torch.Generator | list[torch.Generator] | None
+
+
+def _without_autocast(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Run a method in full precision whatever autocast a training has on: see ``_keep_in_fp32_modules``."""
+
+    @functools.wraps(method)
+    def run(self: AttributeSCM, *args: Any, **kwargs: Any) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return run
 
 
 class AttributeSCM(ModelMixin, ConfigMixin):
@@ -95,6 +107,7 @@ class AttributeSCM(ModelMixin, ConfigMixin):
         """The same as :meth:`log_prob`."""
         return self.log_prob(values)
 
+    @_without_autocast
     def log_prob(self, values: Tensor) -> Tensor:
         """Log-likelihood under the observational distribution, differentiable.
 
@@ -111,6 +124,7 @@ class AttributeSCM(ModelMixin, ConfigMixin):
         terms = [self._mechanism(n).log_prob(columns[n], self._parents(n, columns)) for n in self.causal_graph.names]
         return torch.stack(terms).sum(dim=0)
 
+    @_without_autocast
     def abduct(self, values: Tensor, generator: Generator = None) -> Tensor:
         """Infer the noise of observed values.
 
@@ -131,6 +145,7 @@ class AttributeSCM(ModelMixin, ConfigMixin):
         ]
         return torch.cat(noise, dim=1)
 
+    @_without_autocast
     def predict(self, noise: Tensor, intervention: Intervention | None = None) -> Tensor:
         """Run the mechanisms, causes before effects, on given noise.
 

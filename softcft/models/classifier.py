@@ -17,7 +17,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig
 
 from softcft.graph import CausalGraph
 
@@ -30,8 +30,7 @@ class AttributeClassifierOutput(BaseOutput):
 
     Attributes:
         logits: Shape (B, K) in the graph's column order: calibrated logits of binary and categorical variables,
-            predicted
-            means in encoded units of continuous ones.
+            predicted means in encoded units of continuous ones.
         embedding: Features before the heads, shape (B, D).
     """
 
@@ -44,14 +43,15 @@ class AttributeClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]  # dif
 
     Args:
         graph: The causal graph as plain data (:meth:`CausalGraph.to_list`).
-        backbone: Configuration of a transformers image model with a pooled output, ``model_type`` among its keys, for
-            example ``{"model_type": "resnet", "num_channels": 1, "hidden_sizes": [32, 64], ...}``.
+        backbone: Configuration of a transformers image model with ``hidden_sizes`` and a pooled output,
+            ``model_type`` among its keys, for example
+            ``{"model_type": "resnet", "num_channels": 1, "hidden_sizes": [32, 64], ...}``.
         scales: For each variable the temperature that divides its logits (discrete) or the standard deviation of its
-            error
-            in encoded units (continuous). Measured by :meth:`calibrate`; 1 before.
+            error in encoded units (continuous). Measured by :meth:`calibrate`; 1 before.
 
     Raises:
-        ValueError: If the backbone has no ``model_type``, or ``scales`` names other variables than the graph.
+        ValueError: If the backbone has no known ``model_type`` or no ``hidden_sizes``, or ``scales`` names other
+            variables than the graph.
     """
 
     column_scales: Tensor
@@ -63,9 +63,7 @@ class AttributeClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]  # dif
     ) -> None:
         super().__init__()
         self.causal_graph = CausalGraph(graph)
-        if "model_type" not in backbone:
-            raise ValueError(f"backbone needs a 'model_type' such as 'resnet' or 'convnextv2', got {backbone}.")
-        self.trunk = AutoModel.from_config(AutoConfig.for_model(**backbone))
+        self.trunk = AutoModel.from_config(_trunk_config(backbone))
         self.heads = nn.Linear(self.trunk.config.hidden_sizes[-1], self.causal_graph.width)
         self.register_buffer("column_scales", self._columns(scales), persistent=False)
         is_continuous = [v.kind == "continuous" for v in self.causal_graph.variables for _ in range(v.width)]
@@ -127,6 +125,24 @@ class AttributeClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]  # dif
                 scales[variable.name] = _fit_temperature(raw[:, columns], parents[:, columns])
         self.column_scales = self._columns(scales).to(self.column_scales)
         self.register_to_config(scales=scales)
+
+
+def _trunk_config(backbone: dict[str, Any]) -> PretrainedConfig:
+    if "model_type" not in backbone:
+        raise ValueError(f"backbone needs a 'model_type' such as 'resnet' or 'convnextv2', got {backbone}.")
+    model_type = backbone["model_type"]
+    if str(model_type) not in CONFIG_MAPPING:
+        raise ValueError(
+            f"backbone has the model_type {model_type!r}, which transformers does not know; use one such as 'resnet', "
+            "'convnextv2' or 'regnet'."
+        )
+    config = AutoConfig.for_model(**backbone)
+    if not getattr(config, "hidden_sizes", None):
+        raise ValueError(
+            f"backbone has the model_type {model_type!r}, whose configuration has no hidden_sizes; use an image model "
+            "that has them and a pooled output, such as 'resnet', 'convnextv2' or 'regnet'."
+        )
+    return config
 
 
 def _fit_temperature(logits: Tensor, targets: Tensor) -> float:

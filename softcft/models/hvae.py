@@ -9,10 +9,9 @@ The encoder is a residual network whose activations at every resolution feed the
     h      = conv(h + features + z_proj(z, parents))
     state  = z_feat_proj(z, features)
 
-Parents are spatially constant, so they never become maps: a convolution of a constant map is a bias per sample
-(:class:`ParentBias`). The prior never sees the parents, so ``features + z_proj(z)`` of every block, here called the
-*injections*, carries over from the factual posterior pass to the counterfactual decode unchanged; only ``h`` is run
-again.
+Parents never become maps (:class:`~softcft.models.hvae_blocks.ParentBias`). The prior never sees them, so
+``features + z_proj(z)`` of every block, here called the *injections*, carries over from the factual posterior pass to the
+counterfactual decode unchanged; only ``h`` is run again.
 
 Likelihood and KL are in float32 whatever the compute type. Reference: "High Fidelity Image Counterfactuals with
 Probabilistic Causal Models", section 3 and appendix.
@@ -21,7 +20,7 @@ Probabilistic Causal Models", section 3 and appendix.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -36,13 +35,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from softcft.graph import CausalGraph
+from softcft.models.hvae_blocks import MAX_LOG_SCALE, MIN_LOG_SCALE, DecoderBlock, ResidualBlock
 from softcft.models.likelihoods import discretised_gaussian_log_prob
 
 __all__ = ["HVAEModel", "HVAEOutput"]
 
 Generator = torch.Generator | list[torch.Generator] | None
-# Log scales beyond these bounds mean exp() out of float32's comfort; trained models stay far inside.
-MIN_LOG_SCALE, MAX_LOG_SCALE = -9.0, 9.0
 
 
 @dataclass
@@ -66,141 +64,6 @@ class HVAEOutput(BaseOutput):
     log_scale: Tensor
     latents: list[Tensor]
     injections: list[Tensor]
-
-
-class ParentBias(nn.Module):
-    """Convolution of spatially constant parent maps, computed without the maps.
-
-    With a 1x1 kernel it is one bias per sample and channel. With a zero-padded 3x3 kernel a constant map gives only
-    nine different outputs (corners, edges, interior), so a 3x3 canvas is convolved and its middle stretched: exact,
-    borders included.
-    """
-
-    def __init__(self, parents_dim: int, out_channels: int, kernel_size: int = 1) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(parents_dim, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
-
-    def forward(self, parents: Tensor, resolution: int) -> Tensor:
-        """Map parents (B, P) to a bias of shape (B, out_channels, 1 or resolution, 1 or resolution)."""
-        if self.conv.kernel_size[0] == 1:
-            return F.linear(parents, self.conv.weight[:, :, 0, 0])[:, :, None, None]
-        canvas = self.conv(parents[:, :, None, None].expand(-1, -1, 3, 3))
-        stretch = torch.ones(resolution, dtype=torch.long, device=parents.device)
-        stretch[0], stretch[-1] = 0, 2
-        return canvas[:, :, stretch][:, :, :, stretch]
-
-
-class ConvBlock(nn.Module):
-    """Pre-activation convolutions of one or several maps and, optionally, of the parents.
-
-    ``bottleneck``: 1x1, 3x3, 3x3, 1x1 with GELU; ``light``: 3x3, 3x3 with ReLU. Several inputs are convolved one by
-    one and added, which equals convolving their concatenation.
-    """
-
-    def __init__(
-        self,
-        in_channels: list[int],
-        hidden_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        block_type: str,
-        parents_dim: int = 0,
-    ) -> None:
-        super().__init__()
-        self.light = block_type == "light"
-        first = kernel_size if self.light else 1
-
-        def conv(cin: int, cout: int, kernel: int, bias: bool = True) -> nn.Conv2d:
-            return nn.Conv2d(cin, cout, kernel, padding=kernel // 2, bias=bias)
-
-        self.inputs = nn.ModuleList(conv(c, hidden_channels, first, bias=i == 0) for i, c in enumerate(in_channels))
-        self.parents = ParentBias(parents_dim, hidden_channels, first) if parents_dim else None
-        self.middle = nn.ModuleList(
-            conv(hidden_channels, hidden_channels, kernel_size) for _ in range(0 if self.light else 2)
-        )
-        self.last = conv(hidden_channels, out_channels, kernel_size if self.light else 1)
-
-    def forward(self, *maps: Tensor, parents: Tensor | None = None) -> Tensor:
-        activation = F.relu if self.light else F.gelu
-        h = self.inputs[0](activation(maps[0]))
-        for conv, other in zip(self.inputs[1:], maps[1:], strict=True):
-            h = h + conv(activation(other))
-        if self.parents is not None and parents is not None:
-            h = h + self.parents(activation(parents), maps[0].shape[-1])
-        for conv in self.middle:
-            h = conv(activation(h))
-        return self.last(activation(h))
-
-
-class ResidualBlock(nn.Module):
-    """``x + block(x)``, with a 1x1 projection where the width changes and average pooling afterwards."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        hidden_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        block_type: str,
-        downsample: int = 1,
-    ) -> None:
-        super().__init__()
-        self.block = ConvBlock([in_channels], hidden_channels, out_channels, kernel_size, block_type)
-        self.width_proj = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
-        self.downsample = downsample
-
-    def forward(self, x: Tensor) -> Tensor:
-        skip = x if self.width_proj is None else self.width_proj(x)
-        h = skip + self.block(x)
-        return h if self.downsample == 1 else F.avg_pool2d(h, self.downsample)
-
-
-class DecoderBlock(nn.Module):
-    """One step of the decoder: prior, posterior and residual part at one resolution (see the module docstring)."""
-
-    def __init__(
-        self,
-        resolution: int,
-        channels: int,
-        out_channels: int,
-        z_dim: int,
-        parents_dim: int,
-        block_type: str,
-        stochastic: bool,
-        last: bool,
-    ) -> None:
-        super().__init__()
-        kernel = 3 if resolution > 2 else 1
-        hidden = channels // 4
-        self.resolution, self.z_dim = resolution, z_dim
-        self.prior = ConvBlock([channels], hidden, 2 * z_dim + channels, kernel, block_type)
-        self.posterior = (
-            ConvBlock([channels, channels], hidden, 2 * z_dim, kernel, block_type, parents_dim) if stochastic else None
-        )
-        self.z_proj = nn.Conv2d(z_dim, channels, 1)
-        self.z_parents = ParentBias(parents_dim, channels)
-        self.z_feat_proj = None if last else nn.Conv2d(z_dim + channels, out_channels, 1)
-        self.conv = ResidualBlock(channels, hidden, out_channels, kernel, block_type)
-
-    def run_prior(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Prior mean, prior log scale (float32) and features from the exogenous state."""
-        loc, log_scale, features = self.prior(state).split([self.z_dim, self.z_dim, state.shape[1]], dim=1)
-        return loc.float(), log_scale.float().clamp(MIN_LOG_SCALE, MAX_LOG_SCALE), features
-
-    def run_posterior(self, h: Tensor, activation: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean and log scale, float32."""
-        assert self.posterior is not None
-        loc, log_scale = self.posterior(h, activation, parents=parents).float().chunk(2, dim=1)
-        return loc, log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
-
-    def inject(self, z: Tensor, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What a latent adds to the state ``h``, and the exogenous state of the next block (None after the last)."""
-        z = z.to(features.dtype)
-        state = None if self.z_feat_proj is None else self.z_feat_proj(torch.cat([z, features], dim=1))
-        return features + self.z_proj(z), state
-
-    def forward(self, h: Tensor, injection: Tensor, parents: Tensor) -> Tensor:
-        return self.conv(h + injection + self.z_parents(parents, self.resolution))
 
 
 def _kl(q_loc: Tensor, q_log_scale: Tensor, p_loc: Tensor, p_log_scale: Tensor) -> Tensor:
@@ -253,17 +116,7 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
         beta: float = 1.0,
     ) -> None:
         super().__init__()
-        # Without a bias at 1x1 the decoder would start from nothing, without a latent there would be no abduction.
-        for name, value in {
-            "in_channels": in_channels,
-            "patch_size": patch_size,
-            "z_dim": z_dim,
-            "z_max_resolution": z_max_resolution,
-            "bias_max_resolution": bias_max_resolution,
-        }.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
-        _check_config(sample_size, patch_size, resolutions, channels, encoder_blocks, decoder_blocks, block_type, beta)
+        _check_config(self.config)
         self.causal_graph = CausalGraph(graph)
         parents_dim = self.causal_graph.width
         patch_channels = in_channels * patch_size**2
@@ -343,10 +196,13 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
 
     def _likelihood(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log scale of the pixels, float32 of shape (B, C, H, W)."""
-        loc, log_scale = (
-            F.pixel_shuffle(head(h).float().contiguous(), self.config["patch_size"])
-            for head in (self.x_loc, self.x_log_scale)
-        )
+        with torch.autocast(h.device.type, enabled=False):  # rounding the mean would cost up to half a grey level
+            loc, log_scale = (
+                F.pixel_shuffle(
+                    F.conv2d(h.float(), head.weight.float(), head.bias.float()).contiguous(), self.config["patch_size"]
+                )
+                for head in (self.x_loc, self.x_log_scale)
+            )
         return loc, log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
 
     @apply_forward_hook
@@ -439,38 +295,28 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
             )
 
 
-def _check_config(
-    sample_size: int,
-    patch_size: int,
-    resolutions: list[int],
-    channels: list[int],
-    encoder_blocks: list[int],
-    decoder_blocks: list[int],
-    block_type: str,
-    beta: float,
-) -> None:
-    lists = {
-        "resolutions": resolutions,
-        "channels": channels,
-        "encoder_blocks": encoder_blocks,
-        "decoder_blocks": decoder_blocks,
-    }
-    if len({len(values) for values in lists.values()}) != 1:
-        raise ValueError(f"One entry per resolution is needed in each of {lists}.")
-    if resolutions[0] * patch_size != sample_size:
-        raise ValueError(
-            f"resolutions[0] must be sample_size / patch_size = {sample_size}/{patch_size}, got {resolutions[0]}."
-        )
+def _check_config(config: Mapping[str, Any]) -> None:  # noqa: C901  # one check per argument
+    # Without a bias at 1x1 the decoder would start from nothing, without a latent there would be no abduction.
+    for name in ("in_channels", "patch_size", "z_dim", "z_max_resolution", "bias_max_resolution"):
+        if not isinstance(config[name], int) or config[name] < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {config[name]!r}.")
+    minimum = {"resolutions": 1, "channels": 4, "encoder_blocks": 0, "decoder_blocks": 1}
+    for name, least in minimum.items():
+        values = config[name]
+        if not isinstance(values, list | tuple) or any(not isinstance(v, int) or v < least for v in values):
+            raise ValueError(f"{name} must be a list of whole numbers of at least {least}, got {values!r}.")
+        if len(values) != len(config["resolutions"]):
+            raise ValueError(f"{name} needs one entry per resolution {config['resolutions']}, got {values}.")
+    resolutions, size, patch = config["resolutions"], config["sample_size"], config["patch_size"]
+    if resolutions[0] * patch != size:
+        raise ValueError(f"resolutions[0] must be sample_size / patch_size = {size}/{patch}, got {resolutions[0]}.")
     if resolutions[-1] != 1:
         raise ValueError(f"resolutions must end at 1, got {resolutions}.")
-    for large, small in pairwise(resolutions):
-        if large <= small or large % small:
-            raise ValueError(f"Each entry of resolutions must divide the one before, got {resolutions}.")
-    if any(width < 4 or width % 4 for width in channels):
-        raise ValueError(f"channels must be multiples of 4, got {channels}.")
-    if min(encoder_blocks) < 0 or min(decoder_blocks) < 1:
-        raise ValueError(f"Need encoder_blocks >= 0 and decoder_blocks >= 1, got {encoder_blocks}, {decoder_blocks}.")
-    if block_type not in ("bottleneck", "light"):
-        raise ValueError(f"block_type must be 'bottleneck' or 'light', got {block_type!r}.")
-    if not beta > 0:
-        raise ValueError(f"beta must be positive, got {beta}.")
+    if any(large <= small or large % small for large, small in pairwise(resolutions)):
+        raise ValueError(f"Each entry of resolutions must divide the one before, got {resolutions}.")
+    if any(width % 4 for width in config["channels"]):
+        raise ValueError(f"channels must be multiples of 4, got {config['channels']}.")
+    if config["block_type"] not in ("bottleneck", "light"):
+        raise ValueError(f"block_type must be 'bottleneck' or 'light', got {config['block_type']!r}.")
+    if not isinstance(config["beta"], int | float) or not 0 < config["beta"] < math.inf:
+        raise ValueError(f"beta must be positive and finite, got {config['beta']!r}.")

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import inspect
 import math
 import re
 import sys
@@ -38,10 +39,23 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-__all__ = ["SECTIONS", "TrainingConfig", "parse_config", "save_config"]
+__all__ = ["SECTIONS", "MemoryConfig", "TrainingConfig", "begin_run", "model_arguments", "parse_config"]
 
 SECTIONS = ("data", "graph", "scm", "guide", "judge", "hvae", "cft", "evaluate")
 """The sections that a YAML file may have."""
+
+FREE_SETTINGS = (
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "data_dir",
+    "dataloader_num_workers",
+    "logging_steps",
+    "max_train_steps",
+    "output_dir",
+    "report_to",
+    "resume_from_checkpoint",
+)
+"""Settings that may change when a run is resumed."""
 
 
 @dataclass(kw_only=True)
@@ -170,6 +184,18 @@ class TrainingConfig:
             raise ValueError(f"--{name} must be {rule}, got {getattr(self, name)!r}.")
 
 
+@dataclass(kw_only=True)
+class MemoryConfig:
+    """How an image model is fitted into memory."""
+
+    gradient_checkpointing: bool = field(
+        default=False,
+        metadata={
+            "help": "Recompute activations in the backward pass: about a third slower, a fraction of the memory."
+        },
+    )
+
+
 def parse_config(  # noqa: C901  # file, section, flags: one reading, told in order
     section: str,
     *config_types: type,
@@ -241,10 +267,47 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, told in or
     return config, *instances
 
 
-def save_config(config: Mapping[str, Any], output_dir: str | Path) -> None:
-    """Write resolved settings as ``config.yaml`` into a folder; passed as ``--config`` they repeat the run."""
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    Path(output_dir, "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+def begin_run(config: Mapping[str, Any], section: str, output_dir: str | Path) -> None:
+    """Write the resolved settings as ``config.yaml`` into a run's folder; passed as ``--config`` they repeat the run.
+
+    Raises:
+        ValueError: If the run is to go on from a checkpoint, but the folder's ``config.yaml`` has other settings. The
+            message names the first that differs. Those that do not change what is learned may differ.
+    """
+    path = Path(output_dir, "config.yaml")
+    if config[section].get("resume_from_checkpoint") is not None and path.is_file():
+        before = _flat({name: _read(path).get(name) for name in ("graph", "data", section)})
+        now = _flat({name: config.get(name) for name in ("graph", "data", section)})
+        for key in sorted(before | now):
+            if key.rpartition(".")[2] not in FREE_SETTINGS and before.get(key) != now.get(key):
+                raise ValueError(
+                    f"{output_dir} holds a run with {key} = {before.get(key)!r}, now it is {now.get(key)!r}: restore "
+                    "the setting to go on with that run, or choose another --output_dir, or delete the folder."
+                )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one dict with dotted keys."""
+    flat = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def model_arguments(config: Mapping[str, Any], section: str, model_class: type) -> dict[str, Any]:
+    """The arguments of a model under ``model`` of a section, checked against the model's constructor.
+
+    Raises:
+        ValueError: If an argument is unknown. The message names it and the nearest known one.
+    """
+    arguments = config[section].get("model", {})
+    known = [name for name in inspect.signature(model_class).parameters if name not in ("self", "graph", "sample_size")]
+    for name in arguments:
+        if name not in known:
+            raise ValueError(f"{section}.model: {model_class.__name__} takes no '{name}'{_suggest(name, known)}")
+    return dict(arguments)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

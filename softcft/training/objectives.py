@@ -48,7 +48,10 @@ class ClassifierObjective(nn.Module):
         for variable in graph.variables:
             if variable.kind == "continuous":
                 losses[variable.name] = 0.5 * torch.log(losses[variable.name] + 1e-6)
-        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+        return {
+            "loss": torch.stack(list(losses.values())).sum(),
+            **{f"loss/{name}": loss for name, loss in losses.items()},
+        }
 
 
 class HVAEObjective(nn.Module):

@@ -6,10 +6,17 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from softcft.data.phantom import PHANTOM_GRAPH, draw_block, render
-from softcft.evaluation.figures import attribute_captions, cft_comparison, counterfactual_grid, training_curves
+from softcft.evaluation.figures import (
+    attribute_captions,
+    cft_comparison,
+    counterfactual_grid,
+    training_curves,
+    value_captions,
+)
 from softcft.graph import CausalGraph, Variable
 
-HEADINGS = ["do(sex = female)", "do(disease = pleural effusion)"]
+HEADINGS = ["do(sex)", "do(disease)"]
+VALUES = {"do(sex)": ["female", "male"], "do(disease)": ["pleural effusion", "no finding"]}
 
 
 @pytest.fixture
@@ -18,7 +25,7 @@ def phantom():
     attributes, noise = draw_block("test", 0, 16, seed=0)
     attributes, noise = attributes[:2], noise[:2]
     counterfactuals = {}
-    for heading, do in zip(HEADINGS, [{"sex": "female"}, {"disease": "pleural effusion"}], strict=True):
+    for heading, do in zip(HEADINGS, [{"sex": VALUES["do(sex)"]}, {"disease": VALUES["do(disease)"]}], strict=True):
         values, mask = PHANTOM_GRAPH.encode_do(do, 2)
         counterfactuals[heading] = render(torch.where(PHANTOM_GRAPH.expand(mask), values, attributes), noise)
     return render(attributes, noise), counterfactuals, attribute_captions(PHANTOM_GRAPH, attributes)
@@ -46,19 +53,65 @@ def test_captions_name_the_variable_of_a_number():
     assert attribute_captions(graph, graph.encode({"digit": ["2", "0"]})) == ["digit 2", "digit 0"]
 
 
+def test_values_are_rounded_and_have_their_unit():
+    mass = Variable(name="mass", kind="continuous", low=0, high=5000, unit="g")
+    shape = Variable(name="shape", kind="continuous", low=0, high=1)
+    digit = Variable(name="digit", kind="categorical", categories=("0", "1", "2"))
+    graph = CausalGraph([mass, digit, shape])
+    parents = graph.encode({"mass": [3214, 63.21, 3.2], "shape": [0.12345, 0, 1], "digit": [2, 0, 1]})
+    assert value_captions(graph, "mass", parents) == ["3210 g", "63.2 g", "3.2 g"]
+    assert value_captions(graph, "shape", parents) == ["0.123", "0", "1"]
+    assert value_captions(graph, "digit", parents) == ["2", "0", "1"]
+    with pytest.raises(ValueError, match="no variable 'weight'"):
+        value_captions(graph, "weight", parents)
+
+
 def test_grid_has_two_rows_per_subject_and_one_colour_bar(phantom):
     image, counterfactuals, captions = phantom
-    figure = counterfactual_grid(image, counterfactuals, captions)
+    figure = counterfactual_grid(image, counterfactuals, captions, VALUES)
     assert len(figure.axes) == 2 * 2 * 3 + 1
     assert figure.axes[-1].get_ylabel() == "change in grey value (full range = 1)"
-    assert {"original", "do(sex = female)", "do(disease =\npleural effusion)"} <= set(texts(figure))
+    assert texts(figure)[:3] == ["original", "do(sex)", "do(disease)"]
     assert captions[0].replace(", ", "\n") in texts(figure)
     assert len(np.unique(pixels(figure).reshape(-1, 3), axis=0)) > 50
 
 
+def test_each_counterfactual_stands_over_its_value(phantom):
+    image, counterfactuals, captions = phantom
+    grid = counterfactual_grid(image, counterfactuals, captions, VALUES)
+    shown = [axes.get_xlabel() for axes in grid.axes[:-1]]
+    assert shown == ["", "female", "pleural effusion", "", "", "", "", "male", "no finding", "", "", ""]
+    models = cft_comparison(image, {"No CFT": counterfactuals, "Soft-CFT": counterfactuals}, captions, VALUES)
+    assert [axes.get_xlabel() for axes in models.axes[:-1]] == [*shown[:6], *shown[:6], *shown[6:], *shown[6:]]
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_texts_do_not_overlap(phantom, size):
+    image, counterfactuals, captions = phantom
+    image, female, ill = (torch.nn.functional.interpolate(x, size=size) for x in (image, *counterfactuals.values()))
+    counterfactuals = {"do(sex)": female, "do(disease)": ill, "do(intensity)": ill, "do(race)": female}
+    # The longest values of the data sets, and one that needs a second line.
+    values = {
+        "do(sex)": ["female"] * 2,
+        "do(disease)": ["pleural effusion"] * 2,
+        "do(intensity)": ["67.4 grey levels"] * 2,
+        "do(race)": ["Asian, Native or Pacific Islander"] * 2,
+    }
+    figure = cft_comparison(image, {"No CFT": counterfactuals, "Soft-CFT": counterfactuals}, captions, values)
+    FigureCanvasAgg(figure).draw()
+    written = [text for axes in figure.axes[:-1] for text in (axes.title, axes.xaxis.label) if text.get_text()]
+    assert len(written) == 5 + 4 * 4
+    boxes = [text.get_window_extent() for text in written] + [axes.bbox for axes in figure.axes[:-1]]
+    for i, box in enumerate(boxes):
+        # A hair of overlap is the rounding of the layout.
+        assert not any(box.padded(-0.5).overlaps(other) for other in boxes[i + 1 :])
+    assert max(box.width for box in boxes[: len(written)]) <= min(box.width for box in boxes[len(written) :])
+    assert min(box.height for box in boxes[len(written) :]) > 0.8 * 1.25 * figure.dpi
+
+
 def test_effects_are_differences_on_one_symmetric_scale(phantom):
     image, counterfactuals, captions = phantom
-    figure = counterfactual_grid(image, counterfactuals, captions)
+    figure = counterfactual_grid(image, counterfactuals, captions, VALUES)
     (shown,) = figure.axes[4].images  # second row, first counterfactual of the first subject
     effect = (counterfactuals[HEADINGS[0]][0, 0] - image[0, 0]) / 2
     torch.testing.assert_close(torch.tensor(shown.get_array().data), effect)
@@ -69,7 +122,7 @@ def test_effects_are_differences_on_one_symmetric_scale(phantom):
 
 def test_no_effect_is_white(phantom):
     image, counterfactuals, captions = phantom
-    figure = counterfactual_grid(image, {heading: image for heading in counterfactuals}, captions)
+    figure = counterfactual_grid(image, {heading: image for heading in counterfactuals}, captions, VALUES)
     assert figure.axes[4].images[0].get_clim() == (-1 / 255, 1 / 255)
     assert pixels(figure).shape[0] > 100
 
@@ -77,7 +130,7 @@ def test_no_effect_is_white(phantom):
 def test_colour_images_are_shown_in_colour(phantom):
     image, counterfactuals, captions = phantom
     colour = {heading: x.expand(-1, 3, -1, -1) for heading, x in counterfactuals.items()}
-    figure = counterfactual_grid(image.expand(-1, 3, -1, -1), colour, captions)
+    figure = counterfactual_grid(image.expand(-1, 3, -1, -1), colour, captions, VALUES)
     assert figure.axes[0].images[0].get_array().shape == (16, 16, 3)
     assert figure.axes[4].images[0].get_array().shape == (16, 16)
     assert pixels(figure).shape[0] > 100
@@ -85,7 +138,7 @@ def test_colour_images_are_shown_in_colour(phantom):
 
 def test_comparison_has_two_rows_per_subject_and_model(phantom):
     image, counterfactuals, captions = phantom
-    figure = cft_comparison(image, {"No CFT": counterfactuals, "Soft-CFT": counterfactuals}, captions)
+    figure = cft_comparison(image, {"No CFT": counterfactuals, "Soft-CFT": counterfactuals}, captions, VALUES)
     assert len(figure.axes) == 2 * 2 * 2 * 3 + 1
     assert texts(figure).count("Soft-CFT") == 2
     assert len(np.unique(pixels(figure).reshape(-1, 3), axis=0)) > 50
@@ -94,17 +147,32 @@ def test_comparison_has_two_rows_per_subject_and_model(phantom):
 def test_images_that_do_not_fit_are_refused(phantom):
     image, counterfactuals, captions = phantom
     with pytest.raises(ValueError, match=r"image must have shape \(B, C, H, W\)"):
-        counterfactual_grid(image[0], counterfactuals, captions)
+        counterfactual_grid(image[0], counterfactuals, captions, VALUES)
     with pytest.raises(ValueError, match="nothing to show"):
-        counterfactual_grid(image, {}, captions)
+        counterfactual_grid(image, {}, captions, VALUES)
     with pytest.raises(ValueError, match=r"counterfactuals 'do\(sex\)' must have the shape of image"):
-        counterfactual_grid(image, {"do(sex)": image[:1]}, captions)
+        counterfactual_grid(image, {"do(sex)": image[:1]}, captions, VALUES)
     with pytest.raises(ValueError, match="captions must be 2, one per image, got 1"):
-        counterfactual_grid(image, counterfactuals, captions[:1])
+        counterfactual_grid(image, counterfactuals, captions[:1], VALUES)
     with pytest.raises(ValueError, match="no model to show"):
-        cft_comparison(image, {}, captions)
+        cft_comparison(image, {}, captions, VALUES)
     with pytest.raises(ValueError, match=r"counterfactuals\['hard'\] must have the headings"):
-        cft_comparison(image, {"soft": counterfactuals, "hard": {HEADINGS[0]: image}}, captions)
+        cft_comparison(image, {"soft": counterfactuals, "hard": {HEADINGS[0]: image}}, captions, VALUES)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, r"values must have the headings of counterfactuals, \['do\(sex\)', 'do\(disease\)'\], got \[\]"),
+        ({**VALUES, "do(age)": ["63", "64"]}, r"values must have the headings .* 'do\(age\)'\]"),
+        ({**VALUES, "do(sex)": ["female"]}, r"values\['do\(sex\)'\] must be a list of 2 strings, .* got \['female'\]"),
+        ({**VALUES, "do(sex)": "mf"}, r"values\['do\(sex\)'\] must be a list of 2 strings, one per image, got 'mf'"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(phantom, values, message):
+    image, counterfactuals, captions = phantom
+    with pytest.raises(ValueError, match=message):
+        counterfactual_grid(image, counterfactuals, captions, values)
 
 
 def test_training_curves_have_a_panel_per_key_and_a_line_per_run():

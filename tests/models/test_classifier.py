@@ -224,6 +224,20 @@ def test_a_backbone_needs_its_type() -> None:
         AttributeClassifier(GRAPH, {"hidden_sizes": [8]})
 
 
+@pytest.mark.parametrize("model_type", ["resnet50", 3, ["resnet"]])
+def test_an_unknown_backbone_is_refused(model_type: Any) -> None:
+    with pytest.raises(ValueError, match=r"model_type .*, which transformers does not know; use one such") as error:
+        AttributeClassifier(GRAPH, {**RESNET, "model_type": model_type})
+    assert repr(model_type) in str(error.value)
+
+
+def test_a_backbone_without_hidden_sizes_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"'vit', whose configuration has no hidden_sizes; use an image model .*resnet"
+    ):
+        AttributeClassifier(GRAPH, {"model_type": "vit", "image_size": 16, "patch_size": 4, "num_channels": 1})
+
+
 @pytest.mark.parametrize("scales", [{"site": 1.0, "age": 1.0}, {**SCALES, "sex": 1.0}, {}])
 def test_scales_must_name_the_variables(scales: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"must name the variables \['site', 'age', 'ill'\], got "):

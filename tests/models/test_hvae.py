@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from softcft.models.hvae import ConvBlock, HVAEModel, ParentBias, _kl
+from softcft.models.hvae import HVAEModel, _kl
+from softcft.models.hvae_blocks import ConvBlock, ParentBias
 
 GRAPH = [
     {"name": "age", "kind": "continuous", "low": 20, "high": 90},
