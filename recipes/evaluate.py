@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from softcft import AttributeClassifier, CausalGraph, DSCMPipeline, HVAEBackbone
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, load_data
-from softcft.evaluation.effectiveness import effectiveness_table, other_values, predict_counterfactuals
+from softcft.evaluation.effectiveness import effectiveness_table, intervene_on, predict_counterfactuals
 from softcft.evaluation.figures import (
     attribute_captions,
     cft_comparison,
@@ -112,7 +112,7 @@ def draw_counterfactuals(
     for name in graph.names:
         # The same noise and the same new values for every pipeline, so that they can be compared.
         generator = torch.Generator().manual_seed(seed)
-        intervention = other_values(graph, name, parents, generator)
+        intervention = intervene_on(graph, name, parents, generator)
         new_parents = pipeline.attribute_scm.counterfactual(parents, intervention, generator)
         counterfactuals[f"do({name})"] = backbone.counterfactual(image, parents, new_parents, generator).image
         values[f"do({name})"] = value_captions(graph, name, new_parents)

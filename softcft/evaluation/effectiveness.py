@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from softcft.cft.interventions import other_values
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.graph import CausalGraph, Intervention, Variable
 from softcft.models.attribute_scm import AttributeSCM
@@ -25,8 +26,8 @@ from softcft.models.classifier import AttributeClassifier
 
 __all__ = [
     "effectiveness_table",
+    "intervene_on",
     "measure_effectiveness",
-    "other_values",
     "predict_counterfactuals",
     "variable_metric",
 ]
@@ -34,13 +35,10 @@ __all__ = [
 LABELS = "labels"
 
 
-def other_values(
+def intervene_on(
     graph: CausalGraph, name: str, parents: Tensor, generator: torch.Generator | None = None
 ) -> Intervention:
     """Set one variable of each image to a value that is not its own.
-
-    A discrete variable takes one of its other categories, all equally likely. A continuous one takes the value of
-    another image of the batch, so that values keep their distribution; each image gives its value away once.
 
     Args:
         graph: The causal graph.
@@ -49,29 +47,14 @@ def other_values(
         generator: Makes the draw reproducible.
 
     Returns:
-        One intervention per image.
+        One intervention per image, with the values of :func:`~softcft.cft.interventions.other_values`.
 
     Raises:
         ValueError: If the graph has no such variable, or it is continuous and there is no other image.
     """
-    variable, columns, batch_size = graph[name], graph.slices[name], len(parents)
-    device = "cpu" if generator is None else generator.device
     values = parents.clone()
-    if variable.kind == "continuous":
-        if batch_size < 2:
-            raise ValueError(
-                f"An intervention on '{name}' takes the value of another image, but parents has {batch_size}: "
-                "choose a batch size that leaves no image alone."
-            )
-        order = torch.randperm(batch_size, generator=generator, device=device).to(parents.device)
-        values[order, columns] = parents[order.roll(1), columns]
-    elif variable.kind == "binary":
-        values[:, columns] = 1 - parents[:, columns]
-    else:
-        shift = torch.randint(1, variable.width, (batch_size,), generator=generator, device=device)
-        other = (parents[:, columns].argmax(dim=1) + shift.to(parents.device)) % variable.width
-        values[:, columns] = torch.nn.functional.one_hot(other, variable.width).to(values.dtype)
-    mask = torch.zeros(batch_size, len(graph), dtype=torch.bool, device=parents.device)
+    values[:, graph.slices[graph[name].name]] = other_values(graph, name, parents, generator)
+    mask = torch.zeros(len(parents), len(graph), dtype=torch.bool, device=parents.device)
     mask[:, graph.names.index(name)] = True
     return Intervention(values, mask)
 
@@ -126,7 +109,7 @@ def predict_counterfactuals(
         attribute_scm: The attributes' mechanisms, on the device of the other models; the batch is moved there.
         predictors: Attribute predictors by name, for example guide and judge. They are put into evaluation mode.
         batch: ``image``, shape (B, C, H, W) in [-1, 1], and encoded ``parents``, shape (B, K).
-        interventions: The I variables to intervene on, one at a time, see :func:`other_values`.
+        interventions: The I variables to intervene on, one at a time, see :func:`intervene_on`.
         generator: Makes interventions and abduction reproducible.
 
     Returns:
@@ -134,7 +117,7 @@ def predict_counterfactuals(
         predictor its probabilities and means, and under ``labels`` the encoded attributes that they should match.
 
     Raises:
-        ValueError: If an intervention is unknown or cannot be made (see :func:`other_values`), or a predictor has the
+        ValueError: If an intervention is unknown or cannot be made (see :func:`intervene_on`), or a predictor has the
             name ``labels`` or another graph than ``attribute_scm``.
     """
     graph = attribute_scm.causal_graph
@@ -142,7 +125,7 @@ def predict_counterfactuals(
     image, parents = batch["image"].to(attribute_scm.device), batch["parents"].to(attribute_scm.device)
     images, labels = [image], [parents]
     for name in interventions:
-        intervention = other_values(graph, name, parents, generator)
+        intervention = intervene_on(graph, name, parents, generator)
         counterfactual_parents = attribute_scm.counterfactual(parents, intervention, generator)
         images.append(backbone.counterfactual(image, parents, counterfactual_parents, generator).image)
         labels.append(counterfactual_parents)

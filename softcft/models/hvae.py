@@ -10,8 +10,8 @@ The encoder is a residual network whose activations at every resolution feed the
     state  = z_feat_proj(z, features)
 
 Parents never become maps (:class:`~softcft.models.hvae_blocks.ParentBias`). The prior never sees them, so
-``features + z_proj(z)`` of every block, here called the *injections*, carries over from the factual posterior pass to the
-counterfactual decode unchanged; only ``h`` is run again.
+``features + z_proj(z)`` of every block, here called the *injections*, carries over from the factual posterior pass to
+the counterfactual decode unchanged; only ``h`` is run again.
 
 Likelihood and KL are in float32 whatever the compute type. Reference: "High Fidelity Image Counterfactuals with
 Probabilistic Causal Models", section 3 and appendix.
@@ -197,12 +197,9 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
     def _likelihood(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log scale of the pixels, float32 of shape (B, C, H, W)."""
         with torch.autocast(h.device.type, enabled=False):  # rounding the mean would cost up to half a grey level
-            loc, log_scale = (
-                F.pixel_shuffle(
-                    F.conv2d(h.float(), head.weight.float(), head.bias.float()).contiguous(), self.config["patch_size"]
-                )
-                for head in (self.x_loc, self.x_log_scale)
-            )
+            heads = (self.x_loc.parameters(), self.x_log_scale.parameters())
+            maps = (F.conv2d(h.float(), weight.float(), bias.float()) for weight, bias in heads)
+            loc, log_scale = (F.pixel_shuffle(m.contiguous(), self.config["patch_size"]) for m in maps)
         return loc, log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
 
     @apply_forward_hook

@@ -6,8 +6,8 @@ from torch import nn
 from softcft.counterfactuals.backbone import BackboneOutput
 from softcft.evaluation.effectiveness import (
     effectiveness_table,
+    intervene_on,
     measure_effectiveness,
-    other_values,
     predict_counterfactuals,
     variable_metric,
 )
@@ -80,7 +80,7 @@ class TestOtherValues:
     @pytest.mark.parametrize("name", GRAPH.names)
     def test_each_image_gets_a_value_that_is_not_its_own(self, name):
         parents = draw_parents(50)
-        intervention = other_values(GRAPH, name, parents)
+        intervention = intervene_on(GRAPH, name, parents)
         own, new = parents[:, GRAPH.slices[name]], intervention.values[:, GRAPH.slices[name]]
         assert (own != new).any(dim=1).all()
         assert [variable for variable, masked in zip(GRAPH.names, intervention.mask[0], strict=True) if masked] == [
@@ -94,29 +94,29 @@ class TestOtherValues:
         before = parents.clone()
         other = torch.ones(GRAPH.width, dtype=torch.bool)
         other[GRAPH.slices[name]] = False
-        assert torch.equal(other_values(GRAPH, name, parents).values[:, other], before[:, other])
+        assert torch.equal(intervene_on(GRAPH, name, parents).values[:, other], before[:, other])
         assert torch.equal(parents, before)
 
     def test_continuous_values_are_a_permutation(self):
         parents = draw_parents(50)
-        new = other_values(GRAPH, "size", parents).values[:, 0]
+        new = intervene_on(GRAPH, "size", parents).values[:, 0]
         assert torch.equal(new.sort().values, parents[:, 0].sort().values)
 
     def test_all_other_categories_are_equally_likely(self):
         parents = GRAPH.encode({"size": 20, "state": "on", "shape": "star"}).expand(3000, -1)
-        share = other_values(GRAPH, "shape", parents).values[:, GRAPH.slices["shape"]].mean(dim=0)
+        share = intervene_on(GRAPH, "shape", parents).values[:, GRAPH.slices["shape"]].mean(dim=0)
         assert share[1] == 0
         assert share[0] == pytest.approx(0.5, abs=0.05)
 
     @pytest.mark.parametrize("name", GRAPH.names)
     def test_a_generator_makes_it_reproducible(self, name):
         parents = draw_parents(50)
-        drawn = [other_values(GRAPH, name, parents, torch.Generator().manual_seed(3)).values for _ in range(2)]
+        drawn = [intervene_on(GRAPH, name, parents, torch.Generator().manual_seed(3)).values for _ in range(2)]
         assert torch.equal(*drawn)
 
     def test_one_image_has_no_other_to_take_a_value_from(self):
         with pytest.raises(ValueError, match=r"'size' takes the value of another image.*batch size"):
-            other_values(GRAPH, "size", draw_parents(1))
+            intervene_on(GRAPH, "size", draw_parents(1))
 
 
 class TestVariableMetric:

@@ -121,8 +121,8 @@ def test_classifier_objective_needs_no_weights(phantoms: dict[str, Tensor]) -> N
         "disease": F.binary_cross_entropy_with_logits(disease, parents[:, columns["disease"]]),
     }
     for name, value in expected.items():
-        torch.testing.assert_close(scalars[name], value, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(scalars["loss"], torch.stack([scalars[name] for name in expected]).sum())
+        torch.testing.assert_close(scalars[f"loss/{name}"], value, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(scalars["loss"], torch.stack([scalars[f"loss/{name}"] for name in expected]).sum())
 
 
 def test_hvae_objective_is_the_bound(phantoms: dict[str, Tensor]) -> None:
