@@ -64,7 +64,10 @@ class EvaluateConfig:
             raise ValueError(f"--pipelines: folders must be named {', '.join(CFT_NAMES)}, got {unknown}.")
         for folder, maker in [
             *(
-                (Path(folder, "model_index.json"), f"soft_cft.py --cft {Path(folder).name} --output_dir {folder}")
+                (
+                    Path(folder, "model_index.json"),
+                    f"soft_cft.py --cft {Path(folder).name} --output_dir {Path(folder).parent}",
+                )
                 for folder in self.pipelines
             ),
             (Path(self.judge_dir, "config.json"), "train_classifier.py --role judge"),

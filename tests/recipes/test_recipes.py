@@ -26,9 +26,9 @@ from PIL import Image
 
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEModel
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
-from softcft.data.sources import DataConfig
+from softcft.data.sources import DataConfig, SubsetConfig
 from softcft.training.cft_trainer import CFTConfig
-from softcft.training.config import TrainingConfig, parse_config
+from softcft.training.config import MemoryConfig, TrainingConfig, parse_config
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes"
@@ -145,8 +145,7 @@ def test_guide_and_judge_load_calibrated_and_share_nothing(guide: Path, judge: P
 
 
 def test_the_halves_share_no_row_and_leave_none_out() -> None:
-    config_type = load_recipe("train_classifier").ClassifierConfig
-    even, odd, everything = (set(config_type(half=half).rows(7)) for half in ("even", "odd", "all"))
+    even, odd, everything = (set(SubsetConfig(half=half).rows(7)) for half in ("even", "odd", "all"))
     assert everything == set(range(7))
     assert even | odd == everything
     assert not even & odd
@@ -258,7 +257,6 @@ def test_the_table_can_be_read(evaluation: Path) -> None:
         "counterfactuals_soft",
         "comparison",
         "training_curves",
-        "fine_tuning_curves",
     ],
 )
 def test_figures_show_something(evaluation: Path, name: str) -> None:
@@ -353,7 +351,7 @@ def test_a_role_is_guide_or_judge(start: Start, capsys: pytest.CaptureFixture[st
 
 
 def test_fine_tuning_and_evaluation_need_their_parts(start: Start) -> None:
-    command = "accelerate launch recipes/soft_cft.py --cft none"
+    command = "accelerate launch recipes/soft_cft.py --cft none --output_dir runs"
     with pytest.raises(SystemExit, match=rf"There is no runs/none/model_index.json. Make it.*\n    {command}$"):
         start("evaluate")
     with pytest.raises(ValueError, match=r"--pipelines: folders must be named none, hard, soft, got \['runs/mine'\]"):
@@ -454,10 +452,17 @@ def parse(name: str, section: str) -> tuple[Any, ...]:
     """A section of a shipped config, as its recipe reads it."""
     types = {
         "scm": [DataConfig, TrainingConfig],
-        "guide": [DataConfig, TrainingConfig, load_recipe("train_classifier").ClassifierConfig],
-        "judge": [DataConfig, TrainingConfig, load_recipe("train_classifier").ClassifierConfig],
-        "hvae": [DataConfig, TrainingConfig],
-        "cft": [DataConfig, TrainingConfig, CFTConfig, load_recipe("soft_cft").PretrainedConfig],
+        "guide": [DataConfig, TrainingConfig, SubsetConfig],
+        "judge": [DataConfig, TrainingConfig, SubsetConfig],
+        "hvae": [DataConfig, TrainingConfig, MemoryConfig],
+        "cft": [
+            DataConfig,
+            TrainingConfig,
+            SubsetConfig,
+            MemoryConfig,
+            CFTConfig,
+            load_recipe("soft_cft").PretrainedConfig,
+        ],
         "evaluate": [DataConfig, load_recipe("evaluate").EvaluateConfig],
     }[section]
     return parse_config(section, *types, default_config=shipped(name), argv=["--data_dir", "data"])
@@ -476,9 +481,10 @@ def test_shipped_configs_parse_and_hand_on_their_folders(
         Path(training.output_dir).mkdir(parents=True)
         Path(training.output_dir, "config.json").touch()
     assert len(set(trained.values())) == 4
-    config, _, training, cft, parts = parse(name, "cft")  # refuses folders that are not there
+    config, _, subset, training, _, cft, parts = parse(name, "cft")  # refuses folders that are not there
     assert (parts.scm_dir, parts.guide_dir, parts.hvae_dir) == tuple(trained[key] for key in ("scm", "guide", "hvae"))
     assert cft.cft == "soft"
+    assert not set(subset.rows(10)) & set(parse(name, "guide")[3].rows(10))  # soft targets for rows new to the guide
     for pipeline in config["evaluate"]["pipelines"]:
         Path(pipeline).mkdir()
         Path(pipeline, "model_index.json").touch()

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from softcft.cft.constraint import LagrangianConstraint
+from softcft.cft.interventions import draw_interventions
 from softcft.counterfactuals.backbone import BackboneOutput
 from softcft.counterfactuals.hvae_backbone import HVAEBackbone
 from softcft.data.phantom import PHANTOM_GRAPH, draw_block, render
+from softcft.graph import Intervention
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.models.hvae import HVAEModel
@@ -202,11 +204,17 @@ class Recorder(nn.Module):
         return BackboneOutput(image=image + self.shift, fidelity=self.shift.square())
 
 
-def test_an_unchanged_image_costs_only_what_should_have_changed(phantoms: dict[str, Tensor]) -> None:
+def test_an_unchanged_image_costs_only_what_should_have_changed(
+    phantoms: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One image alone has no other age to take, so interventions are drawn for all and the image's own is used.
+    drawn = draw_interventions(PHANTOM_GRAPH, phantoms["parents"])
     # The prediction on an image that stayed itself is its own soft target; a hard label is not.
     objective = cft(backbone=Recorder())
     for i in range(20):
         one = {key: values[i : i + 1] for key, values in phantoms.items()}
+        own = Intervention(drawn.values[i : i + 1], drawn.mask[i : i + 1])
+        monkeypatch.setattr("softcft.training.objectives.draw_interventions", lambda *_, own=own: own)
         costs = {}
         for objective.mode in ("hard", "soft"):
             torch.manual_seed(i)
