@@ -387,6 +387,16 @@ def test_half_precision_values_are_computed_in_single_precision(scm, dtype):
 # ---- errors -------------------------------------------------------------------------------------------------------
 
 
+def test_autocast_does_not_round_the_mechanisms(scm):
+    values = factual(scm)
+    intervention = random_intervention(scm.causal_graph, len(values))
+    exact = scm.counterfactual(values, intervention, seeded(3)), scm.log_prob(values)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = scm.counterfactual(values, intervention, seeded(3)), scm.log_prob(values)
+    assert torch.equal(exact[0], cast[0])
+    assert torch.equal(exact[1], cast[1])
+
+
 def test_wrong_arguments_are_named(scm):
     values = factual(scm, 4)
     null = scm.causal_graph.encode_do({}, 4)

@@ -481,7 +481,7 @@ def test_shipped_configs_parse_and_hand_on_their_folders(
         Path(training.output_dir).mkdir(parents=True)
         Path(training.output_dir, "config.json").touch()
     assert len(set(trained.values())) == 4
-    config, _, subset, training, _, cft, parts = parse(name, "cft")  # refuses folders that are not there
+    config, _, training, subset, _, cft, parts = parse(name, "cft")  # refuses folders that are not there
     assert (parts.scm_dir, parts.guide_dir, parts.hvae_dir) == tuple(trained[key] for key in ("scm", "guide", "hvae"))
     assert cft.cft == "soft"
     assert not set(subset.rows(10)) & set(parse(name, "guide")[3].rows(10))  # soft targets for rows new to the guide
