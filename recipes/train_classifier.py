@@ -4,8 +4,8 @@
     accelerate launch recipes/train_classifier.py --role judge --config recipes/configs/phantom.yaml
 
 The guide steers counterfactual fine-tuning, the judge evaluates it. They should share nothing: the configs give them
-other seeds, networks of other shapes and other halves of the training data. Reads the sections data, graph and that of the
-role. Writes the AttributeClassifier into --output_dir.
+other seeds, networks of other shapes and other halves of the training data. Reads the sections data, graph and that of
+the role. Writes the AttributeClassifier into --output_dir.
 """
 
 import argparse
