@@ -9,7 +9,7 @@ kind         columns  encoding
 ===========  =======  =====================================================================
 binary       1        0 for ``categories[0]``, 1 for ``categories[1]``
 categorical  C        one-hot over ``categories``
-continuous   1        ``low..high`` mapped linearly to [-1, 1]
+continuous   1        ``low..high`` mapped linearly to [-1, 1]; with ``log``, its logarithm
 ===========  =======  =====================================================================
 
 The image is not listed: every variable of the graph is a parent of the image. ``"image"``, the name of its column, is
@@ -45,6 +45,7 @@ class Variable:
         categories: Category names of a discrete variable, in encoding order; exactly two if binary.
         low: Smallest value of a continuous variable, in ``unit``. Mapped to -1.
         high: Largest value of a continuous variable, in ``unit``. Mapped to 1.
+        log: Encode the logarithm of a continuous variable, for volumes, doses and the like; ``low`` must be above 0.
         unit: Unit of a continuous variable, for people and figures.
 
     Raises:
@@ -57,6 +58,7 @@ class Variable:
     categories: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
+    log: bool = False
     unit: str = ""
 
     def __post_init__(self) -> None:
@@ -99,12 +101,16 @@ class Variable:
                 )
         if not self.low < self.high:  # type: ignore[operator]
             raise ValueError(f"Variable '{self.name}': low must be below high, got low={self.low}, high={self.high}.")
+        if not isinstance(self.log, bool):
+            raise ValueError(f"Variable '{self.name}': log must be true or false, got {self.log!r}.")
+        if self.log and not self.low > 0:  # type: ignore[operator]
+            raise ValueError(f"Variable '{self.name}': log needs a low above 0, got low={self.low}.")
 
     def _check_categories(self) -> None:
-        if self.low is not None or self.high is not None:
+        if self.low is not None or self.high is not None or self.log:
             raise ValueError(
-                f"Variable '{self.name}' is {self.kind} and takes no low or high, got low={self.low!r}, "
-                f"high={self.high!r}; leave them out."
+                f"Variable '{self.name}' is {self.kind} and takes no low, high or log, got low={self.low!r}, "
+                f"high={self.high!r}, log={self.log!r}; leave them out."
             )
         if self.kind == "binary" and len(self.categories) != 2:
             raise ValueError(
@@ -155,7 +161,14 @@ class Variable:
             raise ValueError(
                 f"'{self.name}' must lie in [{self.low:g}, {self.high:g}]{self._in_unit()}, got {value!r}."
             )
-        return min(max(2 * (value - self.low) / (self.high - self.low) - 1, -1.0), 1.0)
+        low, high = self._encoded_range()
+        if self.log:
+            value = math.log(value)
+        return min(max(2 * (value - low) / (high - low) - 1, -1.0), 1.0)
+
+    def _encoded_range(self) -> tuple[float, float]:
+        assert self.low is not None and self.high is not None
+        return (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
 
     def _in_unit(self) -> str:
         return f" {self.unit}" if self.unit else ""
@@ -178,9 +191,10 @@ class Variable:
         """
         if self.kind == "continuous":
             assert self.low is not None and self.high is not None
-            low, high = self.low, self.high
-            digits = 6 - math.floor(math.log10(high - low))  # float32 holds no more of them
-            return [round(low + (value + 1) / 2 * (high - low), digits) for value in encoded[:, 0].double().tolist()]
+            low, high = self._encoded_range()
+            digits = 6 - math.floor(math.log10(self.high - self.low))  # float32 holds no more of them
+            values = [low + (value + 1) / 2 * (high - low) for value in encoded[:, 0].double().tolist()]
+            return [round(math.exp(value) if self.log else value, digits) for value in values]
         index = (encoded[:, 0] > 0.5).long() if self.kind == "binary" else encoded.argmax(dim=1)
         return [self.categories[i] for i in index.tolist()]
 
@@ -286,7 +300,7 @@ class CausalGraph:
         plain = []
         for variable in self.variables:
             fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(variable).items()}
-            plain.append({k: v for k, v in fields.items() if v not in ([], None, "")})
+            plain.append({k: v for k, v in fields.items() if v is not False and v not in ([], None, "")})
         return plain
 
     # ---- structure --------------------------------------------------------------------------------------------

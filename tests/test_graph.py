@@ -81,8 +81,14 @@ def natural(graph: CausalGraph, size: int, seed: int) -> dict[str, list]:
         ({**AGE, "low": False}, "'age' is continuous and needs finite low and high, got low=False, high=90"),
         ({**AGE, "high": "90"}, "needs finite low and high, got low=20, high='90'"),
         ({**AGE, "high": 20}, "'age': low must be below high, got low=20, high=20"),
-        ({**SEX, "low": "0"}, "'sex' is binary and takes no low or high, got low='0', high=None; leave them out"),
-        ({**RACE, "high": 2}, "'race' is categorical and takes no low or high"),
+        (
+            {**SEX, "low": "0"},
+            "'sex' is binary and takes no low, high or log, got low='0', high=None, log=False; leave them out",
+        ),
+        ({**RACE, "high": 2}, "'race' is categorical and takes no low, high or log"),
+        ({**SEX, "log": True}, "'sex' is binary and takes no low, high or log"),
+        ({**AGE, "log": 1}, "'age': log must be true or false, got 1"),
+        ({**AGE, "log": True, "low": 0}, "'age': log needs a low above 0, got low=0"),
         (
             {**SEX, "categories": ["a", "b", "c"]},
             r"'sex' is binary and needs exactly two categories, got \['a', 'b', 'c'\]",
@@ -152,6 +158,15 @@ def test_natural_values_of_every_form_are_encoded(fields, values, encoded):
 def test_invalid_value_is_refused(fields, value, message):
     with pytest.raises(ValueError, match=message):
         Variable(**fields).encode(value)
+
+
+def test_a_logarithmic_variable_is_halved_by_the_geometric_mean():
+    volume = Variable(name="volume", kind="continuous", low=10, high=1000, log=True)
+    values = [10, 100, 1000, 20]
+    encoded = volume.encode(values)
+    torch.testing.assert_close(encoded[:3, 0], torch.tensor([-1.0, 0.0, 1.0]))
+    assert volume.decode(encoded) == pytest.approx(values, rel=1e-6)
+    assert CausalGraph(CausalGraph([volume]).to_list())["volume"] == volume
 
 
 def test_rounding_at_the_ends_of_the_range_is_forgiven():

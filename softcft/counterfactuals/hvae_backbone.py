@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
 from softcft.counterfactuals.backbone import BackboneOutput
-from softcft.models.hvae import HVAEModel
+from softcft.models.hvae import HVAEModel, HVAEOutput
 
-__all__ = ["HVAEBackbone"]
+__all__ = ["Effect", "HVAEBackbone"]
+
+Effect = Literal["direct", "indirect", "total"]
+Generator = torch.Generator | list[torch.Generator] | None
 
 
 class HVAEBackbone(nn.Module):
@@ -16,26 +21,76 @@ class HVAEBackbone(nn.Module):
 
     Abduction draws z from q(z | x, pa) and keeps the pixel residual :math:`u = (x - \mu(z, pa)) / \sigma(z, pa)`.
     Prediction decodes the same z under the counterfactual parents: :math:`x^* = \mu(z, pa^*) + \sigma(z, pa^*) u`.
-    With pa* = pa that is x again, whatever the model has learned.
+    With pa* = pa that is x again, whatever the model has learned. The means are clamped to [-1, 1] first: where a pixel
+    is black or white the likelihood does not care how far beyond a mean lies, and the residual would be mere distance.
+
+    Where the prior is conditional, the latents are a mediator between attributes and image, and have a counterfactual
+    of their own, z*. De Sousa Ribeiro et al. (ICML 2023, section 3.2) take it from a mixture of the factual posterior
+    and of the prior under pa*, with the abducted noise :math:`u_z = (z - \mu_q) / \sigma_q` of each latent:
+
+    .. math:: z^* = a \mu_q + (1 - a) \mu_{p^*} + \sqrt{a^2 \sigma_q^2 + (1 - a)^2 \sigma_{p^*}^2}\, u_z, \quad a = 1/2
+
+    =========  =======================  =====================================
+    effect     decoded                  shows what the attributes do
+    =========  =======================  =====================================
+    direct     z under pa*              past the latents
+    indirect   z* under pa              through the latents
+    total      z* under pa*             in both ways
+    =========  =======================  =====================================
+
+    Only the direct effect of a null intervention is exactly none: z* is drawn in part from the prior. An exogenous
+    prior has no mediator; its total effect is the direct one.
 
     Args:
         model: The image mechanism.
+        effect: The path that the intervention takes.
+
+    Raises:
+        ValueError: If the effect is unknown, or is not direct and the model's prior is exogenous.
     """
 
-    def __init__(self, model: HVAEModel) -> None:
+    def __init__(self, model: HVAEModel, effect: Effect = "direct") -> None:
         super().__init__()
+        if effect not in get_args(Effect):
+            raise ValueError(f"effect must be one of {list(get_args(Effect))}, got {effect!r}.")
+        if effect != "direct" and not model.config["conditional_prior"]:
+            raise ValueError(
+                f"effect is {effect!r}, but this model has an exogenous prior and no latent mediator: its only effect "
+                f"is 'direct'."
+            )
         self.model = model
+        self.effect = effect
 
     def counterfactual(
         self,
         image: Tensor,
         parents: Tensor,
         counterfactual_parents: Tensor,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generator = None,
     ) -> BackboneOutput:
         """See :class:`~softcft.counterfactuals.backbone.CounterfactualBackbone`; fidelity is the NELBO."""
         abducted = self.model(image, parents, generator=generator)
-        residual = (image - abducted.loc) * torch.exp(-abducted.log_scale)
-        loc, log_scale = self.model.decode(abducted.injections, counterfactual_parents)
-        counterfactual = (loc + torch.exp(log_scale) * residual).clamp(-1, 1)
-        return BackboneOutput(image=counterfactual, fidelity=abducted.nelbo.mean(), latents=abducted.latents)
+        residual = (image - abducted.loc.clamp(-1, 1)) * torch.exp(-abducted.log_scale)
+        latents = abducted.latents
+        if self.effect != "direct":
+            latents = self._mediate(abducted, counterfactual_parents, generator)
+        if self.effect == "indirect":
+            counterfactual_parents = parents
+        injections = abducted.injections
+        if self.model.config["conditional_prior"]:
+            injections = self.model.walk_prior(counterfactual_parents, latents).injections
+        loc, log_scale = self.model.decode(injections, counterfactual_parents)
+        counterfactual = (loc.clamp(-1, 1) + torch.exp(log_scale) * residual).clamp(-1, 1)
+        return BackboneOutput(image=counterfactual, fidelity=abducted.nelbo.mean(), latents=latents)
+
+    def _mediate(self, abducted: HVAEOutput, counterfactual_parents: Tensor, generator: Generator) -> list[Tensor]:
+        """Counterfactual latents; the prior's statistics are those of one draw from it under pa*, as published."""
+        priors = self.model.walk_prior(counterfactual_parents, generator=generator).priors
+        latents = []
+        for z, (q_loc, q_log_scale), (p_loc, p_log_scale) in zip(
+            abducted.latents, abducted.posteriors, priors, strict=True
+        ):
+            noise = (z - q_loc) * torch.exp(-q_log_scale)
+            scale = 0.5 * torch.sqrt(torch.exp(2 * q_log_scale) + torch.exp(2 * p_log_scale))
+            latents.append(0.5 * (q_loc + p_loc) + scale * noise)
+        return latents

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from sklearn.metrics import roc_auc_score
@@ -80,9 +81,7 @@ def variable_metric(variable: Variable, predictions: Tensor, labels: Tensor) -> 
             f"{tuple(predictions.shape)} and {tuple(labels.shape)}."
         )
     if variable.kind == "continuous":
-        assert variable.low is not None and variable.high is not None
-        encoded_error = (predictions.double() - labels.double()).abs().mean().item()
-        return "mae", encoded_error * (variable.high - variable.low) / 2
+        return "mae", float(np.abs(np.subtract(variable.decode(predictions), variable.decode(labels))).mean())
     counts = labels.sum(dim=0)
     if ((counts == 0) | (counts == len(labels))).any():
         positives = [len(labels) - int(counts), int(counts)] if variable.kind == "binary" else counts.int().tolist()

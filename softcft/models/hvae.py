@@ -9,9 +9,11 @@ The encoder is a residual network whose activations at every resolution feed the
     h      = conv(h + features + z_proj(z, parents))
     state  = z_feat_proj(z, features)
 
-Parents never become maps (:class:`~softcft.models.hvae_blocks.ParentBias`). The prior never sees them, so
+Parents never become maps (:class:`~softcft.models.hvae_blocks.ParentBias`). An exogenous prior never sees them, so
 ``features + z_proj(z)`` of every block, here called the *injections*, carries over from the factual posterior pass to
-the counterfactual decode unchanged; only ``h`` is run again.
+the counterfactual decode unchanged; only ``h`` is run again. A *conditional* prior sees the parents beside the state:
+latents are then a mediator between attributes and image, and the injections of other parents take another walk down
+the prior (:meth:`HVAEModel.walk_prior`).
 
 Likelihood and KL are in float32 whatever the compute type. Reference: "High Fidelity Image Counterfactuals with
 Probabilistic Causal Models", section 3 and appendix.
@@ -38,7 +40,7 @@ from softcft.graph import CausalGraph
 from softcft.models.hvae_blocks import MAX_LOG_SCALE, MIN_LOG_SCALE, DecoderBlock, ResidualBlock
 from softcft.models.likelihoods import discretised_gaussian_log_prob
 
-__all__ = ["HVAEModel", "HVAEOutput"]
+__all__ = ["HVAEModel", "HVAEOutput", "HVAEPriorOutput"]
 
 Generator = torch.Generator | list[torch.Generator] | None
 
@@ -54,6 +56,7 @@ class HVAEOutput(BaseOutput):
         loc: Mean of the pixels given latents and parents, shape (B, C, H, W).
         log_scale: Log standard deviation of the pixels, shape (B, C, H, W).
         latents: One latent (B, z_dim, r, r) per stochastic block, from 1x1 up.
+        posteriors: Mean and log standard deviation of each latent, two tensors of its shape.
         injections: For every block what the latents add to the decoder's state, (B, channels, r, r), from 1x1 up.
     """
 
@@ -63,6 +66,22 @@ class HVAEOutput(BaseOutput):
     loc: Tensor
     log_scale: Tensor
     latents: list[Tensor]
+    posteriors: list[tuple[Tensor, Tensor]]
+    injections: list[Tensor]
+
+
+@dataclass
+class HVAEPriorOutput(BaseOutput):
+    """One walk down the prior.
+
+    Attributes:
+        latents: One latent (B, z_dim, r, r) per stochastic block, from 1x1 up: drawn, or those that were given.
+        priors: Mean and log standard deviation of each given the latents above it, two tensors of its shape.
+        injections: For every block what the latents add to the decoder's state, (B, channels, r, r), from 1x1 up.
+    """
+
+    latents: list[Tensor]
+    priors: list[tuple[Tensor, Tensor]]
     injections: list[Tensor]
 
 
@@ -74,7 +93,7 @@ def _kl(q_loc: Tensor, q_log_scale: Tensor, p_loc: Tensor, p_log_scale: Tensor) 
 
 
 class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers declares config_name twice
-    """Conditional hierarchical VAE with an exogenous prior and a discretised Gaussian likelihood.
+    """Conditional hierarchical VAE with a discretised Gaussian likelihood.
 
     Args:
         graph: The causal graph as plain data (:meth:`CausalGraph.to_list`). All its variables condition the image.
@@ -89,6 +108,7 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
         z_max_resolution: Blocks above this resolution are deterministic.
         bias_max_resolution: Resolutions up to this one have a learned spatial bias.
         block_type: ``"bottleneck"`` (GELU, four convolutions) or ``"light"`` (ReLU, two).
+        conditional_prior: Whether the prior sees the parents, which makes the latents a mediator.
         beta: Weight of the KL in the NELBO; 1 is the evidence lower bound, more makes the model obey its parents more.
 
     Raises:
@@ -113,6 +133,7 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
         z_max_resolution: int = 64,
         bias_max_resolution: int = 64,
         block_type: Literal["bottleneck", "light"] = "bottleneck",
+        conditional_prior: bool = False,
         beta: float = 1.0,
     ) -> None:
         super().__init__()
@@ -140,6 +161,7 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
                 z_dim=z_dim,
                 parents_dim=parents_dim,
                 block_type=block_type,
+                conditional_prior=conditional_prior,
                 stochastic=resolution <= z_max_resolution,
                 last=i + 1 == len(layout),
             )
@@ -207,7 +229,7 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
         """Run the decoder with given latents and (counterfactual) parents.
 
         Args:
-            injections: From :meth:`forward` or :meth:`sample_injections`.
+            injections: From :meth:`forward` or :meth:`walk_prior`.
             parents: Encoded parents, shape (B, K).
 
         Returns:
@@ -220,17 +242,40 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
         return self._likelihood(h)
 
     @apply_forward_hook
-    def sample_injections(self, batch_size: int, generator: Generator = None) -> list[Tensor]:
-        """Draw latents from the prior, as injections for :meth:`decode`."""
-        state, injections = None, []
+    def walk_prior(
+        self, parents: Tensor, latents: list[Tensor] | None = None, generator: Generator = None
+    ) -> HVAEPriorOutput:
+        """Walk down the prior, from 1x1 up: draw the latents, or take given ones.
+
+        Args:
+            parents: Encoded parents, shape (B, K). An exogenous prior reads no more of them than B.
+            latents: For example those of :meth:`forward`. Left out, they are drawn.
+            generator: Makes the draw reproducible; one for the batch or a list with one per image.
+
+        Returns:
+            Latents, their priors, and the injections for :meth:`decode`.
+
+        Raises:
+            ValueError: If the number of latents is not that of the stochastic blocks.
+        """
+        stochastic = sum(block.posterior is not None for block in self.decoder)
+        if latents is not None and len(latents) != stochastic:
+            raise ValueError(f"latents must be {stochastic}, one for each stochastic block, got {len(latents)}.")
+        state, drawn, priors, injections = None, [], [], []
+        given = None if latents is None else iter(latents)
         for block in self.decoder:
-            lifted = self._lift(state, block.resolution, batch_size)
-            z, log_scale, features = block.run_prior(lifted)
+            lifted = self._lift(state, block.resolution, len(parents))
+            z, log_scale, features = self._run(block.run_prior, lifted, parents.to(lifted.dtype))
             if block.posterior is not None:
-                z = z + log_scale.exp() * randn_tensor(z.shape, generator, z.device, z.dtype)
+                priors.append((z, log_scale))
+                if given is not None:
+                    z = next(given)
+                else:
+                    z = z + log_scale.exp() * randn_tensor(z.shape, generator, z.device, z.dtype)
+                drawn.append(z)
             injection, state = block.inject(z, features)
             injections.append(injection)
-        return injections
+        return HVAEPriorOutput(latents=drawn, priors=priors, injections=injections)
 
     def forward(
         self, image: Tensor, parents: Tensor, generator: Generator = None, return_dict: bool = True
@@ -253,17 +298,20 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
         activations = self._encode(image)
         h, state = None, None
         kl = torch.zeros(len(image), device=image.device)
-        latents, injections = [], []
+        latents, posteriors, injections = [], [], []
         for block in self.decoder:
             h = self._lift(h, block.resolution, len(image))
-            z, p_log_scale, features = self._run(block.run_prior, self._lift(state, block.resolution, len(image)))
-            given = parents.to(features.dtype)
+            given = parents.to(h.dtype)
+            z, p_log_scale, features = self._run(
+                block.run_prior, self._lift(state, block.resolution, len(image)), given
+            )
             if block.posterior is not None:
                 q_loc, q_log_scale = self._run(block.run_posterior, h, activations[block.resolution], given)
                 kl = kl + _kl(q_loc, q_log_scale, z, p_log_scale)
                 # Drawn outside the checkpointed parts: their recomputation would draw anew from a generator.
                 z = q_loc + q_log_scale.exp() * randn_tensor(q_loc.shape, generator, q_loc.device, q_loc.dtype)
                 latents.append(z)
+                posteriors.append((q_loc, q_log_scale))
             injection, state = block.inject(z, features)
             injections.append(injection)
             h = self._run(block, h, injection, given)
@@ -278,6 +326,7 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
             loc=loc,
             log_scale=log_scale,
             latents=latents,
+            posteriors=posteriors,
             injections=injections,
         )
         return output if return_dict else output.to_tuple()
@@ -315,5 +364,7 @@ def _check_config(config: Mapping[str, Any]) -> None:  # noqa: C901  # one check
         raise ValueError(f"channels must be multiples of 4, got {config['channels']}.")
     if config["block_type"] not in ("bottleneck", "light"):
         raise ValueError(f"block_type must be 'bottleneck' or 'light', got {config['block_type']!r}.")
+    if not isinstance(config["conditional_prior"], bool):
+        raise ValueError(f"conditional_prior must be true or false, got {config['conditional_prior']!r}.")
     if not isinstance(config["beta"], int | float) or not 0 < config["beta"] < math.inf:
         raise ValueError(f"beta must be positive and finite, got {config['beta']!r}.")

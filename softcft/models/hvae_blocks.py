@@ -115,6 +115,7 @@ class DecoderBlock(nn.Module):
         z_dim: int,
         parents_dim: int,
         block_type: str,
+        conditional_prior: bool,
         stochastic: bool,
         last: bool,
     ) -> None:
@@ -122,7 +123,9 @@ class DecoderBlock(nn.Module):
         kernel = 3 if resolution > 2 else 1
         hidden = channels // 4
         self.resolution, self.z_dim = resolution, z_dim
-        self.prior = ConvBlock([channels], hidden, 2 * z_dim + channels, kernel, block_type)
+        self.prior = ConvBlock(
+            [channels], hidden, 2 * z_dim + channels, kernel, block_type, parents_dim if conditional_prior else 0
+        )
         self.posterior = (
             ConvBlock([channels, channels], hidden, 2 * z_dim, kernel, block_type, parents_dim) if stochastic else None
         )
@@ -131,9 +134,11 @@ class DecoderBlock(nn.Module):
         self.z_feat_proj = None if last else nn.Conv2d(z_dim + channels, out_channels, 1)
         self.conv = ResidualBlock(channels, hidden, out_channels, kernel, block_type)
 
-    def run_prior(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Prior mean, prior log scale (float32) and features from the exogenous state."""
-        loc, log_scale, features = self.prior(state).split([self.z_dim, self.z_dim, state.shape[1]], dim=1)
+    def run_prior(self, state: Tensor, parents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Prior mean, prior log scale (float32) and features from the state of the latents above."""
+        loc, log_scale, features = self.prior(state, parents=parents).split(
+            [self.z_dim, self.z_dim, state.shape[1]], dim=1
+        )
         return loc.float(), log_scale.float().clamp(MIN_LOG_SCALE, MAX_LOG_SCALE), features
 
     def run_posterior(self, h: Tensor, activation: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +148,7 @@ class DecoderBlock(nn.Module):
         return loc, log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
 
     def inject(self, z: Tensor, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What a latent adds to the state ``h``, and the exogenous state of the next block (None after the last)."""
+        """What a latent adds to the state ``h``, and the prior's state at the next block (None after the last)."""
         z = z.to(features.dtype)
         state = None if self.z_feat_proj is None else self.z_feat_proj(torch.cat([z, features], dim=1))
         return features + self.z_proj(z), state

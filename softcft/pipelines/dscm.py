@@ -13,7 +13,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from softcft.counterfactuals.hvae_backbone import HVAEBackbone
+from softcft.counterfactuals.hvae_backbone import Effect, HVAEBackbone
 from softcft.graph import CausalGraph, Intervention
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
@@ -98,6 +98,7 @@ class DSCMPipeline(DiffusionPipeline):
         generator: Generator = None,
         output_type: OutputType = "pil",
         infer_missing_parents: bool = False,
+        effect: Effect = "direct",
         return_dict: bool = True,
     ) -> DSCMPipelineOutput | tuple[Any, ...]:
         """Predict what images would have been under an intervention, had all else been the same.
@@ -119,6 +120,9 @@ class DSCMPipeline(DiffusionPipeline):
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
             infer_missing_parents: Whether the classifier may fill in the factual attributes that ``parents`` lacks, by
                 the most probable category or the predicted mean.
+            effect: The path of the intervention through a model with a conditional prior, whose latents are a mediator:
+                ``"direct"`` past them, ``"indirect"`` through them, ``"total"`` both. See
+                :class:`~softcft.counterfactuals.hvae_backbone.HVAEBackbone`. An exogenous prior has the direct only.
             return_dict: Whether to return a :class:`DSCMPipelineOutput` or a tuple of its attributes.
 
         Returns:
@@ -126,8 +130,8 @@ class DSCMPipeline(DiffusionPipeline):
 
         Raises:
             ValueError: If an image has the wrong type, size, channels or range; a variable or category is unknown, a
-                value is out of range or missing; numbers of images, values or generators disagree; or the classifier is
-                needed and missing, or in training mode.
+                value is out of range or missing; numbers of images, values or generators disagree; the effect is
+                unknown or the model has it not; or the classifier is needed and missing, or in training mode.
 
         Example:
             >>> pipe(image, parents={"age": 63}, do={"age": [20, 40, 60]}).images  # doctest: +SKIP
@@ -138,6 +142,7 @@ class DSCMPipeline(DiffusionPipeline):
 
         # 1. Check everything before any work.
         check_output_type(output_type, self.hvae.config["in_channels"])
+        backbone = HVAEBackbone(self.hvae, effect)
         if self.classifier is not None and self.classifier.training:
             raise ValueError("The classifier is in training mode and would predict something else; call .eval() on it.")
         factual = to_tensor(image, self.hvae.config["in_channels"], self.hvae.config["sample_size"])
@@ -176,7 +181,7 @@ class DSCMPipeline(DiffusionPipeline):
         )
 
         # 4. Abduct the noise of the images and predict them under their counterfactual attributes.
-        counterfactual = HVAEBackbone(self.hvae).counterfactual(
+        counterfactual = backbone.counterfactual(
             factual, values.to(device), counterfactual_values.to(device), generators
         )
         images = counterfactual.image.float()
@@ -239,8 +244,8 @@ class DSCMPipeline(DiffusionPipeline):
         values = self.attribute_scm.sample(
             num_images, Intervention(*(t.to(scm_device) for t in intervention)), generators
         )
-        injections = self.hvae.sample_injections(num_images, generators)
-        loc, _ = self.hvae.decode(injections, values.to(self._execution_device))
+        values = values.to(self._execution_device)
+        loc, _ = self.hvae.decode(self.hvae.walk_prior(values, generator=generators).injections, values)
 
         self.maybe_free_model_hooks()
         return DSCMPipelineOutput(images=from_tensor(loc.clamp(-1, 1), output_type), parents=graph.decode(values))

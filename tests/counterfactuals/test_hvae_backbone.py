@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -17,8 +19,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture(params=["bottleneck", "light"])
-def backbone(request: pytest.FixtureRequest) -> HVAEBackbone:
+def make_model(**config: Any) -> HVAEModel:
     torch.manual_seed(0)
     model = HVAEModel(
         GRAPH,
@@ -29,14 +30,21 @@ def backbone(request: pytest.FixtureRequest) -> HVAEBackbone:
         decoder_blocks=[1, 2, 1],
         z_dim=3,
         z_max_resolution=8,
-        block_type=request.param,
+        **config,
     )
     generator = seeded(1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
         model.x_log_scale.bias.sub_(2)  # sure of its pixels, as a trained model is
-    return HVAEBackbone(model)
+    return model
+
+
+@pytest.fixture(
+    params=[{}, {"block_type": "light"}, {"conditional_prior": True}], ids=["bottleneck", "light", "conditional prior"]
+)
+def backbone(request: pytest.FixtureRequest) -> HVAEBackbone:
+    return HVAEBackbone(make_model(**request.param))
 
 
 def parents(n: int, seed: int) -> Tensor:
@@ -68,12 +76,15 @@ def test_other_parents_give_another_image(backbone: HVAEBackbone) -> None:
 def test_prediction_keeps_the_residual_in_standard_deviations(backbone: HVAEBackbone) -> None:
     image, factual, other = 0.5 * images(4), parents(4, seed=3), parents(4, seed=4)
     abducted = backbone.model(image, factual, generator=seeded())
-    loc, log_scale = backbone.model.decode(abducted.injections, other)
+    walked = backbone.model.walk_prior(other, abducted.latents)
+    loc, log_scale = backbone.model.decode(walked.injections, other)
     output = backbone.counterfactual(image, factual, other, generator=seeded())
     inside = output.image.abs() < 1
     assert inside.float().mean() > 0.5
-    expected = (image - abducted.loc) / abducted.log_scale.exp()
-    torch.testing.assert_close(((output.image - loc) / log_scale.exp())[inside], expected[inside], rtol=1e-3, atol=1e-4)
+    expected = (image - abducted.loc.clamp(-1, 1)) / abducted.log_scale.exp()
+    torch.testing.assert_close(
+        ((output.image - loc.clamp(-1, 1)) / log_scale.exp())[inside], expected[inside], rtol=1e-3, atol=1e-4
+    )
 
 
 @torch.no_grad()
@@ -119,3 +130,64 @@ def test_the_same_parents_leave_the_model_alone(backbone: HVAEBackbone) -> None:
     factual = parents(4, seed=3)
     backbone.counterfactual(0.5 * images(4), factual, factual).image.square().sum().backward()
     assert max(parameter.grad.abs().max() for parameter in backbone.parameters()) < 1e-2
+
+
+@torch.no_grad()
+def test_a_mean_beyond_black_leaves_no_residual(backbone: HVAEBackbone) -> None:
+    # The likelihood of a black pixel only asks that its mean be low: a surplus is no noise to carry over.
+    backbone.model.x_loc.weight.zero_()
+    backbone.model.x_loc.bias.fill_(-3)
+    black = -torch.ones(2, 1, 16, 16)
+    assert torch.equal(backbone.counterfactual(black, parents(2, seed=3), parents(2, seed=4)).image, black)
+
+
+# ---- a mediator ------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_effects_take_their_own_paths() -> None:
+    model = make_model(conditional_prior=True)
+    image, factual, other = images(3), parents(3, seed=3), parents(3, seed=4)
+    outputs = {
+        effect: HVAEBackbone(model, effect).counterfactual(image, factual, other, generator=seeded())
+        for effect in ("direct", "indirect", "total")
+    }
+    mediated, latents = outputs["total"].latents, outputs["direct"].latents
+    torch.testing.assert_close(outputs["indirect"].latents, mediated, rtol=0, atol=0)
+    assert all((one - two).abs().min() > 0 for one, two in zip(mediated, latents, strict=True))
+    for one, two in (("direct", "indirect"), ("direct", "total"), ("indirect", "total")):
+        assert (outputs[one].image - outputs[two].image).flatten(1).abs().amax(dim=1).min() > 1e-3
+
+    # What is decoded under which parents, with the residual of the factual world.
+    abducted = model(image, factual, generator=seeded())
+    residual = (image - abducted.loc.clamp(-1, 1)) / abducted.log_scale.exp()
+    for effect, seen in (("direct", other), ("indirect", factual), ("total", other)):
+        loc, log_scale = model.decode(model.walk_prior(seen, outputs[effect].latents).injections, seen)
+        expected = (loc.clamp(-1, 1) + log_scale.exp() * residual).clamp(-1, 1)
+        torch.testing.assert_close(outputs[effect].image, expected)
+
+
+@torch.no_grad()
+def test_the_mediator_mixes_posterior_and_prior() -> None:
+    # Where the prior is sure and the posterior too, the mediator lies half-way between their means, with the noise of
+    # both: over many draws its mean and spread are those of the mixture.
+    model = make_model(conditional_prior=True)
+    n = 4000
+    image, factual, other = images(1).expand(n, -1, -1, -1), parents(1, 3).expand(n, -1), parents(1, 4).expand(n, -1)
+    z = HVAEBackbone(model, "total").counterfactual(image, factual, other, generator=seeded()).latents[0]
+    q_loc, q_log_scale = model(image[:1], factual[:1]).posteriors[0]
+    p_loc, p_log_scale = model.walk_prior(other[:1]).priors[0]
+    spread = 0.5 * (q_log_scale.exp().square() + p_log_scale.exp().square()).sqrt()[0]
+    assert (z.mean(dim=0) - 0.5 * (q_loc + p_loc)[0]).abs().max() < 4 * spread.max() / n**0.5
+    torch.testing.assert_close(z.std(dim=0), spread, rtol=0.06, atol=0)
+
+
+@pytest.mark.parametrize("effect", ["indirect", "total"])
+def test_an_exogenous_prior_has_no_mediator(effect: Any) -> None:
+    with pytest.raises(ValueError, match=f"effect is '{effect}', but this model has an exogenous prior"):
+        HVAEBackbone(make_model(), effect)
+
+
+def test_unknown_effects_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"effect must be one of \['direct', 'indirect', 'total'\], got 'natural'"):
+        HVAEBackbone(make_model(conditional_prior=True), "natural")  # type: ignore[arg-type]

@@ -36,6 +36,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "encoder_blocks": [2, 0],
         "decoder_blocks": [2, 1],
     },
+    "conditional prior": {"conditional_prior": True, "z_max_resolution": 8},
+    "conditional prior, light": {"conditional_prior": True, "block_type": "light"},
     "few latents, few biases": {"z_max_resolution": 4, "bias_max_resolution": 2, "beta": 3.0},
 }
 variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
@@ -127,7 +129,7 @@ def test_prior_starts_as_a_standard_normal() -> None:
     for block in build().decoder:
         channels = block.prior.inputs[0].in_channels
         state = torch.randn(2, channels, block.resolution, block.resolution, generator=seeded())
-        loc, log_scale, features = block.run_prior(state)
+        loc, log_scale, features = block.run_prior(state, torch.ones(2, WIDTH))
         assert loc.shape == (2, 3, block.resolution, block.resolution)
         assert (loc == 0).all()
         assert (log_scale == 0).all()
@@ -242,14 +244,15 @@ def test_decoding_under_the_factual_parents_is_the_posterior_pass(variant: dict[
 @torch.no_grad()
 def test_samples_from_the_prior(variant: dict[str, Any]) -> None:
     model = perturbed(**variant)
-    injections = model.sample_injections(3, generator=seeded())
+    parents = random_parents(3, seeded())
+    injections = model.walk_prior(parents, generator=seeded()).injections
     assert [i.shape for i in injections] == [
         (3, block.z_proj.out_channels, block.resolution, block.resolution) for block in model.decoder
     ]
-    loc, log_scale = model.decode(injections, random_parents(3, seeded()))
+    loc, log_scale = model.decode(injections, parents)
     assert loc.shape == log_scale.shape == (3, model.config.in_channels, 16, 16)
-    torch.testing.assert_close(injections, model.sample_injections(3, generator=seeded()), rtol=0, atol=0)
-    assert not torch.allclose(injections[0], model.sample_injections(3, generator=seeded(1))[0])
+    torch.testing.assert_close(injections, model.walk_prior(parents, generator=seeded()).injections, rtol=0, atol=0)
+    assert not torch.allclose(injections[0], model.walk_prior(parents, generator=seeded(1)).injections[0])
     assert not torch.allclose(loc[0], loc[1])
 
 
@@ -257,12 +260,34 @@ def test_samples_from_the_prior(variant: dict[str, Any]) -> None:
 def test_samples_follow_the_prior_of_the_first_block() -> None:
     model = perturbed()
     first = model.decoder[0]
-    loc, log_scale, features = first.run_prior(model.biases["1"])
+    loc, log_scale, features = first.run_prior(model.biases["1"], torch.zeros(1, WIDTH))
     expected = features + first.z_proj(loc)
     spread = (first.z_proj.weight[:, :, 0, 0].square() @ (2 * log_scale[0, :, 0, 0]).exp()).sqrt()
-    drawn = model.sample_injections(4000, generator=seeded())[0][:, :, 0, 0]
+    drawn = model.walk_prior(torch.zeros(4000, WIDTH), generator=seeded()).injections[0][:, :, 0, 0]
     torch.testing.assert_close(drawn.mean(dim=0), expected[0, :, 0, 0], rtol=0, atol=float(4 * spread.max() / 63))
     torch.testing.assert_close(drawn.std(dim=0), spread, rtol=0.06, atol=0)
+
+
+@variants
+@torch.no_grad()
+def test_the_prior_walks_over_given_latents_as_the_posterior_did(variant: dict[str, Any]) -> None:
+    model = perturbed(**variant)
+    image, parents = batch(model)
+    abducted = model(image, parents)
+    walked = model.walk_prior(parents, abducted.latents)
+    torch.testing.assert_close(walked.injections, abducted.injections)
+    assert all(z is given for z, given in zip(walked.latents, abducted.latents, strict=True))
+    kl = sum(_kl(*q, *p) for q, p in zip(abducted.posteriors, walked.priors, strict=True)) / image[0].numel()
+    torch.testing.assert_close(kl, abducted.kl)
+    others = model.walk_prior(random_parents(4, seeded(9)), abducted.latents).injections
+    same = [torch.equal(one, other) for one, other in zip(walked.injections, others, strict=True)]
+    assert not any(same) if model.config.conditional_prior else all(same)
+
+
+def test_walking_the_prior_needs_all_latents() -> None:
+    model = build()
+    with pytest.raises(ValueError, match="latents must be 6, one for each stochastic block, got 2"):
+        model.walk_prior(torch.zeros(1, WIDTH), [torch.zeros(1, 3, 1, 1)] * 2)
 
 
 @torch.no_grad()
@@ -302,7 +327,7 @@ def test_plain_tuple_has_the_bound_first() -> None:
     output = model(image, parents, generator=seeded())
     plain = model(image, parents, generator=seeded(), return_dict=False)
     assert torch.equal(plain[0], output.nelbo)
-    assert len(plain) == 7
+    assert len(plain) == 8
 
 
 # ---- sizes and types -------------------------------------------------------------------------------------------------
