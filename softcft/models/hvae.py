@@ -109,6 +109,9 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
         bias_max_resolution: Resolutions up to this one have a learned spatial bias.
         block_type: ``"bottleneck"`` (GELU, four convolutions) or ``"light"`` (ReLU, two).
         conditional_prior: Whether the prior sees the parents, which makes the latents a mediator.
+        parents_scale: Factor for each column of the encoded parents, and
+        parents_shift: what is then added, before the network sees them. For converted weights that learned another
+            encoding; None is 1 and 0.
         beta: Weight of the KL in the NELBO; 1 is the evidence lower bound, more makes the model obey its parents more.
 
     Raises:
@@ -134,12 +137,17 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
         bias_max_resolution: int = 64,
         block_type: Literal["bottleneck", "light"] = "bottleneck",
         conditional_prior: bool = False,
+        parents_scale: list[float] | None = None,
+        parents_shift: list[float] | None = None,
         beta: float = 1.0,
     ) -> None:
         super().__init__()
         _check_config(self.config)
         self.causal_graph = CausalGraph(graph)
         parents_dim = self.causal_graph.width
+        for name, column in (("parents_scale", parents_scale), ("parents_shift", parents_shift)):
+            if column is not None and len(column) != parents_dim:
+                raise ValueError(f"{name} needs {parents_dim} entries, one per encoded column, got {len(column)}.")
         patch_channels = in_channels * patch_size**2
 
         self.stem = nn.Conv2d(patch_channels, channels[0], 7, padding=3)
@@ -195,6 +203,14 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
             return self._gradient_checkpointing_func(block, *inputs)
         return block(*inputs)
 
+    def _condition(self, parents: Tensor) -> Tensor:
+        """What the network sees of encoded parents (B, K)."""
+        if (scale := self.config["parents_scale"]) is not None:
+            parents = parents * parents.new_tensor(scale)
+        if (shift := self.config["parents_shift"]) is not None:
+            parents = parents + parents.new_tensor(shift)
+        return parents
+
     def _encode(self, image: Tensor) -> dict[int, Tensor]:
         """Encoder activations by resolution: the last one at each."""
         patches = F.pixel_unshuffle(image.to(self.dtype), self.config["patch_size"])
@@ -235,7 +251,7 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
         Returns:
             Mean and log standard deviation of the pixels, each (B, C, H, W).
         """
-        h = None
+        h, parents = None, self._condition(parents)
         for block, injection in zip(self.decoder, injections, strict=True):
             h = self._run(block, self._lift(h, block.resolution, len(parents)), injection, parents.to(injection.dtype))
         assert h is not None
@@ -261,6 +277,7 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
         stochastic = sum(block.posterior is not None for block in self.decoder)
         if latents is not None and len(latents) != stochastic:
             raise ValueError(f"latents must be {stochastic}, one for each stochastic block, got {len(latents)}.")
+        parents = self._condition(parents)
         state, drawn, priors, injections = None, [], [], []
         given = None if latents is None else iter(latents)
         for block in self.decoder:
@@ -295,7 +312,7 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
             ValueError: If image or parents have the wrong shape.
         """
         self._check_inputs(image, parents)
-        activations = self._encode(image)
+        activations, parents = self._encode(image), self._condition(parents)
         h, state = None, None
         kl = torch.zeros(len(image), device=image.device)
         latents, posteriors, injections = [], [], []
