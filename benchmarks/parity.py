@@ -5,8 +5,8 @@
 
 :mod:`peer` says how to get the peer. For each published configuration the peer builds its model with random weights
 and saves a checkpoint as its trainer does; softcft converts it. Both then abduct, reconstruct, sample and predict
-counterfactuals from the same images, parents and random state, and the largest relative differences are printed, each
-relative to the root mean square of the peer's tensor. Anything above 1e-4 ends the script with an error, but for the NLL:
+counterfactuals from the same images, parents and random state. The largest differences are printed, each relative to
+the root mean square of the peer's tensor. Anything above 1e-4 ends the script with an error, but for the NLL:
 
 The peer replaces the normal distribution function in its likelihood by a hyperbolic tangent, softcft does not. Its NLL
 is therefore compared twice: with softcft's exact one, where the approximation's error shows, and with the peer's own
@@ -19,14 +19,14 @@ the peer.
 from __future__ import annotations
 
 import argparse
-import copy
+import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from peer import CONFIGS, Peer, counterfactual, expand_parents
+from peer import Peer, counterfactual, expand_parents
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -56,7 +56,7 @@ TINY = {
         "input_res": 8,
         "enc_arch": "8b1d2,4b1d2,2b1d2,1b1",
         "dec_arch": "1b2,2b1,4b1,8b1",
-        "widths": [8, 12, 8, 16],
+        "widths": [8, 8, 12, 16],
         "z_dim": 2,
         "z_max_res": 4,
         "bias_max_res": 4,
@@ -194,8 +194,6 @@ def differences(theirs: dict[str, Tensor], ours: dict[str, Tensor], beta: float)
 
 def write_golden(peer: Peer, folder: Path) -> None:
     """Tiny models with the peer's results, one file a case: weights, inputs and results, hparams as metadata."""
-    import json
-
     folder.mkdir(parents=True, exist_ok=True)
     for case, overrides in CASES.items():
         config_name = case.split(",")[0]
@@ -236,9 +234,7 @@ def main() -> None:
             model = convert_hvae(load_checkpoint(Path(folder, "checkpoint.pt")))
         # The inputs here are in the network's own encoding.
         model.register_to_config(parents_scale=None, parents_shift=None)
-        worst[case] = differences(
-            peer_results(copy.deepcopy(hvae), hparams, batch), our_results(model, batch), model.config["beta"]
-        )
+        worst[case] = differences(peer_results(hvae, hparams, batch), our_results(model, batch), model.config["beta"])
         tqdm.write(f"{case} ({sum(p.numel() for p in model.parameters()):,} parameters)")
         for name, error in worst[case].items():
             tqdm.write(f"    {name:16s} {error:.1e}{'  (exact against approximate)' if name == 'nll' else ''}")
