@@ -9,7 +9,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 from softcft.models.hvae import HVAEModel, _kl
-from softcft.models.hvae_blocks import ConvBlock, ParentBias
+from softcft.models.hvae_blocks import MAX_LOG_SCALE, MIN_LOG_SCALE, ConvBlock, ParentBias
 
 GRAPH = [
     {"name": "age", "kind": "continuous", "low": 20, "high": 90},
@@ -390,6 +390,60 @@ def test_weights_in_bfloat16() -> None:
     torch.testing.assert_close(half.nelbo, exact.nelbo, rtol=0.03, atol=0)
 
 
+@torch.no_grad()
+def test_weights_in_float16() -> None:
+    model = perturbed(0.03)
+    image, parents = batch(model)
+    exact = model(image, parents, generator=seeded())
+    half = model.to(torch.float16)(image, parents, generator=seeded())
+    for value in (half.nelbo, half.nll, half.kl, half.loc, half.log_scale):
+        assert value.dtype == torch.float32
+    torch.testing.assert_close(half.nelbo, exact.nelbo, rtol=0.01, atol=0)
+
+
+def test_kl_of_extreme_scales_is_exact_and_has_a_gradient() -> None:
+    # Both ends of what the model lets its log scales be, and means far apart.
+    scales = torch.tensor([MIN_LOG_SCALE, 0.0, MAX_LOG_SCALE])
+    grid = torch.cartesian_prod(scales, scales, torch.tensor([0.0, 1.0, 50.0]))
+    q_log_scale, p_log_scale, distance = (column[:, None].clone().requires_grad_() for column in grid.T)
+    kl = _kl(distance, q_log_scale, torch.zeros_like(distance), p_log_scale)
+    exact = _kl(distance.double(), q_log_scale.double(), torch.zeros(1).double(), p_log_scale.double())
+    torch.testing.assert_close(kl.double(), exact, rtol=1e-5, atol=1e-5)
+    kl.sum().backward()
+    for leaf in (q_log_scale, p_log_scale, distance):
+        assert leaf.grad is not None
+        assert leaf.grad.isfinite().all()
+
+
+def test_log_scales_beyond_float32_are_held() -> None:
+    model = build()
+    with torch.no_grad():
+        for block in model.decoder:
+            block.prior.last.bias[model.config.z_dim : 2 * model.config.z_dim] = 100
+            block.posterior.last.bias[model.config.z_dim :] = -100
+        model.x_log_scale.bias.fill_(-100)
+    output = model(*batch(model))
+    assert output.nelbo.isfinite().all()
+    assert all((q == MIN_LOG_SCALE).all() for _, q in output.posteriors)
+
+
+# ---- the encoding of parents -----------------------------------------------------------------------------------------
+
+
+@variants
+@torch.no_grad()
+def test_parents_are_scaled_and_shifted_before_the_network_sees_them(variant: dict[str, Any]) -> None:
+    scale, shift = [2.0, 1.0, 1.0, 1.0, 0.5], [0.5, 0.0, 0.0, 0.0, -1.0]
+    plain, other = perturbed(**variant), perturbed(**variant, parents_scale=scale, parents_shift=shift)
+    image, parents = batch(plain)
+    seen = parents * torch.tensor(scale) + torch.tensor(shift)
+    one, two = (m(image, p, generator=seeded()) for m, p in ((plain, seen), (other, parents)))
+    torch.testing.assert_close(one.nelbo, two.nelbo)
+    walks = [m.walk_prior(p, generator=seeded()).injections for m, p in ((plain, seen), (other, parents))]
+    torch.testing.assert_close(*walks)
+    torch.testing.assert_close(plain.decode(walks[0], seen), other.decode(walks[1], parents))
+
+
 # ---- saving ----------------------------------------------------------------------------------------------------------
 
 
@@ -433,6 +487,9 @@ def test_saved_and_loaded_is_the_same_model(tmp_path: Path, variant: dict[str, A
         ({"decoder_blocks": [1, 1, 0, 1, 1]}, "decoder_blocks must be a list of whole numbers of at least 1"),
         ({"z_dim": 0}, "z_dim must be a whole number of at least 1, got 0"),
         ({"block_type": "heavy"}, "'bottleneck' or 'light', got 'heavy'"),
+        ({"conditional_prior": 1}, "conditional_prior must be true or false, got 1"),
+        ({"parents_scale": [1.0, 1.0]}, "parents_scale needs 5 entries, one per encoded column, got 2"),
+        ({"parents_shift": [1.0] * 6}, "parents_shift needs 5 entries, one per encoded column, got 6"),
         ({"beta": 0.0}, "beta must be positive and finite, got 0"),
         ({"beta": float("nan")}, "beta must be positive and finite, got nan"),
         ({"in_channels": 0}, "in_channels must be a whole number of at least 1, got 0"),

@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -537,3 +538,25 @@ def test_the_pipeline_is_its_backbone_without_gradients(pipe, images):
     assert counterfactual_parents.grad.abs().max() > 0
     assert pipe.hvae.x_loc.weight.grad.abs().max() > 0
     pipe.hvae.zero_grad()
+
+
+# ---- effects ----------------------------------------------------------------------------------------------------
+
+
+def test_effects_of_a_model_with_a_mediator(pipe, images) -> None:
+    config = {name: value for name, value in pipe.hvae.config.items() if not name.startswith("_")}
+    hvae = randomised(HVAEModel(**config | {"conditional_prior": True}))
+    mediated = DSCMPipeline(hvae=hvae, attribute_scm=pipe.attribute_scm, classifier=None)
+    results = {
+        effect: mediated(
+            images[0], row(0), do={"sex": "female"}, generator=seeds(0)[0], output_type="pt", effect=effect
+        ).images
+        for effect in ("direct", "indirect", "total")
+    }
+    assert all((results[one] - results[other]).abs().max() > 1e-3 for one, other in itertools.combinations(results, 2))
+
+
+@pytest.mark.parametrize("effect", ["total", "natural"])
+def test_effects_that_the_model_has_not_are_refused(pipe, images, effect) -> None:
+    with pytest.raises(ValueError, match=f"'{effect}'"):
+        pipe(images[0], row(0), do={"sex": "female"}, effect=effect)
