@@ -1,4 +1,6 @@
-r"""Time and memory of softcft's HVAE against causal-gen's, on this machine's processor::
+r"""Time and memory of softcft's HVAE against causal-gen's, on this machine's processor.
+
+::
 
     python benchmarks/hvae.py --against ../causal-gen
     python benchmarks/hvae.py --against ../causal-gen --config mimic192 --batch_size 4 --json hvae.json
@@ -7,14 +9,11 @@ r"""Time and memory of softcft's HVAE against causal-gen's, on this machine's pr
 batch, number of threads and step size, and take turns step by step, so that whatever else the machine does hits both.
 What is measured, each side with its own code and in its own way:
 
-===============  ==================================================  ==================================================
-work             softcft                                             causal-gen
-===============  ==================================================  ==================================================
-train_step       HVAEObjective, clip, fused AdamW, foreach EMA       its trainer.py: clip, AdamW, its EMA
-cft_step         CFTObjective (soft targets), clip, fused AdamW,     its train_cf.py: DSCM, clip, two AdamW, its EMA over
-                 EMA, ascent of the multiplier                       mechanisms, predictors and HVAE
-counterfactual   HVAEBackbone.counterfactual, no gradient            abduct and two decodes, no gradient
-===============  ==================================================  ==================================================
+* ``train_step``: HVAEObjective, clip, fused AdamW, foreach moving average; against the peer's ``trainer.py``: clip,
+  AdamW, its moving average.
+* ``cft_step``: CFTObjective with soft targets, clip, fused AdamW, moving average, ascent of the multiplier; against
+  the peer's ``train_cf.py``: DSCM, clip, two AdamW, its moving average over mechanisms, predictors and HVAE.
+* ``counterfactual``: HVAEBackbone.counterfactual; against the peer's abduction and two decodes. No gradient.
 
 The peer knows float32 only; under ``--dtype bf16`` softcft runs under bf16 autocast, the peer as it is. No step is
 skipped for its gradient's norm on either side. Nothing is compiled. Images are noise, parents random, weights as
@@ -81,8 +80,8 @@ def main() -> None:
     batch_sizes = dict(zip(args.config, args.batch_size, strict=True))
     if max(args.threads) > 1:
         warnings.warn(
-            "--threads above 1: two steps wait for the slowest thread at every operation, so that anything else that "
-            "runs on the machine counts many times over. Trust such figures on an idle machine only.",
+            "--threads above 1: every operation waits for its slowest thread, so that whatever else the machine does "
+            "counts many times over. Trust such figures on an idle machine only.",
             stacklevel=1,
         )
     settings = [(c, t, d, w) for c in args.config for t in args.threads for d in args.dtype for w in WORK]
@@ -98,6 +97,7 @@ def main() -> None:
             progress.update()
         for config in args.config:
             tqdm.write(describe(peer, config, batch_sizes[config]))
+        tqdm.write(TABLE_HEAD)
         for config, threads, dtype, work in settings:
             progress.set_description(f"{config} {work} {threads} thread(s) {dtype}")
             torch.set_num_threads(threads)
@@ -120,7 +120,7 @@ def main() -> None:
                     "share_of_peak": flops / median(ours_times) / peaks[threads, dtype],
                 }
             )
-    tqdm.write(format_table(rows))
+            tqdm.write(table_line(rows[-1]))  # at once: an interrupted run has shown what it measured
     for (threads, dtype), peak in peaks.items():
         tqdm.write(f"Peak of this machine, {threads} thread(s), {dtype}: {peak / 1e9:.0f} GFLOP/s.")
     if args.json:
@@ -355,20 +355,19 @@ def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def format_table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    lines = [
-        "| config | work | threads | dtype | ours s | peer s | speedup | ours MiB | peer MiB | memory | of peak |",
-        "|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        memory = row["ours_peak_mib"] / row["peer_peak_mib"]
-        lines.append(
-            f"| {row['config']} | {row['work']} | {row['threads']} | {row['dtype']} | {row['ours_median_s']:.3f} "
-            f"| {row['peer_median_s']:.3f} | {row['speedup']:.2f}x | {row['ours_peak_mib']:.0f} "
-            f"| {row['peer_peak_mib']:.0f} | {memory:.2f}x | {row['share_of_peak']:.0%} |"
-        )
-    return "\n".join(lines)
+TABLE_HEAD = """
+| config | work | threads | dtype | ours s | peer s | speedup | ours MiB | peer MiB | memory | of peak |
+|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|"""
+
+
+def table_line(row: dict[str, Any]) -> str:
+    """A row as a line of the Markdown table."""
+    memory = row["ours_peak_mib"] / row["peer_peak_mib"]
+    return (
+        f"| {row['config']} | {row['work']} | {row['threads']} | {row['dtype']} | {row['ours_median_s']:.3f} "
+        f"| {row['peer_median_s']:.3f} | {row['speedup']:.2f}x | {row['ours_peak_mib']:.0f} "
+        f"| {row['peer_peak_mib']:.0f} | {memory:.2f}x | {row['share_of_peak']:.0%} |"
+    )
 
 
 if __name__ == "__main__":
