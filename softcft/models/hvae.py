@@ -87,9 +87,10 @@ class HVAEPriorOutput(BaseOutput):
 
 def _kl(q_loc: Tensor, q_log_scale: Tensor, p_loc: Tensor, p_log_scale: Tensor) -> Tensor:
     """KL(q || p) of diagonal normals in nats, summed over all but the batch: shape (B,)."""
-    ratio = 2 * (q_log_scale - p_log_scale)
-    kl = 0.5 * (ratio.exp() - 1 - ratio + (q_loc - p_loc).square() * (-2 * p_log_scale).exp())
-    return kl.flatten(1).sum(dim=1)
+    log_ratio = q_log_scale - p_log_scale
+    distance = (q_loc - p_loc) * torch.exp(-p_log_scale)
+    kl = 0.5 * (log_ratio.exp().square() + distance.square() - 1) - log_ratio
+    return kl.sum(dim=tuple(range(1, kl.ndim)))  # flattened first, channels_last maps would be copied
 
 
 class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers declares config_name twice
@@ -214,7 +215,8 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
     def _encode(self, image: Tensor) -> dict[int, Tensor]:
         """Encoder activations by resolution: the last one at each."""
         patches = F.pixel_unshuffle(image.to(self.dtype), self.config["patch_size"])
-        h = self.stem(patches.to(memory_format=torch.channels_last))
+        # After the stem: a map of one channel has no layout that the convolution would keep.
+        h = self.stem(patches).contiguous(memory_format=torch.channels_last)
         activations = {h.shape[-1]: h}
         for block in self.encoder:
             h = self._run(block, h)
@@ -230,15 +232,18 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
         if h.shape[-1] == resolution:
             return h
         h = F.interpolate(h, size=(resolution, resolution), mode="nearest")
+        h = h.contiguous(memory_format=torch.channels_last)  # lost where the map had one pixel
         return h if bias is None else h + bias
 
     def _likelihood(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log scale of the pixels, float32 of shape (B, C, H, W)."""
         with torch.autocast(h.device.type, enabled=False):  # rounding the mean would cost up to half a grey level
-            heads = (self.x_loc.parameters(), self.x_log_scale.parameters())
-            maps = (F.conv2d(h.float(), weight.float(), bias.float()) for weight, bias in heads)
+            heads = (self.x_loc, self.x_log_scale)
+            weight = torch.cat([head.weight for head in heads]).float()
+            bias = torch.cat([head.bias for head in heads if head.bias is not None]).float()
+            maps = F.conv2d(h.float(), weight, bias).chunk(2, dim=1)
             loc, log_scale = (F.pixel_shuffle(m.contiguous(), self.config["patch_size"]) for m in maps)
-        return loc, log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
+        return loc, F.hardtanh(log_scale, MIN_LOG_SCALE, MAX_LOG_SCALE)  # a clamp with a faster gradient
 
     @apply_forward_hook
     def decode(self, injections: list[Tensor], parents: Tensor) -> tuple[Tensor, Tensor]:

@@ -139,13 +139,13 @@ class DecoderBlock(nn.Module):
         loc, log_scale, features = self.prior(state, parents=parents).split(
             [self.z_dim, self.z_dim, state.shape[1]], dim=1
         )
-        return loc.float(), log_scale.float().clamp(MIN_LOG_SCALE, MAX_LOG_SCALE), features
+        return loc.float(), F.hardtanh(log_scale.float(), MIN_LOG_SCALE, MAX_LOG_SCALE), features
 
     def run_posterior(self, h: Tensor, activation: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and log scale, float32."""
         assert self.posterior is not None
         loc, log_scale = self.posterior(h, activation, parents=parents).float().chunk(2, dim=1)
-        return loc, log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
+        return loc, F.hardtanh(log_scale, MIN_LOG_SCALE, MAX_LOG_SCALE)
 
     def inject(self, z: Tensor, features: Tensor) -> tuple[Tensor, Tensor | None]:
         """What a latent adds to the state ``h``, and the prior's state at the next block (None after the last)."""

@@ -98,6 +98,7 @@ class CFTObjective(nn.Module):
         self.backbone = backbone.train()
         self.attribute_scm = attribute_scm.eval().requires_grad_(False)
         self.guide = guide.eval().requires_grad_(False)
+        self.guide.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # as the images it will see
         self.constraint = constraint
         self.mode = mode
 
