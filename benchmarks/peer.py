@@ -31,51 +31,20 @@ import torch
 from torch import Tensor, nn
 
 from softcft import CausalGraph
+from softcft.convert import parents_graph
 
 __all__ = ["CONFIGS", "GRAPHS", "Peer", "counterfactual", "expand_parents", "model_config", "split_parents"]
 
 Step = Callable[[], float]
 """One step of a training; gives the loss."""
 
-_DIGITS = [str(digit) for digit in range(10)]
-
 GRAPHS: dict[str, CausalGraph] = {
-    "morphomnist": CausalGraph(
-        [
-            {"name": "thickness", "kind": "continuous", "low": 0.87598526, "high": 6.255515},
-            {
-                "name": "intensity",
-                "kind": "continuous",
-                "low": 66.601204,
-                "high": 254.90317,
-                "parents": ["thickness"],
-            },
-            {"name": "digit", "kind": "categorical", "categories": _DIGITS},
-        ]
-    ),
-    "mimic": CausalGraph(
-        [
-            {"name": "age", "kind": "continuous", "low": 0, "high": 100, "unit": "years"},
-            {"name": "race", "kind": "categorical", "categories": ["White", "Asian", "Black"]},
-            {"name": "sex", "kind": "binary", "categories": ["male", "female"]},
-            {"name": "finding", "kind": "binary", "categories": ["no", "pleural effusion"], "parents": ["age"]},
-        ]
-    ),
-    # The peer's mechanisms also have age, which is no parent of the image.
-    "ukbb": CausalGraph(
-        [
-            {"name": "mri_seq", "kind": "binary", "categories": ["T1", "FLAIR"]},
-            {"name": "brain_volume", "kind": "continuous", "low": 841919, "high": 1629520, "parents": ["sex"]},
-            {
-                "name": "ventricle_volume",
-                "kind": "continuous",
-                "low": 7613.27,
-                "high": 157075,
-                "parents": ["brain_volume"],
-            },
-            {"name": "sex", "kind": "binary", "categories": ["female", "male"]},
-        ]
-    ),
+    dataset: parents_graph({"parents_x": names})
+    for dataset, names in {
+        "morphomnist": ["thickness", "intensity", "digit"],
+        "mimic": ["age", "race", "sex", "finding"],
+        "ukbb": ["mri_seq", "brain_volume", "ventricle_volume", "sex"],  # its mechanisms also have age
+    }.items()
 }
 """The graph of each data set, its columns in the order in which the peer concatenates the parents."""
 
@@ -171,9 +140,7 @@ class Peer:
 
     def dscm(self, hparams: Any, hvae: nn.Module) -> nn.Module:
         """The peer's structural causal model around an HVAE, with its own attribute mechanisms and predictors."""
-        import pyro
-
-        pyro.clear_param_store()  # it keeps parameters by name, also those of a model that is gone
+        self.modules.flow_pgm.pyro.clear_param_store()  # it keeps parameters by name, also of models that are gone
         pgm_class = getattr(self.modules.flow_pgm, _PGM_CLASSES[hparams.dataset])
 
         def pgm(setup: str) -> nn.Module:

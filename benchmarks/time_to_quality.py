@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 from softcft import CausalGraph, HVAEModel
 from softcft.convert import Checkpoint, convert_hvae
+from softcft.data.morphomnist import MORPHOMNIST_GRAPH
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, load_data
 from softcft.training.objectives import HVAEObjective
@@ -51,20 +52,7 @@ class Batches:
     """Shuffled training batches without end, the same for both sides, and the validation images."""
 
     def __init__(self, data_dir: str, seed: int) -> None:
-        # Its columns are in the order of the peer's parents_x.
-        self.graph = CausalGraph(
-            [
-                {"name": "thickness", "kind": "continuous", "low": 0.87598526, "high": 6.255515},
-                {
-                    "name": "intensity",
-                    "kind": "continuous",
-                    "low": 66.601204,
-                    "high": 254.90317,
-                    "parents": ["thickness"],
-                },
-                {"name": "digit", "kind": "categorical", "categories": [str(digit) for digit in range(10)]},
-            ]
-        )
+        self.graph = MORPHOMNIST_GRAPH  # its columns are in the order of the peer's parents_x
         data = load_data(DataConfig(dataset="morphomnist", sample_size=32, data_dir=data_dir), self.graph)
         self.train = ImageAttributeDataset(data["train"], self.graph, 32)
         validation = ImageAttributeDataset(data["validation"], self.graph, 32)

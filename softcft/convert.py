@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softcft.data.morphomnist import MORPHOMNIST_GRAPH
 from softcft.graph import CausalGraph, Variable
 from softcft.models.hvae import HVAEModel
 from softcft.models.hvae_blocks import ConvBlock
@@ -39,11 +40,7 @@ NOT_CONVERTED = {
 
 # The order is that of the published one-hot codes; ranges are those that causal-gen scales to [-1, 1].
 _VARIABLES = {
-    "thickness": Variable(name="thickness", kind="continuous", low=0.87598526, high=6.255515, unit="pixels"),
-    "intensity": Variable(
-        name="intensity", kind="continuous", low=66.601204, high=254.90317, unit="grey levels", parents=("thickness",)
-    ),
-    "digit": Variable(name="digit", kind="categorical", categories=tuple("0123456789")),
+    **{variable.name: variable for variable in MORPHOMNIST_GRAPH.variables},
     "age": Variable(name="age", kind="continuous", low=0, high=100, unit="years"),
     "race": Variable(name="race", kind="categorical", categories=("White", "Asian", "Black")),
     "sex": Variable(name="sex", kind="binary", categories=("male", "female")),

@@ -110,9 +110,9 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
         bias_max_resolution: Resolutions up to this one have a learned spatial bias.
         block_type: ``"bottleneck"`` (GELU, four convolutions) or ``"light"`` (ReLU, two).
         conditional_prior: Whether the prior sees the parents, which makes the latents a mediator.
-        parents_scale: Factor for each column of the encoded parents, and
-        parents_shift: what is then added, before the network sees them. For converted weights that learned another
-            encoding; None is 1 and 0.
+        parents_scale: Factor for each column of the encoded parents before the network sees them, for converted weights
+            that learned another encoding. None is 1.
+        parents_shift: What is then added to each column. None is 0.
         beta: Weight of the KL in the NELBO; 1 is the evidence lower bound, more makes the model obey its parents more.
 
     Raises:

@@ -169,8 +169,7 @@ def test_effects_take_their_own_paths() -> None:
 
 @torch.no_grad()
 def test_the_mediator_mixes_posterior_and_prior() -> None:
-    # Where the prior is sure and the posterior too, the mediator lies half-way between their means, with the noise of
-    # both: over many draws its mean and spread are those of the mixture.
+    # Half-way between their means, with the noise of both. The first latent, for its prior is the same in every draw.
     model = make_model(conditional_prior=True)
     n = 4000
     image, factual, other = images(1).expand(n, -1, -1, -1), parents(1, 3).expand(n, -1), parents(1, 4).expand(n, -1)
