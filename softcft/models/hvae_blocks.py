@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["MAX_LOG_SCALE", "MIN_LOG_SCALE", "ConvBlock", "DecoderBlock", "ParentBias", "ResidualBlock"]
+__all__ = [
+    "MAX_LOG_SCALE",
+    "MIN_LOG_SCALE",
+    "ConvBlock",
+    "DecoderBlock",
+    "ParentBias",
+    "ResidualBlock",
+    "convolve_shared",
+]
 
 # Log scales beyond these bounds mean exp() out of float32's comfort; trained models stay far inside.
 MIN_LOG_SCALE, MAX_LOG_SCALE = -9.0, 9.0
@@ -54,8 +62,9 @@ class ConvBlock(nn.Module):
         parents_dim: int = 0,
     ) -> None:
         super().__init__()
-        self.light = block_type == "light"
-        first = kernel_size if self.light else 1
+        light = block_type == "light"
+        self.activation = F.relu if light else F.gelu
+        first = kernel_size if light else 1
 
         def conv(cin: int, cout: int, kernel: int, bias: bool = True) -> nn.Conv2d:
             return nn.Conv2d(cin, cout, kernel, padding=kernel // 2, bias=bias)
@@ -63,21 +72,50 @@ class ConvBlock(nn.Module):
         self.inputs = nn.ModuleList(conv(c, hidden_channels, first, bias=i == 0) for i, c in enumerate(in_channels))
         self.parents = ParentBias(parents_dim, hidden_channels, first) if parents_dim else None
         self.middle = nn.ModuleList(
-            conv(hidden_channels, hidden_channels, kernel_size) for _ in range(0 if self.light else 2)
+            conv(hidden_channels, hidden_channels, kernel_size) for _ in range(0 if light else 2)
         )
-        self.last = conv(hidden_channels, out_channels, kernel_size if self.light else 1)
+        self.last = conv(hidden_channels, out_channels, kernel_size if light else 1)
 
-    def forward(self, *maps: Tensor, parents: Tensor | None = None) -> Tensor:
-        """Map inputs (B, in_channels[i], R, R) and parents (B, P) to (B, out_channels, R, R)."""
-        activation = F.relu if self.light else F.gelu
-        h = self.inputs[0](activation(maps[0]))
-        for conv, other in zip(self.inputs[1:], maps[1:], strict=True):
-            h = h + conv(activation(other))
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels[0], R, R) to (B, out_channels, R, R)."""
+        return self.last(self.hidden(x))
+
+    def hidden(self, x: Tensor, parents: Tensor | None = None, others: Tensor | None = None) -> Tensor:
+        """What the last convolution sees, (B, hidden_channels, R, R).
+
+        Args:
+            x: The first input, shape (B, in_channels[0], R, R).
+            parents: Encoded parents, shape (B, P).
+            others: The convolved other inputs (:func:`convolve_shared`), shape (B, hidden_channels, R, R).
+        """
+        h = self.inputs[0](self.activation(x))
+        if others is not None:
+            h = h + others
         if self.parents is not None and parents is not None:
-            h = h + self.parents(activation(parents), maps[0].shape[-1])
+            h = h + self.parents(self.activation(parents), x.shape[-1])
         for conv in self.middle:
-            h = conv(activation(h))
-        return self.last(activation(h))
+            h = conv(self.activation(h))
+        return self.activation(h)
+
+
+def convolve_shared(blocks: list[ConvBlock], x: Tensor) -> tuple[Tensor, ...]:
+    """Convolve the second input that blocks of one resolution share: once, where each alone would read it all again.
+
+    Args:
+        blocks: Blocks of equal widths.
+        x: Their second input, shape (B, in_channels[1], R, R).
+
+    Returns:
+        For each block what its :meth:`ConvBlock.hidden` takes as ``others``.
+    """
+    weight = torch.cat([block.inputs[1].weight for block in blocks])  # type: ignore[misc]
+    h = F.conv2d(blocks[0].activation(x), weight, padding=weight.shape[-1] // 2)
+    return h.chunk(len(blocks), dim=1)
+
+
+def _compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """A 1x1 convolution (P, N, 1, 1) after another (N, M, k, k), or after its bias (N): one (P, M, k, k), or (P)."""
+    return torch.tensordot(outer[:, :, 0, 0], inner, dims=1)
 
 
 class ResidualBlock(nn.Module):
@@ -134,24 +172,69 @@ class DecoderBlock(nn.Module):
         self.z_feat_proj = None if last else nn.Conv2d(z_dim + channels, out_channels, 1)
         self.conv = ResidualBlock(channels, hidden, out_channels, kernel, block_type)
 
-    def run_prior(self, state: Tensor, parents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Prior mean, prior log scale (float32) and features from the state of the latents above."""
-        loc, log_scale, features = self.prior(state, parents=parents).split(
-            [self.z_dim, self.z_dim, state.shape[1]], dim=1
-        )
-        return loc.float(), F.hardtanh(log_scale.float(), MIN_LOG_SCALE, MAX_LOG_SCALE), features
+    def run_prior(self, state: Tensor, parents: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The prior given the state of the latents above.
 
-    def run_posterior(self, h: Tensor, activation: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean and log scale, float32."""
+        Returns:
+            What its last convolution sees, shape (B, channels / 4, R, R); mean and log scale of the latent, float32 of
+            shape (B, z_dim, R, R), or None where the block is deterministic.
+        """
+        hidden = self.prior.hidden(state, parents)
+        if self.posterior is None:
+            return hidden, None, None
+        return hidden, *self._normal(self.prior.last, hidden)
+
+    def run_posterior(self, h: Tensor, others: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior mean and log scale, float32, from the decoder's state, convolved encoder activation and parents."""
         assert self.posterior is not None
-        loc, log_scale = self.posterior(h, activation, parents=parents).float().chunk(2, dim=1)
+        return self._normal(self.posterior.last, self.posterior.hidden(h, parents, others))
+
+    def _normal(self, last: nn.Conv2d, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log scale: the first outputs of a last convolution, each in a map of its own.
+
+        Halves of one map would be strided, and their gradients a map to be put together again.
+        """
+        assert last.bias is not None
+        weights, biases = (part[: 2 * self.z_dim].chunk(2) for part in (last.weight, last.bias))
+        loc, log_scale = (
+            F.conv2d(hidden, weight, bias, padding=last.padding).float()
+            for weight, bias in zip(weights, biases, strict=True)
+        )
         return loc, F.hardtanh(log_scale, MIN_LOG_SCALE, MAX_LOG_SCALE)
 
-    def inject(self, z: Tensor, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What a latent adds to the state ``h``, and the prior's state at the next block (None after the last)."""
-        z = z.to(features.dtype)
-        state = None if self.z_feat_proj is None else self.z_feat_proj(torch.cat([z, features], dim=1))
-        return features + self.z_proj(z), state
+    def inject(self, hidden: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What a latent adds to the state ``h``, and the prior's state at the next block (None after the last).
+
+        As published, both are sums of 1x1 convolutions of z and of the prior's features. The features are a convolution
+        of ``hidden``, four times as wide. Here the product of both convolutions acts on ``hidden`` and z, and features
+        never exist. Neither does the latent of a deterministic block, the prior's mean.
+
+        Args:
+            hidden: From :meth:`run_prior`.
+            z: The latent, shape (B, z_dim, R, R); None where the block is deterministic.
+        """
+        last, parts = self.prior.last, [self.z_dim, self.z_dim, self.z_proj.out_channels]
+        assert last.bias is not None and self.z_proj.bias is not None
+        loc, _, features = last.weight.split(parts)
+        loc_bias, _, features_bias = last.bias.split(parts)
+        margin = features.shape[-1] // 2
+        inputs = hidden if z is None else torch.cat([hidden, z.to(hidden.dtype)], dim=1)
+
+        def convolve(z_weight: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            """The sum of a 1x1 convolution of z and of a convolution of ``hidden``."""
+            if z is None:
+                weight, bias = weight + _compose(z_weight, loc), bias + _compose(z_weight, loc_bias)
+            else:
+                weight = torch.cat([weight, F.pad(z_weight, [margin] * 4)], dim=1)
+            return F.conv2d(inputs, weight, bias, padding=margin)
+
+        injection = convolve(self.z_proj.weight, features, self.z_proj.bias + features_bias)
+        if self.z_feat_proj is None:
+            return injection, None
+        assert self.z_feat_proj.bias is not None
+        z_weight, mix = self.z_feat_proj.weight.split([self.z_dim, len(features)], dim=1)
+        bias = self.z_feat_proj.bias + _compose(mix, features_bias)
+        return injection, convolve(z_weight, _compose(mix, features), bias)
 
     def forward(self, h: Tensor, injection: Tensor, parents: Tensor) -> Tensor:
         """Move the decoder's state (B, channels, R, R) on, given the latents' injection and parents (B, P)."""

@@ -9,7 +9,14 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 from softcft.models.hvae import HVAEModel, _kl
-from softcft.models.hvae_blocks import MAX_LOG_SCALE, MIN_LOG_SCALE, ConvBlock, ParentBias
+from softcft.models.hvae_blocks import (
+    MAX_LOG_SCALE,
+    MIN_LOG_SCALE,
+    ConvBlock,
+    DecoderBlock,
+    ParentBias,
+    convolve_shared,
+)
 
 GRAPH = [
     {"name": "age", "kind": "continuous", "low": 20, "high": 90},
@@ -115,7 +122,33 @@ def test_several_inputs_equal_their_concatenation(block_type: str, kernel_size: 
     h = torch.cat([*maps, parents[:, :, None, None].expand(-1, -1, resolution, resolution)], dim=1)
     for layer in layers:
         h = layer(activation(h))
-    torch.testing.assert_close(block(*maps, parents=parents), h)
+    other = ConvBlock([4, 6], 8, 5, kernel_size, block_type, parents_dim=WIDTH)
+    _, others = convolve_shared([other, block], maps[1])
+    torch.testing.assert_close(block.last(block.hidden(maps[0], parents, others)), h)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stochastic", [True, False])
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("block_type", ["light", "bottleneck"])
+def test_injection_is_that_of_the_published_block(block_type: str, last: bool, stochastic: bool) -> None:
+    block = DecoderBlock(4, 8, 12, 3, WIDTH, block_type, conditional_prior=False, stochastic=stochastic, last=last)
+    generator = seeded()
+    state, z = (torch.randn(2, c, 4, 4, generator=generator) for c in (8, 3))
+    hidden, p_loc, p_log_scale = block.run_prior(state, torch.zeros(2, WIDTH))
+    injection, next_state = block.inject(hidden, z if stochastic else None)
+
+    loc, log_scale, features = block.prior(state).split([3, 3, 8], dim=1)
+    if stochastic:
+        torch.testing.assert_close((p_loc, p_log_scale), (loc, log_scale))
+    else:
+        z = loc
+        assert p_loc is p_log_scale is None
+    torch.testing.assert_close(injection, features + block.z_proj(z))
+    if last:
+        assert next_state is None
+    else:
+        torch.testing.assert_close(next_state, block.z_feat_proj(torch.cat([z, features], dim=1)))
 
 
 @pytest.mark.parametrize("block_type", ["light", "bottleneck"])
@@ -129,11 +162,12 @@ def test_prior_starts_as_a_standard_normal() -> None:
     for block in build().decoder:
         channels = block.prior.inputs[0].in_channels
         state = torch.randn(2, channels, block.resolution, block.resolution, generator=seeded())
-        loc, log_scale, features = block.run_prior(state, torch.ones(2, WIDTH))
+        hidden, loc, log_scale = block.run_prior(state, torch.ones(2, WIDTH))
         assert loc.shape == (2, 3, block.resolution, block.resolution)
         assert (loc == 0).all()
         assert (log_scale == 0).all()
-        assert (features == 0).all()
+        injection, _ = block.inject(hidden, loc)
+        assert (injection == 0).all()
 
 
 # ---- the bound -------------------------------------------------------------------------------------------------------
@@ -156,31 +190,12 @@ def test_bound_is_finite_and_adds_up(make: Any, variant: dict[str, Any]) -> None
 def test_kl_sums_the_stochastic_blocks(variant: dict[str, Any]) -> None:
     model = perturbed(**variant)
     image, parents = batch(model)
-    total = torch.zeros(4)
-    seen: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def keep_prior(block: Any) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            loc, log_scale, _ = output.split([block.z_dim, block.z_dim, output.shape[1] - 2 * block.z_dim], dim=1)
-            seen[id(block)] = (loc, log_scale)
-
-        return hook
-
-    def add_kl(block: Any) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            nonlocal total
-            p_loc, p_log_scale = seen[id(block)]
-            q_loc, q_log_scale = output.chunk(2, dim=1)
-            divergence = kl_divergence(Normal(q_loc, q_log_scale.exp()), Normal(p_loc, p_log_scale.exp()))
-            total = total + divergence.sum(dim=(1, 2, 3))
-
-        return hook
-
-    for block in model.decoder:
-        block.prior.register_forward_hook(keep_prior(block))
-        if block.posterior is not None:
-            block.posterior.register_forward_hook(add_kl(block))
     output = model(image, parents)
+    priors = model.walk_prior(parents, output.latents).priors
+    total = torch.zeros(4)
+    for (q_loc, q_log_scale), (p_loc, p_log_scale) in zip(output.posteriors, priors, strict=True):
+        divergence = kl_divergence(Normal(q_loc, q_log_scale.exp()), Normal(p_loc, p_log_scale.exp()))
+        total = total + divergence.sum(dim=(1, 2, 3))
     torch.testing.assert_close(output.kl, total / image[0].numel())
 
 
@@ -260,8 +275,8 @@ def test_samples_from_the_prior(variant: dict[str, Any]) -> None:
 def test_samples_follow_the_prior_of_the_first_block() -> None:
     model = perturbed()
     first = model.decoder[0]
-    loc, log_scale, features = first.run_prior(model.biases["1"], torch.zeros(1, WIDTH))
-    expected = features + first.z_proj(loc)
+    hidden, loc, log_scale = first.run_prior(model.biases["1"], torch.zeros(1, WIDTH))
+    expected, _ = first.inject(hidden, loc)
     spread = (first.z_proj.weight[:, :, 0, 0].square() @ (2 * log_scale[0, :, 0, 0]).exp()).sqrt()
     drawn = model.walk_prior(torch.zeros(4000, WIDTH), generator=seeded()).injections[0][:, :, 0, 0]
     torch.testing.assert_close(drawn.mean(dim=0), expected[0, :, 0, 0], rtol=0, atol=float(4 * spread.max() / 63))
