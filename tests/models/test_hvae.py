@@ -430,6 +430,11 @@ def test_kl_of_extreme_scales_is_exact_and_has_a_gradient() -> None:
         assert leaf.grad.isfinite().all()
 
 
+def test_gradient_of_the_kl_is_that_of_its_value() -> None:
+    inputs = [torch.randn(2, 3, 4, 4, dtype=torch.double, generator=seeded(i), requires_grad=True) for i in range(4)]
+    assert torch.autograd.gradcheck(lambda *x: _kl(*x).square(), inputs)  # each image has its own incoming gradient
+
+
 def test_log_scales_beyond_float32_are_held() -> None:
     model = build()
     with torch.no_grad():
