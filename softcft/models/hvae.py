@@ -9,6 +9,8 @@ The encoder is a residual network whose activations at every resolution feed the
     h      = conv(h + features + z_proj(z, parents))
     state  = z_feat_proj(z, features)
 
+A block above ``z_max_resolution`` is deterministic: no posterior, and z is p_loc.
+
 Parents never become maps (:class:`~softcft.models.hvae_blocks.ParentBias`). An exogenous prior never sees them, so
 ``features + z_proj(z)`` of every block, here called the *injections*, carries over from the factual posterior pass to
 the counterfactual decode unchanged; only ``h`` is run again. A *conditional* prior sees the parents beside the state:
@@ -24,15 +26,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, pairwise
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,6 +47,7 @@ from softcft.models.hvae_blocks import (
     convolve_shared,
 )
 from softcft.models.likelihoods import discretised_gaussian_log_prob
+from softcft.models.normals import draw_normal, normal_kl
 
 __all__ = ["HVAEModel", "HVAEOutput", "HVAEPriorOutput"]
 
@@ -89,45 +92,6 @@ class HVAEPriorOutput(BaseOutput):
     latents: list[Tensor]
     priors: list[tuple[Tensor, Tensor]]
     injections: list[Tensor]
-
-
-class _KL(torch.autograd.Function):
-    """KL(q || p) of diagonal normals with its gradient by hand: a third of the passes over memory that autograd takes.
-
-    These maps are as large as the image and, where layers are narrow, as wide as the layers.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q_loc: Tensor, q_log_scale: Tensor, p_loc: Tensor, p_log_scale: Tensor) -> Tensor:
-        log_ratio = q_log_scale - p_log_scale
-        variance_ratio = torch.exp(2 * log_ratio)
-        precision = torch.exp(-p_log_scale)
-        distance = (q_loc - p_loc).mul_(precision)
-        ctx.save_for_backward(variance_ratio, precision, distance)
-        twice = torch.addcmul(variance_ratio, distance, distance).sub_(1).sub_(log_ratio, alpha=2)
-        return 0.5 * twice.sum(dim=tuple(range(1, twice.ndim)))  # flattened first, channels_last maps would be copied
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        variance_ratio, precision, distance = ctx.saved_tensors
-        grad = grads[0].reshape(-1, *[1] * (distance.ndim - 1))
-        to_q_loc = (distance * precision).mul_(grad)
-        to_q_log_scale = (variance_ratio - 1).mul_(grad)
-        to_p_log_scale = torch.addcmul(to_q_log_scale, distance.square(), grad).neg_()
-        return to_q_loc, to_q_log_scale, -to_q_loc, to_p_log_scale
-
-
-def _kl(q_loc: Tensor, q_log_scale: Tensor, p_loc: Tensor, p_log_scale: Tensor) -> Tensor:
-    """KL(q || p) of diagonal normals in nats, summed over all but the batch: shape (B,)."""
-    return cast("Tensor", _KL.apply(q_loc, q_log_scale, p_loc, p_log_scale))
-
-
-def _draw(loc: Tensor, log_scale: Tensor, generator: Generator) -> Tensor:
-    """A draw from diagonal normals (B, C, H, W)."""
-    noise = randn_tensor(loc.shape, generator, loc.device, loc.dtype)
-    if loc.is_contiguous(memory_format=torch.channels_last):  # mixed layouts would slow down all that follows
-        noise = noise.contiguous(memory_format=torch.channels_last)
-    return torch.addcmul(loc, log_scale.exp(), noise)
 
 
 class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers declares config_name twice
@@ -265,7 +229,7 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
         for resolution, blocks in groupby(self.decoder, key=lambda block: block.resolution):
             posteriors = [block.posterior for block in blocks if block.posterior is not None]
             if posteriors:
-                yield from convolve_shared(posteriors, activations[resolution])
+                yield from self._run(partial(convolve_shared, posteriors), activations[resolution])
 
     def _lift(self, h: Tensor | None, resolution: int, batch_size: int) -> Tensor:
         """Bring a state to a resolution: nearest upsampling plus the learned bias; from nothing at the start."""
@@ -335,7 +299,7 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
             z = None
             if block.posterior is not None:
                 priors.append((loc, log_scale))
-                z = next(given) if given is not None else _draw(loc, log_scale, generator)
+                z = next(given) if given is not None else draw_normal(loc, log_scale, generator)
                 drawn.append(z)
             injection, state = block.inject(hidden, z)
             injections.append(injection)
@@ -372,9 +336,9 @@ class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers dec
             z = None
             if block.posterior is not None:
                 q_loc, q_log_scale = self._run(block.run_posterior, h, next(convolved), given)
-                kl = kl + _kl(q_loc, q_log_scale, p_loc, p_log_scale)
+                kl = kl + normal_kl(q_loc, q_log_scale, p_loc, p_log_scale)
                 # Drawn outside the checkpointed parts: their recomputation would draw anew from a generator.
-                z = _draw(q_loc, q_log_scale, generator)
+                z = draw_normal(q_loc, q_log_scale, generator)
                 latents.append(z)
                 posteriors.append((q_loc, q_log_scale))
             injection, state = block.inject(hidden, z)

@@ -46,10 +46,10 @@ class ParentBias(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Pre-activation convolutions of one or several maps and, optionally, of the parents.
+    """Pre-activation convolutions of one map or two and, optionally, of the parents.
 
-    ``bottleneck``: 1x1, 3x3, 3x3, 1x1 with GELU; ``light``: 3x3, 3x3 with ReLU. Several inputs are convolved one by
-    one and added, which equals convolving their concatenation.
+    ``bottleneck``: 1x1, 3x3, 3x3, 1x1 with GELU; ``light``: 3x3, 3x3 with ReLU. Inputs are convolved one by one and
+    added, which equals convolving their concatenation. The last convolution is left to the caller: :attr:`last`.
     """
 
     def __init__(
@@ -76,21 +76,17 @@ class ConvBlock(nn.Module):
         )
         self.last = conv(hidden_channels, out_channels, kernel_size if light else 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in_channels[0], R, R) to (B, out_channels, R, R)."""
-        return self.last(self.hidden(x))
-
-    def hidden(self, x: Tensor, parents: Tensor | None = None, others: Tensor | None = None) -> Tensor:
-        """What the last convolution sees, (B, hidden_channels, R, R).
+    def hidden(self, x: Tensor, parents: Tensor | None = None, convolved: Tensor | None = None) -> Tensor:
+        """What the last convolution sees, shape (B, hidden_channels, R, R).
 
         Args:
             x: The first input, shape (B, in_channels[0], R, R).
             parents: Encoded parents, shape (B, P).
-            others: The convolved other inputs (:func:`convolve_shared`), shape (B, hidden_channels, R, R).
+            convolved: The second input, convolved by :func:`convolve_shared`, shape (B, hidden_channels, R, R).
         """
         h = self.inputs[0](self.activation(x))
-        if others is not None:
-            h = h + others
+        if convolved is not None:
+            h = h + convolved
         if self.parents is not None and parents is not None:
             h = h + self.parents(self.activation(parents), x.shape[-1])
         for conv in self.middle:
@@ -106,7 +102,7 @@ def convolve_shared(blocks: list[ConvBlock], x: Tensor) -> tuple[Tensor, ...]:
         x: Their second input, shape (B, in_channels[1], R, R).
 
     Returns:
-        For each block what its :meth:`ConvBlock.hidden` takes as ``others``.
+        For each block what its :meth:`ConvBlock.hidden` takes as ``convolved``.
     """
     weight = torch.cat([block.inputs[1].weight for block in blocks])  # type: ignore[misc]
     h = F.conv2d(blocks[0].activation(x), weight, padding=weight.shape[-1] // 2)
@@ -114,8 +110,9 @@ def convolve_shared(blocks: list[ConvBlock], x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _compose(outer: Tensor, inner: Tensor) -> Tensor:
-    """A 1x1 convolution (P, N, 1, 1) after another (N, M, k, k), or after its bias (N): one (P, M, k, k), or (P)."""
-    return torch.tensordot(outer[:, :, 0, 0], inner, dims=1)
+    """A 1x1 convolution (P, N, 1, 1) after another (N, M, 1, 1), or after its bias (N): one (P, M, 1, 1), or (P)."""
+    with torch.autocast(outer.device.type, enabled=False):  # the product is rounded once, when it convolves
+        return torch.tensordot(outer[:, :, 0, 0], inner, dims=1)
 
 
 class ResidualBlock(nn.Module):
@@ -138,7 +135,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, R, R) to (B, out_channels, R / downsample, R / downsample)."""
         skip = x if self.width_proj is None else self.width_proj(x)
-        h = skip + self.block(x)
+        h = skip + self.block.last(self.block.hidden(x))
         return h if self.downsample == 1 else F.avg_pool2d(h, self.downsample)
 
 
@@ -173,7 +170,11 @@ class DecoderBlock(nn.Module):
         self.conv = ResidualBlock(channels, hidden, out_channels, kernel, block_type)
 
     def run_prior(self, state: Tensor, parents: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The prior given the state of the latents above.
+        """The prior given the latents above.
+
+        Args:
+            state: State of the latents above, shape (B, channels, R, R).
+            parents: Encoded parents, shape (B, P).
 
         Returns:
             What its last convolution sees, shape (B, channels / 4, R, R); mean and log scale of the latent, float32 of
@@ -184,10 +185,19 @@ class DecoderBlock(nn.Module):
             return hidden, None, None
         return hidden, *self._normal(self.prior.last, hidden)
 
-    def run_posterior(self, h: Tensor, others: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean and log scale, float32, from the decoder's state, convolved encoder activation and parents."""
+    def run_posterior(self, h: Tensor, convolved: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
+        """The posterior.
+
+        Args:
+            h: The decoder's state, shape (B, channels, R, R).
+            convolved: The encoder's activation, convolved by :func:`convolve_shared`, shape (B, channels / 4, R, R).
+            parents: Encoded parents, shape (B, P).
+
+        Returns:
+            Mean and log scale of the latent, float32 of shape (B, z_dim, R, R).
+        """
         assert self.posterior is not None
-        return self._normal(self.posterior.last, self.posterior.hidden(h, parents, others))
+        return self._normal(self.posterior.last, self.posterior.hidden(h, parents, convolved))
 
     def _normal(self, last: nn.Conv2d, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log scale: the first outputs of a last convolution, each in a map of its own.
@@ -203,38 +213,49 @@ class DecoderBlock(nn.Module):
         return loc, F.hardtanh(log_scale, MIN_LOG_SCALE, MAX_LOG_SCALE)
 
     def inject(self, hidden: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What a latent adds to the state ``h``, and the prior's state at the next block (None after the last).
-
-        As published, both are sums of 1x1 convolutions of z and of the prior's features. The features are a convolution
-        of ``hidden``, four times as wide. Here the product of both convolutions acts on ``hidden`` and z, and features
-        never exist. Neither does the latent of a deterministic block, the prior's mean.
+        """What a latent adds to the state ``h``, and the prior's state at the next block.
 
         Args:
-            hidden: From :meth:`run_prior`.
-            z: The latent, shape (B, z_dim, R, R); None where the block is deterministic.
+            hidden: From :meth:`run_prior`, shape (B, channels / 4, R, R).
+            z: The latent, shape (B, z_dim, R, R); None where the block is deterministic, for the prior's mean.
+
+        Returns:
+            The injection, shape (B, channels, R, R), and the state, shape (B, out_channels, R, R), None after the last
+            block.
+        """
+        if self.prior.last.kernel_size == (1, 1):
+            return self._inject_composed(hidden, z)
+        loc, _, features = self.prior.last(hidden).split([self.z_dim, self.z_dim, self.z_proj.out_channels], dim=1)
+        z = loc if z is None else z.to(hidden.dtype)
+        state = None if self.z_feat_proj is None else self.z_feat_proj(torch.cat([z, features], dim=1))
+        return features + self.z_proj(z), state
+
+    def _inject_composed(self, hidden: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The same where the last convolution is 1x1, as are those that follow: their product acts on ``hidden``.
+
+        Features, four times as wide as ``hidden``, never exist; nor does the latent of a deterministic block.
         """
         last, parts = self.prior.last, [self.z_dim, self.z_dim, self.z_proj.out_channels]
         assert last.bias is not None and self.z_proj.bias is not None
-        loc, _, features = last.weight.split(parts)
+        loc_weight, _, features_weight = last.weight.split(parts)
         loc_bias, _, features_bias = last.bias.split(parts)
-        margin = features.shape[-1] // 2
         inputs = hidden if z is None else torch.cat([hidden, z.to(hidden.dtype)], dim=1)
 
         def convolve(z_weight: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            """The sum of a 1x1 convolution of z and of a convolution of ``hidden``."""
+            """The sum of a 1x1 convolution of z and one of ``hidden``."""
             if z is None:
-                weight, bias = weight + _compose(z_weight, loc), bias + _compose(z_weight, loc_bias)
+                weight, bias = weight + _compose(z_weight, loc_weight), bias + _compose(z_weight, loc_bias)
             else:
-                weight = torch.cat([weight, F.pad(z_weight, [margin] * 4)], dim=1)
-            return F.conv2d(inputs, weight, bias, padding=margin)
+                weight = torch.cat([weight, z_weight], dim=1)
+            return F.conv2d(inputs, weight, bias)
 
-        injection = convolve(self.z_proj.weight, features, self.z_proj.bias + features_bias)
+        injection = convolve(self.z_proj.weight, features_weight, self.z_proj.bias + features_bias)
         if self.z_feat_proj is None:
             return injection, None
         assert self.z_feat_proj.bias is not None
-        z_weight, mix = self.z_feat_proj.weight.split([self.z_dim, len(features)], dim=1)
+        z_weight, mix = self.z_feat_proj.weight.split([self.z_dim, len(features_weight)], dim=1)
         bias = self.z_feat_proj.bias + _compose(mix, features_bias)
-        return injection, convolve(z_weight, _compose(mix, features), bias)
+        return injection, convolve(z_weight, _compose(mix, features_weight), bias)
 
     def forward(self, h: Tensor, injection: Tensor, parents: Tensor) -> Tensor:
         """Move the decoder's state (B, channels, R, R) on, given the latents' injection and parents (B, P)."""

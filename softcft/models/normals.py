@@ -1,0 +1,73 @@
+"""Diagonal normals as maps of means and log standard deviations: what the latents of the hierarchical VAE follow."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+__all__ = ["draw_normal", "normal_kl"]
+
+
+class _NormalKL(torch.autograd.Function):
+    """The divergence with its gradient by hand: two thirds of the passes over memory that autograd takes.
+
+    These maps are as large as the image and, where layers are narrow, as wide as the layers.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_loc: Tensor, q_log_scale: Tensor, p_loc: Tensor, p_log_scale: Tensor) -> Tensor:
+        log_ratio = q_log_scale - p_log_scale
+        variance_ratio = torch.exp(2 * log_ratio)
+        precision = torch.exp(-p_log_scale)
+        distance = (q_loc - p_loc).mul_(precision)
+        ctx.save_for_backward(variance_ratio, precision, distance)
+        twice = torch.addcmul(variance_ratio, distance, distance).sub_(1).sub_(log_ratio, alpha=2)
+        return 0.5 * twice.sum(dim=tuple(range(1, twice.ndim)))  # flattened first, channels_last maps would be copied
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        if torch.is_grad_enabled():  # with create_graph=True, which would take what was saved for constants
+            raise RuntimeError("The KL divergence of the HVAE has no second derivative.")
+        variance_ratio, precision, distance = ctx.saved_tensors
+        grad = grads[0].reshape(-1, *[1] * (distance.ndim - 1))
+        to_q_loc = (distance * precision).mul_(grad)
+        to_q_log_scale = (variance_ratio - 1).mul_(grad)
+        to_p_log_scale = torch.addcmul(to_q_log_scale, distance.square(), grad).neg_()
+        return to_q_loc, to_q_log_scale, -to_q_loc, to_p_log_scale
+
+
+def normal_kl(q_loc: Tensor, q_log_scale: Tensor, p_loc: Tensor, p_log_scale: Tensor) -> Tensor:
+    """KL(q || p) in nats, summed over all but the batch; differentiable once.
+
+    Args:
+        q_loc: Mean of q, shape (B, ...).
+        q_log_scale: Log standard deviation of q, same shape.
+        p_loc: Mean of p, same shape.
+        p_log_scale: Log standard deviation of p, same shape.
+
+    Returns:
+        Shape (B,).
+    """
+    return cast("Tensor", _NormalKL.apply(q_loc, q_log_scale, p_loc, p_log_scale))
+
+
+def draw_normal(
+    loc: Tensor, log_scale: Tensor, generator: torch.Generator | list[torch.Generator] | None = None
+) -> Tensor:
+    """One draw, differentiable in both arguments.
+
+    Args:
+        loc: Mean, shape (B, C, H, W).
+        log_scale: Log standard deviation, same shape.
+        generator: Makes the draw reproducible; one for the batch or a list with one per image.
+
+    Returns:
+        The shape of ``loc``, and its memory layout.
+    """
+    noise = randn_tensor(loc.shape, generator, loc.device, loc.dtype)
+    if loc.is_contiguous(memory_format=torch.channels_last):  # mixed layouts would slow down all that follows
+        noise = noise.contiguous(memory_format=torch.channels_last)
+    return torch.addcmul(loc, log_scale.exp(), noise)
