@@ -9,7 +9,8 @@ The encoder is a residual network whose activations at every resolution feed the
     h      = conv(h + features + z_proj(z, parents))
     state  = z_feat_proj(z, features)
 
-A block above ``z_max_resolution`` is deterministic: no posterior, and z is p_loc.
+A block above ``z_max_resolution`` is deterministic: no posterior, and z is p_loc. The features are written here as
+published; where the block allows it they are never computed (:meth:`DecoderBlock.inject`).
 
 Parents never become maps (:class:`~softcft.models.hvae_blocks.ParentBias`). An exogenous prior never sees them, so
 ``features + z_proj(z)`` of every block, here called the *injections*, carries over from the factual posterior pass to
