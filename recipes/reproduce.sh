@@ -2,7 +2,7 @@
 # Everything from nothing to Table 1: without, with hard and with soft counterfactual fine-tuning.
 #
 #     bash recipes/reproduce.sh [SEED] [CONFIG] [FLAGS...]
-#     bash recipes/reproduce.sh                                          # the phantom, 17 minutes on two CPU cores
+#     bash recipes/reproduce.sh                                          # the phantom, 17 to 20 minutes on two CPU cores
 #     bash recipes/reproduce.sh 0 morphomnist --data_dir FOLDER          # real handwritten digits
 #
 # CONFIG names a file in recipes/configs; FLAGS are of its section data. Results go into outputs/CONFIG, for another seed N
