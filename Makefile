@@ -11,7 +11,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 reproduce: .venv/.installed ## Train and evaluate on the phantom; SEED=1 for another seed
-	bash recipes/reproduce.sh $(SEED)
+	$(BIN)/python recipes/run_all.py --seed $(SEED)
 
 # Two workers of one thread each: small tensors gain nothing from more threads, and threads of two workers collide.
 test: .venv/.installed ## Run the tests

@@ -17,11 +17,11 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from matplotlib.figure import Figure
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from softcft import AttributeClassifier, CausalGraph, DSCMPipeline, HVAEBackbone
-from softcft.data.schema import ImageAttributeDataset
+from softcft.data.schema import ImageAttributeDataset, scale_pixels
 from softcft.data.sources import DataConfig, load_data
 from softcft.evaluation.effectiveness import effectiveness_table, intervene_on, predict_counterfactuals
 from softcft.evaluation.figures import (
@@ -32,7 +32,7 @@ from softcft.evaluation.figures import (
     value_captions,
 )
 from softcft.evaluation.report import CFT_NAMES, write_table1
-from softcft.training.config import begin_run, parse_config
+from softcft.training.parsing import begin_run, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
@@ -41,9 +41,15 @@ DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 class EvaluateConfig:
     """What to evaluate, and how."""
 
-    output_dir: str = field(metadata={"help": "Folder for tables and figures."})
-    pipelines: list[str] = field(metadata={"help": "Pipeline folders, each named none, hard or soft."})
-    judge_dir: str = field(metadata={"help": "Folder with the judge, from train_classifier.py --role judge."})
+    output_dir: str = field(metadata={"help": "Folder of the whole run, which also gets tables and figures."})
+    pipelines: list[str] | None = field(
+        default=None,
+        metadata={"help": "Pipeline folders, each named none, hard or soft. Left out: all three in OUTPUT_DIR."},
+    )
+    judge_dir: str | None = field(
+        default=None,
+        metadata={"help": "Judge, from train_classifier.py --role judge; OUTPUT_DIR/judge if left out."},
+    )
     interventions: list[str] | None = field(
         default=None, metadata={"help": "Variables to intervene on, one at a time. Left out: all of the graph."}
     )
@@ -59,6 +65,8 @@ class EvaluateConfig:
             raise ValueError(f"--eval_batch_size must be at least 2, got {self.eval_batch_size}.")
         if self.grid_images < 2:
             raise ValueError(f"--grid_images must be at least 2, got {self.grid_images}.")
+        self.judge_dir = self.judge_dir or str(Path(self.output_dir, "judge"))
+        self.pipelines = self.pipelines or [str(Path(self.output_dir, cft)) for cft in CFT_NAMES]
         unknown = [folder for folder in self.pipelines if Path(folder).name not in CFT_NAMES]
         if unknown:
             raise ValueError(f"--pipelines: folders must be named {', '.join(CFT_NAMES)}, got {unknown}.")
@@ -74,14 +82,14 @@ class EvaluateConfig:
         ]:
             if not folder.is_file():
                 raise SystemExit(
-                    f"There is no {folder}. Make it, with the same --config, by\n    accelerate launch recipes/{maker}"
+                    f"There is no {folder}. Make it, with the same flags, by\n    accelerate launch recipes/{maker}"
                 )
 
 
 def evaluate_pipeline(
     pipeline: DSCMPipeline,
     judge: AttributeClassifier,
-    images: ImageAttributeDataset,
+    images: Subset,
     interventions: list[str],
     settings: EvaluateConfig,
     accelerator: Accelerator,
@@ -170,10 +178,12 @@ def main() -> None:
     pipelines, judge = load_pipelines(settings, graph, data.sample_size)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():  # the others find the data in the cache
-        images = ImageAttributeDataset(load_data(data, graph)["test"], graph, data.sample_size)
+        images = ImageAttributeDataset(load_data(data, graph, config["columns"])["test"], graph)
     judge.to(accelerator.device)
-    shown = [images[i] for i in range(min(settings.grid_images, len(images)))]
+    shown = [images[i] for i in images.complete[: settings.grid_images]]
     image, parents = (torch.stack([example[key] for example in shown]) for key in ("image", "parents"))
+    image = scale_pixels(image)
+    images = images.subset(complete=True)
 
     tables, counterfactuals, values = [], {}, {}
     for cft, pipeline in pipelines.items():
@@ -182,7 +192,7 @@ def main() -> None:
         pipeline.to("cpu")
         if accelerator.is_main_process:
             table = effectiveness_table(graph, predictions, interventions)
-            run = pd.DataFrame({"dataset": data.dataset, "seed": settings.seed, "cft": cft}, index=table.index)
+            run = pd.DataFrame({"dataset": data.dataset_name, "seed": settings.seed, "cft": cft}, index=table.index)
             tables.append(run.join(table))
             counterfactuals[CFT_NAMES[cft]], values = draw_counterfactuals(pipeline, image, parents, settings.seed)
     accelerator.end_training()

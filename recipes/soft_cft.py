@@ -15,13 +15,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from accelerate import PartialState
-from torch.utils.data import Subset
 
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEBackbone, HVAEModel
-from softcft.data.schema import ImageAttributeDataset
-from softcft.data.sources import DataConfig, SubsetConfig, load_data
+from softcft.data.sources import DataConfig, SubsetConfig, load_data, training_images
 from softcft.training.cft_trainer import CFTConfig, CFTTrainer
-from softcft.training.config import MemoryConfig, TrainingConfig, begin_run, parse_config
+from softcft.training.config import MemoryConfig, TrainingConfig
+from softcft.training.parsing import begin_run, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
@@ -30,23 +29,26 @@ DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 class PretrainedConfig:
     """The trained parts of the structural causal model."""
 
-    scm_dir: str = field(metadata={"help": "Folder with the attribute mechanisms, from train_scm.py."})
-    guide_dir: str = field(metadata={"help": "Folder with the guide, from train_classifier.py --role guide."})
-    hvae_dir: str = field(metadata={"help": "Folder with the image mechanism, from train_hvae.py."})
+    scm_dir: str | None = field(
+        default=None, metadata={"help": "Attribute mechanisms, from train_scm.py; OUTPUT_DIR/scm if left out."}
+    )
+    guide_dir: str | None = field(
+        default=None, metadata={"help": "Guide, from train_classifier.py; OUTPUT_DIR/guide if left out."}
+    )
+    hvae_dir: str | None = field(
+        default=None, metadata={"help": "Image mechanism, from train_hvae.py; OUTPUT_DIR/hvae if left out."}
+    )
 
-    def __post_init__(self) -> None:
-        makers = {
-            "scm_dir": "train_scm.py",
-            "guide_dir": "train_classifier.py --role guide",
-            "hvae_dir": "train_hvae.py",
-        }
-        missing = {
-            name: maker for name, maker in makers.items() if not Path(getattr(self, name), "config.json").is_file()
-        }
+    def folders(self, output_dir: str) -> tuple[Path, Path, Path]:
+        """Attribute mechanisms, guide and image mechanism; ends the program if one of them is not there."""
+        makers = {"scm": "train_scm.py", "guide": "train_classifier.py --role guide", "hvae": "train_hvae.py"}
+        folders = {name: Path(getattr(self, f"{name}_dir") or Path(output_dir, name)) for name in makers}
+        missing = [name for name, folder in folders.items() if not (folder / "config.json").is_file()]
         if missing:
-            folders = ", ".join(f"--{name} {getattr(self, name)}" for name in missing)
-            commands = "\n".join(f"    accelerate launch recipes/{maker}" for maker in missing.values())
-            raise SystemExit(f"No trained model in {folders}. Make it, with the same --config, by\n{commands}")
+            named = ", ".join(f"--{name}_dir {folders[name]}" for name in missing)
+            commands = "\n".join(f"    accelerate launch recipes/{makers[name]}" for name in missing)
+            raise SystemExit(f"No trained model in {named}. Make it, with the same flags, by\n{commands}")
+        return folders["scm"], folders["guide"], folders["hvae"]
 
 
 def main() -> None:
@@ -62,30 +64,31 @@ def main() -> None:
         default_config=DEFAULT_CONFIG,
         description=__doc__,
     )
+    scm_dir, guide_dir, hvae_dir = parts.folders(training.output_dir)
     # One folder for each kind of fine-tuning: they never overwrite each other.
     training = replace(training, output_dir=str(Path(training.output_dir, cft.cft)))
     graph = CausalGraph(config["graph"])
-    hvae = HVAEModel.from_pretrained(parts.hvae_dir)
-    scm = AttributeSCM.from_pretrained(parts.scm_dir)
-    guide = AttributeClassifier.from_pretrained(parts.guide_dir)
+    hvae = HVAEModel.from_pretrained(hvae_dir)
+    scm = AttributeSCM.from_pretrained(scm_dir)
+    guide = AttributeClassifier.from_pretrained(guide_dir)
     pipeline = DSCMPipeline(hvae=hvae, attribute_scm=scm, classifier=guide)  # refuses parts with different graphs
     if hvae.causal_graph != graph:
-        raise ValueError(f"{parts.hvae_dir} was trained with another graph than the section 'graph' of --config.")
+        raise ValueError(f"{hvae_dir} was trained with another graph than the section 'graph' of --config.")
     if hvae.config.sample_size != data.sample_size:
         raise ValueError(
-            f"--sample_size is {data.sample_size}, but {parts.hvae_dir} was trained with {hvae.config.sample_size}."
+            f"--sample_size is {data.sample_size}, but {hvae_dir} was trained with {hvae.config.sample_size}."
         )
     if PartialState().is_main_process:
         begin_run(config, "cft", training.output_dir)
 
     if cft.cft != "none":
         with PartialState().main_process_first():  # the others find the data in the cache
-            splits = load_data(data, graph)
-        images = ImageAttributeDataset(splits["train"], graph, data.sample_size)
+            splits = load_data(data, graph, config["columns"])
+        images = training_images(splits["train"], data, graph, config["columns"])
         if memory.gradient_checkpointing:
             hvae.enable_gradient_checkpointing()
         trainer = CFTTrainer(HVAEBackbone(hvae), scm, guide, training, cft)
-        trainer.train(Subset(images, subset.rows(len(images))))
+        trainer.train(images.subset(subset.half, complete=True))
     if PartialState().is_main_process:
         hvae.eval()
         pipeline.to("cpu").save_pretrained(training.output_dir)

@@ -5,24 +5,26 @@
 
 The guide steers counterfactual fine-tuning, the judge evaluates it. They should share nothing: the configs give them
 other seeds, networks of other shapes and other halves of the training data. Reads the sections data, graph and that of
-the role. Writes the AttributeClassifier into --output_dir.
+the role. Writes the AttributeClassifier into --output_dir/guide or judge.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from softcft import AttributeClassifier, CausalGraph
-from softcft.data.schema import ImageAttributeDataset
-from softcft.data.sources import DataConfig, SubsetConfig, load_data
+from softcft.data.schema import ImageAttributeDataset, scale_pixels
+from softcft.data.sources import DataConfig, SubsetConfig, load_data, training_images
 from softcft.evaluation.effectiveness import variable_metric
-from softcft.training.config import TrainingConfig, begin_run, model_arguments, parse_config
+from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import ClassifierObjective
+from softcft.training.parsing import begin_run, model_arguments, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
@@ -31,7 +33,7 @@ DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 def predict(classifier: AttributeClassifier, dataset: ImageAttributeDataset) -> torch.Tensor:
     """Logits of all images, shape (N, K)."""
     batches = DataLoader(dataset, batch_size=256)
-    return torch.cat([classifier(batch["image"].to(classifier.device)).logits for batch in batches])
+    return torch.cat([classifier(scale_pixels(batch["image"].to(classifier.device))).logits for batch in batches])
 
 
 def main() -> None:
@@ -48,6 +50,7 @@ def main() -> None:
         description=__doc__,
         argv=argv,
     )
+    training = replace(training, output_dir=str(Path(training.output_dir, role.role)))
     graph = CausalGraph(config["graph"])
     arguments = model_arguments(config, role.role, AttributeClassifier)
     if training.ema_decay:
@@ -56,16 +59,16 @@ def main() -> None:
             "but not of its batch normalisation statistics."
         )
     with PartialState().main_process_first():  # the others find the data in the cache
-        splits = load_data(data, graph)
-    train_images = ImageAttributeDataset(splits["train"], graph, data.sample_size)
-    validation_images = ImageAttributeDataset(splits["validation"], graph, data.sample_size)
+        splits = load_data(data, graph, config["columns"])
+    train_images = training_images(splits["train"], data, graph, config["columns"])
+    validation_images = ImageAttributeDataset(splits["validation"], graph)
 
+    arguments["backbone"] = {"num_channels": train_images.image_channels, **arguments.get("backbone", {})}
     set_seed(training.seed)
     classifier = AttributeClassifier(graph=graph.to_list(), **arguments)
     if PartialState().is_main_process:
         begin_run(config, role.role, training.output_dir)
-    rows = Subset(train_images, subset.rows(len(train_images)))
-    train(ClassifierObjective(classifier), rows, training, name=role.role)
+    train(ClassifierObjective(classifier), train_images.subset(subset.half), training, name=role.role)
     if PartialState().is_main_process:
         labels = validation_images.parents.to(classifier.device)
         classifier.eval().calibrate(predict(classifier, validation_images), labels)
@@ -74,7 +77,8 @@ def main() -> None:
         print(f"The {role.role} on validation data:")
         for variable in graph.variables:
             columns = graph.slices[variable.name]
-            metric, value = variable_metric(variable, predictions[:, columns], labels[:, columns])
+            known = ~labels[:, columns].isnan().any(dim=1)
+            metric, value = variable_metric(variable, predictions[known][:, columns], labels[known][:, columns])
             unit = variable.unit if metric == "mae" else "%"
             scale = classifier.config.scales[variable.name]
             print(f"  {variable.name:12s} {metric.upper()} {value:.4g} {unit}, scale {scale:.3g}")

@@ -2,20 +2,21 @@
 
     accelerate launch recipes/train_hvae.py --config recipes/configs/phantom.yaml
 
-Reads the sections data, graph and hvae. Writes the HVAEModel into --output_dir.
+Reads the sections data, graph and hvae. Writes the HVAEModel into --output_dir/hvae.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
 from softcft import CausalGraph, HVAEModel
-from softcft.data.schema import ImageAttributeDataset
-from softcft.data.sources import DataConfig, load_data
-from softcft.training.config import MemoryConfig, TrainingConfig, begin_run, model_arguments, parse_config
+from softcft.data.sources import DataConfig, load_data, training_images
+from softcft.training.config import MemoryConfig, TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import HVAEObjective
+from softcft.training.parsing import begin_run, model_arguments, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
@@ -25,19 +26,22 @@ def main() -> None:
     config, data, training, memory = parse_config(
         "hvae", DataConfig, TrainingConfig, MemoryConfig, default_config=DEFAULT_CONFIG, description=__doc__
     )
+    training = replace(training, output_dir=str(Path(training.output_dir, "hvae")))
     graph = CausalGraph(config["graph"])
     arguments = model_arguments(config, "hvae", HVAEModel)
     with PartialState().main_process_first():  # the others find the data in the cache
-        splits = load_data(data, graph)
-    images = ImageAttributeDataset(splits["train"], graph, data.sample_size)
+        splits = load_data(data, graph, config["columns"])
+    images = training_images(splits["train"], data, graph, config["columns"])
 
     set_seed(training.seed)
-    hvae = HVAEModel(graph=graph.to_list(), sample_size=data.sample_size, **arguments)
+    hvae = HVAEModel(
+        graph=graph.to_list(), sample_size=images.sample_size, in_channels=images.image_channels, **arguments
+    )
     if PartialState().is_main_process:
         begin_run(config, "hvae", training.output_dir)
     if memory.gradient_checkpointing:
         hvae.enable_gradient_checkpointing()
-    train(HVAEObjective(hvae), images, training, name="hvae")
+    train(HVAEObjective(hvae), images.subset(complete=True), training, name="hvae")
     if PartialState().is_main_process:
         hvae.eval().save_pretrained(training.output_dir)
         print(f"Saved to {training.output_dir}")

@@ -2,9 +2,10 @@
 
     accelerate launch recipes/train_scm.py --config recipes/configs/phantom.yaml
 
-Reads the sections data, graph and scm. Writes the AttributeSCM into --output_dir.
+Reads the sections data, graph and scm. Writes the AttributeSCM into --output_dir/scm.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -13,10 +14,11 @@ from torch.utils.data import StackDataset
 
 from softcft import AttributeSCM, CausalGraph
 from softcft.data.schema import ImageAttributeDataset
-from softcft.data.sources import DataConfig, load_data
-from softcft.training.config import TrainingConfig, begin_run, model_arguments, parse_config
+from softcft.data.sources import DataConfig, load_data, training_images
+from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import SCMObjective
+from softcft.training.parsing import begin_run, model_arguments, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
@@ -26,20 +28,22 @@ def main() -> None:
     config, data, training = parse_config(
         "scm", DataConfig, TrainingConfig, default_config=DEFAULT_CONFIG, description=__doc__
     )
+    training = replace(training, output_dir=str(Path(training.output_dir, "scm")))
     graph = CausalGraph(config["graph"])
     arguments = model_arguments(config, "scm", AttributeSCM)
     with PartialState().main_process_first():  # the others find the data in the cache
-        splits = load_data(data, graph)
-    attributes = {split: ImageAttributeDataset(rows, graph, data.sample_size).parents for split, rows in splits.items()}
+        splits = load_data(data, graph, config["columns"])
+    learned = training_images(splits["train"], data, graph, config["columns"]).parents
+    validation = ImageAttributeDataset(splits["validation"], graph).parents
 
     set_seed(training.seed)
     scm = AttributeSCM(graph=graph.to_list(), **arguments)
     if PartialState().is_main_process:
         begin_run(config, "scm", training.output_dir)
-    train(SCMObjective(scm), StackDataset(parents=attributes["train"]), training, name="scm")
+    train(SCMObjective(scm), StackDataset(parents=learned), training, name="scm")
     if PartialState().is_main_process:
         scm.eval().save_pretrained(training.output_dir)
-        nats = scm.log_prob(attributes["validation"].to(scm.device)).mean().item()
+        nats = scm.log_prob(validation.to(scm.device)).mean().item()
         print(f"Attribute mechanisms: log likelihood {nats:.3f} nats per image on validation data.")
         print(f"Saved to {training.output_dir}")
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
+from softcft.data.pixels import encode_pixels
 from softcft.graph import CausalGraph, Variable
 
 __all__ = ["MORPHOMNIST_GRAPH", "load_morphomnist"]
@@ -169,12 +170,10 @@ def _read_csv(path: Path) -> dict[str, list[float]]:
 def _table(images: np.ndarray, columns: dict[str, list], index: np.ndarray) -> Dataset:
     """The rows of ``index`` as a data set."""
     padded = np.pad(images[index], ((0, 0), (PADDING, PADDING), (PADDING, PADDING)))
-    # PGM is a short header before the pixels. Unlike PNG it costs nothing to write, so no cache is needed.
-    header = f"P5 {padded.shape[2]} {padded.shape[1]} 255\n".encode()
     features = {"thickness": Value("float64"), "intensity": Value("float64"), "digit": Value("string")}
     return Dataset.from_dict(
         {
-            "image": [{"bytes": header + image.tobytes(), "path": None} for image in padded],
+            "image": [encode_pixels(image) for image in padded],
             **{name: [columns[name][i] for i in index.tolist()] for name in features},
         },
         features=Features({"image": Image(), **features}),

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, Features, Image, Value
-from PIL import Image as PILImage
 from torch import Tensor
 from torch.nn import functional as F
 
+from softcft.data.pixels import encode_pixels
 from softcft.graph import CausalGraph, Variable
 
 __all__ = [
@@ -58,7 +58,7 @@ RACE_SEPARATION = 2.5
 DISEASE_SEPARATION = 2.25
 AGE_SPREAD = 0.35
 SPLITS = ("train", "validation", "test")
-VERSION = 1  # of the images: raise it with any change of them, so that cached data sets are made anew
+VERSION = 2  # of the images: raise it with any change of them, so that cached data sets are made anew
 BLOCK = 256  # images drawn from one seed
 CHUNK = 64  # images rendered at once; one float32 map of a chunk at 64x64 is 1 MiB and stays in the cache
 
@@ -288,7 +288,7 @@ def _rows(split: str, n: int, resolution: int, seed: int, version: int) -> Itera
         values = PHANTOM_GRAPH.decode(attributes)
         images = ((render(attributes, noise)[:, 0] + 1) * 127.5).round().byte().numpy()
         for i in range(min(BLOCK, n - block * BLOCK)):
-            yield {"image": PILImage.fromarray(images[i]), **{name: values[name][i] for name in PHANTOM_GRAPH.names}}
+            yield {"image": encode_pixels(images[i]), **{name: values[name][i] for name in PHANTOM_GRAPH.names}}
 
 
 def load_phantom(

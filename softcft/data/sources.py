@@ -2,75 +2,133 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args, get_type_hints
+from pathlib import Path
+from typing import Any, Literal
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 
+from softcft.data.mimic_cxr import load_mimic_cxr
 from softcft.data.morphomnist import MORPHOMNIST_GRAPH, load_morphomnist
+from softcft.data.own import make_splits, read_table, translate
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
+from softcft.data.pixels import picture_shape, prepare_images
+from softcft.data.schema import ImageAttributeDataset
+from softcft.data.streaming import StreamedImages, stream_splits
 from softcft.graph import CausalGraph
 
-__all__ = ["DataConfig", "SubsetConfig", "load_data"]
+__all__ = ["DataConfig", "SubsetConfig", "load_data", "training_images"]
+
+logger = logging.getLogger(__name__)
 
 GRAPHS = {"phantom": PHANTOM_GRAPH, "morphomnist": MORPHOMNIST_GRAPH}
+FOLDERS = {
+    "morphomnist": "the downloaded files",
+    "mimic_cxr": "PhysioNet's files, or what prepare_mimic_cxr.py made of them",
+}
 
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """The data set, its folder, and how much of it.
+    """The data set, and how much of it.
 
     Raises:
         ValueError: If a value is out of range or does not suit the data set. The message names the flag.
     """
 
-    dataset: Literal["phantom", "morphomnist"] = field(
-        metadata={"help": "phantom: procedural chest X-rays, made on first use. morphomnist: files in data_dir."}
+    dataset_name: str = field(
+        metadata={
+            "help": "Your own data: a local folder (pictures with metadata.csv or .jsonl, Parquet or WebDataset files, "
+            "or what save_to_disk made) or the name of a data set of the Hub, owner/name. Or one that comes with "
+            "softcft: phantom (procedural chest X-rays, made on first use), morphomnist, mimic_cxr."
+        }
     )
-    sample_size: int = field(
-        metadata={"help": "Image height and width in pixels. phantom: any from 16; morphomnist: 32."}
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of a data set of the Hub that has several."}
     )
     data_dir: str | None = field(
         default=None,
         metadata={
-            "help": "morphomnist: folder of the downloaded files, required. phantom: folder that keeps the images once "
-            "made, the cache of Hugging Face datasets if left out."
+            "help": "morphomnist: folder of the downloaded files; mimic_cxr: folder of PhysioNet's files, or what "
+            "prepare_mimic_cxr.py made of them. Others: folder that keeps the prepared images, the cache of Hugging "
+            "Face datasets if left out."
         },
+    )
+    sample_size: int = field(
+        metadata={
+            "help": "Image height and width in pixels. Pictures of another size are resized, so that the shorter side "
+            "fits, and cropped. phantom: any from 16; morphomnist: 32."
+        }
+    )
+    image_channels: Literal[1, 3] | None = field(
+        default=None, metadata={"help": "1 for grey, 3 for colour. Left out: as the first training image is."}
     )
     num_train: int | None = field(
         default=None,
-        metadata={"help": "Number of training images. Left out: phantom 20,000; morphomnist all but the validation."},
+        metadata={"help": "Number of training images. Left out: phantom 20,000; else all that are left for it."},
     )
     num_validation: int | None = field(
         default=None,
-        metadata={"help": "Number of validation images. Left out: phantom 2,000; morphomnist 5,000 of the training's."},
+        metadata={
+            "help": "Number of validation images. Left out: phantom 2,000; morphomnist 5,000 of the training's; else "
+            "the validation split, or a tenth of the training split where there is none."
+        },
     )
     num_test: int | None = field(
-        default=None, metadata={"help": "Number of test images. Left out: 10,000, which for morphomnist is all."}
+        default=None,
+        metadata={
+            "help": "Number of test images. Left out: phantom 10,000; else the test split, or a fifth of the training "
+            "split where there is none."
+        },
+    )
+    group_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of a patient's number or the like: rows with the same value stay in one split when splits "
+            "are made. A data set that has its splits keeps them."
+        },
     )
     data_seed: int = field(
-        default=0,
-        metadata={"help": "Seed of the phantom's images, and of the choice of morphomnist's validation images."},
+        default=0, metadata={"help": "Seed of the phantom's images, and of the choice of rows that is made here."}
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read training images while training, from the Hub or from files, and keep none: for data that do "
+            "not fit the disk. Give --dataloader_num_workers to decode them beside the training."
+        },
+    )
+    on_error: Literal["skip", "raise"] = field(
+        default="skip", metadata={"help": "Leave out images that are missing or damaged, and say which, or stop there."}
     )
 
     def __post_init__(self) -> None:
-        choices = get_args(get_type_hints(type(self))["dataset"])
-        if self.dataset not in choices:
-            raise ValueError(f"--dataset must be one of {list(choices)}, got {self.dataset!r}.")
         for name in ("num_train", "num_validation", "num_test"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}; leave it out for the default.")
         if self.data_seed < 0:
             raise ValueError(f"--data_seed must be >= 0, got {self.data_seed}.")
-        if self.dataset == "phantom" and self.sample_size < 16:
-            raise ValueError(f"--sample_size must be at least 16 for the phantom, got {self.sample_size}.")
-        if self.dataset == "morphomnist" and self.sample_size != 32:
+        for name, choices in (("image_channels", (1, 3, None)), ("on_error", ("skip", "raise"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"--{name} must be one of {choices}, got {getattr(self, name)!r}.")
+        if self.sample_size < 1 or (self.dataset_name == "phantom" and self.sample_size < 16):
+            raise ValueError(f"--sample_size must be at least 16 for the phantom, else 1, got {self.sample_size}.")
+        if self.dataset_name == "morphomnist" and self.sample_size != 32:
             raise ValueError(
                 f"--sample_size must be 32 for morphomnist (28 x 28 pixels, padded), got {self.sample_size}."
             )
-        if self.dataset == "morphomnist" and self.data_dir is None:
-            raise ValueError("--data_dir must be the folder of the downloaded files for morphomnist, got none.")
+        if self.streaming and (self.dataset_name in (*GRAPHS, *FOLDERS) or self.group_column is not None):
+            raise ValueError(
+                "--streaming is for a folder or a data set of the Hub, without --group_column; got --dataset_name "
+                f"{self.dataset_name}, --group_column {self.group_column}."
+            )
+        if self.dataset_name in FOLDERS and self.data_dir is None:
+            raise ValueError(
+                f"--data_dir must be the folder of {FOLDERS[self.dataset_name]} for {self.dataset_name}, got none."
+            )
 
 
 @dataclass(kw_only=True)
@@ -89,35 +147,82 @@ class SubsetConfig:
         if self.half not in ("even", "odd", "all"):
             raise ValueError(f"--half must be 'even', 'odd' or 'all', got {self.half!r}.")
 
-    def rows(self, n: int) -> range:
-        """The chosen ones of ``n`` rows."""
-        return {"even": range(0, n, 2), "odd": range(1, n, 2), "all": range(n)}[self.half]
+
+def training_images(
+    rows: Dataset | IterableDataset, config: DataConfig, graph: CausalGraph, columns: Mapping[str, Any] | None = None
+) -> ImageAttributeDataset | StreamedImages:
+    """The training images of :func:`load_data` for the training loop, whether they are prepared or streamed."""
+    if isinstance(rows, Dataset):
+        return ImageAttributeDataset(rows, graph)
+    return StreamedImages(rows, graph, columns, config.sample_size, config.image_channels, config.data_seed)
 
 
-def load_data(config: DataConfig, graph: CausalGraph) -> DatasetDict:
-    """Load the data set of a recipe.
+def load_data(
+    config: DataConfig, graph: CausalGraph, columns: Mapping[str, Any] | None = None
+) -> dict[str, Dataset | IterableDataset]:
+    """Load the data set of a recipe, its images prepared (:mod:`softcft.data.pixels`).
 
     Args:
         config: Which one, and how much of it.
-        graph: The causal graph of the recipe. It must have the variables of the data set; who causes whom, and the
-            ranges, are the recipe's business.
+        graph: The causal graph of the recipe. Who causes whom, and the ranges, are the recipe's business.
+        columns: Where the table has other names or values than the graph, see :mod:`softcft.data.own`.
 
     Returns:
-        Splits ``train``, ``validation``, ``test`` with a column ``image`` and one for each variable in natural units.
+        Splits ``train``, ``validation``, ``test`` with a column ``image`` and one for each variable in natural units or
+        category names, None where a value is missing. With ``config.streaming`` the training split is a stream of the
+        table as it is: see :func:`training_images`.
 
     Raises:
-        FileNotFoundError: If a file of the data set is missing.
-        ValueError: If the graph has other variables than the data set, or a file of it is damaged.
+        FileNotFoundError: If a folder or a file of the data set is missing.
+        ValueError: If the data set has no column for a variable, a value cannot be understood, or a file is damaged.
     """
-    names = GRAPHS[config.dataset].names
-    if set(graph.names) != set(names):
-        raise ValueError(
-            f"The graph has the variables {sorted(graph.names)}, but the data set {config.dataset!r} has "
-            f"{sorted(names)}; correct the section 'graph' or --dataset."
-        )
-    numbers = {name: getattr(config, name) for name in ("num_train", "num_validation", "num_test")}
+    numbers = {name: getattr(config, f"num_{name}") for name in ("train", "validation", "test")}
     numbers = {name: number for name, number in numbers.items() if number is not None}
-    if config.dataset == "phantom":
-        return load_phantom(config.sample_size, seed=config.data_seed, cache_dir=config.data_dir, **numbers)
-    assert config.data_dir is not None  # DataConfig sees to it
-    return load_morphomnist(config.data_dir, seed=config.data_seed, **numbers)
+    made = {f"num_{name}": number for name, number in numbers.items()}
+    if config.dataset_name in GRAPHS:
+        names = GRAPHS[config.dataset_name].names
+        if not columns and not set(graph.names) <= set(names):  # told before anything is made
+            raise ValueError(
+                f"The graph has the variables {sorted(graph.names)}, but the data set {config.dataset_name!r} has "
+                f"{sorted(names)}; correct the section 'graph' or --dataset_name."
+            )
+    if config.streaming:
+        return stream_splits(
+            config.dataset_name,
+            config.dataset_config_name,
+            graph,
+            columns,
+            config.sample_size,
+            config.image_channels,
+            numbers,
+            config.data_dir,
+        )
+    if config.dataset_name == "phantom":
+        splits = load_phantom(config.sample_size, seed=config.data_seed, cache_dir=config.data_dir, **made)
+    elif config.dataset_name == "morphomnist":
+        splits = load_morphomnist(str(config.data_dir), seed=config.data_seed, **made)
+    elif config.dataset_name == "mimic_cxr" and not Path(str(config.data_dir), "dataset_dict.json").is_file():
+        splits = load_mimic_cxr(str(config.data_dir), config.sample_size, on_error=config.on_error)
+    else:
+        name = str(config.data_dir) if config.dataset_name == "mimic_cxr" else config.dataset_name
+        splits = read_table(name, config.dataset_config_name)
+    keep = [] if config.group_column is None else [config.group_column]
+    splits = DatasetDict({name: translate(rows, graph, columns, keep) for name, rows in splits.items()})
+    splits = make_splits(splits, numbers, config.group_column, config.data_seed)
+
+    channels = config.image_channels or picture_shape(splits["train"])[0]
+    prepared = {}
+    for name, rows in splits.items():
+        prepared[name], problems = prepare_images(
+            rows,
+            config.sample_size,
+            channels,
+            on_error=config.on_error,
+            cache_dir=None if config.dataset_name in FOLDERS else config.data_dir,
+            desc=f"{name} images",
+        )
+        if problems:
+            logger.warning(
+                "%d of %d %s images are left out: %s", len(problems), len(rows), name, "; ".join(problems[:5])
+            )
+    return prepared

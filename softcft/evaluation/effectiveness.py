@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from softcft.cft.interventions import other_values
 from softcft.counterfactuals.backbone import CounterfactualBackbone
+from softcft.data.schema import scale_pixels
 from softcft.graph import CausalGraph, Intervention, Variable
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
@@ -107,7 +108,7 @@ def predict_counterfactuals(
         backbone: The image mechanism.
         attribute_scm: The attributes' mechanisms, on the device of the other models; the batch is moved there.
         predictors: Attribute predictors by name, for example guide and judge. They are put into evaluation mode.
-        batch: ``image``, shape (B, C, H, W) in [-1, 1], and encoded ``parents``, shape (B, K).
+        batch: ``image``, shape (B, C, H, W), uint8 or in [-1, 1], and encoded ``parents``, shape (B, K).
         interventions: The I variables to intervene on, one at a time, see :func:`intervene_on`.
         generator: Makes interventions and abduction reproducible.
 
@@ -121,7 +122,8 @@ def predict_counterfactuals(
     """
     graph = attribute_scm.causal_graph
     _check(graph, predictors, interventions)
-    image, parents = batch["image"].to(attribute_scm.device), batch["parents"].to(attribute_scm.device)
+    image = scale_pixels(batch["image"].to(attribute_scm.device))
+    parents = batch["parents"].to(attribute_scm.device)
     images, labels = [image], [parents]
     for name in interventions:
         intervention = intervene_on(graph, name, parents, generator)

@@ -112,16 +112,26 @@ class AttributeSCM(ModelMixin, ConfigMixin):
         """Log-likelihood under the observational distribution, differentiable.
 
         Args:
-            values: Encoded values, shape (B, K).
+            values: Encoded values, shape (B, K), NaN where a variable's value is missing.
 
         Returns:
-            Shape (B,), in nats: the sum over variables of log densities in encoded units and log probabilities.
+            Shape (B,), in nats: the sum over variables of log densities in encoded units and log probabilities, but for
+            variables that are missing or have a missing parent.
 
         Raises:
             ValueError: If ``values`` are not encoded values of this graph.
         """
-        columns = self._columns(values)
-        terms = [self._mechanism(n).log_prob(columns[n], self._parents(n, columns)) for n in self.causal_graph.names]
+        self._check_width("values", values)
+        graph = self.causal_graph
+        known = torch.stack([~values[:, columns].isnan().any(dim=1) for columns in graph.slices.values()], dim=1)
+        # What is missing is given any valid value, and the terms that it enters the weight 0.
+        some = [torch.eye(1, v.width)[0] if v.kind == "categorical" else torch.zeros(1) for v in graph.variables]
+        columns = self._columns(torch.where(graph.expand(known), values, torch.cat(some).to(values)))
+        terms = []
+        for name in graph.names:
+            term = self._mechanism(name).log_prob(columns[name], self._parents(name, columns))
+            needed = [graph.names.index(n) for n in (name, *graph[name].parents)]
+            terms.append(term * known[:, needed].all(dim=1))
         return torch.stack(terms).sum(dim=0)
 
     @_without_autocast

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from tqdm.auto import tqdm
 
 from softcft.cft.constraint import LagrangianConstraint
 from softcft.counterfactuals.backbone import CounterfactualBackbone
+from softcft.data.schema import scale_pixels
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.training.config import TrainingConfig
@@ -106,7 +108,7 @@ class CFTTrainer:
         self.cft = cft
 
     def train(self, dataset: Dataset[Any]) -> nn.Module:
-        """Fine-tune on a data set of ``{"image": (C, H, W) in [-1, 1], "parents": (K,)}``; returns the backbone."""
+        """Fine-tune on ``{"image": (C, H, W), uint8 or in [-1, 1], "parents": (K,)}``; returns the backbone."""
         self.objective.constraint.slack.fill_(self.measure_fidelity(dataset))
         logger.info("The pretrained model's fidelity, held by the constraint: %.4f.", self.objective.constraint.slack)
         train(self.objective, dataset, self.config, name=f"{self.cft.cft}-cft")
@@ -117,13 +119,19 @@ class CFTTrainer:
         """Mean fidelity of the model as it is on the first ``slack_images`` images, in the training's precision."""
         accelerator = Accelerator(mixed_precision=self.config.mixed_precision)
         self.objective.to(accelerator.device)
-        size = min(self.cft.slack_images, len(dataset))  # type: ignore[arg-type]
-        batches = DataLoader(Subset(dataset, range(size)), batch_size=self.config.train_batch_size)
+        size = self.cft.slack_images
+        if not isinstance(dataset, IterableDataset):
+            size = min(size, len(dataset))  # type: ignore[arg-type]
+            dataset = Subset(dataset, range(size))
+        batch_size = self.config.train_batch_size
+        batches = islice(DataLoader(dataset, batch_size), -(-size // batch_size))
         generator = torch.Generator().manual_seed(self.config.seed)
-        total = 0.0
+        total, images = 0.0, 0
         for batch in tqdm(batches, desc="measuring fidelity", disable=not accelerator.is_main_process):
-            image, parents = batch["image"].to(accelerator.device), batch["parents"].to(accelerator.device)
+            image = scale_pixels(batch["image"].to(accelerator.device))
+            parents = batch["parents"].to(accelerator.device)
             with accelerator.autocast():
                 output = self.objective.backbone.counterfactual(image, parents, parents, generator)
             total += output.fidelity.item() * len(image)
-        return total / size
+            images += len(image)
+        return total / images

@@ -28,7 +28,7 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from tqdm.auto import tqdm
 
 from softcft.training.config import TrainingConfig
@@ -54,8 +54,8 @@ class Objective(Protocol):
         """Evaluate a batch.
 
         Args:
-            batch: What the data set gives, collated: ``image``, float (B, C, H, W) in [-1, 1], and ``parents``,
-                encoded (B, K); attribute mechanisms see ``parents`` alone.
+            batch: What the data set gives, collated: ``image``, uint8 or floats in [-1, 1], (B, C, H, W), and
+                ``parents``, encoded (B, K); attribute mechanisms see ``parents`` alone.
 
         Returns:
             Scalar tensors, under the same keys at every call: ``loss``, a mean over the batch, which is minimised; and
@@ -93,7 +93,8 @@ def train(  # noqa: C901  # one algorithm, told in order
 
     Args:
         objective: The module to train, see :class:`Objective` and :class:`AfterStep`.
-        dataset: Map-style data set with a length, which gives the same sample for an index whenever asked.
+        dataset: Map-style data set with a length, which gives the same sample for an index whenever asked; or an
+            iterable one without end, whose method ``skip(n)`` gives it without its first n samples.
         config: The settings.
         name: What is trained, for the progress bar and the tracker.
         collate_fn: Makes a batch of a list of samples; PyTorch's default stacks tensors in dicts.
@@ -129,10 +130,12 @@ def train(  # noqa: C901  # one algorithm, told in order
     warmup, total = config.lr_warmup_steps, config.max_train_steps
     scheduler = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=total)
     step_size = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+    seen = first_step * step_size
+    streamed = isinstance(dataset, IterableDataset)
     dataloader = DataLoader(
-        dataset,
+        dataset.skip(seen) if streamed else dataset,  # type: ignore[attr-defined]
         batch_size=config.train_batch_size,
-        sampler=_EndlessShuffle(dataset, config.seed, start=first_step * step_size),
+        sampler=None if streamed else _EndlessShuffle(dataset, config.seed, start=seen),
         drop_last=True,
         collate_fn=collate_fn,
         num_workers=config.dataloader_num_workers,

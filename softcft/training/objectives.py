@@ -10,6 +10,7 @@ from softcft.cft.guidance import guidance_losses
 from softcft.cft.interventions import draw_interventions
 from softcft.cft.targets import TargetMode, counterfactual_targets
 from softcft.counterfactuals.backbone import CounterfactualBackbone
+from softcft.data.schema import scale_pixels
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier, attribute_losses
 from softcft.models.hvae import HVAEModel
@@ -18,7 +19,10 @@ __all__ = ["CFTObjective", "ClassifierObjective", "HVAEObjective", "SCMObjective
 
 
 class SCMObjective(nn.Module):
-    """Maximum likelihood of the attribute mechanisms, in nats per image."""
+    """Maximum likelihood of the attribute mechanisms, in nats per image.
+
+    What an image does not tell is left out: the terms of variables that are missing or have a missing parent.
+    """
 
     def __init__(self, scm: AttributeSCM) -> None:
         super().__init__()
@@ -34,6 +38,7 @@ class ClassifierObjective(nn.Module):
 
     A continuous variable's likelihood is normal with the scale that fits the batch best, which makes its loss half
     the log of the mean squared error: no weight has to be chosen to balance years against classes.
+    Missing attributes (NaN) are left out.
     """
 
     def __init__(self, classifier: AttributeClassifier) -> None:
@@ -41,10 +46,14 @@ class ClassifierObjective(nn.Module):
         self.classifier = classifier.train()
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Loss of a batch with ``image`` (B, C, H, W) and ``parents`` (B, K)."""
+        """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1], and ``parents`` (B, K)."""
         graph = self.classifier.causal_graph
-        logits = self.classifier(batch["image"]).logits
-        losses = {name: loss.mean() for name, loss in attribute_losses(graph, logits, batch["parents"]).items()}
+        logits = self.classifier(scale_pixels(batch["image"])).logits
+        parents = batch["parents"]
+        losses = {}
+        for name, loss in attribute_losses(graph, logits, parents.nan_to_num()).items():
+            known = ~parents[:, graph.slices[name]].isnan().any(dim=1)
+            losses[name] = (loss * known).sum() / known.sum().clamp_min(1)
         for variable in graph.variables:
             if variable.kind == "continuous":
                 losses[variable.name] = 0.5 * torch.log(losses[variable.name] + 1e-6)
@@ -62,8 +71,8 @@ class HVAEObjective(nn.Module):
         self.hvae = hvae.train()
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Loss of a batch with ``image`` (B, C, H, W) and ``parents`` (B, K)."""
-        output = self.hvae(batch["image"], batch["parents"])
+        """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1], and ``parents`` (B, K)."""
+        output = self.hvae(scale_pixels(batch["image"]), batch["parents"])
         return {"loss": output.nelbo.mean(), "nll": output.nll.mean(), "kl": output.kl.mean()}
 
 
@@ -103,8 +112,8 @@ class CFTObjective(nn.Module):
         self.mode = mode
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Loss of a batch with ``image`` (B, C, H, W) and ``parents`` (B, K)."""
-        image, parents = batch["image"], batch["parents"]
+        """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1], and ``parents`` (B, K)."""
+        image, parents = scale_pixels(batch["image"]), batch["parents"]
         graph = self.guide.causal_graph
         with torch.no_grad():
             intervention = draw_interventions(graph, parents)

@@ -101,7 +101,7 @@ def test_uncompressed_files_give_the_same(folder: Path) -> None:
 
 
 def test_the_rows_fit_the_graph(folder: Path) -> None:
-    dataset = ImageAttributeDataset(load_morphomnist(folder, num_validation=5)["train"], MORPHOMNIST_GRAPH, 32)
+    dataset = ImageAttributeDataset(load_morphomnist(folder, num_validation=5)["train"], MORPHOMNIST_GRAPH)
     assert dataset.parents.shape == (25, 12)
     assert dataset[0]["image"].shape == (1, 32, 32)
 
@@ -109,7 +109,7 @@ def test_the_rows_fit_the_graph(folder: Path) -> None:
 def test_the_recipe_has_this_graph_and_reads_this_data() -> None:
     config = yaml.safe_load((ROOT / "recipes" / "configs" / "morphomnist.yaml").read_text())
     assert CausalGraph(config["graph"]) == MORPHOMNIST_GRAPH
-    assert DataConfig(**config["data"], data_dir="folder").dataset == "morphomnist"
+    assert DataConfig(**config["data"], data_dir="folder").dataset_name == "morphomnist"
 
 
 def test_the_real_files() -> None:
@@ -123,7 +123,7 @@ def test_the_real_files() -> None:
     }
     parents = {}
     for split, rows in splits.items():
-        dataset = ImageAttributeDataset(rows, MORPHOMNIST_GRAPH, 32)
+        dataset = ImageAttributeDataset(rows, MORPHOMNIST_GRAPH)
         parents[split] = dataset.parents
         # Intensity is the median brightness of the stroke: pixels and rows belong together.
         some = list(range(0, 1000, 5))

@@ -6,22 +6,21 @@ from softcft.data.phantom import PHANTOM_GRAPH
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import GRAPHS, DataConfig, load_data
 from softcft.graph import CausalGraph
-from softcft.training.config import parse_config
+from softcft.training.parsing import parse_config
 
-PHANTOM = {"dataset": "phantom", "sample_size": 16, "num_train": 6, "num_validation": 4, "num_test": 5}
+PHANTOM = {"dataset_name": "phantom", "sample_size": 16, "num_train": 6, "num_validation": 4, "num_test": 5}
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"dataset": "mnist"}, r"--dataset must be one of \['phantom', 'morphomnist'\], got 'mnist'"),
         ({"num_train": 0}, "--num_train must be at least 1, got 0"),
         ({"num_validation": -2}, "--num_validation must be at least 1, got -2"),
         ({"num_test": 0}, "--num_test must be at least 1, got 0"),
         ({"data_seed": -1}, "--data_seed must be >= 0, got -1"),
-        ({"sample_size": 8}, "--sample_size must be at least 16 for the phantom, got 8"),
-        ({"dataset": "morphomnist", "data_dir": "x"}, "--sample_size must be 32 for morphomnist .* got 16"),
-        ({"dataset": "morphomnist", "sample_size": 32}, "--data_dir must be the folder of the downloaded files"),
+        ({"sample_size": 8}, "--sample_size must be at least 16 for the phantom, else 1, got 8"),
+        ({"dataset_name": "morphomnist", "data_dir": "x"}, "--sample_size must be 32 for morphomnist .* got 16"),
+        ({"dataset_name": "morphomnist", "sample_size": 32}, "--data_dir must be the folder of the downloaded files"),
     ],
 )
 def test_bad_values_name_the_flag(values: dict, message: str) -> None:
@@ -34,22 +33,21 @@ def test_the_phantom_is_made_as_asked(tmp_path: Path) -> None:
     splits = load_data(config, PHANTOM_GRAPH)
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 6, "validation": 4, "test": 5}
     assert any((tmp_path / "cache").iterdir())
-    assert ImageAttributeDataset(splits["test"], PHANTOM_GRAPH, 16)[0]["image"].shape == (1, 16, 16)
+    assert ImageAttributeDataset(splits["test"], PHANTOM_GRAPH)[0]["image"].shape == (1, 16, 16)
     other = load_data(DataConfig(**PHANTOM, data_dir=str(tmp_path / "cache")), PHANTOM_GRAPH)
     assert list(splits["train"]["age"]) != list(other["train"]["age"])
 
 
 def test_folder_and_numbers_reach_the_files(tmp_path: Path) -> None:
-    config = DataConfig(dataset="morphomnist", sample_size=32, data_dir=str(tmp_path / "nowhere"))
+    config = DataConfig(dataset_name="morphomnist", sample_size=32, data_dir=str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="nowhere is no folder"):
         load_data(config, GRAPHS["morphomnist"])
 
 
 @pytest.mark.parametrize("dataset", ["phantom", "morphomnist"])
 def test_a_graph_of_other_variables_is_refused_before_anything_is_made(dataset: str, tmp_path: Path) -> None:
-    config = DataConfig(dataset=dataset, sample_size=32, data_dir=str(tmp_path / "cache"))
-    variables = GRAPHS[dataset].variables[-1:]
-    graph = CausalGraph([{"name": variables[0].name, "kind": "binary", "categories": ["a", "b"]}])
+    config = DataConfig(dataset_name=dataset, sample_size=32, data_dir=str(tmp_path / "cache"))
+    graph = CausalGraph([{"name": "height", "kind": "binary", "categories": ["a", "b"]}])
     with pytest.raises(ValueError, match=rf"variables \['{graph.names[0]}'\], but the data set '{dataset}' has"):
         load_data(config, graph)
     assert not (tmp_path / "cache").exists()
@@ -57,6 +55,6 @@ def test_a_graph_of_other_variables_is_refused_before_anything_is_made(dataset: 
 
 def test_the_fields_are_flags_and_keys_of_the_data_section(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
-    file.write_text("graph: []\ndata: {dataset: phantom, sample_size: 32, num_train: 100}\nhvae:\n")
+    file.write_text("graph: []\ndata: {dataset_name: phantom, sample_size: 32, num_train: 100}\nhvae:\n")
     _, config = parse_config("hvae", DataConfig, default_config=file, argv=["--num_train", "50", "--data_seed", "2"])
-    assert config == DataConfig(dataset="phantom", sample_size=32, num_train=50, data_seed=2)
+    assert config == DataConfig(dataset_name="phantom", sample_size=32, num_train=50, data_seed=2)

@@ -424,13 +424,48 @@ def test_wrong_arguments_are_named(scm):
         ("type", [0.0, 0.0, 0.0]),
         ("type", [0.5, 0.5, 0.0]),
         ("ill", [0.3]),
-        ("ill", [math.nan]),
-        ("dose", [math.nan]),
         ("dose", [1.2]),
     ],
 )
 def test_values_that_are_not_encoded_are_refused(scm, name, wrong):
     values = factual(scm, 4)
     values[2, scm.causal_graph.slices[name]] = torch.tensor(wrong)
-    with pytest.raises(ValueError, match=rf"values are not encoded for \['{name}'\]"):
-        scm.log_prob(values)
+    for method in (scm.log_prob, scm.abduct):
+        with pytest.raises(ValueError, match=rf"values are not encoded for \['{name}'\]"):
+            method(values)
+
+
+# ---- missing values -----------------------------------------------------------------------------------------------
+
+
+def missing(scm: AttributeSCM, values: Tensor, name: str, rows: slice) -> Tensor:
+    values = values.clone()
+    values[rows, scm.causal_graph.slices[name]] = math.nan
+    return values
+
+
+def test_terms_that_a_missing_value_enters_are_left_out(scm):
+    values = factual(scm, 6)
+    graph = scm.causal_graph
+    for name in graph.names:
+        log_prob = scm.log_prob(missing(scm, values, name, slice(2, 4)))
+        changed = scm.log_prob(values) - log_prob
+        assert torch.equal(changed[[0, 1, 4, 5]], torch.zeros(4))
+        touched = [name, *(v.name for v in graph.variables if name in v.parents)]
+        columns = scm._columns(values)
+        terms = [scm._mechanism(n).log_prob(columns[n], scm._parents(n, columns)) for n in touched]
+        torch.testing.assert_close(changed[2:4], torch.stack(terms).sum(dim=0)[2:4])
+
+
+def test_an_image_of_which_nothing_is_known_teaches_nothing(scm):
+    log_prob = scm.log_prob(torch.full_like(factual(scm, 3), math.nan))
+    assert torch.equal(log_prob, torch.zeros(3))
+    log_prob.sum().backward()
+    assert all(p.grad is None or torch.equal(p.grad, torch.zeros_like(p)) for p in scm.parameters())
+
+
+def test_a_missing_value_can_be_neither_abducted_nor_predicted_from(scm):
+    values = factual(scm, 4)
+    for name in scm.causal_graph.names:
+        with pytest.raises(ValueError, match=rf"values are not encoded for \['{name}'\]"):
+            scm.abduct(missing(scm, values, name, slice(1, 2)))

@@ -26,9 +26,11 @@ from PIL import Image
 
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEModel
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
+from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, SubsetConfig
 from softcft.training.cft_trainer import CFTConfig
-from softcft.training.config import MemoryConfig, TrainingConfig, parse_config
+from softcft.training.config import MemoryConfig, TrainingConfig
+from softcft.training.parsing import parse_config
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes"
@@ -145,7 +147,8 @@ def test_guide_and_judge_load_calibrated_and_share_nothing(guide: Path, judge: P
 
 
 def test_the_halves_share_no_row_and_leave_none_out() -> None:
-    even, odd, everything = (set(SubsetConfig(half=half).rows(7)) for half in ("even", "odd", "all"))
+    images = ImageAttributeDataset(load_phantom(16, 7, 1, 1)["train"], PHANTOM_GRAPH)
+    even, odd, everything = (set(images.subset(half).indices) for half in ("even", "odd", "all"))
     assert everything == set(range(7))
     assert even | odd == everything
     assert not even & odd
@@ -174,19 +177,19 @@ def test_metrics_have_a_line_each_step(hvae: Path, pipelines: dict[str, Path]) -
 def test_the_config_repeats_the_run(folder: Path, scm: Path) -> None:
     """The seed came by a flag, and is in the file."""
     assert yaml.safe_load((scm / "config.yaml").read_text())["scm"]["seed"] == 3
-    run(folder, "train_scm.py", "--config", str(scm / "config.yaml"), "--output_dir", "runs/scm-again")
-    again = folder / "runs" / "scm-again"
+    run(folder, "train_scm.py", "--config", str(scm / "config.yaml"), "--output_dir", "again")
+    again = folder / "again" / "scm"
     assert equal(AttributeSCM.from_pretrained(scm), AttributeSCM.from_pretrained(again))
     untrained = AttributeSCM(PHANTOM_GRAPH.to_list(), num_bins=4, hidden_features=[8])
     assert not equal(AttributeSCM.from_pretrained(scm), untrained)
 
 
 def test_a_run_stopped_half_way_and_resumed_equals_one_that_was_not(folder: Path, hvae: Path) -> None:
-    resumed = folder / "runs" / "hvae-resumed"
-    resumed.mkdir()
+    resumed = folder / "resumed" / "hvae"
+    resumed.mkdir(parents=True)
     shutil.copytree(hvae / "checkpoint-2", resumed / "checkpoint-2")
     shutil.copy(hvae / "metrics.jsonl", resumed)  # its lines 3 and 4 are to be written anew
-    run(folder, "train_hvae.py", "--output_dir", "runs/hvae-resumed", "--resume_from_checkpoint", "latest")
+    run(folder, "train_hvae.py", "--output_dir", "resumed", "--resume_from_checkpoint", "latest")
     assert equal(HVAEModel.from_pretrained(hvae), HVAEModel.from_pretrained(resumed))
     ours, theirs = ([(line["step"], line["loss"]) for line in metrics(path)] for path in (hvae, resumed))
     assert ours == theirs
@@ -318,8 +321,12 @@ def cyclic(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
     [
         (["--lerning_rate", "1"], {}, r"^unknown argument '--lerning_rate'; did you mean '--learning_rate'\?$"),
         (["--learning_rate", "-1"], {}, r"^--learning_rate must be > 0 and finite, got -1\.0\.$"),
-        (["--sample_size", "8"], {}, r"^--sample_size must be at least 16 for the phantom, got 8\.$"),
-        (["--dataset", "morphomnist", "--sample_size", "32", "--data_dir", "gone"], {}, r"the data set 'morphomnist'"),
+        (["--sample_size", "8"], {}, r"^--sample_size must be at least 16 for the phantom, else 1, got 8\.$"),
+        (
+            ["--dataset_name", "morphomnist", "--sample_size", "32", "--data_dir", "gone"],
+            {},
+            r"the data set 'morphomnist'",
+        ),
         ([], {"data": with_value(num_train="many")}, r"changed.yaml: data.num_train must be int, got 'many' \(str\)"),
         ([], {"data": with_value(sample=16)}, r"unknown key 'sample' in section 'data'; did you mean 'sample_size'"),
         ([], {"graph": renamed}, r"^The graph has the variables \['age', 'disease', 'height', 'race'\], but .*section"),
@@ -367,7 +374,7 @@ def test_missing_parts_are_told_with_the_commands_that_make_them(tmp_path: Path)
     message = result.stderr[result.stderr.index("No trained model in ") :]
     assert message.splitlines() == [
         "No trained model in --scm_dir runs/scm, --guide_dir runs/guide, --hvae_dir runs/hvae. Make it, with the same "
-        "--config, by",
+        "flags, by",
         "    accelerate launch recipes/train_scm.py",
         "    accelerate launch recipes/train_classifier.py --role guide",
         "    accelerate launch recipes/train_hvae.py",
@@ -380,7 +387,7 @@ def test_parts_with_another_graph_are_refused(start: Start, pipelines: dict[str,
         return [{**variable, "high": 99} if variable["name"] == "age" else variable for variable in graph]
 
     with pytest.raises(ValueError, match=r"runs/hvae was trained with another graph than the section 'graph'"):
-        start("soft_cft", "--output_dir", "runs/new", cwd=folder, graph=wider)
+        start("soft_cft", cwd=folder, graph=wider)
 
 
 def test_evaluation_refuses_parts_with_another_graph(
@@ -463,53 +470,62 @@ def parse(name: str, section: str) -> tuple[Any, ...]:
             CFTConfig,
             load_recipe("soft_cft").PretrainedConfig,
         ],
-        "evaluate": [DataConfig, load_recipe("evaluate").EvaluateConfig],
     }[section]
-    return parse_config(section, *types, default_config=shipped(name), argv=["--data_dir", "data"])
+    own = ["--dataset_name", "folder", "--graph", str(TINY.with_name("graph.yaml"))]
+    argv = ["--data_dir", "data", "--config", str(shipped(name)), *(own if name == "own_data" else [])]
+    return parse_config(section, *types, default_config=shipped("phantom"), argv=argv)
 
 
-@pytest.mark.parametrize("name", ["phantom", "morphomnist"])
-def test_shipped_configs_parse_and_hand_on_their_folders(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    trained = {}
-    for section in ("scm", "guide", "judge", "hvae"):
-        config, data, training, *_ = parse(name, section)
-        assert data.dataset == name
-        trained[section] = training.output_dir
-        Path(training.output_dir).mkdir(parents=True)
-        Path(training.output_dir, "config.json").touch()
-    assert len(set(trained.values())) == 4
-    config, _, training, subset, _, cft, parts = parse(name, "cft")  # refuses folders that are not there
-    assert (parts.scm_dir, parts.guide_dir, parts.hvae_dir) == tuple(trained[key] for key in ("scm", "guide", "hvae"))
+SHIPPED = ["phantom", "morphomnist", "mimic_cxr_224", "own_data"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_parse_and_agree_on_their_folder(name: str) -> None:
+    for section in ("scm", "guide", "judge", "hvae", "cft"):
+        _, data, training, *_ = parse(name, section)
+        assert training.output_dir == f"outputs/{name}"
+        assert data.dataset_name == {"mimic_cxr_224": "mimic_cxr", "own_data": "folder"}.get(name, name)
+    *_, cft, _ = parse(name, "cft")
     assert cft.cft == "soft"
-    assert not set(subset.rows(10)) & set(parse(name, "guide")[3].rows(10))  # soft targets for rows new to the guide
-    for pipeline in config["evaluate"]["pipelines"]:
-        Path(pipeline).mkdir()
-        Path(pipeline, "model_index.json").touch()
-    _, _, settings = parse(name, "evaluate")
-    assert settings.judge_dir == trained["judge"]
-    assert settings.pipelines == [f"{training.output_dir}/{cft}" for cft in ("none", "hard", "soft")]
 
 
-@pytest.mark.parametrize("name", ["phantom", "morphomnist"])
+def test_parts_are_looked_for_where_the_recipes_leave_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for part in ("scm", "guide", "hvae", "judge"):
+        Path("run", part).mkdir(parents=True)
+        Path("run", part, "config.json").touch()
+    for cft in ("none", "hard", "soft"):
+        Path("run", cft).mkdir()
+        Path("run", cft, "model_index.json").touch()
+    parts = load_recipe("soft_cft").PretrainedConfig()
+    assert parts.folders("run") == (Path("run/scm"), Path("run/guide"), Path("run/hvae"))
+    elsewhere = load_recipe("soft_cft").PretrainedConfig(guide_dir="run/judge")
+    assert elsewhere.folders("run") == (Path("run/scm"), Path("run/judge"), Path("run/hvae"))
+    settings = load_recipe("evaluate").EvaluateConfig(output_dir="run")
+    assert settings.judge_dir == "run/judge"
+    assert settings.pipelines == ["run/none", "run/hard", "run/soft"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_guide_and_judge_share_nothing(name: str) -> None:
     (guide, _, guide_training, guide_rows), (judge, _, judge_training, judge_rows) = (
         parse(name, role) for role in ("guide", "judge")
     )
     assert guide_training.seed != judge_training.seed
-    assert not set(guide_rows.rows(10)) & set(judge_rows.rows(10))
+    assert {guide_rows.half, judge_rows.half} == {"even", "odd"}
     assert guide["guide"]["model"] != judge["judge"]["model"]
 
 
-def test_the_shipped_phantom_models_can_be_built() -> None:
-    config = parse("phantom", "hvae")[0]
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_models_can_be_built(name: str) -> None:
+    config = parse(name, "hvae")[0]
     graph = CausalGraph(config["graph"])
-    assert graph == PHANTOM_GRAPH
+    if name == "phantom":
+        assert graph == PHANTOM_GRAPH
     assert AttributeSCM(graph.to_list(), **config["scm"].get("model", {})).causal_graph == graph
     for role in ("guide", "judge"):
-        assert AttributeClassifier(graph.to_list(), **config[role]["model"]).causal_graph == graph
+        backbone = {"num_channels": 1, **config[role]["model"]["backbone"]}
+        assert AttributeClassifier(graph.to_list(), backbone).causal_graph == graph
     assert HVAEModel(graph.to_list(), config["data"]["sample_size"], **config["hvae"]["model"]).causal_graph == graph
 
 

@@ -127,6 +127,38 @@ def test_classifier_objective_needs_no_weights(phantoms: dict[str, Tensor]) -> N
     torch.testing.assert_close(scalars["loss"], torch.stack([scalars[f"loss/{name}"] for name in expected]).sum())
 
 
+def test_classifier_objective_leaves_out_what_is_missing(phantoms: dict[str, Tensor]) -> None:
+    objective = ClassifierObjective(classifier())
+    columns = PHANTOM_GRAPH.slices
+    parents = phantoms["parents"].clone()
+    parents[1:, columns["sex"]] = parents[:-1, columns["race"]] = parents[:, columns["disease"]] = math.nan
+    scalars = objective({**phantoms, "parents": parents})
+    logits = objective.classifier(phantoms["image"]).logits
+    sex, race = logits[:1, columns["sex"]], logits[-1:, columns["race"]]
+    labels = phantoms["parents"]
+    expected = {
+        "sex": F.binary_cross_entropy_with_logits(sex, labels[:1, columns["sex"]]),
+        "race": F.cross_entropy(race, labels[-1:, columns["race"]]),
+        "disease": torch.tensor(0.0),
+        "age": objective(phantoms)["loss/age"],
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(scalars[f"loss/{name}"], value, rtol=1e-3, atol=1e-4)
+    scalars["loss"].backward()
+    assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("make", [lambda: HVAEObjective(hvae()), lambda: ClassifierObjective(classifier())])
+def test_pixels_may_be_bytes(phantoms: dict[str, Tensor], make: Any) -> None:
+    pixels = ((phantoms["image"] + 1) * 127.5).round().byte()
+    losses = []
+    for image in (pixels, pixels.float() / 127.5 - 1):
+        objective = make()
+        torch.manual_seed(1)
+        losses.append(objective({**phantoms, "image": image})["loss"])
+    torch.testing.assert_close(*losses)
+
+
 def test_hvae_objective_is_the_bound(phantoms: dict[str, Tensor]) -> None:
     objective = HVAEObjective(hvae())
     torch.manual_seed(1)

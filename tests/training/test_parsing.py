@@ -5,14 +5,15 @@ from typing import Literal
 import pytest
 import yaml
 
-from softcft.training.config import TrainingConfig, parse_config
+from softcft.training.config import TrainingConfig
+from softcft.training.parsing import parse_config
 
 FILE = """
+output_dir: runs
 data: {resolution: 64}
 graph:
   - {name: smoker, kind: binary, categories: [no, yes]}
 hvae:
-  output_dir: runs/hvae
   learning_rate: 1e-3
   max_train_steps: 2e4
   mixed_precision: no
@@ -52,7 +53,7 @@ def parse(path, argv=(), section="hvae", types=(TrainingConfig, DataConfig)):
 def test_flags_override_the_section_which_overrides_the_defaults(path):
     config, training, data = parse(path, ["--max_train_steps", "10", "--resolution=128"])
     assert (training.max_train_steps, data.resolution) == (10, 128)
-    assert (training.output_dir, training.learning_rate) == ("runs/hvae", 1e-3)
+    assert (training.output_dir, training.learning_rate) == ("runs", 1e-3)
     assert (training.seed, data.augment) == (0, False)
     # The resolved dict holds the final values, each in its place.
     assert config["data"] == {"resolution": 128}
@@ -86,9 +87,71 @@ def test_resolved_config_repeats_the_run(path, tmp_path):
 def test_required_field_comes_from_the_file_or_is_asked_for(path, capsys):
     _, evaluate, _ = parse(path, section="evaluate", types=(EvaluateConfig, DataConfig))
     assert (evaluate.bootstrap, evaluate.sets, evaluate.level) == (9, ["val", "test"], 95)
+    path.write_text("graph: []\ncft:\n")
     with pytest.raises(SystemExit):
         parse(path, section="cft")
     assert "--output_dir" in capsys.readouterr().err
+
+
+def test_a_graph_of_its_own_replaces_that_of_the_file(path, tmp_path):
+    path.write_text(FILE + "columns: {smoker: cigarettes}\n")
+    assert parse(path)[0]["columns"] == {"smoker": "cigarettes"}
+    graph = tmp_path / "graph.yaml"
+    for text in ("- {name: age}", "graph: [{name: age}]"):
+        graph.write_text(text)
+        config, *_ = parse(path, ["--graph", str(graph)])
+        assert config["graph"] == [{"name": "age"}]
+        assert config["columns"] == {}  # they were those of the other graph
+    graph.write_text("graph: [{name: age}]\ncolumns: {age: {column: years, values: {0: null}}}")
+    assert parse(path, ["--graph", str(graph)])[0]["columns"] == {"age": {"column": "years", "values": {0: None}}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- [", "graph.yaml is not valid YAML"),
+        ("variables: []", r"graph.yaml must be a list of variables, or have a section 'graph' .* has \['variables'\]"),
+        ("graph: []\nhvae: {}", r"must be a list of variables, .* it has \['graph', 'hvae'\]"),
+        ("age", "graph.yaml must be a mapping of keys to values, got 'age'"),
+    ],
+)
+def test_a_graph_that_is_none_is_refused(path, tmp_path, text, message):
+    graph = tmp_path / "graph.yaml"
+    graph.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse(path, ["--graph", str(graph)])
+    with pytest.raises(FileNotFoundError, match=r"--graph nowhere\.yaml: there is no such file"):
+        parse(path, ["--graph", "nowhere.yaml"])
+
+
+@dataclass
+class NamedConfig:
+    dataset_name: str = field(default="toy", metadata={"help": "Data set."})
+    seed: int = field(default=0, metadata={"help": "Seed."})
+
+
+@pytest.mark.parametrize(
+    ("flags", "seed"),
+    [
+        ([], 1),
+        (["--dataset_name", "shipped"], 2),  # a data set that comes with settings
+        (["--dataset_name", "owner/shipped"], 3),  # one of the Hub
+        (["--dataset_name=../shipped"], 3),
+        (["--dataset_name", "shipped", "--config", "FILE"], 1),
+    ],
+)
+def test_without_a_config_the_settings_are_those_of_the_data_set(tmp_path, flags, seed):
+    for i, name in enumerate(("toy", "shipped", "own_data"), start=1):
+        (tmp_path / f"{name}.yaml").write_text(f"graph: []\nhvae: {{seed: {i}}}\n")
+    toy = tmp_path / "toy.yaml"
+    argv = [flag.replace("FILE", str(toy)) for flag in flags]
+    assert parse(toy, argv, types=(NamedConfig,))[1].seed == seed
+
+
+def test_the_folder_of_the_run_is_one_for_all_sections(path, tmp_path):
+    config, training, _ = parse(path, ["--output_dir", "elsewhere"])
+    assert training.output_dir == config["output_dir"] == "elsewhere"
+    assert "output_dir" not in config["hvae"]
 
 
 def test_help_teaches(path, capsys):
@@ -98,7 +161,7 @@ def test_help_teaches(path, capsys):
     text = capsys.readouterr().out
     assert "Train.\n\n  $ run" in text
     shown = " ".join(text.split())
-    assert f"(default: {path})" in shown.replace("- ", "-")  # argparse breaks long paths at hyphens
+    assert f"(default: {path}; with" in shown.replace("- ", "-")  # argparse breaks long paths at hyphens
     assert "Peak learning rate of AdamW" in shown
     assert "at max_train_steps along a cosine. (default: constant_with_warmup)" in shown
     assert "skipped ones included. (default: 20000)" in shown  # from the file, not from the class

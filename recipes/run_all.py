@@ -1,0 +1,187 @@
+"""Everything from images to Table 1: counterfactuals without, with hard and with soft fine-tuning.
+
+    python recipes/run_all.py                                                         # the phantom: 17 to 20 minutes
+    python recipes/run_all.py --dataset_name FOLDER --graph graph.yaml --output_dir outputs/mine    # your own images
+    python recipes/run_all.py --config recipes/configs/morphomnist.yaml --data_dir FOLDER --seed 1
+
+Chains train_scm.py, train_classifier.py (guide and judge), train_hvae.py, soft_cft.py and evaluate.py, two at a time. A
+run that was stopped goes on where it was when it is started again; to start anew, delete its folder. Let check_data.py
+look at your own images first. The flags are those of the data; all other settings come from the YAML file.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from softcft import AttributeClassifier, AttributeSCM, CausalGraph, HVAEModel
+from softcft.data.sources import DataConfig, SubsetConfig
+from softcft.training.cft_trainer import CFTConfig
+from softcft.training.config import MemoryConfig, TrainingConfig
+from softcft.training.parsing import model_arguments, parse_config
+
+RECIPES = Path(__file__).resolve().parent
+DEFAULT_CONFIG = RECIPES / "configs" / "phantom.yaml"
+TRAININGS = {
+    "scm": ([], AttributeSCM),
+    "guide": ([SubsetConfig], AttributeClassifier),
+    "judge": ([SubsetConfig], AttributeClassifier),
+    "hvae": ([MemoryConfig], HVAEModel),
+    "cft": ([SubsetConfig, MemoryConfig, CFTConfig], None),
+}
+TAIL = 20  # lines of the log of a job that failed
+
+Jobs = dict[str, list[str]]  # what Python is to run, by the name of its logs
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """What all steps have in common."""
+
+    output_dir: str = field(
+        metadata={"help": "Folder of the whole run. Left out, -seedN is added to the default for a seed other than 0."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of all steps; the judge's is this plus 1000."})
+    max_train_steps: int | None = field(
+        default=None, metadata={"help": "At most so many optimizer steps in each training: a trial run."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"--seed must be >= 0, got {self.seed}.")
+        if self.max_train_steps is not None and self.max_train_steps < 1:
+            raise ValueError(f"--max_train_steps must be at least 1, got {self.max_train_steps}.")
+
+
+class Runner:
+    """Runs jobs, each in a process group of its own, so that nothing trains on when this program ends."""
+
+    def __init__(self, logs: Path) -> None:
+        self.logs = logs
+        self.running: list[subprocess.Popen[bytes]] = []
+        logs.mkdir(parents=True, exist_ok=True)
+        # One thread a process, two processes at a time: on few cores more threads only wait for each other.
+        self.environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        if not torch.cuda.is_available():
+            self.environment["ACCELERATE_USE_CPU"] = "true"
+
+    def run(self, jobs: Jobs, beside: Jobs | None = None) -> None:
+        """Run jobs one after the other, their progress on the terminal, and beside them others, which are silent."""
+        chains = [self._chain(jobs, shown=True), self._chain(beside or {}, shown=False)]
+        while chains := [chain for chain in chains if next(chain, False)]:
+            time.sleep(0.1)
+
+    def _chain(self, jobs: Jobs, shown: bool) -> Iterator[bool]:
+        """Yields while jobs run; ends the program if one fails."""
+        for name, command in jobs.items():
+            out, err = self.logs / f"{name}.out", self.logs / f"{name}.err"
+            with out.open("wb") as stdout, err.open("wb") as stderr, err.open("rb") as progress:
+                job = subprocess.Popen(
+                    [sys.executable, *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=stdout,
+                    stderr=stderr,
+                    env=self.environment,
+                    start_new_session=True,
+                )
+                self.running.append(job)
+                runs = True
+                while runs:
+                    runs = job.poll() is None  # asked before the log is read, which is whole if it does not
+                    if shown:
+                        sys.stderr.buffer.write(progress.read())
+                        sys.stderr.flush()
+                    if runs:
+                        yield True
+            self.running.remove(job)
+            if job.returncode:
+                end = [] if shown else err.read_text(errors="replace").splitlines()[-TAIL:]
+                raise SystemExit("\n".join([f"\n{name} failed (exit status {job.returncode}), see {err}", *end]))
+            print(out.read_text(errors="replace"), end="", flush=True)
+
+    def stop(self) -> None:
+        """End what still runs."""
+        # torchrun needs time to end its workers, which are in groups of their own.
+        for end, patience in ((signal.SIGTERM, 40), (signal.SIGKILL, None)):
+            for job in self.running:
+                if job.poll() is None:
+                    os.killpg(job.pid, end)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                for job in self.running:
+                    job.wait(patience)
+
+
+def plan() -> tuple[Path, dict[str, list[str]]]:
+    """The run's folder, and for each training and the evaluation its flags. Mistakes end the program here."""
+    settings = parse_config("data", DataConfig, RunConfig, default_config=DEFAULT_CONFIG, description=__doc__)[2]
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("output_dir", "seed", "max_train_steps"):
+        own.add_argument(f"--{name}")
+    given, flags = own.parse_known_args()
+    folder = Path(settings.output_dir)
+    if given.output_dir is None and settings.seed:
+        folder = folder.with_name(f"{folder.name}-seed{settings.seed}")
+    flags += ["--output_dir", str(folder)]
+
+    steps = {"evaluate": [*flags, "--seed", str(settings.seed)]}
+    for section, (types, model_class) in TRAININGS.items():
+        config, _, training, *_ = parse_config(
+            section, DataConfig, TrainingConfig, *types, default_config=DEFAULT_CONFIG, argv=flags
+        )
+        CausalGraph(config["graph"])
+        if model_class is not None:
+            model_arguments(config, section, model_class)
+        most = min(training.max_train_steps, settings.max_train_steps or training.max_train_steps)
+        seed = settings.seed + 1000 * (section == "judge")
+        steps[section] = [*flags, "--seed", str(seed), "--max_train_steps", str(most)]
+        steps[section] += ["--resume_from_checkpoint", "latest"]
+    return folder, steps
+
+
+def main() -> None:
+    """Run the recipe; see the module's docstring."""
+    started = time.monotonic()
+    out, flags = plan()
+    scm, hvae, evaluate = (str(RECIPES / name) for name in ("train_scm.py", "train_hvae.py", "evaluate.py"))
+    guide, judge = ([str(RECIPES / "train_classifier.py"), "--role", role, *flags[role]] for role in ("guide", "judge"))
+    none, hard, soft = ([str(RECIPES / "soft_cft.py"), "--cft", c, *flags["cft"]] for c in ("none", "hard", "soft"))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(torch.cuda.device_count() or 2)]
+
+    for end in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(end) != signal.SIG_IGN:  # as under nohup
+            signal.signal(end, lambda number, _: sys.exit(128 + number))
+    runner = Runner(out / "logs")
+    try:
+        print("== 1/5 Data and attribute mechanisms", flush=True)
+        runner.run({"scm": [scm, *flags["scm"]]})
+        print(f"\n== 2/5 Image model; beside it the guide, then the judge (their logs: {out}/logs)", flush=True)
+        runner.run({"hvae": [hvae, *flags["hvae"]]}, beside={"guide": guide, "judge": judge})
+        print("\n== 3/5 Fine-tuning with soft labels; beside it with hard labels", flush=True)
+        runner.run({"none": none, "soft": soft}, beside={"hard": hard})
+        print("\n== 4/5 Counterfactuals of all test images, seen by guide and judge", flush=True)
+        runner.run({"evaluate": [*torchrun, evaluate, *flags["evaluate"]]})
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. The same command goes on from here.")
+    finally:
+        runner.stop()
+    print(f"\n== 5/5 Done after {round((time.monotonic() - started) / 60)} minutes. Look at")
+    print(f"    {out}/table1.md                  effectiveness and amplification, by guide and by judge")
+    print(f"    {out}/comparison.png             the same counterfactuals without, with hard and with soft fine-tuning")
+    print(f"    {out}/counterfactuals_soft.png   more of them, with their effects")
+    print(f"    {out}/training_curves.png        how it was learned; also metrics.jsonl, table1.csv")
+    print("and ask for your own:")
+    print("    from softcft import DSCMPipeline")
+    print(f'    pipe = DSCMPipeline.from_pretrained("{out}/soft")')
+    print("    result = pipe(image, parents={...}, do={...})   # the variables: pipe.hvae.causal_graph")
+
+
+if __name__ == "__main__":
+    main()

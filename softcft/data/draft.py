@@ -1,0 +1,138 @@
+"""A first graph for a table that has none: what variables its columns could be. Who causes whom, no table says."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+
+from softcft.data.own import as_text, column_values, is_missing
+
+__all__ = ["draft_graph"]
+
+FEW_NUMBERS = 10  # so many different whole numbers are categories, more are a quantity
+FEW_WORDS = 20
+IDENTIFIER = re.compile(
+    r"^(__.*__|unnamed.*|id|idx|index|key|uuid|file_?name|path)$|[_ -]id$|[a-z]I[Dd]$|_(path|name)$"
+)
+
+
+def draft_graph(table: DatasetDict) -> str:
+    """Guess variables from the columns of a table.
+
+    Class labels, truth values, words and a few different whole numbers become binary or categorical variables with the
+    categories that occur; other numbers become continuous ones, their range rounded outward. There are no parents.
+
+    Args:
+        table: What :func:`~softcft.data.own.read_table` returned.
+
+    Returns:
+        YAML with the sections ``graph`` and, where needed, ``columns``, for ``--graph``. Comments say what was left out
+        and why.
+
+    Raises:
+        ValueError: If there is no column of pictures, or none that could be a variable.
+    """
+    features: Features = next(iter(table.values())).features
+    image = _image_column(features)
+    variables: list[dict[str, Any]] = []
+    columns = {} if image == "image" else {"image": image}
+    left_out = {}
+    for column in features:
+        if column == image:
+            continue
+        name = column.rpartition(".")[2]  # of json.age
+        variable = _guess(list(table.values()), column)
+        if isinstance(variable, str):
+            left_out[column] = variable
+        elif name in ("", "image") or name in [other["name"] for other in variables]:
+            left_out[column] = f"there is another {name!r}"
+        else:
+            variables.append({"name": name, **variable})
+            if name != column:
+                columns[name] = column
+    reasons = [f"{column}: {reason}" for column, reason in left_out.items()]
+    if not variables:
+        raise ValueError(
+            "None of the columns could be a variable of a graph"
+            + (f" ({'; '.join(reasons)})" if reasons else "")
+            + ". Add columns of attributes: to a folder of pictures by metadata.csv, with a column file_name."
+        )
+    lines = [
+        "# A draft: correct kinds, ranges and categories, and give units (unit: years). What causes what is your knowledge:",
+        "# add the causes of a variable, parents: [NAME, NAME]. Other names for categories go under columns (values).",
+        "graph:",
+        *(f"  - {_flow(variable)}" for variable in variables),
+    ]
+    if columns:
+        lines += ["columns:", *(f"  {_flow({name: column})[1:-1]}" for name, column in columns.items())]
+    if reasons:
+        lines += ["# Left out", *(f"#   {reason}" for reason in reasons)]
+    return "\n".join(lines) + "\n"
+
+
+def _image_column(features: Features) -> str:
+    pictures = [name for name, feature in features.items() if isinstance(feature, Image)]
+    if "image" in features:
+        return "image"
+    if not pictures:
+        raise ValueError(
+            f"The data set has no column of pictures; it has {list(features)}. If one of them holds the names of "
+            "files, call it 'image'."
+        )
+    return pictures[0]
+
+
+def _guess(rows: Sequence[Dataset], column: str) -> dict[str, Any] | str:  # noqa: C901  # one rule after the other
+    """The fields of a variable, or why the column is none."""
+    feature = rows[0].features[column]
+    if not isinstance(feature, Value | ClassLabel):  # told before anything is decoded
+        return "neither numbers nor words"
+    values = [value for split in rows for value in column_values(split, column) if not is_missing(value)]
+    if not all(isinstance(value, bool | int | float | str) for value in values):
+        return "neither numbers nor words"
+    different = {as_text(value) for value in values}
+    if len(different) < 2:
+        return f"always {next(iter(different))!r}" if different else "no values"
+    if isinstance(feature, ClassLabel):
+        return _discrete([name for name in feature.names if name in different])
+    if IDENTIFIER.search(column.rpartition(".")[2]):
+        keep = f"; --group_column {column} keeps its rows in one split" if len(different) < len(values) else ""
+        return f"an identifier, it seems{keep}"
+    if isinstance(values[0], bool):
+        return _discrete(sorted(different))
+    try:
+        numbers = [float(value) for value in values]
+    except ValueError:
+        if len(different) > FEW_WORDS:
+            return f"{len(different):,} different words; for a variable, give their categories and columns: values"
+        return _discrete(sorted(different))
+    if not all(math.isfinite(number) for number in numbers):
+        return "infinite values"
+    if all(number.is_integer() for number in numbers):
+        if len(different) <= FEW_NUMBERS:
+            return _discrete(sorted(different, key=float))
+        if len(different) == len(numbers) == max(numbers) - min(numbers) + 1:
+            return "the numbers of the rows, it seems"
+    return {"kind": "continuous", **_range(min(numbers), max(numbers))}
+
+
+def _discrete(categories: list[str]) -> dict[str, Any]:
+    return {"kind": "binary" if len(categories) == 2 else "categorical", "categories": categories}
+
+
+def _range(low: float, high: float) -> dict[str, float]:
+    """A range of two significant digits that holds both."""
+    step = 10.0 ** (math.floor(math.log10(high - low)) - 1)
+    digits = max(0, -round(math.log10(step)))
+    bounds = (round(math.floor(low / step) * step, digits), round(math.ceil(high / step) * step, digits))
+    return dict(zip(("low", "high"), (int(bound) if bound.is_integer() else bound for bound in bounds), strict=True))
+
+
+def _flow(fields: dict[str, Any]) -> str:
+    """A mapping as YAML in one line."""
+    return yaml.safe_dump(fields, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf).strip()

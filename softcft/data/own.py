@@ -1,0 +1,317 @@
+"""Anybody's own images: a local folder or a data set of the Hub, as splits whose columns are a graph's variables.
+
+The graph says which variables there are. Where the table has other names or values for them, ``columns`` translates:
+
+.. code-block:: yaml
+
+    graph:
+      - {name: age, kind: continuous, low: 18, high: 92, unit: years}
+      - {name: sex, kind: binary, categories: [male, female]}
+    columns:
+      age: PatientAge                                            # another name
+      sex: {column: gender, values: {0: male, 1: female, 9: null}}  # other values; null is a missing one
+      image: scan                                                # the pictures
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDatasetDict,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
+
+from softcft.graph import CausalGraph, Variable
+
+__all__ = [
+    "as_text",
+    "column_values",
+    "explain_unknown",
+    "find_columns",
+    "is_missing",
+    "make_splits",
+    "read_column",
+    "read_table",
+    "translate",
+]
+
+SPLITS = ("train", "validation", "test")
+OTHER_NAMES = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation"}
+FRACTIONS = {"validation": 0.1, "test": 0.2}
+
+
+def read_table(
+    dataset_name: str, config_name: str | None = None, streaming: bool = False
+) -> DatasetDict | IterableDatasetDict:
+    """Read a data set as it is.
+
+    Args:
+        dataset_name: A local folder, of pictures with ``metadata.csv`` or ``metadata.jsonl`` (columns ``file_name`` and
+            the attributes), of Parquet or WebDataset files, or made by ``save_to_disk``; or a data set of the Hub.
+        config_name: Which configuration of a data set of the Hub, if it has several.
+        streaming: Whether to leave the rows where they are until they are asked for.
+
+    Returns:
+        All its splits. ``train``, ``validation`` and ``test`` are named so, whatever they were called. Of a nested
+        column ``json`` each field is a column, ``json.age`` for instance, unless the data set is streamed.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it cannot be read.
+    """
+    folder = Path(dataset_name)
+    if not folder.is_dir() and (dataset_name.startswith((".", "/", "~")) or dataset_name.count("/") != 1):
+        raise FileNotFoundError(
+            f"--dataset_name {dataset_name} is no folder, and no data set of the Hub is called so (owner/name)."
+        )
+    try:
+        if streaming:
+            rows = load_dataset(dataset_name, config_name, streaming=True)
+        elif (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            rows = load_from_disk(dataset_name)
+        else:
+            rows = load_dataset(dataset_name, config_name)
+    except Exception as error:  # of many kinds, which datasets does not list
+        hub = "" if folder.is_dir() else " is no folder, and as a data set of the Hub it"
+        raise ValueError(f"--dataset_name {dataset_name}{hub} cannot be read: {error}") from error
+    if isinstance(rows, IterableDatasetDict):
+        return IterableDatasetDict({OTHER_NAMES.get(name, name): split for name, split in rows.items()})
+    splits = rows if isinstance(rows, DatasetDict) else DatasetDict({"train": rows})
+    # What is nested, as the .json files of WebDataset are, becomes columns such as "json.age".
+    return DatasetDict({OTHER_NAMES.get(name, name): rows.with_format(None).flatten() for name, rows in splits.items()})
+
+
+def make_splits(
+    splits: DatasetDict, numbers: Mapping[str, int] | None = None, group_column: str | None = None, seed: int = 0
+) -> DatasetDict:
+    """Make sure that there are train, validation and test.
+
+    A split that is missing is drawn at random from the training rows: 10 % of them for validation, 20 % for test.
+
+    Args:
+        splits: What :func:`read_table` returned. If it has one split only, that is the training split.
+        numbers: Numbers of rows by name of split, drawn at random; all rows of the splits that are not named.
+        group_column: Rows with the same value in this column, of one patient for instance, stay in one split.
+        seed: Seed of what is random.
+
+    Raises:
+        ValueError: If there are several splits, but none is ``train``; if there is no such column; or if there are not
+            enough rows (or groups) for the numbers.
+    """
+    numbers = dict(numbers or {})
+    splits = DatasetDict({"train": next(iter(splits.values()))} if len(splits) == 1 else dict(splits))
+    if "train" not in splits:
+        raise ValueError(
+            f"The data set has the splits {sorted(splits)}, but none is called 'train'; rename one of them."
+        )
+    rows = splits["train"]
+    if group_column is not None and group_column not in rows.column_names:
+        raise ValueError(f"--group_column: there is no column {group_column!r}.")
+    order = np.random.default_rng(seed).permutation(len(rows))
+    if group_column is not None:  # groups in random order, and their rows one after the other
+        codes = np.unique(np.asarray(rows[group_column]).astype(str), return_inverse=True)[1]
+        order = np.argsort(np.random.default_rng(seed).permutation(codes.max() + 1)[codes], kind="stable")
+        ends = np.flatnonzero(np.diff(codes[order])) + 1
+    else:
+        ends = np.arange(1, len(rows))
+    start = 0
+    result = {}
+    for name in ("test", "validation"):
+        if name in splits:
+            result[name] = splits[name]
+            continue
+        wanted = numbers.get(name) or max(1, round(FRACTIONS[name] * len(rows)))
+        stops = ends[ends >= start + wanted]
+        if not len(stops):
+            raise ValueError(
+                f"The {len(rows)} training rows are too few to draw {wanted} for {name} from"
+                + (f", if rows of one {group_column} stay together." if group_column else ".")
+            )
+        result[name] = rows.select(np.sort(order[start : stops[0]]))
+        start = int(stops[0])
+    result["train"] = rows.select(np.sort(order[start:])) if start else rows
+    for name, number in numbers.items():
+        if number > len(result[name]):
+            raise ValueError(
+                f"--num_{name} is {number}, but there are {len(result[name])} rows in that split; lower it."
+            )
+        if number < len(result[name]):
+            chosen = np.random.default_rng(seed).permutation(len(result[name]))[:number]
+            result[name] = result[name].select(np.sort(chosen))
+    return DatasetDict({name: result[name] for name in SPLITS})
+
+
+def translate(
+    rows: Dataset, graph: CausalGraph, columns: Mapping[str, Any] | None = None, keep: Sequence[str] = ()
+) -> Dataset:
+    """Give a table the columns of a graph: numbers and category names, None where a value is missing.
+
+    Discrete values may be names of categories, class labels, numbers that are names of categories, or, where no
+    category's name is a number, their positions in the list of categories. Continuous values may be numbers in strings.
+
+    Args:
+        rows: The table.
+        graph: The causal graph.
+        columns: For some variables, and for ``image``, the name of the column if it is another one, or a dict of
+            ``column`` and ``values``, a mapping from the values of the table to those of the graph.
+        keep: Other columns to keep as they are, unless a variable has that name.
+
+    Returns:
+        ``image``, the variables of the graph and what is kept.
+
+    Raises:
+        ValueError: If ``columns`` has an unknown key, the table lacks a column, or a value cannot be understood. The
+            message names them.
+    """
+    sources, mappings = find_columns(graph, columns)
+    lacking = [name for name in sources.values() if name not in rows.column_names]
+    if lacking:
+        raise ValueError(
+            f"The data set has no column {lacking}; it has {rows.column_names}. Rename variables of the graph, or add "
+            f"'columns: {{{next(n for n, c in sources.items() if c in lacking)}: NAME_OF_THE_COLUMN}}' to its file."
+        )
+    translated: dict[str, list[Any]] = {}
+    for variable in graph.variables:
+        source = sources[variable.name]
+        translated[variable.name], wrong = read_column(rows, variable, source, mappings.get(variable.name))
+        if wrong:
+            raise ValueError(explain_unknown(variable, source, wrong))
+    types = {v.name: Value("float64" if v.kind == "continuous" else "string") for v in graph.variables}
+    attributes = Dataset.from_dict(translated, features=Features(types))
+    kept = [name for name in keep if name in rows.column_names and name not in ("image", *graph.names)]
+    pictures = rows.select_columns([sources["image"], *kept])
+    if sources["image"] != "image":
+        pictures = pictures.rename_column(sources["image"], "image")
+    return concatenate_datasets([pictures, attributes], axis=1)
+
+
+def find_columns(
+    graph: CausalGraph, columns: Mapping[str, Any] | None = None
+) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """Read a section ``columns``.
+
+    Args:
+        graph: The causal graph.
+        columns: See :func:`translate`.
+
+    Returns:
+        For ``image`` and each variable the name of its column, and for some a mapping of their values, by their texts.
+
+    Raises:
+        ValueError: If ``columns`` has an unknown key or an entry is neither a name nor ``column`` and ``values``.
+    """
+    sources = {name: name for name in ("image", *graph.names)}
+    mappings = {}
+    for name, entry in (columns or {}).items():
+        if name not in sources:
+            raise ValueError(
+                f"columns: there is no variable {name!r}; the graph has {list(graph.names)}, and there is image."
+            )
+        entry = {"column": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, Mapping) or not set(entry) <= {"column", "values"}:
+            raise ValueError(
+                f"columns: {name} must be the name of a column or {{column: ..., values: ...}}, got {entry!r}."
+            )
+        sources[name] = str(entry.get("column", name))
+        values = entry.get("values", {})
+        if not isinstance(values, Mapping):
+            raise ValueError(f"columns: {name}: values must be a mapping from old to new values, got {values!r}.")
+        mappings[name] = {as_text(old): new for old, new in values.items()}
+    return sources, mappings
+
+
+def read_column(
+    rows: Dataset, variable: Variable, column: str, mapping: Mapping[str, Any] | None = None
+) -> tuple[list[Any], Counter[str]]:
+    """Read one column as the values of its variable, as :func:`translate` describes.
+
+    Args:
+        rows: The table.
+        variable: The variable.
+        column: The name of its column.
+        mapping: From texts of the table's values to values of the variable, for those that differ.
+
+    Returns:
+        Numbers or category names, None where a value is missing or cannot be understood; and how often each value
+        occurs that cannot be.
+    """
+    understood: list[Any] = []
+    wrong: Counter[str] = Counter()
+    understand = _number if variable.kind == "continuous" else _category
+    for raw in column_values(rows, column):
+        value = (mapping or {}).get(as_text(raw), raw)
+        if is_missing(value):
+            understood.append(None)
+            continue
+        try:
+            understood.append(understand(variable, value))
+        except (TypeError, ValueError):
+            understood.append(None)
+            wrong[as_text(value)] += 1
+    return understood, wrong
+
+
+def column_values(rows: Dataset, column: str) -> list[Any]:
+    """The values of a column as they are, class labels by their names."""
+    feature = rows.features[column]
+    values = rows.with_format(None)[column][:]
+    if isinstance(feature, ClassLabel):
+        return [None if value is None or value < 0 else feature.int2str(value) for value in values]
+    return values
+
+
+def is_missing(value: Any) -> bool:
+    """Whether there is no value: none, an empty string, or not a number."""
+    return value is None or value == "" or value != value  # NaN is not itself
+
+
+def as_text(value: Any) -> str:
+    """A value as people write it: 1.0, which is what a column of integers with a gap holds, is 1."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def explain_unknown(variable: Variable, column: str, wrong: Counter[str]) -> str:
+    """What to say of the values of a column that its variable does not know."""
+    examples = ", ".join(f"{value!r} ({count} rows)" for value, count in wrong.most_common(5))
+    if variable.kind == "continuous":
+        fix = f"translate or null them by columns: {{{variable.name}: {{column: {column}, values: {{...}}}}}}"
+    else:
+        first = wrong.most_common(1)[0][0]
+        fix = (
+            f"the categories are {list(variable.categories)}: add them, or translate by columns: "
+            f"{{{variable.name}: {{column: {column}, values: {{{first}: {variable.categories[0]}}}}}}}"
+        )
+    return f"Column {column!r} has {len(wrong)} values that '{variable.name}' does not know: {examples}; {fix}."
+
+
+def _number(variable: Variable, value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError(variable.name)
+    number = float(value)
+    if math.isnan(number):  # of the string "nan"
+        raise ValueError(variable.name)
+    return number
+
+
+def _category(variable: Variable, value: Any) -> str:
+    name = as_text(value)
+    if name in variable.categories:
+        return name
+    # Where categories are numbers themselves, 1 means the category "1", which is not there, and not the second one.
+    positions = not any(category.lstrip("-").isdigit() for category in variable.categories)
+    if positions and isinstance(value, int | float) and value in range(len(variable.categories)):
+        return variable.categories[int(value)]
+    raise ValueError(variable.name)

@@ -1,0 +1,232 @@
+"""Pictures of any kind and size, once, into pixels that training reads without decoding anything.
+
+A prepared data set keeps its column ``image`` as what :mod:`datasets` calls an image: anybody can look at it. But its
+bytes are those of a PGM (grey) or PPM (colour) file of one size: a short header and the plain pixels. So a batch is
+read from the memory-mapped Arrow file by cutting off the headers, see :func:`read_pixels`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset, Features, Image, Value, concatenate_datasets
+from PIL import Image as PILImage
+from PIL import ImageOps
+from tqdm.auto import tqdm
+
+__all__ = ["encode_pixels", "fit_picture", "is_grey", "picture_shape", "prepare_images", "read_pixels"]
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 1_000  # pictures that are prepared and cached together: what an interruption may cost
+VERSION = 1  # of the pixels: raise it with any change of them, so that cached ones are made anew
+MAGIC = {1: "P5", 3: "P6"}
+MODES = {1: "L", 3: "RGB"}
+
+
+def encode_pixels(pixels: np.ndarray) -> dict[str, Any]:
+    """An array, uint8 of shape (H, W) or (H, W, 3), as :class:`datasets.Image` stores it, not compressed."""
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    return {"bytes": _header(pixels.shape[0], pixels.shape[1], channels) + pixels.tobytes(), "path": None}
+
+
+def _header(height: int, width: int, channels: int) -> bytes:
+    return f"{MAGIC[channels]} {width} {height} 255\n".encode()
+
+
+def read_pixels(rows: Dataset, indices: list[int] | range, shape: tuple[int, int, int]) -> np.ndarray:
+    """Pixels of several rows of a prepared data set.
+
+    Args:
+        rows: A data set whose images are prepared.
+        indices: Which rows.
+        shape: Channels, height and width of the images.
+
+    Returns:
+        uint8 of shape (B, H, W, C).
+
+    Raises:
+        ValueError: If one of the images is not a plain one of that shape.
+    """
+    channels, height, width = shape
+    header = _header(height, width, channels)
+    size = len(header) + height * width * channels
+    stored = pc.struct_field(rows.with_format("arrow")[indices]["image"].combine_chunks(), "bytes")
+    plain = stored.null_count == 0 and pc.all(pc.equal(pc.binary_length(stored), size)).as_py()
+    if plain:
+        _, offsets, data = stored.buffers()
+        start = np.frombuffer(offsets, np.int32)[stored.offset]
+        pixels = np.frombuffer(data, np.uint8)[start : start + len(stored) * size].reshape(len(stored), size)
+        plain = not (pixels[:, : len(header)] != np.frombuffer(header, np.uint8)).any()
+    if not plain:
+        raise ValueError(
+            f"rows must have prepared images of {channels} x {height} x {width} pixels (channels, height, width); make "
+            "them by softcft.data.pixels.prepare_images."
+        )
+    return pixels[:, len(header) :].copy().reshape(len(stored), height, width, channels)
+
+
+def picture_shape(rows: Dataset) -> tuple[int, int, int]:
+    """Channels (1 or 3), height and width of the first picture of ``rows`` as it is stored."""
+    picture = rows.select([0]).cast_column("image", Image())[0]["image"]
+    return (1 if is_grey(picture) else 3), picture.height, picture.width
+
+
+def is_grey(picture: PILImage.Image) -> bool:
+    """Whether a picture has a single channel, transparency aside."""
+    return picture.mode in ("1", "L", "LA", "I", "F") or picture.mode.startswith("I;16")
+
+
+def fit_picture(picture: PILImage.Image, size: int, channels: int) -> np.ndarray:
+    """Resize so that the shorter side has ``size`` pixels, with antialiasing, and cut out the middle square.
+
+    Args:
+        picture: A picture of 8 bits per channel, in any mode, upright or turned by its EXIF tag.
+        size: Height and width of the result.
+        channels: 1 (grey) or 3 (RGB).
+
+    Returns:
+        uint8 of shape (size, size) or (size, size, 3). A picture that has this size and mode already is not changed.
+
+    Raises:
+        ValueError: If the picture has more than 8 bits per channel, which would be clipped without a word.
+    """
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"more than 8 bits per channel (PIL mode {picture.mode!r}), of unknown white point; scale it to 8 bits"
+        )
+    picture.draft(MODES[channels], (2 * size, 2 * size))  # a large JPEG is decoded at a half or a quarter
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode != MODES[channels]:
+        picture = picture.convert(MODES[channels])
+    if picture.size != (size, size):
+        picture = ImageOps.fit(picture, (size, size), PILImage.Resampling.BICUBIC)
+    return np.asarray(picture)
+
+
+def prepare_images(
+    rows: Dataset,
+    size: int,
+    channels: int,
+    *,
+    on_error: Literal["skip", "raise"] = "skip",
+    num_workers: int | None = None,
+    cache_dir: str | Path | None = None,
+    desc: str = "preparing images",
+) -> tuple[Dataset, list[str]]:
+    """Decode, resize (:func:`fit_picture`) and cache all images of a data set, a thousand at a time.
+
+    What was prepared once is read from the cache, also by a run after one that was interrupted. A picture whose file
+    has changed since is prepared anew.
+
+    Args:
+        rows: A data set with a column ``image``: paths, encoded pictures, or a :class:`datasets.Image` of them.
+        size: Height and width of the results in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        on_error: Whether rows whose picture is missing or cannot be read are left out or end the preparation.
+        num_workers: Pictures decoded at the same time; the number of CPU cores if left out.
+        cache_dir: Where the results are kept; the cache of Hugging Face datasets if left out.
+        desc: Label of the progress bar.
+
+    Returns:
+        The rows with prepared images, other columns unchanged, and what was wrong with those that were left out.
+
+    Raises:
+        ValueError: If ``channels`` is neither 1 nor 3, if no picture can be read, or, with ``on_error="raise"``, one.
+    """
+    if channels not in MODES:
+        raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels!r}.")
+    rows = rows.with_format(None).cast_column("image", Image(decode=False))
+    if _are_prepared(rows, size, channels):
+        return rows.cast_column("image", Image()), []
+    features = Features({**rows.features, "image": Image(), "problem": Value("string")})
+    chunks, problems = [], []
+    with tqdm(total=len(rows), desc=desc, unit="image") as progress, _quiet():
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows.select(range(start, min(start + CHUNK, len(rows))))
+            prepared = Dataset.from_generator(
+                _prepare,
+                features=features,
+                cache_dir=None if cache_dir is None else str(cache_dir),
+                gen_kwargs={"rows": chunk, "size": size, "channels": channels, "num_workers": num_workers},
+                fingerprint=_key(chunk, size, channels),
+            )
+            found = [problem for problem in prepared["problem"] if problem is not None]
+            if found and on_error == "raise":
+                raise ValueError(f"{found[0]}. Repair or remove it, or leave out such rows by on_error='skip'.")
+            if found:
+                prepared = prepared.select([i for i, problem in enumerate(prepared["problem"]) if problem is None])
+            problems += found
+            chunks.append(prepared.remove_columns("problem"))
+            progress.update(len(chunk))
+    if not any(len(chunk) for chunk in chunks):
+        raise ValueError(
+            f"None of the {len(rows)} images can be read; the first: {problems[0] if problems else 'none'}."
+        )
+    return concatenate_datasets(chunks), problems
+
+
+def _are_prepared(rows: Dataset, size: int, channels: int) -> bool:
+    """Whether the images are plain ones of that size, by the length of all and the header of the first."""
+    header = _header(size, size, channels)
+    lengths = (
+        pc.binary_length(pc.struct_field(batch["image"].combine_chunks(), "bytes"))
+        for batch in rows.select_columns("image").with_format("arrow").iter(CHUNK)
+    )
+    plain = len(header) + size * size * channels
+    return (rows[0]["image"]["bytes"] or b"")[: len(header)] == header and all(
+        pc.all(pc.fill_null(pc.equal(length, plain), False)).as_py() for length in lengths
+    )
+
+
+def _prepare(rows: Dataset, size: int, channels: int, num_workers: int | None) -> Iterator[dict[str, Any]]:
+    """The rows of a chunk with their images prepared, or with the ``problem`` that prevented it."""
+
+    def prepare(row: dict[str, Any]) -> dict[str, Any]:
+        stored = row["image"] or {"bytes": None, "path": None}
+        try:
+            if stored["bytes"] is None and stored["path"] is None:
+                raise ValueError("it has no image")
+            with PILImage.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"])) as picture:
+                return {**row, "image": encode_pixels(fit_picture(picture, size, channels)), "problem": None}
+        except (OSError, ValueError, SyntaxError, PILImage.DecompressionBombError) as error:  # what PIL raises
+            return {**row, "image": None, "problem": f"{stored['path'] or 'An image'}: {error}"}
+
+    # Threads suffice: PIL lets go of Python's lock while it decodes and resizes.
+    with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
+        yield from pool.map(prepare, rows)
+
+
+def _key(rows: Dataset, size: int, channels: int) -> str:
+    """A name for the result: of what is in the rows, and of their files' sizes and times of change."""
+    digest = hashlib.sha256(repr((VERSION, size, channels, rows.features)).encode())
+    for batch in rows.with_format("arrow").iter(CHUNK):
+        for row in batch.to_pylist():
+            digest.update(repr(row).encode())
+            path = (row["image"] or {}).get("path")
+            if path and os.path.isfile(path):
+                stat = os.stat(path)
+                digest.update(repr((stat.st_size, stat.st_mtime_ns)).encode())
+    return digest.hexdigest()[:32]
+
+
+class _quiet:  # a context manager
+    """Turns the progress bars of datasets off, one for each chunk, for there is one for all."""
+
+    def __enter__(self) -> None:
+        self.were_on = not datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()
+
+    def __exit__(self, *exception: object) -> None:
+        if self.were_on:
+            datasets.enable_progress_bars()

@@ -1,0 +1,222 @@
+"""The pictures' part of :mod:`softcft.data.report`."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset, DatasetDict, Image
+from PIL import Image as PILImage
+from tqdm.auto import tqdm
+
+from softcft.data.pixels import fit_picture, is_grey
+from softcft.data.sources import DataConfig
+
+__all__ = ["DataReport", "Example", "check_pictures"]
+
+SAMPLE = 1_000  # pictures that are read
+
+
+class Example(NamedTuple):
+    """A picture as a model will see it, uint8 of shape (H, W) or (H, W, 3), and its attributes in words."""
+
+    pixels: np.ndarray
+    caption: str
+
+
+@dataclass
+class DataReport:
+    """What :func:`check_data` found.
+
+    Attributes:
+        lines: The report.
+        errors: What would stop a training or the evaluation, each with its fix.
+        warnings: What would not, but is likely to be a mistake or to spoil a result.
+        examples: Pictures by heading: for each category some, and for each continuous variable from its smallest to its
+            largest value.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    examples: dict[str, list[Example]] = field(default_factory=dict)
+
+
+class _Picture(NamedTuple):
+    """One that was read, or the problem that prevented it."""
+
+    name: str
+    size: tuple[int, int] = (0, 0)
+    mode: str = ""
+    grey: bool = False
+    digest: bytes = b""
+    pixels: np.ndarray | None = None
+    problem: str | None = None
+
+
+def check_pictures(
+    splits: DatasetDict,
+    column: str,
+    config: DataConfig,
+    report: DataReport,
+    *,
+    all_images: bool = False,
+    shown: Mapping[str, Mapping[int, str]],
+) -> None:
+    """Read pictures as training would, and add what was found to a report.
+
+    Args:
+        splits: The splits.
+        column: The column of the pictures.
+        config: The settings of the data.
+        report: Gets lines, problems and examples.
+        all_images: Read all pictures, not a sample of 1,000.
+        shown: By heading the training rows that are wanted as examples, and their captions.
+    """
+    try:
+        stored = {
+            split: rows.select_columns([column]).cast_column(column, Image(decode=False))
+            for split, rows in splits.items()
+        }
+    except (TypeError, ValueError) as error:
+        report.errors.append(f"Column {column!r} holds no pictures: {error}. Name theirs by columns: {{image: ...}}.")
+        return
+    _check_files(stored, column, report)
+    channels = config.image_channels
+    if channels is None:
+        first = _read_picture(stored["train"][0][column], config.sample_size, 3) if "train" in stored else _Picture("")
+        channels = 1 if first.grey else 3
+        if not first.mode:
+            report.errors.append(
+                f"The first training picture cannot be read, so it is not known whether pictures are grey: "
+                f"{first.problem}. Leave its row out, or pass --image_channels 1 or 3."
+            )
+    total = sum(len(rows) for rows in stored.values())
+    read: dict[str, list[_Picture]] = {}
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(desc="reading pictures", total=total if all_images else min(SAMPLE, total), unit="image") as bar,
+    ):
+        for split, rows in stored.items():
+            number = len(rows) if all_images or total <= SAMPLE else max(1, SAMPLE * len(rows) // total)
+            chosen = rows.select(np.linspace(0, len(rows) - 1, number).round().astype(int))
+            read[split] = []
+            for picture in pool.map(lambda row: _read_picture(row[column], config.sample_size, channels), chosen):
+                read[split].append(picture._replace(pixels=None))  # all of them might not fit into memory
+                bar.update()
+    pictures = [picture for found in read.values() for picture in found]
+    _note_pictures(pictures, total, config, channels, report)
+    _check_read(pictures, total, config, channels, report)
+    _check_duplicates(read, report)
+    for heading, captions in shown.items():
+        rows = {row: _read_picture(stored["train"][row][column], config.sample_size, channels) for row in captions}
+        report.examples[heading] = [
+            Example(picture.pixels, captions[row]) for row, picture in rows.items() if picture.pixels is not None
+        ]
+
+
+def _check_files(stored: Mapping[str, Dataset], column: str, report: DataReport) -> None:
+    """Whether all files are there, which is quickly done for all rows."""
+    lost = [
+        picture["path"] if picture else "(none)"
+        for rows in stored.values()
+        for picture in rows[column]
+        if picture is None or (picture["bytes"] is None and not os.path.isfile(picture["path"] or ""))
+    ]
+    if lost:
+        report.warnings.append(
+            f"{len(lost)} pictures are not there, for instance {lost[0]}: their rows would be left out. Correct the "
+            "names, or remove the rows."
+        )
+
+
+def _read_picture(stored: Mapping[str, Any] | None, size: int, channels: int) -> _Picture:
+    """Read a picture as :func:`~softcft.data.pixels.prepare_images` does."""
+    path, data = (stored or {}).get("path"), (stored or {}).get("bytes")
+    picture = _Picture(str(path or "an image"))
+    try:
+        if data is None:
+            if path is None:
+                raise ValueError("it has no image")
+            data = Path(path).read_bytes()
+        with PILImage.open(io.BytesIO(data)) as opened:
+            digest = hashlib.blake2b(data).digest()
+            picture = picture._replace(size=opened.size, mode=opened.mode, grey=is_grey(opened), digest=digest)
+            return picture._replace(pixels=fit_picture(opened, size, channels))
+    except (OSError, ValueError, SyntaxError, PILImage.DecompressionBombError) as error:  # what PIL raises
+        return picture._replace(problem=f"{picture.name}: {error}")
+
+
+def _note_pictures(
+    pictures: Sequence[_Picture], total: int, config: DataConfig, channels: int, report: DataReport
+) -> None:
+    opened = [picture for picture in pictures if picture.mode]
+    gib = total * channels * config.sample_size**2 / 2**30
+    report.lines += ["", f"Pictures ({len(pictures):,} of {total:,} read)"]
+    if opened:
+        sizes = Counter(picture.size for picture in opened).most_common()
+        (width, height), number = sizes[0]
+        sides = [side for size, _ in sizes for side in size]
+        common = f"{width} x {height} ({number:,} of them)"
+        others = f", others with sides from {min(sides)} to {max(sides)}" if len(sizes) > 1 else ""
+        modes = ", ".join(f"{mode} {n:,}" for mode, n in Counter(picture.mode for picture in opened).most_common())
+        enlarged = sum(min(picture.size) < config.sample_size for picture in opened)
+        cropped = [1 - min(picture.size) / max(picture.size) for picture in opened]
+        report.lines += [
+            f"  size in pixels: {common}{others}",
+            f"  PIL modes: {modes}",
+            f"  become {config.sample_size} x {config.sample_size}, {'grey' if channels == 1 else 'RGB'}; {enlarged:,} "
+            "are enlarged",
+        ]
+        if any(cropped):
+            report.lines.append(
+                f"  {np.count_nonzero(cropped):,} are no squares: the ends of the longer side are cut off, "
+                f"{100 * sum(cropped) / np.count_nonzero(cropped):.0f} % on average"
+            )
+        if enlarged > len(opened) / 2:
+            report.warnings.append(
+                f"{enlarged} of {len(opened)} pictures are smaller than --sample_size {config.sample_size}: a smaller "
+                "one would lose nothing and train faster."
+            )
+    report.lines.append(f"  prepared for training, all take {gib:.2g} GiB on disk")
+
+
+def _check_read(
+    pictures: Sequence[_Picture], total: int, config: DataConfig, channels: int, report: DataReport
+) -> None:
+    problems = [picture.problem for picture in pictures if picture.problem is not None]
+    if problems:
+        text = f"{len(problems)} of {len(pictures)} pictures cannot be used: {'; '.join(problems[:5])}."
+        if len(problems) == len(pictures) or config.on_error == "raise":
+            report.errors.append(f"{text} Repair them, or leave their rows out.")
+        else:
+            report.warnings.append(f"{text} Their rows would be left out. Repair them, if they are needed.")
+    coloured = sum(bool(picture.mode) and not picture.grey for picture in pictures)
+    if channels == 1 and coloured and config.image_channels is None:
+        report.warnings.append(
+            f"{coloured} of {len(pictures)} pictures are in colour, but the first is grey, and so all would be: pass "
+            "--image_channels 1 if that is right, or 3."
+        )
+
+
+def _check_duplicates(read: Mapping[str, Sequence[_Picture]], report: DataReport) -> None:
+    places: defaultdict[bytes, dict[str, str]] = defaultdict(dict)
+    for split, pictures in read.items():
+        for picture in pictures:
+            if picture.digest:
+                places[picture.digest][split] = picture.name
+    shared = [found for found in places.values() if len(found) > 1]
+    if shared:
+        where = " and ".join(f"{name} ({split})" for split, name in shared[0].items())
+        report.warnings.append(
+            f"{len(shared)} pictures are in several splits, for instance {where}: results would be too good. Remove "
+            "copies, or let --group_column keep them in one split."
+        )

@@ -1,0 +1,197 @@
+"""Images that are read while a model learns from them, from the Hub or from disk: for data that fit nowhere else.
+
+Nothing is prepared or kept. Each image is decoded and resized (:func:`~softcft.data.pixels.fit_picture`) whenever its
+turn comes, so let worker processes do it (``--dataloader_num_workers``). Files are read in random order, and rows
+shuffled within a buffer of :data:`BUFFER`: what one file holds should be mixed already.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from copy import copy
+from typing import Any, Literal
+
+import datasets
+import torch
+from datasets import Dataset, Image, concatenate_datasets
+from torch import Tensor
+
+from softcft.data.own import read_table, translate
+from softcft.data.pixels import fit_picture, is_grey, prepare_images
+from softcft.data.schema import encode_rows
+from softcft.graph import CausalGraph
+
+__all__ = ["StreamedImages", "stream_splits"]
+
+logger = logging.getLogger(__name__)
+
+BUFFER = 1_000
+BATCH = 64  # rows that are translated at once
+HELD_OUT = {"validation": 2_000, "test": 10_000}
+
+
+class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
+    """Examples as :class:`~softcft.data.schema.ImageAttributeDataset` gives them, one after the other without end.
+
+    Images that cannot be read are left out, and each time round a warning counts them.
+
+    Args:
+        rows: A data set that is streamed.
+        graph: The causal graph.
+        columns: Where the table has other names or values than the graph, see :mod:`softcft.data.own`.
+        sample_size: Height and width of the images in pixels.
+        image_channels: 1 (grey) or 3 (RGB); as the first image is, if left out.
+        seed: Seed of the order, which is another one each time round.
+
+    Attributes:
+        sample_size: Height and width of the images in pixels.
+        image_channels: 1 (grey) or 3 (RGB).
+
+    Raises:
+        ValueError: If there are no rows, or the first ones lack a column or have a value that the graph does not know.
+            Later rows are checked when they are read.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.IterableDataset,
+        graph: CausalGraph,
+        columns: Mapping[str, Any] | None,
+        sample_size: int,
+        image_channels: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._rows = rows
+        self._graph = graph
+        self._columns = columns
+        self._seed = seed
+        self._half: Literal["even", "odd", "all"] = "all"
+        self._only_complete = False
+        self._skipped = 0
+        first = next(_tables(self._rows, BATCH, self._graph, self._columns), None)
+        if first is None:
+            raise ValueError("rows is empty; pass at least one row.")
+        encode_rows(first, graph)
+        self.sample_size = sample_size
+        self.image_channels = image_channels or (1 if is_grey(Image().decode_example(first[0]["image"])) else 3)
+
+    def subset(self, half: Literal["even", "odd", "all"] = "all", complete: bool = False) -> StreamedImages:
+        """Every other row or all of them, without those that miss a value if ``complete``."""
+        chosen = copy(self)
+        chosen._half, chosen._only_complete = half, complete
+        return chosen
+
+    def skip(self, examples: int) -> StreamedImages:
+        """What comes after so many examples, but for damaged images and missing values, which are not looked for."""
+        later = copy(self)
+        later._skipped = self._skipped + examples
+        return later
+
+    @property
+    def parents(self) -> Tensor:
+        """Encoded attributes of all rows, float32 of shape (N, K), NaN where missing. Reads all, decodes no image."""
+        tables = _tables(self._rows, BATCH, self._graph, self._columns)
+        return torch.cat([encode_rows(table, self._graph) for table in tables])
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Go through the rows, again and again. Of several workers each has a share of the files."""
+        rows = self._rows
+        if self._half != "all":
+            remainder = int(self._half == "odd")
+            rows = rows.filter(lambda _, index: index % 2 == remainder, with_indices=True)
+        to_skip = self._skipped
+        for epoch in range(2**31):
+            seen = given = 0
+            shuffled = rows.shuffle(seed=self._seed + epoch, buffer_size=BUFFER)
+            for table in _tables(shuffled, BATCH, self._graph, self._columns):
+                seen += len(table)
+                if to_skip >= len(table):
+                    to_skip -= len(table)
+                    given += len(table)
+                    continue
+                parents = encode_rows(table, self._graph)
+                for i in range(to_skip, len(table)):
+                    example = self._example(table[i]["image"], parents[i])
+                    if example is not None:
+                        given += 1
+                        yield example
+                to_skip = 0
+            if given == 0:
+                raise ValueError(
+                    f"None of the {seen} rows has an image that can be read and all values that are needed."
+                )
+
+    def _example(self, stored: dict[str, Any] | None, parents: Tensor) -> dict[str, Tensor] | None:
+        if self._only_complete and parents.isnan().any():
+            return None
+        try:
+            picture = Image().decode_example(stored or {"bytes": None, "path": None})
+            pixels = fit_picture(picture, self.sample_size, self.image_channels)
+        except (OSError, ValueError, SyntaxError) as error:  # what PIL raises
+            logger.warning("%s is left out: %s", (stored or {}).get("path") or "An image", error)
+            return None
+        image = torch.from_numpy(pixels.copy()).view(self.sample_size, self.sample_size, self.image_channels)
+        return {"image": image.permute(2, 0, 1), "parents": parents}
+
+
+def _tables(
+    rows: datasets.IterableDataset, size: int, graph: CausalGraph, columns: Mapping[str, Any] | None
+) -> Iterator[Dataset]:
+    """The rows in tables of the given size, with the columns of the graph and images that are not decoded."""
+    for batch in rows.decode(False).iter(size):
+        table = Dataset.from_dict(batch, features=rows.features).flatten()
+        yield translate(table, graph, columns).cast_column("image", Image(decode=False))
+
+
+def stream_splits(
+    dataset_name: str,
+    config_name: str | None,
+    graph: CausalGraph,
+    columns: Mapping[str, Any] | None,
+    sample_size: int,
+    image_channels: int | None = None,
+    numbers: Mapping[str, int] | None = None,
+    cache_dir: str | None = None,
+) -> dict[str, Dataset | datasets.IterableDataset]:
+    """Training rows as a stream, and some images for validation and test, prepared as those of other data sets are.
+
+    Args:
+        dataset_name: As of :func:`~softcft.data.own.read_table`, but for what ``save_to_disk`` made.
+        config_name: Which configuration of a data set of the Hub, if it has several.
+        graph: The causal graph.
+        columns: Where the table has other names or values than the graph.
+        sample_size: Height and width of the images in pixels.
+        image_channels: 1 (grey) or 3 (RGB); as the first training image is, if left out.
+        numbers: How many of each split, the first ones; all for training, 2,000 for validation and 10,000 for test if
+            left out. Where there is no such split, they are taken off the training split.
+        cache_dir: Where validation and test images are kept; the cache of Hugging Face datasets if left out.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If the data set cannot be read, has no split ``train``, or has a value that the graph does not know.
+    """
+    splits = read_table(dataset_name, config_name, streaming=True)
+    numbers = {**HELD_OUT, **(numbers or {})}
+    train = splits["train"]
+    held_out = {}
+    for name in HELD_OUT:
+        if name in splits:
+            held_out[name] = splits[name].take(numbers[name])
+        else:
+            held_out[name], train = train.take(numbers[name]), train.skip(numbers[name])
+    if "train" in numbers:
+        train = train.take(numbers["train"])
+    channels = StreamedImages(train, graph, columns, sample_size, image_channels).image_channels
+    prepared = {}
+    for name, rows in held_out.items():
+        parts = []
+        for table in _tables(rows, BUFFER, graph, columns):
+            part, problems = prepare_images(table, sample_size, channels, cache_dir=cache_dir, desc=f"{name} images")
+            parts.append(part)
+            if problems:
+                logger.warning("%d %s images are left out: %s", len(problems), name, "; ".join(problems[:5]))
+        if not parts:
+            raise ValueError(f"The split {name!r} has no rows.")
+        prepared[name] = concatenate_datasets(parts)
+    return {"train": train, **prepared}

@@ -1,0 +1,667 @@
+"""The filter, the split and the reading of MIMIC-CXR, on made-up trees of its layout."""
+
+import gzip
+import importlib.util
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import DatasetDict, load_from_disk
+from PIL import Image
+from sklearn.utils import shuffle
+
+from softcft.data import mimic_cxr, pixels
+from softcft.data.mimic_cxr import load_mimic_cxr, read_mimic_cxr, select_mimic_cxr
+from softcft.data.phantom import PHANTOM_GRAPH
+from softcft.data.schema import ImageAttributeDataset
+from tests.data.mimic_cxr_tree import MimicTree, make_mimic_tree, split_sizes, write_table
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "recipes" / "prepare_mimic_cxr.py"
+METADATA, LABELS = "mimic-cxr-2.0.0-metadata.csv.gz", "mimic-cxr-2.0.0-chexpert.csv.gz"
+ADMISSIONS, PATIENTS = "hosp/admissions.csv.gz", "hosp/patients.csv.gz"
+KEPT = [str(40_000_000 + i) for i in range(10)]  # enough subjects for three splits
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> MimicTree:
+    """Ten subjects that every rule keeps."""
+    tree = MimicTree(tmp_path / "tree")
+    for i, subject_id in enumerate(KEPT):
+        tree.add(subject_id, finding=("No Finding", "Pleural Effusion")[i % 2])
+    return tree
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree of 40 subjects, which no test changes."""
+    return make_mimic_tree(tmp_path_factory.mktemp("complete"), 40)
+
+
+def subjects(selection: mimic_cxr.MimicSelection) -> set[str]:
+    return set(selection.rows["subject_id"])
+
+
+def steps(selection: mimic_cxr.MimicSelection) -> dict[str, tuple[int, int]]:
+    """Images and subjects by step of the funnel."""
+    return {step: (images, subjects) for step, images, subjects in selection.funnel.itertuples(index=False)}
+
+
+def lost(selection: mimic_cxr.MimicSelection) -> dict[str, int]:
+    """How many images each step of the funnel left out."""
+    lost = -selection.funnel["images"].diff().fillna(0).astype(int)
+    return {step: number for step, number in zip(selection.funnel["step"], lost, strict=True) if number}
+
+
+def damage(path: Path, change: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(change(path.read_bytes()))
+
+
+# ---- what comes out -----------------------------------------------------------------------------------------------
+
+
+def test_columns_and_values(complete: Path, tmp_path: Path) -> None:
+    splits = load_mimic_cxr(complete, 16, cache_dir=tmp_path)
+    assert [len(splits[name]) for name in ("train", "validation", "test")] == split_sizes(40)
+    for rows in splits.values():
+        assert rows.column_names == ["image", "age", "sex", "race", "disease", "subject_id", "study_id", "dicom_id"]
+        assert rows[0]["image"].size == (16, 16)
+        assert rows[0]["image"].mode == "L"
+        assert all(isinstance(rows[0][name], str) for name in ("subject_id", "study_id", "dicom_id"))
+        assert set(rows["sex"]) == {"male", "female"}
+        assert set(rows["race"]) == {"White", "Asian", "Black"}
+        assert set(rows["disease"]) == {"no finding", "pleural effusion"}
+
+
+def test_image_and_attributes_of_a_row_belong_together(complete: Path, tmp_path: Path) -> None:
+    patients = pd.read_csv(complete / PATIENTS, dtype=str).set_index("subject_id")
+    for rows in load_mimic_cxr(complete, 20, cache_dir=tmp_path).values():
+        for row in rows:
+            subject, study, dicom = row["subject_id"], row["study_id"], row["dicom_id"]
+            path = complete / "files" / f"p{subject[:2]}" / f"p{subject}" / f"s{study}" / f"{dicom}.jpg"
+            with Image.open(path) as picture:  # 20 high and 24 wide: its middle as it is
+                np.testing.assert_array_equal(np.asarray(row["image"]), np.asarray(picture)[:, 2:22])
+            assert row["sex"] == {"M": "male", "F": "female"}[patients["gender"][subject]]
+            assert row["age"] == int(patients["anchor_age"][subject]) + 2
+
+
+def test_the_rows_fit_the_graph(complete: Path, tmp_path: Path) -> None:
+    dataset = ImageAttributeDataset(load_mimic_cxr(complete, 16, cache_dir=tmp_path)["train"], PHANTOM_GRAPH)
+    assert len(dataset.complete) == len(dataset) == 24
+
+
+def test_the_published_split(complete: Path) -> None:
+    selection = select_mimic_cxr(complete)
+    ids = pd.read_csv(complete / METADATA)["subject_id"].unique().astype(str)
+    order = shuffle(ids, random_state=42)  # the notebook has np.random.seed(42) and draws nothing before
+    train, validation, _ = split_sizes(40)
+    expected = {"train": order[:train], "validation": order[train : train + validation]}
+    expected["test"] = order[train + validation :]
+    for split, part in expected.items():
+        assert set(selection.rows["subject_id"][selection.rows["split"] == split]) == set(part)
+
+
+def test_damage_and_disease_move_nobody_into_another_split(tree: MimicTree) -> None:
+    before = select_mimic_cxr(tree.write()).rows.set_index("subject_id")["split"]
+    staying = [subject for subject in KEPT if (before == before[subject]).sum() > 2][:2]
+    tree.patients[KEPT.index(staying[0])]["gender"] = "U"
+    tree.chexpert[KEPT.index(staying[1])] = {
+        k: tree.chexpert[KEPT.index(staying[1])][k] for k in ("subject_id", "study_id")
+    }
+    after = select_mimic_cxr(tree.write()).rows.set_index("subject_id")["split"]
+    assert set(before.index) - set(after.index) == set(staying)
+    assert (after == before[after.index]).all()
+
+
+def test_a_subject_is_in_one_split_with_all_its_images(tree: MimicTree) -> None:
+    for number in range(30):
+        tree.add(str(50_000_000 + number), views=("PA", "AP", "LATERAL", "AP"))
+    rows = select_mimic_cxr(tree.write()).rows
+    assert (rows.groupby("subject_id")["split"].nunique() == 1).all()
+    assert (rows["subject_id"].value_counts().drop(KEPT) == 3).all()
+    assert rows["dicom_id"].is_unique
+
+
+# ---- the rules ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "changes"),
+    [
+        ("one race at all admissions", {"race": ["WHITE", "ASIAN"]}),
+        ("one race at all admissions", {"race": ["WHITE", "UNKNOWN"]}),
+        ("one race at all admissions", {"race": ["WHITE", "WHITE - RUSSIAN"]}),
+        ("subject has an admission", {"race": []}),
+        ("White, Asian or Black", {"race": "HISPANIC/LATINO"}),
+        ("White, Asian or Black", {"race": "ASIAN - CHINESE"}),
+        ("White, Asian or Black", {"race": "BLACK/CAPE VERDEAN"}),
+        ("view AP or PA", {"views": ("LATERAL",)}),
+        ("view AP or PA", {"views": ("LL",)}),
+        ("view AP or PA", {"views": (None,)}),
+        ("no finding or pleural effusion", {"finding": None}),
+        ("no finding or pleural effusion", {"finding": "Edema"}),
+    ],
+)
+def test_a_rule_drops(tree: MimicTree, step: str, changes: dict[str, Any]) -> None:
+    tree.add("30000000", **changes)
+    selection = select_mimic_cxr(tree.write())
+    assert subjects(selection) == set(KEPT)
+    assert lost(selection) == {step: 1}
+    assert selection.problems == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "column", "value"),
+    [
+        ({"race": "WHITE"}, "race", "White"),
+        ({"race": "ASIAN"}, "race", "Asian"),
+        ({"race": "BLACK/AFRICAN AMERICAN"}, "race", "Black"),
+        ({"race": ["ASIAN", "ASIAN", "ASIAN"]}, "race", "Asian"),
+        ({"gender": "M"}, "sex", "male"),
+        ({"gender": "F"}, "sex", "female"),
+        ({"views": ("AP",)}, "sex", "female"),
+        ({"finding": "No Finding"}, "disease", "no finding"),
+        ({"finding": "Pleural Effusion"}, "disease", "pleural effusion"),
+        ({"anchor_age": 15}, "age", 17.0),  # there is no rule on age
+        ({"anchor_age": 91}, "age", 93.0),
+    ],
+)
+def test_a_rule_keeps(tree: MimicTree, changes: dict[str, Any], column: str, value: Any) -> None:
+    tree.add("30000000", **changes)
+    selection = select_mimic_cxr(tree.write())
+    assert subjects(selection) == {*KEPT, "30000000"}
+    assert lost(selection) == {}
+    assert selection.rows.set_index("subject_id")[column]["30000000"] == value
+
+
+@pytest.mark.parametrize(
+    ("labels", "disease"),
+    [
+        ({"No Finding": 1.0, "Pleural Effusion": 1.0}, "pleural effusion"),
+        ({"Edema": 1.0, "Pleural Effusion": 1.0}, "pleural effusion"),
+        ({"No Finding": 1.0, "Pleural Effusion": -1.0}, "no finding"),
+        ({"No Finding": 1.0, "Support Devices": 1.0}, "no finding"),
+        ({"Pleural Effusion": -1.0}, None),
+        ({"Pleural Effusion": 0.0}, None),
+        ({"No Finding": 0.0}, None),
+    ],
+)
+def test_the_disease_of_labels(tree: MimicTree, labels: dict[str, float], disease: str | None) -> None:
+    tree.add("30000000", finding=None)
+    tree.chexpert[-1] |= labels
+    rows = select_mimic_cxr(tree.write()).rows.set_index("subject_id")
+    assert rows["disease"].get("30000000") == disease
+
+
+def test_a_study_without_labels_and_a_subject_without_its_row_are_dropped(tree: MimicTree) -> None:
+    for subject_id in ("30000000", "30000001", "30000002"):
+        tree.add(subject_id)
+    tree.chexpert[-3]["study_id"] = "59999999"
+    tree.chexpert[-2]["subject_id"] = "39999999"  # the study of another subject
+    tree.patients.pop()
+    selection = select_mimic_cxr(tree.write())
+    assert subjects(selection) == set(KEPT)
+    assert lost(selection) == {"study has labels": 2, "subject is among the patients": 1}
+
+
+def test_age_is_that_in_the_year_of_the_image(tree: MimicTree) -> None:
+    tree.metadata[0]["StudyDate"] = 21491231  # one year before the anchor
+    rows = select_mimic_cxr(tree.write()).rows.set_index("subject_id")
+    assert rows["age"][KEPT[0]] == 59
+    assert rows["age"][KEPT[1]] == 62
+
+
+def test_the_funnel_counts_images_and_subjects(tree: MimicTree, tmp_path: Path) -> None:
+    tree.add("30000000", views=("PA", "LATERAL", "AP"))
+    tree.add("30000001", views=("PA", "LATERAL"), race="OTHER")
+    broken = tree.add("30000002", views=("PA", "AP"))
+    broken.unlink()
+    selection = select_mimic_cxr(tree.write())
+    funnel = selection.funnel
+    assert list(funnel) == ["step", "images", "subjects"]
+    assert steps(selection)["images in the metadata"] == (17, 13)
+    assert steps(selection)["White, Asian or Black"] == (15, 12)
+    assert steps(selection)["view AP or PA"] == (14, 12)
+    assert len(selection.rows) == 14
+    splits, funnel = read_mimic_cxr(selection, 16, cache_dir=tmp_path / "cache")
+    assert funnel["step"].iloc[-1] == "image can be read"
+    assert tuple(funnel[["images", "subjects"]].iloc[-1]) == (13, 12)
+    assert sum(map(len, splits.values())) == 13
+    assert funnel["images"].is_monotonic_decreasing
+
+
+# ---- where the files are ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hospital", ["", "hosp", "core", "mimiciv/3.1/hosp", "physionet.org/files/mimiciv/1.0/core"])
+def test_tables_of_the_hospital_are_found(tmp_path: Path, hospital: str) -> None:
+    tree = MimicTree(tmp_path, hospital=hospital)
+    for subject_id in KEPT:
+        tree.add(subject_id)
+    assert subjects(select_mimic_cxr(tree.write())) == set(KEPT)
+
+
+def test_a_download_of_both_is_one_root(tree: MimicTree, tmp_path: Path) -> None:
+    tree.write()
+    root = tmp_path / "physionet.org" / "files"
+    (root / "mimiciv" / "3.1").mkdir(parents=True)
+    (tree.root / "hosp").rename(root / "mimiciv" / "3.1" / "hosp")
+    (root / "mimic-cxr-jpg").mkdir()
+    tree.root.rename(root / "mimic-cxr-jpg" / "2.1.0")
+    for start in (root, tmp_path):
+        rows = select_mimic_cxr(start).rows
+        assert all(Path(path).is_file() for path in rows["image"])
+        assert len(rows) == len(KEPT)
+
+
+def test_unpacked_tables_and_the_column_of_later_versions(tree: MimicTree) -> None:
+    expected = select_mimic_cxr(tree.write())
+    tree.race_column = "race"
+    for path in tree.write().rglob("*.csv.gz"):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    selection = select_mimic_cxr(tree.root)
+    pd.testing.assert_frame_equal(selection.rows, expected.rows)
+
+
+def test_a_link_to_the_hospital_is_followed(tree: MimicTree, tmp_path: Path) -> None:
+    tree.write()
+    (tree.root / "hosp").rename(tmp_path / "elsewhere")
+    (tree.root / "mimiciv").symlink_to(tmp_path / "elsewhere")
+    assert subjects(select_mimic_cxr(tree.root)) == set(KEPT)
+
+
+# ---- damaged rows and images --------------------------------------------------------------------------------------
+
+
+def test_a_duplicated_row_yields_one_image(tree: MimicTree) -> None:
+    tree.metadata += [dict(tree.metadata[3]), dict(tree.metadata[3])]
+    selection = select_mimic_cxr(tree.write())
+    assert len(selection.rows) == len(KEPT)
+    assert lost(selection) == {"one row per image": 2}
+    assert len(selection.problems) == 2
+    assert "csv.gz, line 12: dicom_id" in selection.problems[0]
+
+
+@pytest.mark.parametrize("table", ["chexpert", "patients"])
+def test_a_duplicated_study_or_patient_yields_one_image(tree: MimicTree, table: str) -> None:
+    rows = getattr(tree, table)
+    rows.append(dict(rows[3]))
+    selection = select_mimic_cxr(tree.write())
+    assert len(selection.rows) == len(KEPT)
+    assert len(selection.problems) == 1
+    assert f"{table}.csv.gz, line 12: " in selection.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "step", "message"),
+    [
+        ("patients", "gender", "U", "sex is known", f"subject_id {KEPT[3]}: gender must be M or F, got U"),
+        ("patients", "gender", None, "sex is known", "gender must be M or F, got nan"),
+        ("patients", "anchor_age", None, "age is known", "must give an age, got nan, 2150, 21520506"),
+        ("patients", "anchor_age", "old", "age is known", "must give an age, got old, 2150"),
+        ("patients", "anchor_age", "inf", "age is known", "must give an age, got inf"),
+        ("patients", "anchor_age", -30, "age is known", "must give an age, got -30"),
+        ("patients", "anchor_year", None, "age is known", "must give an age, got 60, nan, 21520506"),
+        ("metadata", "StudyDate", None, "age is known", "must give an age, got 60, 2150, nan"),
+        ("metadata", "subject_id", None, "ids are complete", "line 5: subject_id and study_id must be numbers"),
+        ("metadata", "study_id", "50/../1", "ids are complete", "line 5: subject_id and study_id must be numbers"),
+        ("metadata", "dicom_id", None, "ids are complete", "line 5: subject_id and study_id must be numbers"),
+    ],
+)
+def test_a_damaged_row_is_left_out_and_named(
+    tree: MimicTree, caplog: pytest.LogCaptureFixture, table: str, column: str, value: Any, step: str, message: str
+) -> None:
+    getattr(tree, table)[3][column] = value
+    with caplog.at_level(logging.WARNING):
+        selection = select_mimic_cxr(tree.write())
+    assert subjects(selection) == set(KEPT) - {KEPT[3]}
+    assert lost(selection) == {step: 1}
+    assert len(selection.problems) == 1
+    assert message in selection.problems[0]
+    assert f"{step}: 1 left out: {selection.problems[0]}" in caplog.text
+    with pytest.raises(ValueError, match=r"Repair or remove it, or leave out such rows by on_error='skip'"):
+        select_mimic_cxr(tree.root, on_error="raise")
+
+
+def test_missing_ids_of_two_tables_do_not_match(tree: MimicTree) -> None:
+    tree.metadata[3]["subject_id"] = tree.patients[3]["subject_id"] = None
+    tree.admissions[3]["subject_id"] = tree.chexpert[3]["subject_id"] = None
+    assert subjects(select_mimic_cxr(tree.write())) == set(KEPT) - {KEPT[3]}
+
+
+def test_many_problems_make_a_short_warning(tree: MimicTree, caplog: pytest.LogCaptureFixture) -> None:
+    tree.metadata += [dict(row) for row in tree.metadata]
+    with caplog.at_level(logging.WARNING):
+        selection = select_mimic_cxr(tree.write())
+    assert len(selection.problems) == 10
+    assert "one row per image: 10 left out: " in caplog.text
+    assert caplog.text.count("again") == mimic_cxr.SHOWN
+
+
+@pytest.mark.parametrize("how", ["missing", "cut", "empty", "text"])
+def test_a_damaged_image_is_left_out_and_named(
+    tree: MimicTree, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    for number in range(30):
+        path = tree.add(str(50_000_000 + number))
+    content = {"cut": path.read_bytes()[:-100], "empty": b"", "text": b"<html>401 Unauthorized</html>"}
+    path.write_bytes(content[how]) if how in content else path.unlink()
+    selection = select_mimic_cxr(tree.write())
+    with caplog.at_level(logging.WARNING):
+        splits, funnel = read_mimic_cxr(selection, 16, cache_dir=tmp_path / "cache")
+    left = {subject for rows in splits.values() for subject in rows["subject_id"]}
+    assert subjects(selection) - left == {path.parents[1].name[1:]}
+    assert tuple(funnel[["images", "subjects"]].iloc[-1]) == (39, 39)
+    assert "images: 1 left out: " in caplog.text
+    assert str(path) in caplog.text
+    with pytest.raises(ValueError, match=f"{path.name}.*on_error='skip'"):
+        load_mimic_cxr(tree.root, 16, on_error="raise", cache_dir=tmp_path / "cache")
+
+
+def test_a_split_without_a_readable_image(tree: MimicTree, tmp_path: Path) -> None:
+    selection = select_mimic_cxr(tree.write())
+    for path in selection.rows["image"][selection.rows["split"] == "validation"]:
+        Path(path).unlink()
+    with pytest.raises(ValueError, match=r"None of the 1 images can be read"):
+        read_mimic_cxr(selection, 16, cache_dir=tmp_path / "cache")
+
+
+# ---- damaged or missing tables ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [METADATA, LABELS, ADMISSIONS, PATIENTS])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-4],
+        lambda data: data[:60] + bytes(20) + data[80:],
+        lambda data: b"<html>401 Unauthorized</html>",
+        lambda data: b"",
+        lambda data: gzip.compress(b""),
+    ],
+    ids=["half", "end", "zeros", "html", "empty", "nothing"],
+)
+def test_a_damaged_table_is_an_error(tree: MimicTree, name: str, change: Callable[[bytes], bytes]) -> None:
+    damage(tree.write() / name, change)
+    for on_error in ("skip", "raise"):
+        with pytest.raises(ValueError, match=rf"{Path(name).name} is cut short, damaged or no table \(.*get it anew"):
+            select_mimic_cxr(tree.root, on_error=on_error)
+
+
+def test_an_unpacked_table_that_is_cut_short(tree: MimicTree) -> None:
+    path = tree.write() / ADMISSIONS
+    path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes())[:-20])
+    path.unlink()
+    with pytest.raises(
+        ValueError, match=r"admissions.csv is cut short, damaged or no table \(its last line has no end"
+    ):
+        select_mimic_cxr(tree.root)
+
+
+@pytest.mark.parametrize("name", [METADATA, LABELS, ADMISSIONS, PATIENTS])
+def test_a_table_without_rows(tree: MimicTree, name: str) -> None:
+    damage(tree.write() / name, lambda data: gzip.compress(gzip.decompress(data).splitlines(keepends=True)[0]))
+    with pytest.raises(ValueError, match=f"{Path(name).name} has no rows"):
+        select_mimic_cxr(tree.root)
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "message"),
+    [
+        (METADATA, "dicom_id", r"metadata.csv.gz has no column \['dicom_id'\]; it has \['other', 'subject_id', "),
+        (METADATA, "ViewPosition", r"metadata.csv.gz has no column \['ViewPosition'\]"),
+        (LABELS, "Pleural Effusion", r"chexpert.csv.gz has no column \['Pleural Effusion'\]"),
+        (ADMISSIONS, "ethnicity", r"admissions.csv.gz has no column \['race or ethnicity'\]"),
+        (PATIENTS, "anchor_age", r"patients.csv.gz has no column \['anchor_age'\]"),
+    ],
+)
+def test_a_missing_column_is_named_with_its_file(tree: MimicTree, name: str, column: str, message: str) -> None:
+    damage(tree.write() / name, lambda data: gzip.compress(gzip.decompress(data).replace(column.encode(), b"other", 1)))
+    with pytest.raises(ValueError, match=message):
+        select_mimic_cxr(tree.root)
+
+
+@pytest.mark.parametrize("name", [METADATA, LABELS, ADMISSIONS, PATIENTS])
+def test_a_missing_table_is_named_with_all_that_are_needed(tree: MimicTree, name: str) -> None:
+    (tree.write() / name).unlink()
+    with pytest.raises(
+        FileNotFoundError, match=f"has no {Path(name).name} or .*needed are {METADATA}.*patients.csv.gz"
+    ):
+        select_mimic_cxr(tree.root)
+
+
+def test_the_wrong_folder(tree: MimicTree, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"root .*nowhere is no folder"):
+        select_mimic_cxr(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"has no mimic-cxr-2.0.0-metadata.csv.gz"):
+        select_mimic_cxr(tree.write() / "files")
+    selection = select_mimic_cxr(tree.root)
+    (tree.root / "files").rename(tree.root / "images")
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*files; put the images there"):
+        read_mimic_cxr(selection, 16, cache_dir=tmp_path / "cache")
+
+
+def test_two_versions_of_a_table(tree: MimicTree) -> None:
+    shutil.copytree(tree.write() / "hosp", tree.root / "mimiciv" / "3.1" / "hosp")
+    with pytest.raises(ValueError, match=r"hosp/admissions.csv.gz and .*hosp/admissions.csv.gz; keep one"):
+        select_mimic_cxr(tree.root)
+
+
+def test_tables_that_do_not_belong_together_leave_nothing(tree: MimicTree) -> None:
+    for row in tree.admissions:
+        row["subject_id"] = "7"
+    with pytest.raises(ValueError, match=r"The split 'train' has no image.*\n.*\n[^$]* subject has an admission +0 +0"):
+        select_mimic_cxr(tree.write())
+
+
+def test_too_few_subjects_for_three_splits(tmp_path: Path) -> None:
+    tree = MimicTree(tmp_path)
+    for subject_id in KEPT[:3]:
+        tree.add(subject_id)
+    with pytest.raises(ValueError, match=r"The split 'validation' has no image.*too few subjects"):
+        select_mimic_cxr(tree.write())
+
+
+def test_impossible_arguments(tree: MimicTree) -> None:
+    with pytest.raises(ValueError, match="resolution must be at least 1 pixel, got 0"):
+        load_mimic_cxr(tree.write(), 0)
+    with pytest.raises(ValueError, match="on_error must be 'skip' or 'raise', got 'ignore'"):
+        load_mimic_cxr(tree.root, 16, on_error="ignore")
+
+
+# ---- the lists of images of chexploration -------------------------------------------------------------------------
+
+SAMPLE_COLUMNS = ["dicom_id", "path", "path_preproc", "age", "sex", "sex_label", "race", "race_label", "disease"]
+
+
+@pytest.fixture
+def samples(tree: MimicTree, tmp_path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the three files by name, four images each, of subjects that no rule of the tables keeps."""
+    files: dict[str, list[dict[str, Any]]] = {}
+    for number in range(12):
+        subject_id = str(60_000_000 + number)
+        tree.add(subject_id, race="OTHER", views=("LATERAL",))
+        study_id, dicom_id = (tree.metadata[-1][name] for name in ("study_id", "dicom_id"))
+        files.setdefault(("train", "val", "test")[number % 3], []).append(
+            {
+                "dicom_id": dicom_id,
+                "path_preproc": f"preproc_224x224/s{study_id}_{dicom_id}.jpg",
+                "age": 50.0 + number,
+                "sex_label": number % 2,
+                "race_label": number % 3,
+                "disease": ("No Finding", "Pleural Effusion", "Other")[number // 3 % 3],
+            }
+        )
+    return files
+
+
+def write_samples(tree: MimicTree, files: dict[str, list[dict[str, Any]]], folder: Path) -> Path:
+    tree.write()
+    for name, rows in files.items():
+        write_table(folder / f"mimic.sample.{name}.csv", rows, SAMPLE_COLUMNS)
+    return folder
+
+
+def test_lists_of_images_replace_filter_and_split(tree: MimicTree, samples: dict, tmp_path: Path) -> None:
+    folder = write_samples(tree, samples, tmp_path / "meta")
+    for name in (LABELS, ADMISSIONS, PATIENTS):  # not needed then
+        (tree.root / name).unlink()
+    selection = select_mimic_cxr(tree.root, sample_csv_dir=folder)
+    assert lost(selection) == {"no finding or pleural effusion": 3}
+    rows = selection.rows.set_index("subject_id")
+    for number in (*range(6), *range(9, 12)):
+        row = rows.loc[str(60_000_000 + number)]
+        assert row["split"] == ("train", "validation", "test")[number % 3]
+        assert row["age"] == 50 + number
+        assert row["sex"] == ("male", "female")[number % 2]
+        assert row["race"] == ("White", "Asian", "Black")[number % 3]
+        assert row["disease"] == ("no finding", "pleural effusion", None)[number // 3 % 3]
+        assert Path(row["image"]).is_file()
+    splits = load_mimic_cxr(tree.root, 16, sample_csv_dir=folder, cache_dir=tmp_path / "cache")
+    assert [len(split) for split in splits.values()] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "step", "message"),
+    [
+        ("path_preproc", "preproc_224x224/s1_2.jpg", "image is in the metadata", "s1_2.jpg: path_preproc must name an"),
+        ("path_preproc", "scan.jpg", "image is in the metadata", "scan.jpg: path_preproc must name an image of"),
+        ("path_preproc", None, "image is in the metadata", "nan: path_preproc must name an image of"),
+        ("sex_label", 2, "sex is known", "jpg: sex_label must be 0 or 1"),
+        ("race_label", None, "race is White, Asian or Black", "jpg: race_label must be 0, 1 or 2"),
+        ("age", None, "age is known", "jpg: age must be a number of years"),
+    ],
+)
+def test_a_damaged_row_of_a_list(
+    tree: MimicTree, samples: dict, tmp_path: Path, column: str, value: Any, step: str, message: str
+) -> None:
+    samples["train"][0][column] = value
+    selection = select_mimic_cxr(tree.root, sample_csv_dir=write_samples(tree, samples, tmp_path / "meta"))
+    assert lost(selection) == {step: 1, "no finding or pleural effusion": 3}
+    assert len(selection.problems) == 1
+    assert "mimic.sample.train.csv: " in selection.problems[0]
+    assert message in selection.problems[0]
+
+
+def test_an_image_listed_twice_is_one_and_a_subject_of_two_lists_an_error(
+    tree: MimicTree, samples: dict, tmp_path: Path
+) -> None:
+    samples["val"].append(dict(samples["val"][0]))
+    selection = select_mimic_cxr(tree.root, sample_csv_dir=write_samples(tree, samples, tmp_path / "meta"))
+    assert len(selection.rows) == 9
+    samples["val"].append(dict(samples["train"][0]))
+    with pytest.raises(ValueError, match=r"subject_id 60000000 is in more than one of mimic.sample.train.csv, "):
+        select_mimic_cxr(tree.root, sample_csv_dir=write_samples(tree, samples, tmp_path / "meta"))
+
+
+def test_missing_lists(tree: MimicTree, samples: dict, tmp_path: Path) -> None:
+    folder = write_samples(tree, samples, tmp_path / "meta")
+    (folder / "mimic.sample.val.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no mimic.sample.val.csv; needed are mimic.sample.train.csv, "):
+        select_mimic_cxr(tree.root, sample_csv_dir=folder)
+    write_table(folder / "mimic.sample.val.csv", samples["val"], SAMPLE_COLUMNS[:-1])
+    with pytest.raises(ValueError, match=r"mimic.sample.val.csv has no column \['disease'\]"):
+        select_mimic_cxr(tree.root, sample_csv_dir=folder)
+
+
+# ---- interruptions and the recipe ---------------------------------------------------------------------------------
+
+
+def test_an_interrupted_preparation_goes_on(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    selection = select_mimic_cxr(complete)
+    monkeypatch.setattr(pixels, "CHUNK", 10)
+    fit, decoded = pixels.fit_picture, []
+
+    def until_interrupted(*arguments: Any) -> np.ndarray:
+        decoded.append(arguments)
+        if len(decoded) > limit:
+            raise KeyboardInterrupt
+        return fit(*arguments)
+
+    monkeypatch.setattr(pixels, "fit_picture", until_interrupted)
+    limit = 15
+    with pytest.raises(KeyboardInterrupt):
+        read_mimic_cxr(selection, 16, num_workers=1, cache_dir=tmp_path / "cache")
+    limit = 1_000
+    decoded.clear()
+    splits, _ = read_mimic_cxr(selection, 16, num_workers=1, cache_dir=tmp_path / "cache")
+    assert len(decoded) == 30  # ten were done
+    expected, _ = read_mimic_cxr(selection, 16, cache_dir=tmp_path / "other")
+    for name in expected:
+        assert splits[name].to_dict() == expected[name].to_dict()
+
+
+def run(cwd: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(RECIPE), *map(str, arguments)]
+    environment = os.environ | {
+        "HF_HOME": str(cwd / "huggingface"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "error::FutureWarning",
+    }
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_recipe(complete: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "out.unfinished").mkdir()  # of a run that was cut off while it wrote
+    (tmp_path / "out.unfinished" / "dataset_dict.json").write_text("{")
+    result = run(tmp_path, "--root", complete, "--output_dir", out, "--resolution", "16")
+    assert result.returncode == 0, result.stderr
+    splits = load_from_disk(out)
+    assert isinstance(splits, DatasetDict)
+    assert list(splits) == ["train", "validation", "test"]
+    assert [len(rows) for rows in splits.values()] == split_sizes(40)
+    assert splits["train"][0]["image"].size == (16, 16)
+    funnel = pd.read_csv(out / "funnel.csv")
+    assert list(funnel) == ["step", "images", "subjects"]
+    assert funnel["step"].iloc[-1] == "image can be read"
+    assert (funnel["images"] == 40).all()
+    assert "White, Asian or Black" in result.stdout
+    assert "train            24 images of     24 subjects" in result.stdout
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == ["out"]
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The recipe in this process, which is faster: for what it refuses."""
+    spec = importlib.util.spec_from_file_location("prepare_mimic_cxr", RECIPE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def call(*arguments: str | Path) -> None:
+        monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments)])
+        module.main()
+
+    return call
+
+
+def test_the_recipe_overwrites_nothing(recipe: Callable[..., None], complete: Path, tmp_path: Path) -> None:
+    (tmp_path / "dataset_dict.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"--output_dir .* is there already and not empty; give another one"):
+        recipe("--root", complete, "--output_dir", tmp_path)
+
+
+def test_the_recipe_on_a_wrong_folder_leaves_nothing(recipe: Callable[..., None], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"has no mimic-cxr-2.0.0-metadata.csv.gz"):
+        recipe("--root", tmp_path, "--output_dir", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_recipe_passes_on_error_on(recipe: Callable[..., None], tree: MimicTree, tmp_path: Path) -> None:
+    tree.metadata.append(dict(tree.metadata[3]))
+    with pytest.raises(SystemExit, match=r"line 12: dicom_id .* again. Repair or remove it"):
+        recipe("--root", tree.write(), "--output_dir", tmp_path / "out", "--on_error", "raise")

@@ -1,0 +1,216 @@
+"""The whole run as one command, on a folder of generated pictures and models of toy size."""
+
+import ast
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from softcft import DSCMPipeline
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN_ALL = ROOT / "recipes" / "run_all.py"
+TINY = Path(__file__).with_name("tiny.yaml")
+
+GRAPH = """
+graph:
+  - {name: shape, kind: binary, categories: [disc, square]}
+  - {name: width, kind: continuous, low: 4, high: 12, unit: pixels, parents: [shape]}
+columns:
+  shape: {column: form, values: {0: disc, 1: square}}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 grey pictures of 16 x 16 pixels with their table, a graph for them, and models of toy size."""
+    folder = tmp_path_factory.mktemp("run_all")
+    random = np.random.default_rng(0)
+    (folder / "pictures").mkdir()
+    lines = ["file_name,form,width"]
+    y, x = np.mgrid[:16, :16] - 7.5
+    for i in range(60):
+        form, width = i % 2, 4 + i % 9
+        inside = (x**2 + y**2 < width**2 / 4) if form == 0 else (np.maximum(abs(x), abs(y)) < width / 2)
+        pixels = 200 * inside + random.integers(0, 40, (16, 16))
+        Image.fromarray(pixels.astype("u1")).save(folder / "pictures" / f"{i}.png")
+        lines.append(f"{i}.png,{form},{width}")
+    (folder / "pictures" / "metadata.csv").write_text("\n".join(lines) + "\n")
+    (folder / "graph.yaml").write_text(GRAPH)
+    config = yaml.safe_load(TINY.read_text())
+    del config["graph"]
+    config["data"] = {"sample_size": 16}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture
+def data(folder: Path) -> list[str]:
+    """The flags of the data."""
+    return ["--config", "tiny.yaml", "--dataset_name", "pictures", "--graph", "graph.yaml"]
+
+
+@pytest.fixture
+def run_all(folder: Path, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs the recipe here, but in place of the other recipes scripts that write down how they were called."""
+    spec = importlib.util.spec_from_file_location("run_all", RUN_ALL)
+    assert spec is not None
+    assert spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    for name in ("train_scm", "train_classifier", "train_hvae", "soft_cft", "evaluate"):
+        (tmp_path / f"{name}.py").write_text(f"import sys; open('{tmp_path}/calls', 'a').write(str(sys.argv) + '\\n')")
+    monkeypatch.setattr(recipe, "RECIPES", tmp_path)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
+    monkeypatch.chdir(folder)
+
+    def run_all(*flags: str, **scripts: str) -> None:
+        for name, script in scripts.items():
+            (tmp_path / f"{name}.py").write_text(script)
+        monkeypatch.setattr(sys, "argv", ["run_all.py", *data, *flags])
+        recipe.main()
+
+    return run_all
+
+
+def calls(tmp_path: Path) -> list[list[str]]:
+    return [ast.literal_eval(line) for line in (tmp_path / "calls").read_text().splitlines()]
+
+
+def value(command: list[str], flag: str) -> str:
+    """What a recipe reads where a flag is given twice."""
+    return command[len(command) - command[::-1].index(flag)]
+
+
+def test_from_pictures_to_a_table_and_a_pipeline(folder: Path, data: list[str]) -> None:
+    environment = {"HF_HOME": str(folder / "huggingface"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, str(RUN_ALL), *data, "--output_dir", "runs/mine", "--max_train_steps", "2"],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    steps = ["== 1/5", "== 2/5", "== 3/5", "== 4/5", "Table 1", "== 5/5 Done after", "runs/mine/table1.md"]
+    assert sorted(steps, key=run.stdout.index) == steps
+    assert "The judge on validation data" in run.stdout
+    assert "hvae: 100%" in run.stderr
+    out = folder / "runs" / "mine"
+    assert "Soft-CFT" in (out / "table1.md").read_text()
+    assert yaml.safe_load((out / "hvae" / "config.yaml").read_text())["hvae"]["max_train_steps"] == 2
+    pipeline = DSCMPipeline.from_pretrained(out / "soft")
+    with Image.open(folder / "pictures" / "0.png") as picture:
+        result = pipeline(picture, parents={"shape": "disc", "width": 4}, do={"shape": "square"})
+    assert result.parents["shape"] == ["square"]
+    assert result.images[0].size == (16, 16)
+
+
+def test_each_recipe_gets_the_data_its_seed_and_its_steps(
+    run_all: Callable[..., None], data: list[str], tmp_path: Path
+) -> None:
+    run_all("--seed", "4", "--max_train_steps", "3", "--sample_size=16")
+    assert len(calls(tmp_path)) == 8 + (not torch.cuda.is_available())  # evaluate.py by two processes
+    for script, *flags in calls(tmp_path):
+        assert flags[flags.index("--config") :][: len(data)] == data
+        assert "--sample_size=16" in flags
+        assert value(flags, "--output_dir") == "runs-seed4"
+        assert value(flags, "--seed") == ("1004" if "judge" in flags else "4")
+        if not script.endswith("evaluate.py"):
+            assert value(flags, "--max_train_steps") == "3"  # of 4 for the image model
+            assert value(flags, "--resume_from_checkpoint") == "latest"
+    order = [Path(script).stem for script, *_ in calls(tmp_path)]
+    assert order[0] == "train_scm"
+    assert sorted(order[1:4]) == ["train_classifier", "train_classifier", "train_hvae"]
+    assert order[4:] == ["soft_cft"] * 3 + ["evaluate"] * (len(order) - 7)
+
+
+def test_a_trial_does_not_lengthen_a_training(run_all: Callable[..., None], tmp_path: Path) -> None:
+    run_all("--output_dir", "runs/short", "--max_train_steps", "1000")
+    steps = {Path(script).stem: value(flags, "--max_train_steps") for script, *flags in calls(tmp_path)[:-2]}
+    assert steps == {"train_scm": "3", "train_classifier": "3", "train_hvae": "4", "soft_cft": "3"}
+
+
+def test_a_failure_beside_ends_the_run_at_once_and_is_shown(run_all: Callable[..., None], tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as stopped:
+        run_all(
+            *("--output_dir", "runs/failed"),
+            train_hvae=f"import os, time; open('{tmp_path}/pid', 'w').write(str(os.getpid())); time.sleep(300)",
+            train_classifier="import sys, time; time.sleep(1); print('x' * 99, file=sys.stderr); sys.exit('no memory')",
+        )
+    assert time.monotonic() - began < 60  # the 300 seconds of the other are not waited for
+    message = str(stopped.value)
+    assert message.startswith("\nguide failed (exit status 1), see runs/failed/logs/guide.err\nxxx")
+    assert message.endswith("\nno memory")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_stopped_run_leaves_nothing_behind_and_goes_on(
+    folder: Path, data: list[str], run_all: Callable[..., None], tmp_path: Path
+) -> None:
+    """The first time, the image model stops the run, as Ctrl-C would."""
+    script = f"""
+import os, pathlib, signal, sys, time
+pids = pathlib.Path('{tmp_path}/pids')
+pids.open('a').write(f'{{os.getpid()}} ')
+if 'train_hvae' in sys.argv[0] and not pathlib.Path('{tmp_path}/stopped').exists():
+    pathlib.Path('{tmp_path}/stopped').touch()
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(300)
+"""
+    with pytest.raises(SystemExit, match=r"Stopped\. The same command goes on from here"):
+        run_all("--output_dir", "runs/stopped", train_hvae=script, train_classifier=script + "time.sleep(300)")
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert pids
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    run_all("--output_dir", "runs/stopped", train_classifier=script)
+    assert "evaluate.py" in (tmp_path / "calls").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--sample_sise", "16"], r"^unknown argument '--sample_sise'; did you mean '--sample_size'\?$"),
+        (["--learning_rate", "1"], r"^unknown argument '--learning_rate'"),
+        (["--max_train_steps", "0"], r"^--max_train_steps must be at least 1, got 0\.$"),
+        (["--seed", "-1"], r"^--seed must be >= 0, got -1\.$"),
+        (["--num_test", "0"], r"^--num_test must be at least 1, got 0"),
+    ],
+)
+def test_mistakes_end_it_before_anything_is_made(
+    run_all: Callable[..., None], tmp_path: Path, flags: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_all("--output_dir", "runs/mistake", *flags)
+    assert not Path("runs/mistake").exists()
+    assert not (tmp_path / "calls").exists()
+
+
+def test_a_mistake_in_the_settings_of_the_last_training_is_told_first(
+    folder: Path, run_all: Callable[..., None]
+) -> None:
+    config = yaml.safe_load((folder / "tiny.yaml").read_text())
+    for section, key, message in (
+        ("cft", {"dampening": 1}, r"unknown key 'dampening' in section 'cft'; did you mean 'damping'"),
+        ("judge", {"model": {"backbones": {}}}, r"judge.model: AttributeClassifier takes no 'backbones'; did you mean"),
+    ):
+        (folder / "wrong.yaml").write_text(yaml.safe_dump(config | {section: config[section] | key}))
+        with pytest.raises(ValueError, match=message):
+            run_all("--output_dir", "runs/mistake", "--config", "wrong.yaml")
+    assert not Path("runs/mistake").exists()
