@@ -95,15 +95,16 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
         return torch.cat([encode_rows(table, self._graph) for table in tables])
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Go through the rows, again and again. Of several workers each has a share of the files."""
-        rows = self._rows
+        """Go through the rows, again and again. Of several workers each decodes its share of them."""
+        rows, to_skip = self._rows, self._skipped
         if self._half != "all":
-            remainder = int(self._half == "odd")
-            rows = rows.filter(lambda _, index: index % 2 == remainder, with_indices=True)
-        to_skip = self._skipped
+            rows = _every(rows, 2, int(self._half == "odd"))
+        if (worker := torch.utils.data.get_worker_info()) is not None:
+            rows, to_skip = _every(rows, worker.num_workers, worker.id), to_skip // worker.num_workers
         for epoch in range(2**31):
             seen = given = 0
-            shuffled = rows.shuffle(seed=self._seed + epoch, buffer_size=BUFFER)
+            # One file at a time: several would be read by threads.
+            shuffled = rows.shuffle(seed=self._seed + epoch, buffer_size=BUFFER, max_buffer_input_shards=1)
             for table in _tables(shuffled, BATCH, self._graph, self._columns):
                 seen += len(table)
                 if to_skip >= len(table):
@@ -133,6 +134,11 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
             return None
         image = torch.from_numpy(pixels.copy()).view(self.sample_size, self.sample_size, self.image_channels)
         return {"image": image.permute(2, 0, 1), "parents": parents}
+
+
+def _every(rows: datasets.IterableDataset, step: int, first: int) -> datasets.IterableDataset:
+    """Every so many of the rows, beginning with one of the first ones."""
+    return rows.filter(lambda _, index: index % step == first, with_indices=True)
 
 
 def _tables(

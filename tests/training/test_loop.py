@@ -3,12 +3,14 @@ import math
 import os
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from softcft.training import loop
 from softcft.training.config import TrainingConfig
@@ -249,6 +251,29 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(tmp_path, workers):
     assert without_speed(lines(folder)) == without_speed(lines(tmp_path / "whole"))
     assert checkpoints(folder) == ["checkpoint-4", "checkpoint-8", "checkpoint-9"]
     assert not (folder / "partial-checkpoint").exists()
+
+
+class Stream(IterableDataset):
+    """The samples one after the other, without end."""
+
+    def __init__(self, samples, skipped=0):
+        self.samples, self.skipped = samples, skipped
+
+    def skip(self, n):
+        return Stream(self.samples, self.skipped + n)
+
+    def __iter__(self):
+        for i in count(self.skipped):
+            yield self.samples[i % len(self.samples)]
+
+
+def test_a_streamed_run_resumes_where_it_was(tmp_path):
+    fields = {"dataset": Stream(numbers(n=7)), "train_batch_size": 2, "gradient_accumulation_steps": 2}
+    whole = run(tmp_path / "whole", Adaptive(), max_train_steps=9, **fields)
+    folder = tmp_path / "parts"
+    run(folder, Adaptive(), max_train_steps=4, checkpointing_steps=4, **fields)
+    resumed = run(folder, Adaptive(), max_train_steps=9, resume_from_checkpoint="latest", **fields)
+    assert equal(whole, resumed)
 
 
 def test_resume_of_a_finished_run_returns_its_weights(tmp_path):
