@@ -6,7 +6,7 @@ r"""How long softcft takes for the bound that causal-gen reaches in a given time
 
 :mod:`peer` says how to get the peer. Both sides train on the same images in batches of 32: the peer for 20 minutes the
 architecture that it publishes for Morpho-MNIST (exogenous prior), as its trainer does, in float32, with its own
-optimizer settings; softcft in bfloat16 the model of ``recipes/configs/morphomnist.yaml``, which works on patches of 2 x 2
+optimizer settings; softcft in bfloat16 that of ``recipes/configs/morphomnist.yaml``, which works on patches of 2 x 2
 pixels and has more channels and fewer layers. (At equal architecture ``hvae.py`` compares both.) Time is that of the
 processor, spent in training steps alone. The bound of the raw weights is taken on the same validation images, with the
 same noise, the exact likelihood and in float32: the peer's weights are converted for it. One process, one thread.

@@ -132,6 +132,8 @@ def train(  # noqa: C901  # one algorithm, told in order
     step_size = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     seen = first_step * step_size
     streamed = isinstance(dataset, IterableDataset)
+    # Its own generator: by default, starting to load would draw from the global one, once more after each resume.
+    generator = torch.Generator().manual_seed(config.seed)
     dataloader = DataLoader(
         dataset.skip(seen) if streamed else dataset,  # type: ignore[attr-defined]
         batch_size=config.train_batch_size,
@@ -140,10 +142,11 @@ def train(  # noqa: C901  # one algorithm, told in order
         collate_fn=collate_fn,
         num_workers=config.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda",
-        # Its own generator: by default, starting to load would draw from the global one, once more after each resume.
-        generator=torch.Generator().manual_seed(config.seed),
+        generator=generator,
     )
     wrapped, optimizer, dataloader, scheduler = accelerator.prepare(objective, optimizer, dataloader, scheduler)
+    if streamed:
+        dataloader.base_dataloader.generator = generator  # Accelerate drops it
     ema = EMAModel(parameters, decay=config.ema_decay, foreach=True) if config.ema_decay else None
     if ema:
         accelerator.register_for_checkpointing(ema)
