@@ -181,6 +181,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
 def plot(paths: list[str], out: str) -> None:
     """Both curves in one picture, with the ratio of the times at the peer's best bound."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     runs = {run["side"]: run for run in (json.loads(Path(path).read_text()) for path in paths)}
     target = runs["peer"]["best"]
@@ -191,7 +192,10 @@ def plot(paths: list[str], out: str) -> None:
         curve = runs[side]["curve"]
         axes.plot([p["cpu_s"] / 60 for p in curve], [p["nelbo"] for p in curve], ".-", color=color, label=label)
     axes.axhline(target, color="0.6", linewidth=0.8, linestyle="--")
-    axes.set(xscale="log", yscale="log", xlabel="processor time (minutes)", ylabel="validation NELBO (nats/dim)")
+    axes.set(xscale="log", yscale="log", yticks=[0.7, 1, 1.5, 2, 2.5], xlabel="processor time (minutes)", ylabel="validation NELBO (nats/dim)")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     title = "Morpho-MNIST, each with its own architecture, batch 32, one thread"
     if times["softcft"] is not None:
         title += f"\nsame bound {times['peer'] / times['softcft']:.1f} times sooner"

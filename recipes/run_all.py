@@ -133,12 +133,15 @@ def plan() -> tuple[Path, dict[str, list[str]]]:
 
     steps = {"evaluate": [*flags, "--seed", str(settings.seed)]}
     for section, (types, model_class) in TRAININGS.items():
-        config, _, training, *_ = parse_config(
+        config, data, training, *_ = parse_config(
             section, DataConfig, TrainingConfig, *types, default_config=DEFAULT_CONFIG, argv=flags
         )
-        CausalGraph(config["graph"])
+        graph = CausalGraph(config["graph"])
         if model_class is not None:
-            model_arguments(config, section, model_class)
+            arguments = model_arguments(config, section, model_class)
+        if model_class is HVAEModel:
+            with torch.device("meta"):  # no memory: whether it can be built is all that is asked
+                HVAEModel(graph.to_list(), data.sample_size, **arguments)
         most = min(training.max_train_steps, settings.max_train_steps or training.max_train_steps)
         seed = settings.seed + 1000 * (section == "judge")
         steps[section] = [*flags, "--seed", str(seed), "--max_train_steps", str(most)]

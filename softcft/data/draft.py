@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -63,8 +64,8 @@ def draft_graph(table: DatasetDict) -> str:
             + ". Add columns of attributes: to a folder of pictures by metadata.csv, with a column file_name."
         )
     lines = [
-        "# A draft: correct kinds, ranges and categories, and give units (unit: years). What causes what is your knowledge:",
-        "# add the causes of a variable, parents: [NAME, NAME]. Other names for categories go under columns (values).",
+        "# A draft: correct kinds, ranges and categories, give units (unit: years). No variable causes another yet,",
+        "# for that is your knowledge: add parents: [NAME, NAME]. Other names for categories are given by columns.",
         "graph:",
         *(f"  - {_flow(variable)}" for variable in variables),
     ]
@@ -100,8 +101,9 @@ def _guess(rows: Sequence[Dataset], column: str) -> dict[str, Any] | str:  # noq
         return f"always {next(iter(different))!r}" if different else "no values"
     if isinstance(feature, ClassLabel):
         return _discrete([name for name in feature.names if name in different])
+    keep = f"; if it is a patient's, --group_column {column} keeps all their rows in one split"
+    keep = keep if len(different) < len(values) else ""
     if IDENTIFIER.search(column.rpartition(".")[2]):
-        keep = f"; --group_column {column} keeps its rows in one split" if len(different) < len(values) else ""
         return f"an identifier, it seems{keep}"
     if isinstance(values[0], bool):
         return _discrete(sorted(different))
@@ -109,7 +111,7 @@ def _guess(rows: Sequence[Dataset], column: str) -> dict[str, Any] | str:  # noq
         numbers = [float(value) for value in values]
     except ValueError:
         if len(different) > FEW_WORDS:
-            return f"{len(different):,} different words; for a variable, give their categories and columns: values"
+            return f"{len(different):,} different words; for a variable, merge them by columns{keep}"
         return _discrete(sorted(different))
     if not all(math.isfinite(number) for number in numbers):
         return "infinite values"
@@ -135,4 +137,14 @@ def _range(low: float, high: float) -> dict[str, float]:
 
 def _flow(fields: dict[str, Any]) -> str:
     """A mapping as YAML in one line."""
-    return yaml.safe_dump(fields, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf).strip()
+    return "{" + ", ".join(f"{_scalar(key)}: {_scalar(value)}" for key, value in fields.items()) + "}"
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_scalar, value)) + "]"
+    if not isinstance(value, str):
+        return str(value)
+    # In quotes unless it is a word to every version of YAML: "no" is false to some, "1e3" a number to others.
+    is_word = re.fullmatch(r"[A-Za-z]\w*( \w+)*", value) and yaml.safe_load(value) == value
+    return value if is_word else json.dumps(value, ensure_ascii=False)

@@ -32,6 +32,7 @@ CHUNK = 1_000  # pictures that are prepared and cached together: what an interru
 VERSION = 1  # of the pixels: raise it with any change of them, so that cached ones are made anew
 MAGIC = {1: "P5", 3: "P6"}
 MODES = {1: "L", 3: "RGB"}
+UNREADABLE = (OSError, ValueError, SyntaxError, PILImage.DecompressionBombError)  # what PIL raises
 
 
 def encode_pixels(pixels: np.ndarray) -> dict[str, Any]:
@@ -77,9 +78,25 @@ def read_pixels(rows: Dataset, indices: list[int] | range, shape: tuple[int, int
 
 
 def picture_shape(rows: Dataset) -> tuple[int, int, int]:
-    """Channels (1 or 3), height and width of the first picture of ``rows`` as it is stored."""
-    picture = rows.select([0]).cast_column("image", Image())[0]["image"]
-    return (1 if is_grey(picture) else 3), picture.height, picture.width
+    """Channels (1 or 3), height and width, as it is stored, of the first picture of ``rows`` that can be read.
+
+    Raises:
+        ValueError: If none of them can.
+    """
+    for stored in rows.select_columns("image").cast_column("image", Image(decode=False)):
+        try:
+            with _open(stored["image"]) as picture:
+                return (1 if is_grey(picture) else 3), picture.height, picture.width
+        except UNREADABLE:
+            continue
+    raise ValueError(f"None of the {len(rows)} images can be read.")
+
+
+def _open(stored: dict[str, Any] | None) -> PILImage.Image:
+    stored = stored or {"bytes": None, "path": None}
+    if stored["bytes"] is None and stored["path"] is None:
+        raise ValueError("it has no image")
+    return PILImage.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
 
 
 def is_grey(picture: PILImage.Image) -> bool:
@@ -193,14 +210,11 @@ def _prepare(rows: Dataset, size: int, channels: int, num_workers: int | None) -
     """The rows of a chunk with their images prepared, or with the ``problem`` that prevented it."""
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
-        stored = row["image"] or {"bytes": None, "path": None}
         try:
-            if stored["bytes"] is None and stored["path"] is None:
-                raise ValueError("it has no image")
-            with PILImage.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"])) as picture:
+            with _open(row["image"]) as picture:
                 return {**row, "image": encode_pixels(fit_picture(picture, size, channels)), "problem": None}
-        except (OSError, ValueError, SyntaxError, PILImage.DecompressionBombError) as error:  # what PIL raises
-            return {**row, "image": None, "problem": f"{stored['path'] or 'An image'}: {error}"}
+        except UNREADABLE as error:
+            return {**row, "image": None, "problem": f"{(row['image'] or {}).get('path') or 'An image'}: {error}"}
 
     # Threads suffice: PIL lets go of Python's lock while it decodes and resizes.
     with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from softcft.graph import CausalGraph
 
-__all__ = ["attribute_captions", "cft_comparison", "counterfactual_grid", "training_curves", "value_captions"]
+__all__ = [
+    "attribute_captions",
+    "cft_comparison",
+    "counterfactual_grid",
+    "example_grid",
+    "training_curves",
+    "value_captions",
+]
 
 FONT_SIZE = 9.0
 VALUE_FONT_SIZE = 7.5
@@ -159,6 +166,49 @@ def cft_comparison(
     return _draw_grid(blocks, headings)
 
 
+def example_grid(image: Mapping[str, Tensor], captions: Mapping[str, Sequence[str]]) -> Figure:
+    """Show real images in rows, such as one row for each category.
+
+    Args:
+        image: By heading of the row, such as ``"sex: female"``, images in [-1, 1], shape (B, C, H, W), C 1 or 3. Rows
+            may differ in B.
+        captions: By heading, what is written below each of its images.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there are no rows, a row has no images, or captions are not one per image.
+    """
+    if not image:
+        raise ValueError("image is empty: there is nothing to show.")
+    for heading, images in image.items():
+        if images.ndim != 4 or not len(images) or images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"image['{heading}'] must have shape (B, C, H, W) with B > 0 and C 1 or 3, got {tuple(images.shape)}."
+            )
+        if len(captions.get(heading, ())) != len(images):
+            raise ValueError(f"captions['{heading}'] must be {len(images)}, one per image.")
+    wrapped = {heading: [textwrap.fill(text, VALUE_WRAP) for text in captions[heading]] for heading in image}
+    lines = [max(text.count("\n") + 1 for text in texts) for texts in wrapped.values()]
+    heights = [CELL + VALUE_FONT_SIZE / 60 * number + 0.15 for number in lines]
+    columns = max(len(images) for images in image.values())
+    figure = Figure(
+        figsize=(CELL * columns + 0.5, sum(heights)),
+        layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.04, wspace=0, hspace=0),
+    )
+    grid = figure.subplots(len(image), columns, squeeze=False, height_ratios=heights)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for row, (heading, images) in zip(grid, image.items(), strict=True):
+        row[0].set_ylabel(textwrap.fill(heading, WRAP), fontsize=FONT_SIZE)
+        for axes, picture, text in zip(row[: len(images)], images, wrapped[heading], strict=True):
+            _show(axes, picture)
+            axes.set_xlabel(text, fontsize=VALUE_FONT_SIZE, labelpad=2)
+    return figure
+
+
 def training_curves(records_by_run: Mapping[str, Sequence[Mapping[str, Any]]], keys: Mapping[str, str]) -> Figure:
     """Plot metrics of training runs over the optimizer steps.
 
@@ -185,7 +235,8 @@ def training_curves(records_by_run: Mapping[str, Sequence[Mapping[str, Any]]], k
         for run, records in records_by_run.items():
             points = [(record["step"], record[key]) for record in records if key in record]
             # A run without the metric still takes its colour, which is the same in all panels.
-            axes.plot(*zip(*points, strict=True) if points else ([], []), linewidth=1.2, label=run)
+            marker = "o" if len(points) == 1 else None  # a line of one point is not seen
+            axes.plot(*zip(*points, strict=True) if points else ([], []), linewidth=1.2, marker=marker, label=run)
         axes.set_xlabel("optimizer step", fontsize=FONT_SIZE)
         axes.set_ylabel(label, fontsize=FONT_SIZE)
         axes.tick_params(labelsize=FONT_SIZE - 1)

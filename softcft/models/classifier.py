@@ -111,18 +111,25 @@ class AttributeClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]  # dif
 
         Args:
             logits: Outputs on validation images, made with the present scales, shape (N, K).
-            parents: Encoded true attributes, shape (N, K).
+            parents: Encoded true attributes, shape (N, K), NaN where a value is missing.
+
+        Raises:
+            ValueError: If no image tells the value of a variable.
         """
         raw = torch.where(self.is_continuous, logits, logits * self.column_scales)
         scales = {}
         for variable in self.causal_graph.variables:
             columns = self.causal_graph.slices[variable.name]
-            if variable.kind == "continuous":
-                scales[variable.name] = (
-                    (raw[:, columns] - parents[:, columns]).square().mean().sqrt().clamp_min(1e-4).item()
+            known = ~parents[:, columns].isnan().any(dim=1)
+            if not known.any():
+                raise ValueError(
+                    f"'{variable.name}' is missing in all {len(parents)} images, so there is no scale."
                 )
+            predicted, labels = raw[known][:, columns], parents[known][:, columns]
+            if variable.kind == "continuous":
+                scales[variable.name] = (predicted - labels).square().mean().sqrt().clamp_min(1e-4).item()
             else:
-                scales[variable.name] = _fit_temperature(raw[:, columns], parents[:, columns])
+                scales[variable.name] = _fit_temperature(predicted, labels)
         self.column_scales = self._columns(scales).to(self.column_scales)
         self.register_to_config(scales=scales)
 

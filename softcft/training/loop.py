@@ -106,7 +106,7 @@ def train(  # noqa: C901  # one algorithm, told in order
         FileNotFoundError: If the checkpoint to resume from does not exist.
         ValueError: If the data set is empty, nothing requires a gradient, the output folder has checkpoints of steps
             yet to come, or the objective returns no ``loss`` or something that is not a scalar.
-        RuntimeError: If 50 steps in a row were skipped.
+        RuntimeError: If 50 steps in a row were skipped, or all there were.
     """
     output_dir = Path(config.output_dir)
     resume_from, first_step = _checkpoint_to_resume(config, output_dir)
@@ -219,6 +219,11 @@ def train(  # noqa: C901  # one algorithm, told in order
 
     for tracker in accelerator.trackers:
         tracker.finish()
+    if skipped_in_a_row and skipped_in_a_row == total - first_step:
+        raise RuntimeError(
+            f"{name}: all {skipped_in_a_row} steps were skipped, the last one with loss {loss:.6g} and gradient norm "
+            f"{norm:.6g}. Nothing was learned; look for values that are not finite in data and models."
+        )
     accelerator.wait_for_everyone()
     if ema:
         ema.copy_to(parameters)

@@ -127,6 +127,13 @@ def test_more_bits_are_refused_and_not_clipped(mode: str) -> None:
         fit_picture(PILImage.new(mode, (8, 8)), 8, 1)
 
 
+def test_shape_is_that_of_the_first_picture_that_can_be_read() -> None:
+    pictures = [None, {"bytes": b"no picture", "path": None}, encoded(PILImage.new("RGB", (5, 4)))]
+    assert picture_shape(table(pictures)) == (3, 4, 5)
+    with pytest.raises(ValueError, match="None of the 2 images can be read"):
+        picture_shape(table(pictures[:2]))
+
+
 # ---- a whole data set ---------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from softcft.evaluation.figures import (
     attribute_captions,
     cft_comparison,
     counterfactual_grid,
+    example_grid,
     training_curves,
     value_captions,
 )
@@ -192,3 +193,39 @@ def test_a_metric_that_no_run_has_is_refused():
         training_curves({"soft": [{"step": 1, "loss": 1.0}]}, {"nelbo": "NELBO"})
     with pytest.raises(ValueError, match="keys is empty"):
         training_curves({}, {})
+
+
+def test_examples_are_shown_in_rows_of_any_length(phantom):
+    image, _, captions = phantom
+    rows = {"sex: female": image, "age": image[:1]}
+    figure = example_grid(rows, {"sex: female": captions, "age": captions[:1]})
+    assert len(figure.axes) == 4
+    assert [axes.get_ylabel() for axes in figure.axes] == ["sex: female", "", "age", ""]
+    assert figure.axes[0].get_xlabel().replace("\n", " ") == captions[0]
+    assert len(np.unique(pixels(figure).reshape(-1, 3), axis=0)) > 50
+    coloured = {"a": torch.full((1, 3, 8, 8), 1.0) * torch.tensor([1, -1, -1])[:, None, None]}
+    assert (pixels(example_grid(coloured, {"a": ["red"]})) == [255, 0, 0]).all(axis=-1).any()
+
+
+@pytest.mark.parametrize(
+    ("rows", "captions", "message"),
+    [
+        ({}, {}, "image is empty"),
+        (
+            {"a": torch.zeros(0, 1, 8, 8)},
+            {"a": []},
+            r"image\['a'\] must have shape \(B, C, H, W\).* got \(0, 1, 8, 8\)",
+        ),
+        ({"a": torch.zeros(1, 2, 8, 8)}, {"a": ["x"]}, r"C 1 or 3, got \(1, 2, 8, 8\)"),
+        ({"a": torch.zeros(2, 1, 8, 8)}, {"a": ["x"]}, r"captions\['a'\] must be 2, one per image"),
+        ({"a": torch.zeros(2, 1, 8, 8)}, {}, r"captions\['a'\] must be 2, one per image"),
+    ],
+)
+def test_examples_that_cannot_be_shown(rows, captions, message):
+    with pytest.raises(ValueError, match=message):
+        example_grid(rows, captions)
+
+
+def test_a_run_of_one_record_is_seen():
+    figure = training_curves({"hvae": [{"step": 20, "nll": 3.0}]}, {"nll": "NLL"})
+    assert figure.axes[0].lines[0].get_marker() == "o"

@@ -161,6 +161,19 @@ def draw_parents(logits: Tensor) -> Tensor:
     return torch.cat([site, logits[:, AGE] + 0.1, draw((logits[:, ILL] / 9).sigmoid(), generator)], dim=1)
 
 
+def test_calibration_goes_by_what_is_known() -> None:
+    logits, parents = calibrated_data(600)
+    model, other = build(), build()
+    model.calibrate(logits[:400], parents[:400])
+    gaps = parents.clone()
+    gaps[400:, [*range(*SITE.indices(gaps.shape[1])), 3, 4]] = math.nan
+    other.calibrate(logits, gaps)
+    assert other.config.scales == pytest.approx(model.config.scales)
+    gaps[:, AGE] = math.nan
+    with pytest.raises(ValueError, match="'age' is missing in all 600 images"):
+        other.calibrate(logits, gaps)
+
+
 def test_calibrating_a_useless_or_perfect_classifier_stays_finite() -> None:
     logits, parents = calibrated_data(500)
     model = build()

@@ -104,7 +104,7 @@ def test_from_pictures_to_a_table_and_a_pipeline(folder: Path, data: list[str]) 
         check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    steps = ["== 1/5", "== 2/5", "== 3/5", "== 4/5", "Table 1", "== 5/5 Done after", "runs/mine/table1.md"]
+    steps = ["== 1/5", "== 2/5", "== 3/5", "== 4/5", "predictor: judge", "== 5/5 Done after", "runs/mine/table1.md"]
     assert sorted(steps, key=run.stdout.index) == steps
     assert "The judge on validation data" in run.stdout
     assert "hvae: 100%" in run.stderr
@@ -159,28 +159,29 @@ def test_a_failure_beside_ends_the_run_at_once_and_is_shown(run_all: Callable[..
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
+@pytest.mark.parametrize("where", ["train_hvae", "evaluate"])
 def test_a_stopped_run_leaves_nothing_behind_and_goes_on(
-    folder: Path, data: list[str], run_all: Callable[..., None], tmp_path: Path
+    run_all: Callable[..., None], tmp_path: Path, where: str
 ) -> None:
-    """The first time, the image model stops the run, as Ctrl-C would."""
+    """The first time, a step stops the run, as Ctrl-C would; evaluate.py is a grandchild of it."""
     script = f"""
 import os, pathlib, signal, sys, time
-pids = pathlib.Path('{tmp_path}/pids')
-pids.open('a').write(f'{{os.getpid()}} ')
-if 'train_hvae' in sys.argv[0] and not pathlib.Path('{tmp_path}/stopped').exists():
+pathlib.Path('{tmp_path}/pids').open('a').write(f'{{os.getpid()}} ')
+if '{where}' in sys.argv[0] and not pathlib.Path('{tmp_path}/stopped').exists():
     pathlib.Path('{tmp_path}/stopped').touch()
-    os.kill(os.getppid(), signal.SIGINT)
+    os.kill({os.getpid()}, signal.SIGINT)
     time.sleep(300)
 """
+    beside = f"{script}if not pathlib.Path('{tmp_path}/stopped').exists(): time.sleep({300 * (where == 'train_hvae')})"
     with pytest.raises(SystemExit, match=r"Stopped\. The same command goes on from here"):
-        run_all("--output_dir", "runs/stopped", train_hvae=script, train_classifier=script + "time.sleep(300)")
+        run_all("--output_dir", "runs/stopped", train_hvae=script, train_classifier=beside, evaluate=script)
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert pids
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     run_all("--output_dir", "runs/stopped", train_classifier=script)
-    assert "evaluate.py" in (tmp_path / "calls").read_text()
+    assert (tmp_path / "pids").read_text().split()[len(pids) :]
 
 
 @pytest.mark.parametrize(
@@ -191,6 +192,7 @@ if 'train_hvae' in sys.argv[0] and not pathlib.Path('{tmp_path}/stopped').exists
         (["--max_train_steps", "0"], r"^--max_train_steps must be at least 1, got 0\.$"),
         (["--seed", "-1"], r"^--seed must be >= 0, got -1\.$"),
         (["--num_test", "0"], r"^--num_test must be at least 1, got 0"),
+        (["--sample_size", "24"], r"^resolutions\[0\] must be sample_size / patch_size"),
     ],
 )
 def test_mistakes_end_it_before_anything_is_made(

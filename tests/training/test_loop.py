@@ -191,7 +191,8 @@ def test_bad_batch_is_skipped_and_counted(tmp_path, bad):
 def test_one_bad_batch_of_an_accumulated_step_skips_all_of_it(tmp_path):
     objective = Regression()
     dataset = numbers(n=6, bad=math.nan)
-    run(tmp_path, objective, dataset, train_batch_size=1, gradient_accumulation_steps=6, max_train_steps=3)
+    with pytest.raises(RuntimeError, match="toy: all 3 steps were skipped"):
+        run(tmp_path, objective, dataset, train_batch_size=1, gradient_accumulation_steps=6, max_train_steps=3)
     assert [entry["skipped"] for entry in lines(tmp_path)] == [1, 1, 1]
     assert equal(objective, Regression())
 
@@ -201,6 +202,12 @@ def test_fifty_skips_in_a_row_end_the_run(tmp_path):
     with pytest.raises(RuntimeError, match=r"toy: skipped 50 steps in a row, the last one \(step 50\) with loss nan"):
         run(tmp_path, dataset=dataset, max_train_steps=99)
     assert len(lines(tmp_path)) == 49
+
+
+def test_a_run_of_nothing_but_skips_is_an_error(tmp_path):
+    dataset = [{"x": torch.ones(3), "y": torch.tensor(math.nan)}] * 4
+    with pytest.raises(RuntimeError, match=r"toy: all 3 steps were skipped, the last one with loss nan"):
+        run(tmp_path, dataset=dataset, max_train_steps=3)
 
 
 # ---- the log --------------------------------------------------------------------------------------------------------

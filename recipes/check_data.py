@@ -1,0 +1,114 @@
+"""Look at a data set before hours of training: what is in it, what a model will see, and what would go wrong.
+
+    python recipes/check_data.py --dataset_name FOLDER                       # drafts a graph
+    python recipes/check_data.py --dataset_name FOLDER --graph graph.yaml    # checks the data set against a graph
+    python recipes/check_data.py --config recipes/configs/phantom.yaml       # or against a whole YAML file
+
+Reads all attributes and a sample of 1,000 pictures. Prints what is in them, what is wrong and how to repair it. Draws
+examples of each category, and of each quantity from its smallest to its largest value, as a model will see them, into
+--output_dir/check_data.png. The exit status is 1 if something would stop a training. Reads the section data.
+"""
+
+import argparse
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from datasets import DatasetDict
+
+from softcft import CausalGraph
+from softcft.data.draft import draft_graph
+from softcft.data.own import read_table
+from softcft.data.report import DataReport, check_data
+from softcft.data.schema import scale_pixels
+from softcft.data.sources import FOLDERS, GRAPHS, DataConfig, load_data
+from softcft.evaluation.figures import example_grid
+from softcft.training.parsing import parse_config
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
+BUILT_IN = (*GRAPHS, *FOLDERS)
+
+
+@dataclass(kw_only=True)
+class CheckConfig:
+    """What to read, and where to write."""
+
+    output_dir: str = field(metadata={"help": "Folder for check_data.png and, without a graph, graph_draft.yaml."})
+    all_images: bool = field(default=False, metadata={"help": "Read all pictures, not a sample of 1,000."})
+
+
+def parse() -> tuple[dict[str, Any], DataConfig, CheckConfig]:
+    """The settings; without a graph if one is to be drafted."""
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--config", "--graph", "--dataset_name"):
+        files.add_argument(flag)
+    given = files.parse_known_args()[0]
+    argv = sys.argv[1:]
+    drafting = given.graph is None and given.config is None and given.dataset_name not in (None, *BUILT_IN)
+    with tempfile.TemporaryDirectory() as folder:
+        if drafting:  # parse_config asks for a graph, so it gets an empty one
+            empty = Path(folder, "graph.yaml")
+            empty.write_text("[]")
+            argv += ["--graph", str(empty)]
+        config, data, settings = parse_config(
+            "data", DataConfig, CheckConfig, default_config=DEFAULT_CONFIG, description=__doc__, argv=argv
+        )
+    if data.streaming:
+        raise ValueError(
+            "--streaming: the table is read as a whole here; pass a folder with a few files of the data set."
+        )
+    return config, data, settings
+
+
+def draw(report: DataReport, path: Path) -> None:
+    """Write the examples as PNG."""
+    image, captions = {}, {}
+    for heading, examples in report.examples.items():
+        if examples:
+            pixels = torch.from_numpy(np.stack([example.pixels for example in examples]))
+            pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+            image[heading], captions[heading] = scale_pixels(pixels), [example.caption for example in examples]
+    if image:
+        example_grid(image, captions).savefig(path, dpi=150, bbox_inches="tight")
+        print(f"\nPictures as a model will see them: {path}. Do they show what their captions say?")
+
+
+def main() -> None:
+    """Run the recipe; see the module's docstring."""
+    config, data, settings = parse()
+    output_dir = Path(settings.output_dir)
+    drafted = output_dir / "graph_draft.yaml"
+    drafting = not config["graph"]
+    try:
+        if data.dataset_name in BUILT_IN:
+            table = DatasetDict(load_data(data, CausalGraph(config["graph"]), config["columns"]))
+            config["columns"] = {}  # it has the graph's names already
+        else:
+            table = read_table(data.dataset_name, data.dataset_config_name)
+        if drafting:
+            text = draft_graph(table)
+            config |= {"columns": {}, **yaml.safe_load(text)}
+        graph = CausalGraph(config["graph"])
+        output_dir.mkdir(parents=True, exist_ok=True)
+        report = check_data(table, data, graph, config["columns"], all_images=settings.all_images)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    if drafting:
+        print(f"\nWithout --graph, this is about a draft, which is saved as {drafted}:\n\n{text}", end="")
+        drafted.write_text(text, encoding="utf-8")
+    print("\n".join(["", data.dataset_name, *report.lines]))
+    draw(report, output_dir / "check_data.png")
+    for kind, found in (("problems that would stop a training", report.errors), ("warnings", report.warnings)):
+        print("\n".join(["", f"{len(found)} {kind}", *(f"  {i}. {text}" for i, text in enumerate(found, start=1))]))
+    if drafting:
+        print(f"\nNext: copy {drafted}, say in the copy what causes what, and check again with --graph COPY.")
+    sys.exit(bool(report.errors))
+
+
+if __name__ == "__main__":
+    main()

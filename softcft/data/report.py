@@ -1,0 +1,258 @@
+"""What is in a data set, and what of it would stop a training or spoil its results: told before hours of training.
+
+:func:`check_data` reads all attributes and a sample of the pictures. It stops at nothing, so that all problems are
+known at once. :mod:`softcft.data.draft` proposes a graph where there is none yet.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from difflib import get_close_matches
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from datasets import DatasetDict
+
+from softcft.data.own import as_text, column_values, explain_unknown, find_columns, make_splits, read_column
+from softcft.data.report_pictures import DataReport, Example, check_pictures
+from softcft.data.sources import DataConfig
+from softcft.graph import CausalGraph, Variable
+
+__all__ = ["DataReport", "Example", "check_data"]
+
+RARE = 10  # images of a category below which a number says little
+EXAMPLES = 6  # pictures in a row of the figure
+CATEGORIES = 12  # rows for one variable in the figure
+NARROW = 0.2  # part of the range that 98 % of the values should take up
+
+Values = dict[str, dict[str, list[Any]]]  # by split and variable: numbers and categories, None where there is none
+
+
+def check_data(
+    table: DatasetDict,
+    config: DataConfig,
+    graph: CausalGraph,
+    columns: Mapping[str, Any] | None = None,
+    *,
+    all_images: bool = False,
+) -> DataReport:
+    """Look at a data set as training and evaluation will.
+
+    Args:
+        table: What :func:`~softcft.data.own.read_table` returned.
+        config: The settings of the data.
+        graph: The causal graph.
+        columns: Where the table has other names or values than the graph, see :mod:`softcft.data.own`.
+        all_images: Read all pictures, not a sample of 1,000.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: If ``columns`` cannot be understood.
+    """
+    report = DataReport()
+    sources, mappings = find_columns(graph, columns)
+    splits = _split(table, config, report)
+    _check_groups(splits, config, report)
+    available = next(iter(splits.values())).column_names
+    for name, column in sources.items():
+        if column not in available:
+            near = get_close_matches(column, available, n=1)
+            report.errors.append(
+                f"There is no column {column!r}; the columns are {available}. Add to the graph's file: columns: "
+                f"{{{name}: {near[0] if near else 'NAME_OF_THE_COLUMN'}}}, or rename the variable."
+            )
+    values: Values = {split: {} for split in splits}
+    for variable in graph.variables:
+        column = sources[variable.name]
+        if column in available:
+            mapping = mappings.get(variable.name)
+            read = {split: read_column(rows, variable, column, mapping) for split, rows in splits.items()}
+            wrong = sum((unknown for _, unknown in read.values()), Counter[str]())
+            if wrong:
+                report.errors.append(explain_unknown(variable, column, wrong))
+            for split, (understood, _) in read.items():
+                values[split][variable.name] = understood
+            named = "" if column == variable.name else f", column {column!r}"
+            report.lines += ["", f"{variable.name} ({variable.kind}{named})"]
+            if variable.kind == "continuous":
+                _check_numbers(variable, {split: values[split][variable.name] for split in splits}, report)
+            else:
+                _note_translation(splits, column, values, variable, report)
+                _check_categories(variable, {split: values[split][variable.name] for split in splits}, report)
+    if len(values[next(iter(splits))]) == len(graph):  # otherwise nothing is complete
+        _check_complete(graph, values, report)
+    if sources["image"] in available:
+        shown = _choose(graph, values["train"]) if "train" in splits else {}
+        check_pictures(splits, sources["image"], config, report, all_images=all_images, shown=shown)
+    return report
+
+
+def _split(table: DatasetDict, config: DataConfig, report: DataReport) -> DatasetDict:
+    """The splits as training will have them, or those of the table if they cannot be made."""
+    numbers = {name: getattr(config, f"num_{name}") for name in ("train", "validation", "test")}
+    numbers = {name: number for name, number in numbers.items() if number is not None}
+    drawn = sorted({"train", "validation", "test"} - set(table)) if len(table) > 1 else ["validation", "test"]
+    try:
+        splits = make_splits(table, numbers, config.group_column, config.data_seed)
+    except ValueError as error:
+        report.errors.append(str(error))
+        splits, drawn = table, []
+    sizes = ", ".join(f"{name} {len(rows):,}" for name, rows in splits.items())
+    how = f"; {' and '.join(drawn)} drawn at random from train" if drawn else ""
+    report.lines.append(f"Images: {sizes}{how}")
+    return splits
+
+
+def _check_groups(splits: DatasetDict, config: DataConfig, report: DataReport) -> None:
+    column = config.group_column
+    if column is None or any(column not in rows.column_names for rows in splits.values()):
+        return
+    groups = {split: set(rows[column]) - {None} for split, rows in splits.items()}
+    report.lines.append(f"{column}: " + ", ".join(f"{split} {len(group):,}" for split, group in groups.items()))
+    for one, other in combinations(groups, 2):
+        if shared := groups[one] & groups[other]:
+            report.warnings.append(
+                f"{len(shared)} values of {column!r} are in both {one} and {other}, for instance "
+                f"{min(shared, key=str)!r}: results would be too good. Remove their rows from one of them, or merge "
+                "the splits into one, which --group_column then parts."
+            )
+
+
+def _check_numbers(variable: Variable, values: Mapping[str, list[Any]], report: DataReport) -> None:
+    assert variable.low is not None
+    assert variable.high is not None
+    slack = 1e-5 * (variable.high - variable.low)  # what Variable.encode allows
+    report.lines.append(
+        f"  {'range ' + f'[{variable.low:g}, {variable.high:g}]':<24}{'min':>9}{'1 %':>9}{'median':>9}{'mean':>9}"
+        f"{'99 %':>9}{'max':>9}{'outside':>9}{'missing':>9}"
+    )
+    everything = []
+    for split, column in values.items():
+        known = np.array([value for value in column if value is not None], dtype=float)
+        everything.append(known)
+        outside = int(((known < variable.low - slack) | (known > variable.high + slack)).sum())
+        numbers = (
+            [*np.quantile(known, [0, 0.01, 0.5]), known.mean(), *np.quantile(known, [0.99, 1])] if len(known) else []
+        )
+        texts = [f"{float(f'{number:.4g}'):g}" for number in numbers] or ["-"] * 6
+        report.lines.append(
+            f"  {split:<24}{''.join(f'{text:>9}' for text in texts)}{outside:>9,}{len(column) - len(known):>9,}"
+        )
+    known = np.concatenate(everything)
+    if not len(known):
+        report.errors.append(f"'{variable.name}' has no value in any row; leave it out of the graph.")
+        return
+    low, high = known.min(), known.max()
+    if low < variable.low - slack or high > variable.high + slack:
+        count = int(((known < variable.low - slack) | (known > variable.high + slack)).sum())
+        report.errors.append(
+            f"{count} values of '{variable.name}' are outside [{variable.low:g}, {variable.high:g}]: they go from "
+            f"{low:g} to {high:g}. Widen low and high, or correct the table, or null them by columns: "
+            f"{{{variable.name}: {{values: {{{as_text(float(low if low < variable.low else high))}: null}}}}}}."
+        )
+    elif low == high:
+        report.warnings.append(f"'{variable.name}' is {low:g} in all rows: leave it out of the graph.")
+    else:
+        first, last = variable.encode(np.quantile(known, [0.01, 0.99])).flatten().tolist()
+        if (last - first) / 2 < NARROW:
+            report.warnings.append(
+                f"98 % of the values of '{variable.name}' lie in {50 * (last - first):.0f} % of its range: correct "
+                "outliers, narrow low and high, or set log: true if it spans several powers of ten."
+            )
+
+
+def _check_categories(variable: Variable, values: Mapping[str, list[Any]], report: DataReport) -> None:
+    counts = {split: Counter(column) for split, column in values.items()}
+    report.lines.append(f"  {'':<24}" + "".join(f"{split:>18}" for split in counts))
+    for category in [*variable.categories, None]:
+        if category is None and not any(count[None] for count in counts.values()):
+            continue
+        cells = []
+        for count in counts.values():
+            known = count.total() if category is None else count.total() - count[None]
+            cells.append(f"{count[category]:,} ({100 * count[category] / max(known, 1):3.0f} %)")
+        report.lines.append(f"  {category or '(missing)':<24}" + "".join(f"{cell:>18}" for cell in cells))
+
+
+def _note_translation(splits: DatasetDict, column: str, values: Values, variable: Variable, report: DataReport) -> None:
+    """Say how values were read that are not names of categories, positions for instance."""
+    pairs = {}
+    for split, rows in splits.items():
+        for raw, value in zip(column_values(rows, column), values[split][variable.name], strict=True):
+            if value is not None and as_text(raw) != value:
+                pairs[as_text(raw)] = value
+    if pairs:
+        report.lines.append("  read as: " + ", ".join(f"{raw} -> {value}" for raw, value in sorted(pairs.items())[:20]))
+
+
+def _check_complete(graph: CausalGraph, values: Values, report: DataReport) -> None:
+    """Image models and the evaluation use the rows that miss nothing: those of test must have all categories."""
+    complete = {
+        split: [all(value is not None for value in row) for row in zip(*columns.values(), strict=True)]
+        for split, columns in values.items()
+    }
+    report.lines += [
+        "",
+        "Complete rows, which image models and the evaluation use: "
+        + ", ".join(f"{split} {sum(rows):,} of {len(rows):,}" for split, rows in complete.items()),
+    ]
+    for split in sorted({"train", "test"} & set(complete)):
+        if sum(complete[split]) < 2:
+            report.errors.append(
+                f"{sum(complete[split])} rows of {split} have a value for every variable; at least 2 are needed. Leave "
+                "out of the graph what is mostly missing."
+            )
+    for variable in graph.variables:
+        for split in values:
+            rows = complete[split] if split == "test" else [True] * len(complete[split])
+            counts = Counter(value for value, used in zip(values[split][variable.name], rows, strict=True) if used)
+            for category in variable.categories:
+                if not counts[category] and split != "train":
+                    report.errors.append(
+                        f"'{variable.name}': no image of {split} is {category!r}, so that there is no AUC. Add images, "
+                        "or leave the category out; if the split is drawn here, another --data_seed may do."
+                    )
+                elif counts[category] < RARE and split != "validation":
+                    report.warnings.append(
+                        f"'{variable.name}': {counts[category]} images of {split} are {category!r}, too few "
+                        f"{'to learn from' if split == 'train' else 'for an AUC to say much'}. Add images, or merge it "
+                        "with another category."
+                    )
+
+
+def _choose(graph: CausalGraph, values: Mapping[str, list[Any]]) -> dict[str, dict[int, str]]:
+    """Rows for the figure by heading, with captions: over all the table, or over the range of a continuous variable."""
+    chosen = {}
+    for variable in graph.variables:
+        column = values.get(variable.name, [])
+        if variable.kind == "continuous":
+            groups = {variable.name: sorted((i for i, v in enumerate(column) if v is not None), key=column.__getitem__)}
+        else:
+            groups = {
+                f"{variable.name}: {category}": [i for i, value in enumerate(column) if value == category]
+                for category in variable.categories[:CATEGORIES]
+            }
+        for heading, rows in groups.items():
+            if rows:
+                places = np.linspace(0, len(rows) - 1, min(EXAMPLES, len(rows))).round().astype(int)
+                chosen[heading] = {rows[place]: _describe(graph, values, rows[place]) for place in places}
+    return chosen
+
+
+def _describe(graph: CausalGraph, values: Mapping[str, list[Any]], row: int) -> str:
+    """The attributes of a row in words, for example ``"age 63 years, female, race ?"``."""
+    words = []
+    for variable in graph.variables:
+        if variable.name in values:
+            value = values[variable.name][row]
+            if value is None:
+                words.append(f"{variable.name} ?")
+            elif variable.kind == "continuous":
+                words.append(f"{variable.name} {float(f'{value:.3g}'):g} {variable.unit}".rstrip())
+            else:
+                words.append(f"{variable.name} {value}" if len(value) == 1 or value.isdigit() else value)
+    return ", ".join(words)

@@ -1,0 +1,114 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+
+from softcft.data.draft import draft_graph
+from softcft.data.own import translate
+from softcft.graph import CausalGraph
+from softcft.training.parsing import parse_config
+
+N = 40
+
+
+def table(image: str = "image", types: dict[str, Any] | None = None, **columns: Any) -> DatasetDict:
+    """Rows without pictures; a column is a function of the row."""
+    rows = Dataset.from_dict({image: [None] * N}, features=Features({image: Image()}))
+    for name, column in columns.items():
+        rows = rows.add_column(name, [column(i) for i in range(N)])
+    return DatasetDict({"train": rows.cast(Features({**rows.features, **(types or {})}))})
+
+
+def variables(**columns: Any) -> dict[str, Any]:
+    return {variable.pop("name"): variable for variable in yaml.safe_load(draft_graph(table(**columns)))["graph"]}
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (lambda i: "ab"[i % 2], {"kind": "binary", "categories": ["a", "b"]}),
+        (lambda i: ["no", "yes", None][i % 3], {"kind": "binary", "categories": ["no", "yes"]}),
+        (lambda i: i % 2 == 0, {"kind": "binary", "categories": ["False", "True"]}),
+        (lambda i: [1, 10, 2][i % 3], {"kind": "categorical", "categories": ["1", "2", "10"]}),
+        (lambda i: [0.0, 1.0, None][i % 3], {"kind": "binary", "categories": ["0", "1"]}),
+        (lambda i: str(i % 3), {"kind": "categorical", "categories": ["0", "1", "2"]}),
+        (lambda i: 18.3 + 1.9 * i, {"kind": "continuous", "low": 18, "high": 93}),
+        (lambda i: str(i / 10), {"kind": "continuous", "low": 0, "high": 3.9}),
+        (lambda i: 3 * i - 1200, {"kind": "continuous", "low": -1200, "high": -1080}),
+        (lambda i: 1e-4 * i + 0.5, {"kind": "continuous", "low": 0.5, "high": 0.5039}),
+    ],
+)
+def test_kinds_are_guessed(column: Any, expected: dict[str, Any]) -> None:
+    assert variables(x=column) == {"x": expected}
+
+
+def test_class_labels_keep_their_names_and_order() -> None:
+    types = {"label": ClassLabel(names=["small", "none", "big"])}
+    assert variables(types=types, label=lambda i: 2 * (i % 2))["label"]["categories"] == ["small", "big"]
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "reason"),
+    [
+        (
+            "subject_id",
+            lambda i: i // 2,
+            "an identifier, it seems; if it is a patient's, --group_column subject_id keeps",
+        ),
+        ("id", lambda i: f"x{i}", "an identifier, it seems"),
+        ("PatientID", lambda i: f"x{i}", "an identifier, it seems"),
+        ("row", lambda i: i + 7, "the numbers of the rows, it seems"),
+        ("notes", lambda i: f"x{i}", "40 different words; for a variable, merge them by columns"),
+        ("scanner", lambda i: "A", "always 'A'"),
+        ("empty", lambda i: None, "no values"),
+        ("box", lambda i: [1, 2], "neither numbers nor words"),
+    ],
+)
+def test_what_is_left_out_is_said(name: str, column: Any, reason: str) -> None:
+    text = draft_graph(table(**{name: column, "sex": lambda i: "ab"[i % 2]}))
+    assert f"#   {name}: {reason}" in text
+    assert [variable["name"] for variable in yaml.safe_load(text)["graph"]] == ["sex"]
+
+
+def test_words_that_make_no_variable_are_not_called_identifiers() -> None:
+    assert set(variables(paid=lambda i: "ab"[i % 2], grid=lambda i: i / 7, humid=lambda i: i % 2)) == {
+        "paid",
+        "grid",
+        "humid",
+    }
+
+
+def test_a_draft_reads_its_own_table(tmp_path: Path) -> None:
+    rows = table(
+        "scan",
+        {"label": ClassLabel(names=["on", "off"])},
+        **{
+            "json.age": lambda i: i * 1.5,
+            "json.sex": lambda i: i % 2 == 0,
+            "label": lambda i: i % 2,
+            "odd name: #1": lambda i: ["yes, it is", "1e3", "null"][i % 3],
+            "other.age": lambda i: i % 2,
+        },
+    )
+    text = draft_graph(rows)
+    (tmp_path / "graph.yaml").write_text(text)
+    (tmp_path / "settings.yaml").write_text("data:\n")
+    flags = ["--graph", str(tmp_path / "graph.yaml")]
+    (draft,) = parse_config("data", default_config=tmp_path / "settings.yaml", argv=flags)
+    graph = CausalGraph(draft["graph"])
+    assert graph.names == ("age", "sex", "label", "odd name: #1")
+    assert draft["columns"] == {"image": "scan", "age": "json.age", "sex": "json.sex"}
+    assert "#   other.age: there is another 'age'" in text
+    translated = translate(rows["train"], graph, draft["columns"])
+    assert all(None not in translated[name][:] for name in graph.names)
+
+
+def test_tables_without_pictures_or_variables() -> None:
+    with pytest.raises(ValueError, match=r"The data set has no column of pictures; it has \['a'\]. If one of them"):
+        draft_graph(DatasetDict({"train": Dataset.from_dict({"a": [1, 2]})}))
+    with pytest.raises(ValueError, match=r"None of the columns could be a variable of a graph. Add columns of attrib"):
+        draft_graph(table())
+    with pytest.raises(ValueError, match=r"could be a variable of a graph \(a: always '1'\)"):
+        draft_graph(table(a=lambda i: 1))

@@ -1,0 +1,333 @@
+import gc
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as PILImage
+
+from softcft.data.own import find_columns, make_splits, read_column, read_table, translate
+from softcft.graph import CausalGraph
+
+GRAPH = CausalGraph(
+    [
+        {"name": "age", "kind": "continuous", "low": 0, "high": 100},
+        {"name": "sex", "kind": "binary", "categories": ["male", "female"]},
+        {"name": "grade", "kind": "categorical", "categories": ["1", "2", "3"]},
+    ]
+)
+SEX = GRAPH["sex"]
+
+
+# datasets leaves files open when it reads a folder.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    yield
+    if any(tmp_path.iterdir()):
+        gc.collect()  # here, where it may warn
+
+
+def picture(shade: int = 0) -> PILImage.Image:
+    return PILImage.fromarray(np.full((8, 8), shade, "u1"))
+
+
+def png(shade: int = 0) -> bytes:
+    data = io.BytesIO()
+    picture(shade).save(data, "PNG")
+    return data.getvalue()
+
+
+def table(n: int = 4, **columns: Any) -> Dataset:
+    """A table of pictures, whose first pixel is the number of the row, and given columns."""
+    pictures = [{"bytes": png(i % 256), "path": None} for i in range(n)]
+    rows = Dataset.from_dict({"image": pictures}, features=Features({"image": Image()}))
+    for name, values in columns.items():
+        rows = rows.add_column(name, values)
+    return rows
+
+
+def full(**columns: Any) -> Dataset:
+    return table(**{"age": [1, 2, 3, 4], "sex": ["male"] * 4, "grade": ["1", "2", "3", "1"], **columns})
+
+
+# ---- reading ------------------------------------------------------------------------------------------------------
+
+
+def pictures_in(folder: Path, n: int = 3) -> Path:
+    folder.mkdir(parents=True)
+    for i in range(n):
+        picture(i).save(folder / f"{i}.png")
+    return folder
+
+
+def test_a_folder_of_pictures_with_a_csv(tmp_path: Path) -> None:
+    folder = pictures_in(tmp_path / "mine")
+    (folder / "metadata.csv").write_text("file_name,age,sex\n0.png,1,male\n1.png,,female\n2.png,3,\n")
+    rows = read_table(str(folder))
+    assert list(rows) == ["train"]
+    assert rows["train"]["age"][:] == [1, None, 3]
+    assert rows["train"]["sex"][:] == ["male", "female", None]
+    assert [np.asarray(image)[0, 0] for image in rows["train"]["image"]] == [0, 1, 2]
+
+
+def test_splits_in_folders_with_json_lines_get_their_usual_names(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        folder = pictures_in(tmp_path / "mine" / split)
+        lines = [json.dumps({"file_name": f"{i}.png", "age": i}) for i in range(3)]
+        (folder / "metadata.jsonl").write_text("\n".join(lines))
+    splits = read_table(str(tmp_path / "mine"))
+    assert set(splits) == {"train", "validation", "test"}
+    assert splits["validation"]["age"][:] == [0, 1, 2]
+
+
+def test_folders_of_classes(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        pictures_in(tmp_path / "mine" / name)
+    rows = read_table(str(tmp_path / "mine"))["train"]
+    graph = CausalGraph([{"name": "animal", "kind": "binary", "categories": ["dog", "cat"]}])
+    assert translate(rows, graph, {"animal": "label"})["animal"][:] == ["cat"] * 3 + ["dog"] * 3
+
+
+def test_a_picture_that_is_named_but_not_there_stays_a_row(tmp_path: Path) -> None:
+    """It is left out when images are prepared, and named then."""
+    folder = pictures_in(tmp_path / "mine")
+    (folder / "metadata.csv").write_text("file_name,age\n0.png,1\ngone.png,2\n")
+    rows = read_table(str(folder))["train"].cast_column("image", Image(decode=False))
+    assert rows["age"][:] == [1, 2]
+    assert rows[1]["image"]["path"].endswith("gone.png")
+
+
+def write_parquet(rows: Dataset, folder: Path) -> None:
+    folder.mkdir()
+    rows.to_parquet(folder / "train.parquet")
+
+
+def write_tar(rows: Dataset, folder: Path) -> None:
+    folder.mkdir()
+    with tarfile.open(folder / "shard-0.tar", "w") as tar:
+        for i, age in enumerate(rows["age"]):
+            for ending, data in ((".png", png(i)), (".json", json.dumps({"age": age}).encode())):
+                info = tarfile.TarInfo(f"{i}{ending}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("write", "columns"),
+    [
+        (write_parquet, {}),
+        (lambda rows, folder: rows.save_to_disk(folder), {}),
+        (lambda rows, folder: rows.with_format("torch").save_to_disk(folder), {}),
+        (lambda rows, folder: DatasetDict({"train": rows}).save_to_disk(folder), {}),
+        (write_tar, {"age": "json.age", "image": "png"}),
+    ],
+    ids=["parquet", "save_to_disk", "with a format", "splits", "webdataset"],
+)
+def test_other_kinds_of_files(write: Callable[[Dataset, Path], None], columns: dict[str, str], tmp_path: Path) -> None:
+    write(table(4, age=[1, 2, 3, 4]), tmp_path / "mine")
+    rows = read_table(str(tmp_path / "mine"))["train"]
+    graph = CausalGraph([{"name": "age", "kind": "continuous", "low": 0, "high": 9}])
+    translated = translate(rows, graph, columns)
+    assert translated["age"][:] == [1, 2, 3, 4]
+    assert [np.asarray(image)[0, 0] for image in translated["image"]] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./no/where", "/no/where", "a/b/c"])
+def test_no_such_folder(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"^--dataset_name {name} is no folder, and no data set of the Hub"):
+        read_table(name)
+
+
+def test_what_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=f"--dataset_name {tmp_path}/empty cannot be read: .* any data files"):
+        read_table(str(tmp_path / "empty"))
+    with pytest.raises(
+        ValueError, match="--dataset_name no/where is no folder, and as a data set of the Hub it cannot"
+    ):
+        read_table("no/where")
+
+
+# ---- splits -------------------------------------------------------------------------------------------------------
+
+
+def numbered(n: int, **columns: Any) -> Dataset:
+    return Dataset.from_dict({"row": list(range(n)), **columns})
+
+
+def test_missing_splits_are_drawn_from_the_training_rows() -> None:
+    rows = numbered(100)
+    splits = make_splits(DatasetDict({"anything": rows}))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 70, "validation": 10, "test": 20}
+    assert sorted(row for split in splits.values() for row in split["row"]) == list(range(100))
+    assert splits["test"]["row"][:] == make_splits(DatasetDict({"train": rows}))["test"]["row"][:]
+    assert splits["test"]["row"][:] != make_splits(DatasetDict({"train": rows}), seed=1)["test"]["row"][:]
+    assert splits["train"]["row"][:] == sorted(splits["train"]["row"])  # half even and odd stay what they were
+
+
+def test_splits_that_are_there_stay() -> None:
+    splits = make_splits(DatasetDict({"test": numbered(3), "train": numbered(20), "extra": numbered(1)}))
+    assert list(splits) == ["train", "validation", "test"]
+    assert splits["test"]["row"][:] == [0, 1, 2]
+    assert (len(splits["train"]), len(splits["validation"])) == (18, 2)
+
+
+def test_numbers_of_rows() -> None:
+    numbers = {"train": 10, "validation": 7, "test": 3}
+    splits = make_splits(DatasetDict({"train": numbered(50), "test": numbered(9)}), numbers)
+    assert {name: len(split) for name, split in splits.items()} == numbers
+    assert not set(splits["train"]["row"]) & set(splits["validation"]["row"])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_stay_together(seed: int) -> None:
+    patients = [f"P{i % 17}" for i in range(100)]
+    splits = make_splits(DatasetDict({"train": numbered(100, patient=patients)}), group_column="patient", seed=seed)
+    groups = [set(split["patient"]) for split in splits.values()]
+    assert sum(len(group) for group in groups) == 17
+    assert sum(len(split) for split in splits.values()) == 100
+    assert len(splits["test"]) >= 20
+    assert len(splits["validation"]) >= 10
+
+
+@pytest.mark.parametrize(
+    ("splits", "arguments", "message"),
+    [
+        ({"a": 5, "b": 5}, {}, r"The data set has the splits \['a', 'b'\], but none is called 'train'; rename one"),
+        ({"train": 5}, {"group_column": "patient"}, r"^--group_column: there is no column 'patient'"),
+        ({"train": 2}, {}, "^The 2 training rows are too few to draw 1 for validation from.$"),
+        ({"train": 5}, {"numbers": {"test": 5}}, "^The 5 training rows are too few to draw 5 for test from.$"),
+        ({"train": 5}, {"group_column": "same"}, "too few to draw 1 for test from, if rows of one same stay together"),
+        ({"train": 9}, {"numbers": {"train": 9}}, "^--num_train is 9, but there are 6 rows in that split; lower it.$"),
+        ({"train": 9, "test": 2}, {"numbers": {"test": 3}}, "^--num_test is 3, but there are 2 rows in that split"),
+    ],
+)
+def test_splits_that_cannot_be_made(splits: dict[str, int], arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_splits(DatasetDict({name: numbered(n, same=[0] * n) for name, n in splits.items()}), **arguments)
+
+
+# ---- values -------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_that_agrees_with_the_graph() -> None:
+    rows = translate(full(patient=["a", "b", "c", "d"], other=[0] * 4), GRAPH, keep=["patient", "age", "nothing"])
+    assert rows.column_names == ["image", "patient", "age", "sex", "grade"]
+    assert rows["age"][:] == [1.0, 2.0, 3.0, 4.0]
+    assert rows["sex"][:] == ["male"] * 4
+    assert rows["patient"][:] == ["a", "b", "c", "d"]
+
+
+def test_other_names_and_values() -> None:
+    rows = table(years=["1", "2.5", "", "-9"], gender=[0, 1, 9, None], grade=[1, 2, 3, 3]).rename_column(
+        "image", "scan"
+    )
+    columns = {
+        "age": {"column": "years", "values": {-9: None}},
+        "sex": {"column": "gender", "values": {0: "female", 1: "male", 9: None}},
+        "image": "scan",
+    }
+    translated = translate(rows, GRAPH, columns)
+    assert translated["age"][:] == [1.0, 2.5, None, None]
+    assert translated["sex"][:] == ["female", "male", None, None]
+    assert translated["grade"][:] == ["1", "2", "3", "3"]
+    assert np.asarray(translated[3]["image"])[0, 0] == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["male", None, "", "female"], ["male", None, None, "female"]),
+        ([0, 1, 0, None], ["male", "female", "male", None]),  # positions
+        ([0.0, 1.0, float("nan"), 1.0], ["male", "female", None, "female"]),  # as a column of integers with a gap is
+        ([False, True, True, None], ["male", "female", "female", None]),
+    ],
+    ids=["names", "integers", "floats", "bools"],
+)
+def test_binary_values(values: list[Any], expected: list[Any]) -> None:
+    understood, wrong = read_column(Dataset.from_dict({"sex": values}), SEX, "sex")
+    assert (understood, dict(wrong)) == (expected, {})
+
+
+def test_class_labels_are_read_by_their_names() -> None:
+    rows = Dataset.from_dict(
+        {"sex": [1, 0, -1, None]}, features=Features({"sex": ClassLabel(names=["female", "male"])})
+    )
+    assert read_column(rows, SEX, "sex")[0] == ["male", "female", None, None]
+    assert read_column(rows, SEX, "sex", {"male": None})[0] == [None, "female", None, None]
+
+
+def test_numbers_that_are_names_are_no_positions() -> None:
+    grade = GRAPH["grade"]
+    understood, wrong = read_column(Dataset.from_dict({"grade": [1.0, 3.0, 0.0, 2.5]}), grade, "grade")
+    assert understood == ["1", "3", None, None]
+    assert dict(wrong) == {"0": 1, "2.5": 1}
+
+
+def test_a_position_is_a_whole_number() -> None:
+    understood, wrong = read_column(Dataset.from_dict({"sex": [0.5, 1.0, 2.0, -1.0]}), SEX, "sex")
+    assert understood == [None, "female", None, None]
+    assert dict(wrong) == {"0.5": 1, "2": 1, "-1": 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong"), [(["x", "1", "nan"], {"x": 1, "nan": 1}), ([True, False, None], {"True": 1, "False": 1})]
+)
+def test_what_is_no_number(values: list[Any], wrong: dict[str, int]) -> None:
+    assert dict(read_column(Dataset.from_dict({"age": values}), GRAPH["age"], "age")[1]) == wrong
+
+
+def test_dates_and_lists_are_no_numbers() -> None:
+    rows = Dataset.from_dict({"age": [[1], [2]]}, features=Features({"age": [Value("int64")]}))
+    assert read_column(rows, GRAPH["age"], "age")[0] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"hight": "x"}, r"^columns: there is no variable 'hight'; the graph has \['age', 'sex', 'grade'\]"),
+        ({"sex": 3}, r"^columns: sex must be the name of a column or {column: ..., values: ...}, got 3"),
+        ({"sex": {"colum": "x"}}, r"^columns: sex must be the name of a column or {column"),
+        ({"sex": {"values": ["a"]}}, r"^columns: sex: values must be a mapping from old to new values, got \['a'\]"),
+        ({"sex": "gender"}, r"^The data set has no column \['gender'\]; it has .*add 'columns: {sex: NAME_OF"),
+        ({"image": "scan"}, r"^The data set has no column \['scan'\]"),
+    ],
+)
+def test_columns_that_cannot_be_understood(columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        translate(full(), GRAPH, columns)
+
+
+def test_unknown_values_are_counted_and_the_fix_is_named() -> None:
+    with pytest.raises(ValueError, match="has 2 values that 'sex' does not know: ") as error:
+        translate(full(sex=["m", "f", "m", "male"]), GRAPH)
+    assert str(error.value) == (
+        "Column 'sex' has 2 values that 'sex' does not know: 'm' (2 rows), 'f' (1 rows); the categories are "
+        "['male', 'female']: add them, or translate by columns: {sex: {column: sex, values: {m: male}}}."
+    )
+    with pytest.raises(
+        ValueError, match=r"'\?' \(1 rows\); translate or null them by columns: {age: {column: age, val"
+    ):
+        translate(full(age=["1", "2", "?", "4"]), GRAPH)
+
+
+def test_the_columns_of_a_graph() -> None:
+    sources, mappings = find_columns(GRAPH, {"sex": {"values": {1.0: "male", False: "female"}}, "age": "years"})
+    assert sources == {"image": "image", "age": "years", "sex": "sex", "grade": "grade"}
+    assert mappings["sex"] == {"1": "male", "False": "female"}
+
+
+def test_rows_that_were_selected_keep_their_pictures() -> None:
+    rows = translate(full().select([3, 1]), GRAPH)
+    assert [np.asarray(image)[0, 0] for image in rows["image"]] == [3, 1]
+    assert rows["age"][:] == [4, 2]

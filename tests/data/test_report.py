@@ -1,0 +1,206 @@
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict, Features, Image
+from PIL import Image as PILImage
+
+from softcft.data.report import DataReport, check_data
+from softcft.data.sources import DataConfig
+from softcft.graph import CausalGraph
+
+GRAPH = CausalGraph(
+    [
+        {"name": "age", "kind": "continuous", "low": 0, "high": 100, "unit": "years"},
+        {"name": "sex", "kind": "binary", "categories": ["male", "female"]},
+    ]
+)
+
+
+def png(shade: int, size: tuple[int, int] = (8, 8), mode: str = "L") -> bytes:
+    data = io.BytesIO()
+    picture = PILImage.fromarray(np.full(size[::-1], shade % 256, "u1")).convert(mode)
+    picture.putpixel((0, 0), (shade // 256,) * 3 if mode == "RGB" else shade // 256)  # no two are alike
+    picture.save(data, "PNG")
+    return data.getvalue()
+
+
+def splits(n: int = 60, pictures: dict[int, Any] | None = None, **columns: Any) -> DatasetDict:
+    """Half of the rows for training, a quarter each for validation and test; a column is a function of the row."""
+    columns = {"age": lambda i: i % 50 + 25.0, "sex": lambda i: ["male", "female"][i % 2], **columns}
+    stored = [(pictures or {}).get(i, {"bytes": png(i), "path": None}) for i in range(n)]
+    rows = Dataset.from_dict({"image": stored}, features=Features({"image": Image()}))
+    for name, column in columns.items():
+        if column is not None:
+            rows = rows.add_column(name, [column(i) for i in range(n)])
+    parts = {"train": range(n // 2), "validation": range(n // 2, 3 * n // 4), "test": range(3 * n // 4, n)}
+    return DatasetDict({name: rows.select(part) for name, part in parts.items()})
+
+
+def check(table: DatasetDict, columns: dict[str, Any] | None = None, **settings: Any) -> DataReport:
+    config = DataConfig(**{"dataset_name": "mine", "sample_size": 8, **settings})
+    return check_data(table, config, GRAPH, columns)
+
+
+def test_good_data_have_no_problems() -> None:
+    report = check(splits(200))
+    assert (report.errors, report.warnings) == ([], [])
+    text = "\n".join(report.lines)
+    assert text.startswith("Images: train 100, validation 50, test 50\n")
+    assert "Complete rows, which image models and the evaluation use: train 100 of 100" in text
+    assert "Pictures (200 of 200 read)\n  size in pixels: 8 x 8 (200 of them)\n  PIL modes: L 200" in text
+    lines = [line.split() for line in report.lines]
+    assert ["train", "25", "25", "49.5", "49.5", "74", "74", "0", "0"] in lines  # percentiles
+    assert ["male", "50", "(", "50", "%)", "25", "(", "50", "%)", "25", "(", "50", "%)"] in lines
+
+
+def test_all_problems_are_told_at_once() -> None:
+    table = splits(200, age=lambda i: float(i), sex=lambda i: "m" if i % 2 else "male").remove_columns("image")
+    errors = check(table, {"age": "age", "image": "scan"}).errors
+    assert len(errors) == 5
+    assert errors[0].startswith("There is no column 'scan'; the columns are ['age', 'sex']. Add to the graph's file")
+    assert errors[1].startswith("99 values of 'age' are outside [0, 100]: they go from 0 to 199. Widen low and high")
+    assert errors[2].startswith(
+        "Column 'sex' has 1 values that 'sex' does not know: 'm' (100 rows); the categories are"
+    )
+    assert errors[3].startswith("'sex': no image of validation is 'female', so that there is no AUC")
+    assert errors[4].startswith("'sex': no image of test is 'female', so that there is no AUC")
+
+
+def test_a_missing_column_is_told_with_the_nearest_one() -> None:
+    report = check(splits(sex=None, gender_sex=lambda i: "male"), {"sex": "gender"})
+    assert report.errors == [
+        "There is no column 'gender'; the columns are ['image', 'age', 'gender_sex']. Add to the graph's file: "
+        "columns: {sex: gender_sex}, or rename the variable."
+    ]
+    assert any(line.startswith("age (continuous") for line in report.lines)  # the others are still read
+
+
+def test_missing_values_are_counted_and_the_rest_must_suffice() -> None:
+    table = splits(200, age=lambda i: None if i % 4 == 0 else 30.0 + i % 50, sex=lambda i: "male" if i % 2 else "")
+    report = check(table, {"sex": {"values": {"x": "female"}}})
+    text = "\n".join(report.lines)
+    assert "(missing)" in text
+    assert "train 50 of 100, validation 25 of 50, test 25 of 50" in text
+    report = check(splits(200, age=lambda i: None))
+    assert "'age' has no value in any row; leave it out of the graph." in report.errors
+    assert any(text.startswith("0 rows of test have a value for every variable") for text in report.errors)
+
+
+def test_categories_of_test_are_counted_in_complete_rows() -> None:
+    """The evaluation has no others."""
+    report = check(splits(200, age=lambda i: None if i % 2 else 40.0 + i % 30))
+    assert [text[:43] for text in report.errors] == ["'sex': no image of test is 'female', so that"[:43]]
+
+
+def test_rare_categories_and_odd_ranges_are_warned_of() -> None:
+    table = splits(200, sex=lambda i: "female" if i % 30 == 0 else "male", age=lambda i: 99.0 if i == 0 else 1 + i % 4)
+    report = check(table)
+    assert report.errors == []
+    assert [text.split(":")[0] for text in report.warnings] == [
+        "98 % of the values of 'age' lie in 3 % of its range"
+    ] + ["'sex'"] * 2
+    assert "4 images of train are 'female', too few to learn from" in report.warnings[1]
+    assert "2 images of test are 'female', too few for an AUC to say much" in report.warnings[2]
+    assert any("'age' is 5 in all rows" in text for text in check(splits(age=lambda i: 5)).warnings)
+
+
+def test_integers_are_told_as_what_they_are_read() -> None:
+    report = check(splits(200, sex=lambda i: i % 2))
+    assert "  read as: 0 -> male, 1 -> female" in report.lines
+    assert report.errors == []
+
+
+def test_splits_are_drawn_and_groups_kept() -> None:
+    table = DatasetDict({"train": splits(400, patient=lambda i: i // 4)["train"]})
+    report = check(table, group_column="patient")
+    assert report.lines[0].endswith("; validation and test drawn at random from train")
+    assert report.lines[1].startswith("patient: train 35, validation 5, test 10")
+    assert not any("patient" in text for text in report.warnings)
+    report = check(splits(200, patient=lambda i: i // 4 % 40), group_column="patient")
+    assert report.warnings[0].startswith(
+        "10 values of 'patient' are in both train and test, for instance 0: results wo"
+    )
+    report = check(splits(200), num_test=60)
+    assert report.errors == ["--num_test is 60, but there are 50 rows in that split; lower it."]
+    assert report.lines[0].startswith("Images: train 100")
+
+
+def test_pictures_that_cannot_be_read_are_named() -> None:
+    deep = io.BytesIO()
+    PILImage.fromarray(np.full((8, 8), 4000, "u2")).save(deep, "PNG")
+    pictures = {
+        3: {"bytes": b"no picture", "path": "broken.png"},
+        4: {"bytes": deep.getvalue(), "path": "deep.png"},
+        5: {"bytes": None, "path": "/no/where.png"},
+    }
+    report = check(splits(200, pictures))
+    assert report.errors == []
+    (unreadable,) = report.warnings
+    assert unreadable.startswith("3 of 200 pictures cannot be used: broken.png: cannot identify")
+    assert "deep.png: more than 8 bits per channel" in unreadable
+    assert check(splits(200, pictures), on_error="raise").errors[0].startswith("3 of 200 pictures cannot be used")
+    assert check(splits(40, {i: pictures[4] for i in range(40)})).errors[-1].startswith("40 of 40 pictures cannot be")
+
+
+def test_files_that_are_not_there_are_looked_for_beyond_the_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("softcft.data.report_pictures.SAMPLE", 4)
+    (tmp_path / "0.png").write_bytes(png(0))
+    there = {"bytes": None, "path": str(tmp_path / "0.png")}
+    pictures = {**dict.fromkeys(range(200), there), 55: {"bytes": None, "path": "/no/where.png"}}
+    assert check(splits(200, pictures)).warnings[0] == (
+        "1 pictures are not there, for instance /no/where.png: their rows would be left out. Correct the names, or "
+        "remove the rows."
+    )
+
+
+def test_the_first_picture_decides_on_colour() -> None:
+    table = splits(200, {i: {"bytes": png(i, mode="RGB"), "path": None} for i in range(1, 11)})
+    report = check(table)
+    assert report.warnings[0].startswith("10 of 200 pictures are in colour, but the first is grey")
+    assert check(table, image_channels=3).warnings == []
+    assert check(table, image_channels=1).warnings == []
+    report = check(splits(200, {0: {"bytes": b"", "path": "empty.png"}}))
+    assert report.errors[0].startswith("The first training picture cannot be read, so it is not known whether")
+    assert check(splits(200, {0: {"bytes": b"", "path": "empty.png"}}), image_channels=1).errors == []
+
+
+def test_sizes_are_told() -> None:
+    report = check(splits(200, {7: {"bytes": png(7, (20, 10)), "path": None}}), sample_size=16)
+    text = "\n".join(report.lines)
+    assert "size in pixels: 8 x 8 (199 of them), others with sides from 8 to 20" in text
+    assert "become 16 x 16, grey; 200 are enlarged" in text
+    assert "1 are no squares: the ends of the longer side are cut off, 50 % on average" in text
+    assert report.warnings == [
+        "200 of 200 pictures are smaller than --sample_size 16: a smaller one would lose nothing and train faster."
+    ]
+
+
+def test_copies_in_two_splits_are_found() -> None:
+    table = splits(200, {199: {"bytes": png(0), "path": "copy.png"}})
+    assert (
+        check(table).warnings[0].startswith("1 pictures are in several splits, for instance an image (train) and copy")
+    )
+
+
+def test_a_sample_is_read_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("softcft.data.report_pictures.SAMPLE", 20)
+    table = splits(200)
+    config = DataConfig(dataset_name="mine", sample_size=8)
+    assert "Pictures (20 of 200 read)" in check_data(table, config, GRAPH).lines
+    assert "Pictures (200 of 200 read)" in check_data(table, config, GRAPH, all_images=True).lines
+
+
+def test_examples_go_over_categories_and_ranges() -> None:
+    examples = check(splits(200, {i: {"bytes": png(i, (9, 8)), "path": None} for i in range(9)})).examples
+    assert list(examples) == ["age", "sex: male", "sex: female"]
+    assert [example.caption.split()[1] for example in examples["age"]] == ["25", "35", "45", "54", "64", "74"]
+    assert {example.caption.split(", ")[1] for example in examples["sex: female"]} == {"female"}
+    assert {example.pixels.shape for row in examples.values() for example in row} == {(8, 8)}
+    examples = check(splits(200, age=lambda i: None if i < 4 else 3.14159)).examples
+    assert examples["sex: male"][0].caption == "age ?, male"
+    assert examples["sex: male"][-1].caption == "age 3.14 years, male"

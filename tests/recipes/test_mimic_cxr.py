@@ -1,0 +1,57 @@
+"""The settings for MIMIC-CXR at 224x224, from a made-up tree of PhysioNet's files to Table 1, with small models."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from softcft import DSCMPipeline
+from tests.data.mimic_cxr_tree import make_mimic_tree
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """The shipped file with narrower and shallower networks, and batches of 2."""
+    config = yaml.safe_load((RECIPES / "configs" / "mimic_cxr_224.yaml").read_text())
+    for section in ("scm", "guide", "judge", "hvae", "cft"):
+        config[section] |= {"train_batch_size": 2, "gradient_accumulation_steps": 1, "checkpointing_steps": 0}
+    stages = len(config["hvae"]["model"]["resolutions"])
+    config["hvae"]["model"] |= {
+        "channels": [4] * stages,
+        "encoder_blocks": [1] * stages,
+        "decoder_blocks": [1] * stages,
+    }
+    config["guide"]["model"]["backbone"] |= {"embedding_size": 4, "hidden_sizes": [4] * 4, "depths": [1] * 4}
+    config["judge"]["model"]["backbone"] |= {"embedding_size": 4, "hidden_sizes": [16] * 4, "depths": [1] * 4}
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def test_every_recipe_runs_on_the_tree(config: Path, tmp_path: Path) -> None:
+    make_mimic_tree(tmp_path / "tree", num_subjects=30, size=(90, 70))
+    command = [
+        sys.executable,
+        str(RECIPES / "run_all.py"),
+        "--config",
+        str(config),
+        "--data_dir",
+        str(tmp_path / "tree"),
+    ]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "huggingface"), "PYTHONPATH": str(RECIPES.parent)}
+    result = subprocess.run(
+        [*command, "--max_train_steps", "1"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    run = tmp_path / "outputs" / "mimic_cxr_224"
+    table = pd.read_csv(run / "table1.csv")
+    assert set(table["intervention"]) == {"race", "sex", "disease"}
+    assert set(table["predictor"]) == {"guide", "judge"}
+    pipeline = DSCMPipeline.from_pretrained(run / "soft")
+    assert pipeline.hvae.config["sample_size"] == 224
