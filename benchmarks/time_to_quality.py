@@ -192,7 +192,8 @@ def plot(paths: list[str], out: str) -> None:
         curve = runs[side]["curve"]
         axes.plot([p["cpu_s"] / 60 for p in curve], [p["nelbo"] for p in curve], ".-", color=color, label=label)
     axes.axhline(target, color="0.6", linewidth=0.8, linestyle="--")
-    axes.set(xscale="log", yscale="log", yticks=[0.7, 1, 1.5, 2, 2.5], xlabel="processor time (minutes)", ylabel="validation NELBO (nats/dim)")
+    axes.set(xscale="log", yscale="log", yticks=[0.7, 1, 1.5, 2, 2.5])
+    axes.set(xlabel="processor time (minutes)", ylabel="validation NELBO (nats/dim)")
     axes.yaxis.set_minor_formatter(NullFormatter())
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))

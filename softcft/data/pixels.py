@@ -222,15 +222,13 @@ def _prepare(rows: Dataset, size: int, channels: int, num_workers: int | None) -
 
 
 def _key(rows: Dataset, size: int, channels: int) -> str:
-    """A name for the result: of what is in the rows, and of their files' sizes and times of change."""
-    digest = hashlib.sha256(repr((VERSION, size, channels, rows.features)).encode())
-    for batch in rows.with_format("arrow").iter(CHUNK):
-        for row in batch.to_pylist():
-            digest.update(repr(row).encode())
-            path = (row["image"] or {}).get("path")
+    """A name for the result: of the rows, by the fingerprint of datasets, and of their files' sizes and times."""
+    digest = hashlib.sha256(repr((VERSION, size, channels, rows._fingerprint)).encode())
+    for batch in rows.select_columns("image").with_format("arrow").iter(CHUNK):
+        for path in pc.struct_field(batch["image"].combine_chunks(), "path").to_pylist():
             if path and os.path.isfile(path):
                 stat = os.stat(path)
-                digest.update(repr((stat.st_size, stat.st_mtime_ns)).encode())
+                digest.update(repr((path, stat.st_size, stat.st_mtime_ns)).encode())
     return digest.hexdigest()[:32]
 
 
