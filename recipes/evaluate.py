@@ -96,8 +96,9 @@ def evaluate_pipeline(
     name: str,
 ) -> dict[str, torch.Tensor]:
     """Predictions of guide and judge on all test images and their counterfactuals, gathered from all processes."""
-    # A last batch of one image could not take another's value: it is left to the batch before.
-    size = settings.eval_batch_size + (len(images) % settings.eval_batch_size == 1)
+    # A last batch of one image could not take another's value: it is spread over the batches before.
+    sizes = range(settings.eval_batch_size, settings.eval_batch_size + len(images))
+    size = next((size for size in sizes if len(images) % size != 1), settings.eval_batch_size)
     batches = accelerator.prepare(DataLoader(images, batch_size=size))
     generator = torch.Generator(accelerator.device).manual_seed(settings.seed + accelerator.process_index)
     backbone = HVAEBackbone(pipeline.hvae).eval()

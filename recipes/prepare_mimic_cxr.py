@@ -4,9 +4,9 @@
     python recipes/prepare_mimic_cxr.py --root TREE --output_dir OUT --sample_csv_dir chexploration/datafiles/mimic
 
 --root holds MIMIC-CXR-JPG and two tables of MIMIC-IV as PhysioNet gives them; docs/mimic_cxr.md says how to get them.
-OUT is then a data set for all recipes (--dataset_name mimic_cxr --data_dir OUT), with splits train, validation and
-test, and with a table funnel.csv of how many images and subjects each rule left. After an interruption, run the same
-command again: images that were read before are taken from the cache.
+OUT is then a data set for all recipes (--config recipes/configs/mimic_cxr_224.yaml --data_dir OUT), with splits train,
+validation and test, and with a table funnel.csv of how many images and subjects each rule left. After an interruption,
+run the same command again: images that were read before are taken from the cache.
 
 Both the data set and the table are derived from patient data: PhysioNet's terms hold for them too. Do not share them.
 """

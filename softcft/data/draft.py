@@ -18,7 +18,7 @@ __all__ = ["draft_graph"]
 FEW_NUMBERS = 10  # so many different whole numbers are categories, more are a quantity
 FEW_WORDS = 20
 IDENTIFIER = re.compile(
-    r"^(__.*__|unnamed.*|id|idx|index|key|uuid|file_?name|path)$|[_ -]id$|[a-z]I[Dd]$|_(path|name)$"
+    r"(?i:^(__.*__|unnamed.*|id|idx|index|key|uuid|file_?name|path)$|[_ -](id|index)$|_(path|name)$)|[a-z]I[Dd]$"
 )
 
 

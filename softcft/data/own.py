@@ -65,12 +65,12 @@ def read_table(
         streaming: Whether to leave the rows where they are until they are asked for.
 
     Returns:
-        All its splits. ``train``, ``validation`` and ``test`` are named so, whatever they were called. Of a nested
+        Of its splits ``train``, ``validation`` and ``test``, by these names; a single one is ``train``. Of a nested
         column ``json`` each field is a column, ``json.age`` for instance, unless the data set is streamed.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it cannot be read.
+        ValueError: If it cannot be read, or has several splits of which none is ``train``.
     """
     folder = Path(dataset_name)
     if not folder.is_dir() and (dataset_name.startswith((".", "/", "~")) or dataset_name.count("/") != 1):
@@ -87,11 +87,19 @@ def read_table(
     except Exception as error:  # of many kinds, which datasets does not list
         hub = "" if folder.is_dir() else " is no folder, and as a data set of the Hub it"
         raise ValueError(f"--dataset_name {dataset_name}{hub} cannot be read: {error}") from error
-    if isinstance(rows, IterableDatasetDict):
-        return IterableDatasetDict({OTHER_NAMES.get(name, name): split for name, split in rows.items()})
-    splits = rows if isinstance(rows, DatasetDict) else DatasetDict({"train": rows})
+    splits = {"train": rows} if isinstance(rows, Dataset) else dict(rows)
+    if len(splits) == 1:
+        splits = {"train": next(iter(splits.values()))}
+    for other, name in OTHER_NAMES.items():
+        if other in splits and name not in splits:
+            splits[name] = splits.pop(other)
+    if "train" not in splits:
+        raise ValueError(f"The data set has the splits {sorted(splits)}, but none is called 'train'; rename one.")
+    splits = {name: splits[name] for name in SPLITS if name in splits}
+    if streaming:
+        return IterableDatasetDict(splits)
     # What is nested, as the .json files of WebDataset are, becomes columns such as "json.age".
-    return DatasetDict({OTHER_NAMES.get(name, name): rows.with_format(None).flatten() for name, rows in splits.items()})
+    return DatasetDict({name: rows.with_format(None).flatten() for name, rows in splits.items()})
 
 
 def make_splits(
@@ -102,27 +110,23 @@ def make_splits(
     A split that is missing is drawn at random from the training rows: 10 % of them for validation, 20 % for test.
 
     Args:
-        splits: What :func:`read_table` returned. If it has one split only, that is the training split.
+        splits: What :func:`read_table` returned.
         numbers: Numbers of rows by name of split, drawn at random; all rows of the splits that are not named.
-        group_column: Rows with the same value in this column, of one patient for instance, stay in one split.
+        group_column: Rows with the same value in this column, of one patient for instance, stay in one split. A row
+            without a value is on its own.
         seed: Seed of what is random.
 
     Raises:
-        ValueError: If there are several splits, but none is ``train``; if there is no such column; or if there are not
-            enough rows (or groups) for the numbers.
+        ValueError: If there is no such column, or there are not enough rows (or groups) for the numbers.
     """
     numbers = dict(numbers or {})
-    splits = DatasetDict({"train": next(iter(splits.values()))} if len(splits) == 1 else dict(splits))
-    if "train" not in splits:
-        raise ValueError(
-            f"The data set has the splits {sorted(splits)}, but none is called 'train'; rename one of them."
-        )
     rows = splits["train"]
     if group_column is not None and group_column not in rows.column_names:
         raise ValueError(f"--group_column: there is no column {group_column!r}.")
     order = np.random.default_rng(seed).permutation(len(rows))
     if group_column is not None:  # groups in random order, and their rows one after the other
-        codes = np.unique(np.asarray(rows[group_column]).astype(str), return_inverse=True)[1]
+        names = [f"none {i}" if is_missing(name) else as_text(name) for i, name in enumerate(rows[group_column][:])]
+        codes = np.unique(np.asarray(names), return_inverse=True)[1]
         order = np.argsort(np.random.default_rng(seed).permutation(codes.max() + 1)[codes], kind="stable")
         ends = np.flatnonzero(np.diff(codes[order])) + 1
     else:
@@ -311,7 +315,15 @@ def _category(variable: Variable, value: Any) -> str:
     if name in variable.categories:
         return name
     # Where categories are numbers themselves, 1 means the category "1", which is not there, and not the second one.
-    positions = not any(category.lstrip("-").isdigit() for category in variable.categories)
+    positions = not any(map(_is_number, variable.categories))
     if positions and isinstance(value, int | float) and value in range(len(variable.categories)):
         return variable.categories[int(value)]
     raise ValueError(variable.name)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

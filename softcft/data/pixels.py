@@ -11,7 +11,7 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -20,19 +20,20 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
+from datasets.utils.file_utils import xopen
 from PIL import Image as PILImage
 from PIL import ImageOps
 from tqdm.auto import tqdm
 
-__all__ = ["encode_pixels", "fit_picture", "is_grey", "picture_shape", "prepare_images", "read_pixels"]
+__all__ = ["encode_pixels", "fit_picture", "is_grey", "open_picture", "picture_shape", "prepare_images", "read_pixels"]
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 1_000  # pictures that are prepared and cached together: what an interruption may cost
+AHEAD = 64  # pictures that are in memory together before they are prepared
 VERSION = 1  # of the pixels: raise it with any change of them, so that cached ones are made anew
 MAGIC = {1: "P5", 3: "P6"}
 MODES = {1: "L", 3: "RGB"}
-UNREADABLE = (OSError, ValueError, SyntaxError, PILImage.DecompressionBombError)  # what PIL raises
 
 
 def encode_pixels(pixels: np.ndarray) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def read_pixels(rows: Dataset, indices: list[int] | range, shape: tuple[int, int
     """Pixels of several rows of a prepared data set.
 
     Args:
-        rows: A data set whose images are prepared.
+        rows: A data set whose images are prepared; fastest if it has the format "arrow".
         indices: Which rows.
         shape: Channels, height and width of the images.
 
@@ -62,7 +63,9 @@ def read_pixels(rows: Dataset, indices: list[int] | range, shape: tuple[int, int
     channels, height, width = shape
     header = _header(height, width, channels)
     size = len(header) + height * width * channels
-    stored = pc.struct_field(rows.with_format("arrow")[indices]["image"].combine_chunks(), "bytes")
+    if rows.format["type"] != "arrow":  # which copies the table's directory
+        rows = rows.with_format("arrow")
+    stored = pc.struct_field(rows[indices]["image"].combine_chunks(), "bytes")
     plain = stored.null_count == 0 and pc.all(pc.equal(pc.binary_length(stored), size)).as_py()
     if plain:
         _, offsets, data = stored.buffers()
@@ -77,6 +80,24 @@ def read_pixels(rows: Dataset, indices: list[int] | range, shape: tuple[int, int
     return pixels[:, len(header) :].copy().reshape(len(stored), height, width, channels)
 
 
+def open_picture(stored: Mapping[str, Any] | None) -> PILImage.Image:
+    """Open a picture as datasets stores it, wherever it is: in the table, a file, an archive, or on the Hub.
+
+    Raises:
+        ValueError: If there is none.
+        Exception: Of many kinds, which Pillow does not list, if it is missing or damaged.
+    """
+    stored = stored or {}
+    if stored.get("bytes") is not None:
+        return PILImage.open(io.BytesIO(stored["bytes"]))
+    if stored.get("path") is None:
+        raise ValueError("it has no image")
+    if "://" not in stored["path"]:
+        return PILImage.open(stored["path"])
+    with xopen(stored["path"], "rb") as file:
+        return PILImage.open(io.BytesIO(file.read()))
+
+
 def picture_shape(rows: Dataset) -> tuple[int, int, int]:
     """Channels (1 or 3), height and width, as it is stored, of the first picture of ``rows`` that can be read.
 
@@ -85,18 +106,11 @@ def picture_shape(rows: Dataset) -> tuple[int, int, int]:
     """
     for stored in rows.select_columns("image").cast_column("image", Image(decode=False)):
         try:
-            with _open(stored["image"]) as picture:
+            with open_picture(stored["image"]) as picture:
                 return (1 if is_grey(picture) else 3), picture.height, picture.width
-        except UNREADABLE:
-            continue
+        except Exception:  # the next one will do
+            logger.debug("skipped", exc_info=True)
     raise ValueError(f"None of the {len(rows)} images can be read.")
-
-
-def _open(stored: dict[str, Any] | None) -> PILImage.Image:
-    stored = stored or {"bytes": None, "path": None}
-    if stored["bytes"] is None and stored["path"] is None:
-        raise ValueError("it has no image")
-    return PILImage.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
 
 
 def is_grey(picture: PILImage.Image) -> bool:
@@ -163,34 +177,40 @@ def prepare_images(
     """
     if channels not in MODES:
         raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels!r}.")
-    rows = rows.with_format(None).cast_column("image", Image(decode=False))
-    if _are_prepared(rows, size, channels):
+    rows = rows.with_format(None)
+    pictures = rows.select_columns("image").cast_column("image", Image(decode=False))
+    if _are_prepared(pictures, size, channels):
         return rows.cast_column("image", Image()), []
-    features = Features({**rows.features, "image": Image(), "problem": Value("string")})
-    chunks, problems = [], []
+    chunks, problems, good = [], [], []
     with tqdm(total=len(rows), desc=desc, unit="image") as progress, _quiet():
         for start in range(0, len(rows), CHUNK):
-            chunk = rows.select(range(start, min(start + CHUNK, len(rows))))
+            chunk = pictures.select(range(start, min(start + CHUNK, len(rows))))
             prepared = Dataset.from_generator(
                 _prepare,
-                features=features,
+                features=Features({"image": Image(), "problem": Value("string")}),
                 cache_dir=None if cache_dir is None else str(cache_dir),
-                gen_kwargs={"rows": chunk, "size": size, "channels": channels, "num_workers": num_workers},
+                gen_kwargs={"pictures": chunk, "size": size, "channels": channels, "num_workers": num_workers},
                 fingerprint=_key(chunk, size, channels),
             )
-            found = [problem for problem in prepared["problem"] if problem is not None]
-            if found and on_error == "raise":
-                raise ValueError(f"{found[0]}. Repair or remove it, or leave out such rows by on_error='skip'.")
-            if found:
-                prepared = prepared.select([i for i, problem in enumerate(prepared["problem"]) if problem is None])
-            problems += found
+            for i, problem in enumerate(prepared["problem"], start=start):
+                if problem is None:
+                    good.append(i)
+                elif on_error == "raise":
+                    raise ValueError(f"{problem}. Repair or remove it, or leave out such rows by on_error='skip'.")
+                else:
+                    problems.append(problem)
             chunks.append(prepared.remove_columns("problem"))
             progress.update(len(chunk))
-    if not any(len(chunk) for chunk in chunks):
-        raise ValueError(
-            f"None of the {len(rows)} images can be read; the first: {problems[0] if problems else 'none'}."
-        )
-    return concatenate_datasets(chunks), problems
+    if not good:
+        first = f"; the first: {problems[0]}" if problems else ""
+        raise ValueError(f"None of the {len(rows)} images can be read{first}.")
+    # The other columns are not cached, so that another graph finds the same images. A copy of them, for datasets would
+    # else write the images anew to bring both into one order.
+    others = rows.remove_columns("image")
+    others = Dataset.from_dict(others[:], features=others.features) if others.column_names else None
+    images = concatenate_datasets(chunks)
+    joined = images if others is None else concatenate_datasets([images, others], axis=1)
+    return (joined.select(good) if problems else joined), problems
 
 
 def _are_prepared(rows: Dataset, size: int, channels: int) -> bool:
@@ -206,29 +226,35 @@ def _are_prepared(rows: Dataset, size: int, channels: int) -> bool:
     )
 
 
-def _prepare(rows: Dataset, size: int, channels: int, num_workers: int | None) -> Iterator[dict[str, Any]]:
-    """The rows of a chunk with their images prepared, or with the ``problem`` that prevented it."""
+def _prepare(pictures: Dataset, size: int, channels: int, num_workers: int | None) -> Iterator[dict[str, Any]]:
+    """The images of a chunk, prepared, or the ``problem`` that prevented it."""
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
         try:
-            with _open(row["image"]) as picture:
-                return {**row, "image": encode_pixels(fit_picture(picture, size, channels)), "problem": None}
-        except UNREADABLE as error:
-            return {**row, "image": None, "problem": f"{(row['image'] or {}).get('path') or 'An image'}: {error}"}
+            with open_picture(row["image"]) as picture:
+                return {"image": encode_pixels(fit_picture(picture, size, channels)), "problem": None}
+        except Exception as error:  # of many kinds; one picture must not end it all
+            return {"image": None, "problem": f"{(row['image'] or {}).get('path') or 'An image'}: {error}"}
 
     # Threads suffice: PIL lets go of Python's lock while it decodes and resizes.
     with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
-        yield from pool.map(prepare, rows)
+        for start in range(0, len(pictures), AHEAD):  # the pool would else read all at once
+            yield from pool.map(prepare, pictures.select(range(start, min(start + AHEAD, len(pictures)))))
 
 
-def _key(rows: Dataset, size: int, channels: int) -> str:
-    """A name for the result: of the rows, by the fingerprint of datasets, and of their files' sizes and times."""
-    digest = hashlib.sha256(repr((VERSION, size, channels, rows._fingerprint)).encode())
-    for batch in rows.select_columns("image").with_format("arrow").iter(CHUNK):
-        for path in pc.struct_field(batch["image"].combine_chunks(), "path").to_pylist():
-            if path and os.path.isfile(path):
+def _key(pictures: Dataset, size: int, channels: int) -> str:
+    """A name for the result: of all pictures in the table, and of the paths, sizes and times of those in files."""
+    digest = hashlib.sha256(repr((VERSION, size, channels, len(pictures))).encode())
+    for batch in pictures.with_format("arrow").iter(AHEAD):
+        stored = batch["image"].combine_chunks()
+        paths, contents = pc.struct_field(stored, "path").to_pylist(), pc.struct_field(stored, "bytes")
+        for path, content in zip(paths, contents, strict=True):
+            digest.update(repr(path).encode())
+            if content.is_valid:
+                digest.update(content.as_buffer())
+            elif path is not None and os.path.isfile(path):
                 stat = os.stat(path)
-                digest.update(repr((path, stat.st_size, stat.st_mtime_ns)).encode())
+                digest.update(repr((stat.st_size, stat.st_mtime_ns)).encode())
     return digest.hexdigest()[:32]
 
 

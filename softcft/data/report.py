@@ -57,14 +57,10 @@ def check_data(
     sources, mappings = find_columns(graph, columns)
     splits = _split(table, config, report)
     _check_groups(splits, config, report)
-    available = next(iter(splits.values())).column_names
-    for name, column in sources.items():
-        if column not in available:
-            near = get_close_matches(column, available, n=1)
-            report.errors.append(
-                f"There is no column {column!r}; the columns are {available}. Add to the graph's file: columns: "
-                f"{{{name}: {near[0] if near else 'NAME_OF_THE_COLUMN'}}}, or rename the variable."
-            )
+    if empty := [name for name, rows in splits.items() if not len(rows)]:
+        report.errors.append(f"There are no rows in {' and '.join(empty)}.")
+        return report
+    available = _check_columns(sources, splits, report)
     values: Values = {split: {} for split in splits}
     for variable in graph.variables:
         column = sources[variable.name]
@@ -105,6 +101,19 @@ def _split(table: DatasetDict, config: DataConfig, report: DataReport) -> Datase
     how = f"; {' and '.join(drawn)} drawn at random from train" if drawn else ""
     report.lines.append(f"Images: {sizes}{how}")
     return splits
+
+
+def _check_columns(sources: Mapping[str, str], splits: DatasetDict, report: DataReport) -> list[str]:
+    """The columns that all splits have."""
+    available = [name for name in splits["train"].column_names if all(name in s.column_names for s in splits.values())]
+    for name, column in sources.items():
+        if column not in available:
+            near = get_close_matches(column, available, n=1)
+            report.errors.append(
+                f"There is no column {column!r}; the columns are {available}. Add to the graph's file: columns: "
+                f"{{{name}: {near[0] if near else 'NAME_OF_THE_COLUMN'}}}, or rename the variable."
+            )
+    return available
 
 
 def _check_groups(splits: DatasetDict, config: DataConfig, report: DataReport) -> None:

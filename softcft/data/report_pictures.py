@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Image
-from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
-from softcft.data.pixels import fit_picture, is_grey
+from softcft.data.pixels import fit_picture, is_grey, open_picture, picture_shape
 from softcft.data.sources import DataConfig
 
 __all__ = ["DataReport", "Example", "check_pictures"]
 
 SAMPLE = 1_000  # pictures that are read
+AHEAD = 64  # pictures that are in memory together
 
 
 class Example(NamedTuple):
@@ -90,15 +88,13 @@ def check_pictures(
         report.errors.append(f"Column {column!r} holds no pictures: {error}. Name theirs by columns: {{image: ...}}.")
         return
     _check_files(stored, column, report)
-    channels = config.image_channels
+    channels: int | None = config.image_channels
     if channels is None:
-        first = _read_picture(stored["train"][0][column], config.sample_size, 3) if "train" in stored else _Picture("")
-        channels = 1 if first.grey else 3
-        if not first.mode:
-            report.errors.append(
-                f"The first training picture cannot be read, so it is not known whether pictures are grey: "
-                f"{first.problem}. Leave its row out, or pass --image_channels 1 or 3."
-            )
+        try:
+            channels = picture_shape(stored["train"].rename_columns({column: "image"}))[0]
+        except ValueError as error:
+            report.errors.append(str(error))
+            return
     total = sum(len(rows) for rows in stored.values())
     read: dict[str, list[_Picture]] = {}
     with (
@@ -109,9 +105,11 @@ def check_pictures(
             number = len(rows) if all_images or total <= SAMPLE else max(1, SAMPLE * len(rows) // total)
             chosen = rows.select(np.linspace(0, len(rows) - 1, number).round().astype(int))
             read[split] = []
-            for picture in pool.map(lambda row: _read_picture(row[column], config.sample_size, channels), chosen):
-                read[split].append(picture._replace(pixels=None))  # all of them might not fit into memory
-                bar.update()
+            for start in range(0, number, AHEAD):  # all of them might not fit into memory
+                some = chosen.select(range(start, min(start + AHEAD, number)))
+                for picture in pool.map(lambda row: _read_picture(row[column], config.sample_size, channels), some):
+                    read[split].append(picture._replace(pixels=None))
+                    bar.update()
     pictures = [picture for found in read.values() for picture in found]
     _note_pictures(pictures, total, config, channels, report)
     _check_read(pictures, total, config, channels, report)
@@ -130,7 +128,7 @@ def _check_files(stored: Mapping[str, Dataset], column: str, report: DataReport)
         for rows in stored.values()
         if not (rows[0][column] or {}).get("bytes")  # else the table itself holds them, and they are long to read
         for picture in rows[column]
-        if picture is None or (picture["bytes"] is None and not os.path.isfile(picture["path"] or ""))
+        if picture is None or (picture["bytes"] is None and not _is_there(picture["path"]))
     ]
     if lost:
         report.warnings.append(
@@ -139,20 +137,20 @@ def _check_files(stored: Mapping[str, Dataset], column: str, report: DataReport)
         )
 
 
+def _is_there(path: str | None) -> bool:
+    """Whether there is such a file; of those in archives and on the Hub datasets has seen to it."""
+    return path is not None and ("://" in path or os.path.isfile(path))
+
+
 def _read_picture(stored: Mapping[str, Any] | None, size: int, channels: int) -> _Picture:
     """Read a picture as :func:`~softcft.data.pixels.prepare_images` does."""
-    path, data = (stored or {}).get("path"), (stored or {}).get("bytes")
-    picture = _Picture(str(path or "an image"))
+    picture = _Picture(str((stored or {}).get("path") or "an image"))
     try:
-        if data is None:
-            if path is None:
-                raise ValueError("it has no image")
-            data = Path(path).read_bytes()
-        with PILImage.open(io.BytesIO(data)) as opened:
-            digest = hashlib.blake2b(data).digest()
-            picture = picture._replace(size=opened.size, mode=opened.mode, grey=is_grey(opened), digest=digest)
-            return picture._replace(pixels=fit_picture(opened, size, channels))
-    except (OSError, ValueError, SyntaxError, PILImage.DecompressionBombError) as error:  # what PIL raises
+        with open_picture(stored) as opened:
+            picture = picture._replace(size=opened.size, mode=opened.mode, grey=is_grey(opened))
+            pixels = fit_picture(opened, size, channels)
+            return picture._replace(pixels=pixels, digest=hashlib.blake2b(pixels.tobytes()).digest())
+    except Exception as error:  # of many kinds; one picture must not end it all
         return picture._replace(problem=f"{picture.name}: {error}")
 
 

@@ -73,7 +73,7 @@ class ImageAttributeDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         self.graph = graph
         self.parents = encode_rows(rows, graph)
         self.complete = (~self.parents.isnan().any(dim=1)).nonzero()[:, 0].tolist()
-        self._images = rows.select_columns(["image"])
+        self._images = rows.select_columns(["image"]).with_format("arrow")
         self._shape = picture_shape(rows)
         self.image_channels, self.sample_size, _ = self._shape
         read_pixels(self._images, [0], self._shape)

@@ -120,10 +120,11 @@ class DataConfig:
             raise ValueError(
                 f"--sample_size must be 32 for morphomnist (28 x 28 pixels, padded), got {self.sample_size}."
             )
-        if self.streaming and (self.dataset_name in (*GRAPHS, *FOLDERS) or self.group_column is not None):
+        unfit = self.group_column is not None or self.on_error == "raise"
+        if self.streaming and (self.dataset_name in (*GRAPHS, *FOLDERS) or unfit):
             raise ValueError(
-                "--streaming is for a folder or a data set of the Hub, without --group_column; got --dataset_name "
-                f"{self.dataset_name}, --group_column {self.group_column}."
+                f"--streaming is for a folder or a data set of the Hub, got {self.dataset_name}; without "
+                f"--group_column and --on_error raise, got {self.group_column} and {self.on_error}."
             )
         if self.dataset_name in FOLDERS and self.data_dir is None:
             raise ValueError(

@@ -1,8 +1,9 @@
 """Images that are read while a model learns from them, from the Hub or from disk: for data that fit nowhere else.
 
 Nothing is prepared or kept. Each image is decoded and resized (:func:`~softcft.data.pixels.fit_picture`) whenever its
-turn comes, so let worker processes do it (``--dataloader_num_workers``). Files are read in random order, and rows
-shuffled within a buffer of :data:`BUFFER`: what one file holds should be mixed already.
+turn comes, so let worker processes do it (``--dataloader_num_workers``). Rows are shuffled within a buffer of
+:data:`BUFFER`, and files are read in random order, but in their own one if the training split has to be cut (for
+validation or test, or by ``--num_train``). So what is streamed should be mixed already.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from datasets import Dataset, Image, concatenate_datasets
 from torch import Tensor
 
 from softcft.data.own import read_table, translate
-from softcft.data.pixels import fit_picture, is_grey, prepare_images
+from softcft.data.pixels import fit_picture, open_picture, picture_shape, prepare_images
 from softcft.data.schema import encode_rows
 from softcft.graph import CausalGraph
 
@@ -74,7 +75,7 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
             raise ValueError("rows is empty; pass at least one row.")
         encode_rows(first, graph)
         self.sample_size = sample_size
-        self.image_channels = image_channels or (1 if is_grey(Image().decode_example(first[0]["image"])) else 3)
+        self.image_channels = image_channels or picture_shape(first)[0]
 
     def subset(self, half: Literal["even", "odd", "all"] = "all", complete: bool = False) -> StreamedImages:
         """Every other row or all of them, without those that miss a value if ``complete``."""
@@ -83,7 +84,11 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
         return chosen
 
     def skip(self, examples: int) -> StreamedImages:
-        """What comes after so many examples, but for damaged images and missing values, which are not looked for."""
+        """What comes after so many examples.
+
+        Damaged images and missing values among them are not looked for, and several workers skip about equal shares: it
+        is exact without any of them.
+        """
         later = copy(self)
         later._skipped = self._skipped + examples
         return later
@@ -127,9 +132,9 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
         if self._only_complete and parents.isnan().any():
             return None
         try:
-            picture = Image().decode_example(stored or {"bytes": None, "path": None})
-            pixels = fit_picture(picture, self.sample_size, self.image_channels)
-        except (OSError, ValueError, SyntaxError) as error:  # what PIL raises
+            with open_picture(stored) as picture:
+                pixels = fit_picture(picture, self.sample_size, self.image_channels)
+        except Exception as error:  # of many kinds; one picture must not end it all
             logger.warning("%s is left out: %s", (stored or {}).get("path") or "An image", error)
             return None
         image = torch.from_numpy(pixels.copy()).view(self.sample_size, self.sample_size, self.image_channels)

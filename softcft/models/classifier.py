@@ -122,9 +122,7 @@ class AttributeClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]  # dif
             columns = self.causal_graph.slices[variable.name]
             known = ~parents[:, columns].isnan().any(dim=1)
             if not known.any():
-                raise ValueError(
-                    f"'{variable.name}' is missing in all {len(parents)} images, so there is no scale."
-                )
+                raise ValueError(f"'{variable.name}' is missing in all {len(parents)} images, so there is no scale.")
             predicted, labels = raw[known][:, columns], parents[known][:, columns]
             if variable.kind == "continuous":
                 scales[variable.name] = (predicted - labels).square().mean().sqrt().clamp_min(1e-4).item()

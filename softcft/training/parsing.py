@@ -178,7 +178,7 @@ def begin_run(config: Mapping[str, Any], section: str, output_dir: str | Path) -
                     "the setting to go on with that run, or choose another --output_dir, or delete the folder."
                 )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+    path.write_text(yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False), encoding="utf-8")
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -207,11 +207,14 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     """Shows each default, and the description with its line breaks."""
 
 
+CHANGED = (":bool", ":float", ":int", ":timestamp")  # scalars that PyYAML reads in its own way
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the booleans and floats of YAML 1.2."""
+    """PyYAML's safe loader with the booleans and numbers of YAML 1.2. Codes such as 007 and dates are words."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  # PyYAML reads this class attribute
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(CHANGED)]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -221,7 +224,10 @@ _Loader.add_implicit_resolver(
 )
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
+    re.compile(
+        r"^([-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
     list("-+.0123456789"),
 )
 
@@ -241,6 +247,15 @@ def _read(path: Path) -> dict[str, Any]:
         if name not in SECTIONS:
             raise ValueError(f"{path}: unknown section '{name}'{_suggest(name, SECTIONS)}")
     return config
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts what :class:`_Loader` would take for something else in quotes."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 def _default_config(argv: Sequence[str], default_config: Path) -> Path:

@@ -90,6 +90,24 @@ def test_splits_in_folders_with_json_lines_get_their_usual_names(tmp_path: Path)
     assert splits["validation"]["age"][:] == [0, 1, 2]
 
 
+def test_a_single_split_is_the_training_split_and_others_are_left_out(tmp_path: Path) -> None:
+    numbered(4).to_parquet(tmp_path / "one" / "test.parquet")
+    assert list(read_table(str(tmp_path / "one"))) == ["train"]
+    three = {"train": numbered(3), "test": numbered(2), "unlabelled": numbered(1)}
+    DatasetDict(three).save_to_disk(tmp_path / "three")
+    assert list(read_table(str(tmp_path / "three"))) == ["train", "test"]
+    DatasetDict({"a": numbered(3), "b": numbered(2)}).save_to_disk(tmp_path / "two")
+    with pytest.raises(ValueError, match=r"The data set has the splits \['a', 'b'\], but none is called 'train'"):
+        read_table(str(tmp_path / "two"))
+
+
+def test_categories_that_are_numbers_are_no_positions() -> None:
+    steps = CausalGraph([{"name": "step", "kind": "categorical", "categories": ["0.5", "1.5", "2.5"]}])
+    rows = Dataset.from_dict({"image": ["a", "b"], "step": [0.5, 1.0]})
+    with pytest.raises(ValueError, match=r"'step' does not know: '1' \(1 rows\)"):
+        translate(rows, steps)
+
+
 def test_folders_of_classes(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         pictures_in(tmp_path / "mine" / name)
@@ -167,12 +185,18 @@ def numbered(n: int, **columns: Any) -> Dataset:
 
 def test_missing_splits_are_drawn_from_the_training_rows() -> None:
     rows = numbered(100)
-    splits = make_splits(DatasetDict({"anything": rows}))
+    splits = make_splits(DatasetDict({"train": rows}))
     assert {name: len(split) for name, split in splits.items()} == {"train": 70, "validation": 10, "test": 20}
     assert sorted(row for split in splits.values() for row in split["row"]) == list(range(100))
     assert splits["test"]["row"][:] == make_splits(DatasetDict({"train": rows}))["test"]["row"][:]
     assert splits["test"]["row"][:] != make_splits(DatasetDict({"train": rows}), seed=1)["test"]["row"][:]
     assert splits["train"]["row"][:] == sorted(splits["train"]["row"])  # half even and odd stay what they were
+
+
+def test_rows_without_a_group_are_on_their_own() -> None:
+    patients = [None] * 30 + ["a"] * 5 + ["b"] * 5
+    splits = make_splits(DatasetDict({"train": numbered(40, patient=patients)}), group_column="patient")
+    assert [len(split) for split in splits.values()] == pytest.approx([28, 4, 8], abs=4)
 
 
 def test_splits_that_are_there_stay() -> None:
@@ -203,7 +227,6 @@ def test_groups_stay_together(seed: int) -> None:
 @pytest.mark.parametrize(
     ("splits", "arguments", "message"),
     [
-        ({"a": 5, "b": 5}, {}, r"The data set has the splits \['a', 'b'\], but none is called 'train'; rename one"),
         ({"train": 5}, {"group_column": "patient"}, r"^--group_column: there is no column 'patient'"),
         ({"train": 2}, {}, "^The 2 training rows are too few to draw 1 for validation from.$"),
         ({"train": 5}, {"numbers": {"test": 5}}, "^The 5 training rows are too few to draw 5 for test from.$"),

@@ -1,5 +1,7 @@
 import io
 import os
+import struct
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -168,10 +170,11 @@ def test_grey_becomes_colour_and_colour_grey(paths: list[str], tmp_path: Path) -
 
 
 def damaged(paths: list[str]) -> list[str]:
-    Path(paths[1]).write_bytes(b"no picture")
-    Path(paths[4]).write_bytes(Path(paths[4]).read_bytes()[:-40])
-    PILImage.new("I;16", (10, 10)).save(paths[5])
-    os.remove(paths[2])
+    if os.path.exists(paths[2]):
+        Path(paths[1]).write_bytes(b"no picture")
+        Path(paths[4]).write_bytes(Path(paths[4]).read_bytes()[:-40])
+        PILImage.new("I;16", (10, 10)).save(paths[5])
+        os.remove(paths[2])
     return paths
 
 
@@ -206,6 +209,44 @@ def test_no_picture_at_all(tmp_path: Path) -> None:
 def test_channels(paths: list[str]) -> None:
     with pytest.raises(ValueError, match=r"channels must be 1 \(grey\) or 3 \(RGB\), got 2"):
         prepare_images(Dataset.from_dict({"image": paths}), 8, 2)
+
+
+def test_a_picture_that_breaks_the_decoder_is_damaged(
+    paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(picture: PILImage.Image, size: int, channels: int) -> np.ndarray:
+        if picture.filename == paths[3]:
+            raise struct.error("odd EXIF")
+        return fit_picture(picture, size, channels)
+
+    monkeypatch.setattr(module, "fit_picture", fit)
+    prepared, problems = prepare_images(Dataset.from_dict({"image": paths}), 8, 1, cache_dir=tmp_path / "cache")
+    assert len(prepared) == 6
+    assert problems == [f"{paths[3]}: odd EXIF"]
+
+
+def test_pictures_in_an_archive(paths: list[str], tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in paths:
+            archive.write(path, Path(path).name)
+    inside = [f"zip://{Path(path).name}::{tmp_path / 'all.zip'}" for path in paths]
+    packed, problems = prepare_images(Dataset.from_dict({"image": inside}), 8, 1, cache_dir=tmp_path / "cache")
+    assert problems == []
+    plain, _ = prepare_images(Dataset.from_dict({"image": paths}), 8, 1, cache_dir=tmp_path / "cache")
+    np.testing.assert_array_equal(read_pixels(packed, range(7), (1, 8, 8)), read_pixels(plain, range(7), (1, 8, 8)))
+
+
+def test_other_columns_have_any_name_and_are_not_cached(
+    paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = count_pictures(monkeypatch)
+    for columns in ({"problem": list("abcdefg")}, {"path": list(range(7)), "bytes": [0.5] * 7}, {}):
+        table = Dataset.from_dict({"image": damaged(paths), **columns})
+        prepared, _ = prepare_images(table, 8, 1, cache_dir=tmp_path / "cache")
+        assert prepared.column_names == ["image", *columns]
+        for name, values in columns.items():
+            assert prepared[name][:] == [values[i] for i in (0, 3, 6)]
+    assert len(counted) < 2 * 7  # another graph finds the same images
 
 
 def count_pictures(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[int]:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from softcft.training.config import TrainingConfig
-from softcft.training.parsing import parse_config
+from softcft.training.parsing import begin_run, parse_config
 
 FILE = """
 output_dir: runs
@@ -75,6 +75,24 @@ def test_scalars_follow_yaml_1_2_and_take_the_type_of_their_field(path):
     assert training.max_grad_norm == math.inf
     assert config["graph"][0]["categories"] == ["no", "yes"]
     assert config["hvae"]["model"] == {"z_dim": 16, "beta": 0.5}
+
+
+def test_codes_dates_and_times_are_words(path):
+    words = ["007", "12:30", "2020-01-01", "1_000"]
+    path.write_text(
+        f"graph: [{{name: site, categories: [{', '.join(words)}, 10, -3, 1e3, 2.]}}]\nhvae: {{output_dir: x}}"
+    )
+    assert parse(path)[0]["graph"][0]["categories"] == [*words, 10, -3, 1000.0, 2.0]
+
+
+def test_a_saved_file_reads_as_what_was_saved(tmp_path):
+    values = ["1e3", "007", "10", "no", "true", ".5", "2020-01-01", 10, 1e3, 1e-7, True, None, "", "~", math.inf]
+    begin_run({"graph": values, "data": {}, "hvae": {}}, "hvae", tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(path.read_text().replace("hvae: {}", "hvae: {output_dir: x}"))
+    read = parse(path)[0]["graph"]
+    assert read == values
+    assert [type(value) for value in read] == [type(value) for value in values]
 
 
 def test_resolved_config_repeats_the_run(path, tmp_path):
