@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_local_links_and_pictures_exist(page: str) -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8"))
-    missing = [t for t in targets if not t.startswith("http") and not (ROOT / t).exists()]
+    missing = [t for t in targets if not t.startswith("http") and not ((ROOT / page).parent / t).exists()]
     assert missing == []
 
 
