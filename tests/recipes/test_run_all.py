@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +61,9 @@ def data(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def run_all(folder: Path, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def run_all(
+    folder: Path, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., None]]:
     """Runs the recipe here, but in place of the other recipes scripts that write down how they were called."""
     spec = importlib.util.spec_from_file_location("run_all", RUN_ALL)
     assert spec is not None
@@ -71,6 +73,8 @@ def run_all(folder: Path, data: list[str], tmp_path: Path, monkeypatch: pytest.M
     for name in ("train_scm", "train_classifier", "train_hvae", "soft_cft", "evaluate"):
         (tmp_path / f"{name}.py").write_text(f"import sys; open('{tmp_path}/calls', 'a').write(str(sys.argv) + '\\n')")
     monkeypatch.setattr(recipe, "RECIPES", tmp_path)
+    set_handler = signal.signal
+    before = set_handler(signal.SIGINT, signal.default_int_handler)  # tests in the background may have to ignore it
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
     monkeypatch.chdir(folder)
 
@@ -80,7 +84,8 @@ def run_all(folder: Path, data: list[str], tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(sys, "argv", ["run_all.py", *data, *flags])
         recipe.main()
 
-    return run_all
+    yield run_all
+    set_handler(signal.SIGINT, before)
 
 
 def calls(tmp_path: Path) -> list[list[str]]:
