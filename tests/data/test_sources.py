@@ -1,12 +1,19 @@
 from pathlib import Path
 
+import datasets
 import pytest
+import torch
+import yaml
 
+from softcft.data.mimic_cxr import load_mimic_cxr
 from softcft.data.phantom import PHANTOM_GRAPH
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import GRAPHS, DataConfig, load_data
 from softcft.graph import CausalGraph
 from softcft.training.parsing import parse_config
+from tests.data.mimic_cxr_tree import make_mimic_tree
+
+ROOT = Path(__file__).parents[2]
 
 PHANTOM = {"dataset_name": "phantom", "sample_size": 16, "num_train": 6, "num_validation": 4, "num_test": 5}
 
@@ -58,3 +65,23 @@ def test_the_fields_are_flags_and_keys_of_the_data_section(tmp_path: Path) -> No
     file.write_text("graph: []\ndata: {dataset_name: phantom, sample_size: 32, num_train: 100}\nhvae:\n")
     _, config = parse_config("hvae", DataConfig, default_config=file, argv=["--num_train", "50", "--data_seed", "2"])
     assert config == DataConfig(dataset_name="phantom", sample_size=32, num_train=50, data_seed=2)
+
+
+def test_mimic_cxr_may_be_the_tree_or_what_was_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = CausalGraph(yaml.safe_load((ROOT / "recipes" / "configs" / "mimic_cxr_224.yaml").read_text())["graph"])
+    make_mimic_tree(tmp_path / "tree", num_subjects=30, size=(40, 30))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    load_mimic_cxr(tmp_path / "tree", 24).save_to_disk(tmp_path / "prepared")
+    found = {}
+    for folder in ("tree", "prepared"):
+        config = DataConfig(dataset_name="mimic_cxr", sample_size=24, data_dir=str(tmp_path / folder))
+        splits = load_data(config, graph)
+        assert list(splits) == ["train", "validation", "test"]
+        found[folder] = ImageAttributeDataset(splits["train"], graph)
+    assert (found["tree"].image_channels, found["tree"].sample_size) == (1, 24)
+    assert torch.equal(found["tree"].parents, found["prepared"].parents)
+    assert all(torch.equal(found["tree"][i]["image"], found["prepared"][i]["image"]) for i in range(len(found["tree"])))
+    smaller = load_data(
+        DataConfig(dataset_name="mimic_cxr", sample_size=16, data_dir=str(tmp_path / "prepared")), graph
+    )
+    assert ImageAttributeDataset(smaller["test"], graph).sample_size == 16
