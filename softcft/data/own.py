@@ -66,7 +66,7 @@ def read_table(
 
     Returns:
         Of its splits ``train``, ``validation`` and ``test``, by these names; a single one is ``train``. Of a nested
-        column ``json`` each field is a column, ``json.age`` for instance, unless the data set is streamed.
+        column ``json`` each field is a column, ``json.age`` for instance; of streamed rows, once they are read.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -122,7 +122,7 @@ def make_splits(
     numbers = dict(numbers or {})
     rows = splits["train"]
     if group_column is not None and group_column not in rows.column_names:
-        raise ValueError(f"--group_column: there is no column {group_column!r}.")
+        raise ValueError(f"--group_column {group_column}: the data set has no such column; correct the name.")
     order = np.random.default_rng(seed).permutation(len(rows))
     if group_column is not None:  # groups in random order, and their rows one after the other
         names = [f"none {i}" if is_missing(name) else as_text(name) for i, name in enumerate(rows[group_column][:])]

@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,7 +64,7 @@ def read_pixels(rows: Dataset, indices: list[int] | range, shape: tuple[int, int
     channels, height, width = shape
     header = _header(height, width, channels)
     size = len(header) + height * width * channels
-    if rows.format["type"] != "arrow":  # which copies the table's directory
+    if rows.format["type"] != "arrow":  # to set it copies the table's directory
         rows = rows.with_format("arrow")
     stored = pc.struct_field(rows[indices]["image"].combine_chunks(), "bytes")
     plain = stored.null_count == 0 and pc.all(pc.equal(pc.binary_length(stored), size)).as_py()
@@ -213,15 +214,16 @@ def prepare_images(
     return (joined.select(good) if problems else joined), problems
 
 
-def _are_prepared(rows: Dataset, size: int, channels: int) -> bool:
+def _are_prepared(pictures: Dataset, size: int, channels: int) -> bool:
     """Whether the images are plain ones of that size, by the length of all and the header of the first."""
     header = _header(size, size, channels)
     lengths = (
         pc.binary_length(pc.struct_field(batch["image"].combine_chunks(), "bytes"))
-        for batch in rows.select_columns("image").with_format("arrow").iter(CHUNK)
+        for batch in pictures.with_format("arrow").iter(CHUNK)
     )
     plain = len(header) + size * size * channels
-    return (rows[0]["image"]["bytes"] or b"")[: len(header)] == header and all(
+    first = (pictures[0]["image"] or {}).get("bytes") or b"" if len(pictures) else b""
+    return first.startswith(header) and all(
         pc.all(pc.fill_null(pc.equal(length, plain), False)).as_py() for length in lengths
     )
 
@@ -258,13 +260,13 @@ def _key(pictures: Dataset, size: int, channels: int) -> str:
     return digest.hexdigest()[:32]
 
 
-class _quiet:  # a context manager
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Turns the progress bars of datasets off, one for each chunk, for there is one for all."""
-
-    def __enter__(self) -> None:
-        self.were_on = not datasets.are_progress_bars_disabled()
-        datasets.disable_progress_bars()
-
-    def __exit__(self, *exception: object) -> None:
-        if self.were_on:
+    were_on = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_on:
             datasets.enable_progress_bars()

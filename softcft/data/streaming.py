@@ -35,7 +35,7 @@ HELD_OUT = {"validation": 2_000, "test": 10_000}
 class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
     """Examples as :class:`~softcft.data.schema.ImageAttributeDataset` gives them, one after the other without end.
 
-    Images that cannot be read are left out, and each time round a warning counts them.
+    Images that cannot be read are left out, each with a warning.
 
     Args:
         rows: A data set that is streamed.
@@ -72,7 +72,9 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
         self._skipped = 0
         first = next(_tables(self._rows, BATCH, self._graph, self._columns), None)
         if first is None:
-            raise ValueError("rows is empty; pass at least one row.")
+            raise ValueError(
+                "rows is empty; if validation and test images were taken off it, lower --num_validation and --num_test."
+            )
         encode_rows(first, graph)
         self.sample_size = sample_size
         self.image_channels = image_channels or picture_shape(first)[0]

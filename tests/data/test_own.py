@@ -227,7 +227,7 @@ def test_groups_stay_together(seed: int) -> None:
 @pytest.mark.parametrize(
     ("splits", "arguments", "message"),
     [
-        ({"train": 5}, {"group_column": "patient"}, r"^--group_column: there is no column 'patient'"),
+        ({"train": 5}, {"group_column": "patient"}, "^--group_column patient: the data set has no such column"),
         ({"train": 2}, {}, "^The 2 training rows are too few to draw 1 for validation from.$"),
         ({"train": 5}, {"numbers": {"test": 5}}, "^The 5 training rows are too few to draw 5 for test from.$"),
         ({"train": 5}, {"group_column": "same"}, "too few to draw 1 for test from, if rows of one same stay together"),

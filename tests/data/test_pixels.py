@@ -200,7 +200,15 @@ def test_a_missing_picture_is_damaged(paths: list[str], tmp_path: Path) -> None:
     assert prepare_images(rows, 8, 1, cache_dir=tmp_path / "cache")[1] == ["An image: it has no image"]
 
 
+def test_the_first_picture_may_be_the_missing_one(paths: list[str], tmp_path: Path) -> None:
+    rows = Dataset.from_dict({"image": [None, *paths]})
+    prepared, problems = prepare_images(rows, 8, 1, cache_dir=tmp_path / "cache")
+    assert (len(prepared), problems) == (7, ["An image: it has no image"])
+
+
 def test_no_picture_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"None of the 0 images can be read\.$"):
+        prepare_images(table([encode_pixels(noise(8, 8))]).select([]), 8, 1, cache_dir=tmp_path / "cache")
     rows = Dataset.from_dict({"image": [str(tmp_path / "gone.png")] * 2})
     with pytest.raises(ValueError, match=r"None of the 2 images can be read; the first: .*gone\.png: "):
         prepare_images(rows, 8, 1, cache_dir=tmp_path / "cache")
