@@ -1,29 +1,60 @@
-"""Test the counterfactuals of several pipelines on real test images: Table 1 and Figure 1 of the paper.
+"""The paper's evaluation, and a stricter one, of several pipelines on real test images.
 
     accelerate launch recipes/evaluate.py --config recipes/configs/phantom.yaml
 
 Each pipeline folder is named after its fine-tuning (none, hard, soft). The guide is the pipelines' own classifier; the
-judge, which had no part in their training, has the last word. Reads the sections data, graph and evaluate. Writes into
---output_dir: table1.md, table1.csv, counterfactuals_*.png, comparison.png, training_curves.png, and
-metrics.jsonl with the records of all trainings below that folder.
+judge, which had no part in their training, has the last word. Measured are
+
+* effectiveness and amplification (Table 1) of all test images, with intervals, and how sure and calibrated guide and
+  judge are;
+* the distribution shift of the judge's embeddings (Fig. 2, A3), and their Frechet distance to real images;
+* composition, reversibility and minimality;
+* where true counterfactuals are known (phantom; Morpho-MNIST with --mnist_dir), the error against them.
+
+Reads the sections data, graph and evaluate. Writes into --output_dir: report.html, report.md, report.tex, metrics.csv,
+figures/ (PNG and PDF; GIF where a continuous variable is moved), and metrics.jsonl with the records of all trainings
+below that folder. What it measures does not depend on the number of processes.
 """
 
 import json
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from diffusers import AutoencoderKL
 from matplotlib.figure import Figure
-from torch.utils.data import DataLoader, Subset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from softcft import AttributeClassifier, CausalGraph, DSCMPipeline, HVAEBackbone
+from softcft import AttributeClassifier, CausalGraph, DSCMPipeline, HVAEBackbone, Intervention
 from softcft.data.schema import ImageAttributeDataset, scale_pixels
-from softcft.data.sources import DataConfig, load_data
-from softcft.evaluation.effectiveness import effectiveness_table, intervene_on, predict_counterfactuals
+from softcft.data.sources import DataConfig, load_data, subjects_of
+from softcft.data.truth import PhantomTruth, TrueCounterfactuals, true_counterfactuals
+from softcft.evaluation.animation import write_interpolation
+from softcft.evaluation.axioms import (
+    axiom_rows,
+    composition,
+    counterfactual_latent_divergence,
+    reconstruction,
+    reversibility,
+    value_groups,
+)
+from softcft.evaluation.bootstrap import bootstrap_weights
+from softcft.evaluation.effectiveness import (
+    counterfactual_images,
+    effectiveness_rows,
+    image_generators,
+    plan_counterfactuals,
+    predict_images,
+)
+from softcft.evaluation.embeddings import attribute_modes, frechet_distance, shift_rows
 from softcft.evaluation.figures import (
     attribute_captions,
     cft_comparison,
@@ -31,10 +62,17 @@ from softcft.evaluation.figures import (
     training_curves,
     value_captions,
 )
-from softcft.evaluation.report import CFT_NAMES, write_table1
+from softcft.evaluation.report import CFT_NAMES, COLUMNS, write_report
+from softcft.evaluation.shift_figure import shift_figure
+from softcft.evaluation.truth import ExpressionProbe, probe_rows, truth_errors, truth_rows
+from softcft.models.vae import image_posterior
 from softcft.training.parsing import begin_run, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
+CYCLES = 10  # of null interventions, and of ways there and back
+FRAMES = 12  # values of an interpolation
+AXIOMS = ("composition", "reconstruction", "reversibility", "cld", "cld_published")
+ERRORS = ("error", "error_outside", "error_factual")
 
 
 @dataclass(kw_only=True)
@@ -50,91 +88,268 @@ class EvaluateConfig:
         default=None,
         metadata={"help": "Judge, from train_classifier.py --role judge; OUTPUT_DIR/judge if left out."},
     )
+    vae_dir: str | None = field(
+        default=None, metadata={"help": "VAE of minimality, from train_vae.py; OUTPUT_DIR/vae if left out."}
+    )
+    mnist_dir: str | None = field(
+        default=None,
+        metadata={"help": "morphomnist: folder of the original MNIST test images, of which the truth is made."},
+    )
     interventions: list[str] | None = field(
         default=None, metadata={"help": "Variables to intervene on, one at a time. Left out: all of the graph."}
     )
     eval_batch_size: int = field(default=250, metadata={"help": "Images per forward pass and process."})
+    num_resamples: int = field(default=1000, metadata={"help": "Bootstrap resamples of the intervals; 0 for none."})
+    shift_images: int = field(default=1000, metadata={"help": "Test images that the distribution shift is shown of."})
+    axiom_images: int = field(
+        default=500, metadata={"help": "Test images for composition, reversibility and minimality: 70 passes each."}
+    )
     mixed_precision: Literal["no", "bf16", "fp16"] = field(
         default="no", metadata={"help": "Type of the forward pass of image models and classifiers."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of interventions and abduction; the table names it."})
+    seed: int = field(default=0, metadata={"help": "Seed of interventions, abduction and resamples."})
     grid_images: int = field(default=4, metadata={"help": "Number of test images in the figures."})
 
     def __post_init__(self) -> None:
-        if self.eval_batch_size < 2:
-            raise ValueError(f"--eval_batch_size must be at least 2, got {self.eval_batch_size}.")
-        if self.grid_images < 2:
-            raise ValueError(f"--grid_images must be at least 2, got {self.grid_images}.")
+        for name, least in (
+            ("eval_batch_size", 1),
+            ("num_resamples", 0),
+            ("shift_images", 20),
+            ("axiom_images", 2),
+            ("grid_images", 2),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
         self.judge_dir = self.judge_dir or str(Path(self.output_dir, "judge"))
+        self.vae_dir = self.vae_dir or str(Path(self.output_dir, "vae"))
         self.pipelines = self.pipelines or [str(Path(self.output_dir, cft)) for cft in CFT_NAMES]
         unknown = [folder for folder in self.pipelines if Path(folder).name not in CFT_NAMES]
         if unknown:
             raise ValueError(f"--pipelines: folders must be named {', '.join(CFT_NAMES)}, got {unknown}.")
-        for folder, maker in [
-            *(
-                (
-                    Path(folder, "model_index.json"),
-                    f"soft_cft.py --cft {Path(folder).name} --output_dir {Path(folder).parent}",
-                )
-                for folder in self.pipelines
-            ),
-            (Path(self.judge_dir, "config.json"), "train_classifier.py --role judge"),
-        ]:
-            if not folder.is_file():
+        needed = {
+            Path(self.judge_dir, "config.json"): "train_classifier.py --role judge",
+            Path(self.vae_dir, "config.json"): "train_vae.py",
+        }
+        for folder in map(Path, self.pipelines):
+            needed[folder / "model_index.json"] = f"soft_cft.py --cft {folder.name} --output_dir {folder.parent}"
+        for file, maker in needed.items():
+            if not file.is_file():
                 raise SystemExit(
-                    f"There is no {folder}. Make it, with the same flags, by\n    accelerate launch recipes/{maker}"
+                    f"There is no {file}. Make it, with the same flags, by\n    accelerate launch recipes/{maker}"
                 )
 
 
-def evaluate_pipeline(
-    pipeline: DSCMPipeline,
-    judge: AttributeClassifier,
-    images: Subset,
-    interventions: list[str],
-    settings: EvaluateConfig,
-    accelerator: Accelerator,
-    name: str,
-) -> dict[str, torch.Tensor]:
-    """Predictions of guide and judge on all test images and their counterfactuals, gathered from all processes."""
-    # A last batch of one image could not take another's value: it is spread over the batches before.
-    sizes = range(settings.eval_batch_size, settings.eval_batch_size + len(images))
-    size = next((size for size in sizes if len(images) % size != 1), settings.eval_batch_size)
-    batches = accelerator.prepare(DataLoader(images, batch_size=size))
-    generator = torch.Generator(accelerator.device).manual_seed(settings.seed + accelerator.process_index)
-    backbone = HVAEBackbone(pipeline.hvae).eval()
-    predictors = {"guide": pipeline.classifier, "judge": judge}
-    gathered = []
-    for batch in tqdm(batches, desc=name, disable=not accelerator.is_main_process):
-        with accelerator.autocast():
-            predictions = predict_counterfactuals(
-                backbone, pipeline.attribute_scm, predictors, batch, interventions, generator
+class NumberedImages(Dataset[dict[str, Any]]):
+    """Images that miss no value, with their place in this table (``index``) and in their split (``row``)."""
+
+    def __init__(self, images: ImageAttributeDataset) -> None:
+        self.images, self.rows = images, images.complete
+        self.parents = images.parents[self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"index": index, "row": self.rows[index], **self.images[self.rows[index]]}
+
+
+@dataclass
+class Evaluation:
+    """What all pipelines are tested on and by."""
+
+    settings: EvaluateConfig
+    graph: CausalGraph
+    interventions: list[str]
+    images: NumberedImages
+    weights: np.ndarray
+    judge: AttributeClassifier
+    vae: AutoencoderKL
+    truth: TrueCounterfactuals | None
+    accelerator: Accelerator
+
+    def __post_init__(self) -> None:
+        self.known = [name for name in self.interventions if self.truth and name in self.truth.interventions]
+        self.true_images: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def run(
+        self, images: Dataset[dict[str, Any]], measure: Callable[[dict[str, Any]], dict[str, Tensor]], name: str
+    ) -> dict[str, Tensor]:
+        """Measure all images batch by batch, on all processes; per-image results in the order of the images."""
+        batches = self.accelerator.prepare(DataLoader(images, batch_size=self.settings.eval_batch_size))
+        parts = defaultdict(list)
+        for batch in tqdm(batches, desc=name, disable=not self.accelerator.is_main_process):
+            with torch.no_grad(), self.accelerator.autocast():
+                results = measure(batch | {"image": scale_pixels(batch["image"])})
+            for key, values in self.accelerator.gather_for_metrics(results).items():
+                parts[key].append(values.float().cpu())
+        return {key: torch.cat(values) for key, values in parts.items()}
+
+    def make_truth(self, batch: dict[str, Any], plan: Tensor) -> tuple[Tensor, Tensor]:
+        """The true images of a batch, (B, I', C, H, W), and their attributes; made once for all pipelines."""
+        assert self.truth is not None
+        index = batch["index"].cpu()
+        if (key := int(index[0])) not in self.true_images:
+            pairs = [
+                self.truth.counterfactual(batch["row"].tolist(), name, plan[index, self.interventions.index(name)])
+                for name in self.known
+            ]
+            images, parents = (torch.stack(tensors, dim=1) for tensors in zip(*pairs, strict=True))
+            self.true_images[key] = ((images + 1) * 127.5).round().byte(), parents
+        images, parents = self.true_images[key]
+        return scale_pixels(images.to(self.accelerator.device)), parents.to(self.accelerator.device)
+
+    def of_truth(self, guide: AttributeClassifier, plan: Tensor) -> dict[str, Tensor]:
+        """What guide and judge see in the true counterfactuals."""
+
+        def measure(batch: dict[str, Any]) -> dict[str, Tensor]:
+            images, labels = self.make_truth(batch, plan)
+            images = torch.cat([batch["image"][:, None], images], dim=1)
+            labels = torch.cat([batch["parents"][:, None], labels], dim=1)
+            return {"labels": labels, **predict_images({"guide": guide, "judge": self.judge}, images)}
+
+        return self.run(self.images, measure, "True counterfactuals")
+
+    def of_pipeline(self, pipeline: DSCMPipeline, plan: Tensor, name: str) -> dict[str, Tensor]:
+        """What guide and judge see in the counterfactuals of a pipeline, and how far these are from the truth."""
+        backbone = HVAEBackbone(pipeline.hvae).eval()
+        predictors = {"guide": pipeline.classifier, "judge": self.judge}
+
+        def measure(batch: dict[str, Any]) -> dict[str, Tensor]:
+            images = self.make_counterfactuals(backbone, batch, plan)
+            labels = torch.cat([batch["parents"][:, None], self.planned(batch, plan)], dim=1)
+            results = {"labels": labels, **predict_images(predictors, images)}
+            if self.known:
+                true_images, _ = self.make_truth(batch, plan)
+                for i, known in enumerate(self.known):
+                    counterfactual = images[:, 1 + self.interventions.index(known)]
+                    for key, errors in truth_errors(batch["image"], counterfactual, true_images[:, i]).items():
+                        results[f"{key}/{known}"] = errors
+            return results
+
+        return self.run(self.images, measure, name)
+
+    def of_axioms(self, pipeline: DSCMPipeline, plan: Tensor, name: str) -> dict[str, Tensor]:
+        """Composition, reversibility and the posteriors of minimality, of the first images."""
+        backbone = HVAEBackbone(pipeline.hvae).eval()
+
+        def measure(batch: dict[str, Any]) -> dict[str, Tensor]:
+            image, parents, planned = batch["image"], batch["parents"], self.planned(batch, plan)
+            rows, seed = batch["row"].tolist(), self.settings.seed
+            results = {
+                "composition/none": composition(backbone, image, parents, CYCLES, image_generators(rows, seed)),
+                "reconstruction/none": reconstruction(
+                    pipeline.hvae, image, parents, CYCLES, image_generators(rows, seed)
+                ),
+            }
+            for i, intervention in enumerate(self.interventions):
+                results[f"reversibility/{intervention}"] = reversibility(
+                    backbone, image, parents, planned[:, i], CYCLES, image_generators(rows, seed)
+                )
+            images = self.make_counterfactuals(backbone, batch, plan)
+            loc, log_scale = image_posterior(self.vae, images.flatten(0, 1))
+            shape = images.shape[:2]
+            return results | {"loc": loc.unflatten(0, shape), "log_scale": log_scale.unflatten(0, shape)}
+
+        number = min(self.settings.axiom_images, len(self.images))
+        results = self.run(Subset(self.images, range(number)), measure, f"{name}, axioms")
+        loc, log_scale = results.pop("loc"), results.pop("log_scale")
+        parents = self.images.parents[:number]
+        for i, intervention in enumerate(self.interventions):
+            groups, new_groups = (
+                value_groups(self.graph, intervention, values, parents) for values in (parents, plan[:number, i])
             )
-        gathered.append(accelerator.gather_for_metrics(predictions))
-    return {key: torch.cat([part[key].cpu() for part in gathered]) for key in gathered[0]}
+            posteriors = [(loc[:, j], log_scale[:, j]) for j in (0, 1 + i)]
+            for key, published in (("cld", False), ("cld_published", True)):
+                results[f"{key}/{intervention}"] = counterfactual_latent_divergence(
+                    *posteriors, groups, new_groups, published=published
+                )
+        return results
+
+    def planned(self, batch: dict[str, Any], plan: Tensor) -> Tensor:
+        """The counterfactual attributes of a batch, (B, I, K)."""
+        return plan[batch["index"].cpu()].to(self.accelerator.device)
+
+    def make_counterfactuals(self, backbone: HVAEBackbone, batch: dict[str, Any], plan: Tensor) -> Tensor:
+        """The images of a batch and their counterfactuals, (B, 1 + I, C, H, W)."""
+        planned = self.planned(batch, plan)
+        return counterfactual_images(
+            backbone, batch["image"], batch["parents"], planned, batch["row"], self.settings.seed
+        )
+
+    def fit_probe(self, images: NumberedImages, truth: PhantomTruth) -> ExpressionProbe:
+        """A probe that reads expressions from the judge's embedding of images that are not tested on."""
+        seen = self.run(images, lambda batch: predict_images({"judge": self.judge}, batch["image"][:, None]), "probe")
+        expressions = truth.expression(images.rows, images.parents)
+        return ExpressionProbe(seen["judge/embedding"][:, 0], expressions, truth.expression_columns)
 
 
-@torch.no_grad()
-def draw_counterfactuals(
-    pipeline: DSCMPipeline, image: torch.Tensor, parents: torch.Tensor, seed: int
-) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
-    """Counterfactuals of images under an intervention on each variable, and the new values, by heading."""
-    graph = pipeline.hvae.causal_graph
-    backbone = HVAEBackbone(pipeline.hvae).eval()
-    counterfactuals, values = {}, {}
-    for name in graph.names:
-        # The same noise and the same new values for every pipeline, so that they can be compared.
-        generator = torch.Generator().manual_seed(seed)
-        intervention = intervene_on(graph, name, parents, generator)
-        new_parents = pipeline.attribute_scm.counterfactual(parents, intervention, generator)
-        counterfactuals[f"do({name})"] = backbone.counterfactual(image, parents, new_parents, generator).image
-        values[f"do({name})"] = value_captions(graph, name, new_parents)
-    return counterfactuals, values
+def result_rows(
+    evaluation: Evaluation, results: dict[str, dict[str, Tensor]], probe: ExpressionProbe | None
+) -> pd.DataFrame:
+    """All numbers as tidy rows, with the columns of :mod:`softcft.evaluation.report` but for data set and seed."""
+    graph, weights, settings = evaluation.graph, evaluation.weights, evaluation.settings
+    tables = []
+
+    def add(table: str, cft: str, rows: pd.DataFrame) -> None:
+        real = (rows["intervention"] == "none") & (table != "axioms")
+        tables.append(rows.assign(table=table, cft=np.where(real, "real", cft)))
+
+    shown = slice(settings.shift_images)
+    real_embeddings = next(iter(results.values()))["judge/embedding"][:, 0]
+    halves = frechet_distance(real_embeddings[::2], real_embeddings[1::2])
+    add("axioms", "real", realism_rows({"none": halves}))
+    modes = attribute_modes(real_embeddings, graph, evaluation.images.parents)
+    for cft, result in results.items():
+        interventions = evaluation.known if cft == "truth" else evaluation.interventions
+        labels, embeddings = result["labels"], result["judge/embedding"]
+        seen = {name: result[name] for name in ("guide", "judge")}
+        add("effectiveness", cft, effectiveness_rows(graph, labels, seen, interventions, weights))
+        add("shift", cft, shift_rows(graph, modes, embeddings[shown], labels[shown], interventions, settings.seed))
+        distances = {
+            name: frechet_distance(embeddings[:, 1 + i], real_embeddings) for i, name in enumerate(interventions)
+        }
+        add("axioms", cft, realism_rows(distances))
+        if cft == "truth":
+            continue
+        measures: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for key in result:
+            metric, _, intervention = key.partition("/")
+            if metric in AXIOMS:
+                measures[metric][intervention] = result[key]
+        add("axioms", cft, axiom_rows(measures, weights[:, : settings.axiom_images]))
+        if evaluation.known:
+            errors = {name: {key: result[f"{key}/{name}"] for key in ERRORS} for name in evaluation.known}
+            expression_errors = probe and {
+                name: probe.errors(
+                    embeddings[:, 1 + evaluation.interventions.index(name)],
+                    results["truth"]["judge/embedding"][:, 1 + i],
+                )
+                for i, name in enumerate(evaluation.known)
+            }
+            add("truth", cft, truth_rows(errors, weights, expression_errors))
+    if probe is not None and isinstance(evaluation.truth, PhantomTruth):
+        expressions = evaluation.truth.expression(evaluation.images.rows, evaluation.images.parents)
+        add("truth", "real", probe_rows(probe, real_embeddings, expressions, weights))
+
+    metrics = pd.concat(tables, ignore_index=True)
+    key = ["table", "cft", "intervention", "variable", "predictor", "metric"]
+    # Every model was compared with the real images: with the same, if all pipelines have one guide.
+    spread = metrics.groupby(key)["value"].agg(["min", "max"])
+    if (differing := spread[spread["max"] - spread["min"] > 1e-3 * spread["max"].abs()]).size:
+        raise ValueError(f"--pipelines must have one guide, but differ in {dict(zip(key, differing.index[0], strict=True))}.")
+    return metrics.drop_duplicates(key)
 
 
-def load_pipelines(
+def realism_rows(distances: dict[str, float]) -> pd.DataFrame:
+    """Frechet distances to real images by intervention; ``none`` is that of one half of the real images to the other."""
+    rows = [(name, "image", "judge", "frechet", distance, np.nan, np.nan) for name, distance in distances.items()]
+    return pd.DataFrame(rows, columns=list(COLUMNS[4:]))
+
+
+def load_models(
     settings: EvaluateConfig, graph: CausalGraph, sample_size: int
-) -> tuple[dict[str, DSCMPipeline], AttributeClassifier]:
-    """The pipelines by their fine-tuning, and the judge: all with the graph and size of the data."""
+) -> tuple[dict[str, DSCMPipeline], AttributeClassifier, AutoencoderKL]:
+    """The pipelines by their fine-tuning, the judge and the VAE: all with the graph and size of the data."""
     judge = AttributeClassifier.from_pretrained(settings.judge_dir)
     if judge.causal_graph != graph:
         raise ValueError(f"--judge_dir {settings.judge_dir} was trained with another graph than that of --config.")
@@ -148,7 +363,7 @@ def load_pipelines(
             )
         if pipeline.classifier is None:
             raise ValueError(f"--pipelines: {folder} has no classifier, so there is no guide to test with.")
-    return pipelines, judge
+    return pipelines, judge, AutoencoderKL.from_pretrained(settings.vae_dir).eval()
 
 
 def collect_training_records(output_dir: Path) -> dict[str, list[dict[str, float]]]:
@@ -163,56 +378,87 @@ def collect_training_records(output_dir: Path) -> dict[str, list[dict[str, float
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
-    figure.savefig(path, dpi=200, bbox_inches="tight")
+    """Write a figure as PNG and PDF."""
+    for kind in (".png", ".pdf"):
+        figure.savefig(path.with_suffix(kind), dpi=200, bbox_inches="tight")
 
 
-def main() -> None:
-    """Run the recipe; see the module's docstring."""
-    config, data, settings = parse_config(
-        "evaluate", DataConfig, EvaluateConfig, default_config=DEFAULT_CONFIG, description=__doc__
-    )
-    graph = CausalGraph(config["graph"])
-    interventions = settings.interventions or list(graph.names)
-    for name in interventions:
-        graph[name]
-    pipelines, judge = load_pipelines(settings, graph, data.sample_size)
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
-    with accelerator.main_process_first():  # the others find the data in the cache
-        images = ImageAttributeDataset(load_data(data, graph, config["columns"])["test"], graph)
-    judge.to(accelerator.device)
-    shown = [images[i] for i in images.complete[: settings.grid_images]]
-    image, parents = (torch.stack([example[key] for example in shown]) for key in ("image", "parents"))
-    image = scale_pixels(image)
-    images = images.subset(complete=True)
-
-    tables, counterfactuals, values = [], {}, {}
-    for cft, pipeline in pipelines.items():
-        pipeline.to(accelerator.device)
-        predictions = evaluate_pipeline(pipeline, judge, images, interventions, settings, accelerator, CFT_NAMES[cft])
-        pipeline.to("cpu")
-        if accelerator.is_main_process:
-            table = effectiveness_table(graph, predictions, interventions)
-            run = pd.DataFrame({"dataset": data.dataset_name, "seed": settings.seed, "cft": cft}, index=table.index)
-            tables.append(run.join(table))
-            counterfactuals[CFT_NAMES[cft]], values = draw_counterfactuals(pipeline, image, parents, settings.seed)
-    accelerator.end_training()
-    if not accelerator.is_main_process:
-        return
-
-    output_dir = Path(settings.output_dir)
-    begin_run(config, "evaluate", output_dir)
-    units = {variable.name: variable.unit for variable in graph.variables if variable.unit}
-    write_table1(pd.concat(tables, ignore_index=True), output_dir, units)
+@torch.no_grad()
+def draw_counterfactuals(evaluation: Evaluation, pipelines: dict[str, DSCMPipeline], folder: Path) -> None:
+    """Figure 1: counterfactuals of a few images under an intervention on each variable, of each pipeline and of all."""
+    graph, settings = evaluation.graph, evaluation.settings
+    number = min(settings.grid_images, len(evaluation.images))
+    shown = [evaluation.images[i] for i in range(number)]
+    image = scale_pixels(torch.stack([example["image"] for example in shown]))
+    parents, rows = evaluation.images.parents[:number], evaluation.images.rows[:number]
     captions = attribute_captions(graph, parents)
-    for cft in pipelines:
-        grid = counterfactual_grid(image, counterfactuals[CFT_NAMES[cft]], captions, values)
-        save(grid, output_dir / f"counterfactuals_{cft}.png")
-    two = {title: {do: x[:2] for do, x in grids.items()} for title, grids in counterfactuals.items()}
-    save(
-        cft_comparison(image[:2], two, captions[:2], {do: v[:2] for do, v in values.items()}),
-        output_dir / "comparison.png",
-    )
+    grids, values = {}, {}
+    for cft, pipeline in pipelines.items():
+        plan = plan_counterfactuals(
+            pipeline.attribute_scm, evaluation.images.parents, graph.names, settings.seed
+        )[:number]
+        backbone = HVAEBackbone(pipeline.hvae).eval()
+        images = counterfactual_images(backbone, image, parents, plan, rows, settings.seed)
+        grid = {f"do({name})": images[:, 1 + i] for i, name in enumerate(graph.names)}
+        values = {f"do({name})": value_captions(graph, name, plan[:, i]) for i, name in enumerate(graph.names)}
+        save(counterfactual_grid(image, grid, captions, values), folder / f"counterfactuals_{cft}")
+        grids[CFT_NAMES[cft]] = {do: x[:2] for do, x in grid.items()}
+    comparison = cft_comparison(image[:2], grids, captions[:2], {do: texts[:2] for do, texts in values.items()})
+    save(comparison, folder / "comparison")
+
+
+@torch.no_grad()
+def draw_interpolations(evaluation: Evaluation, pipelines: dict[str, DSCMPipeline], folder: Path) -> None:
+    """Animations of a few images while a continuous variable moves, and its descendants with it."""
+    graph, settings = evaluation.graph, evaluation.settings
+    number = min(settings.grid_images, len(evaluation.images))
+    image = scale_pixels(torch.stack([evaluation.images[i]["image"] for i in range(number)]))
+    parents, rows = evaluation.images.parents[:number], evaluation.images.rows[:number]
+    for variable in graph.variables:
+        if variable.kind != "continuous":
+            continue
+        columns = graph.slices[variable.name]
+        low, high = evaluation.images.parents[:, columns].quantile(torch.tensor([0.02, 0.98])).tolist()
+        values = parents.repeat(FRAMES, 1).unflatten(0, (FRAMES, number))
+        values[:, :, columns] = torch.linspace(low, high, FRAMES)[:, None, None]
+        mask = torch.zeros(number, len(graph), dtype=torch.bool)
+        mask[:, graph.names.index(variable.name)] = True
+        frames = {}
+        for cft, pipeline in pipelines.items():
+            moved = [
+                pipeline.attribute_scm.counterfactual(
+                    parents, Intervention(value, mask), image_generators(rows, settings.seed)
+                )
+                for value in values
+            ]
+            backbone = HVAEBackbone(pipeline.hvae).eval()
+            images = counterfactual_images(backbone, image, parents, torch.stack(moved, dim=1), rows, settings.seed)
+            frames[CFT_NAMES[cft]] = images[:, 1:].transpose(0, 1)
+        texts = [f"do({variable.name} = {text})" for text in value_captions(graph, variable.name, values[:, 0])]
+        write_interpolation(folder / f"interpolation_{variable.name}.gif", frames, texts)
+
+
+def draw_shifts(evaluation: Evaluation, results: dict[str, dict[str, Tensor]], folder: Path) -> None:
+    """Figures 2 and A3: where counterfactuals lie along the mode of each variable."""
+    shown = slice(evaluation.settings.shift_images)
+    models = {CFT_NAMES[cft]: result for cft, result in results.items() if cft in CFT_NAMES}
+    real = next(iter(models.values()))["judge/embedding"][:, 0]
+    modes = attribute_modes(real, evaluation.graph, evaluation.images.parents)
+    for name in evaluation.graph.names:
+        figure = shift_figure(
+            evaluation.graph,
+            name,
+            modes,
+            {model: result["judge/embedding"][shown] for model, result in models.items()},
+            {model: result["labels"][shown] for model, result in models.items()},
+            evaluation.interventions,
+            evaluation.settings.seed,
+        )
+        save(figure, folder / f"shift_{name}")
+
+
+def draw_training_curves(output_dir: Path) -> None:
+    """The curves of all trainings of the run that left a record."""
     records = collect_training_records(output_dir)
     curves = {run: records[run] for run in ("hvae", "hard", "soft") if run in records}
     panels = {
@@ -224,8 +470,79 @@ def main() -> None:
     }
     panels = {key: label for key, label in panels.items() if any(key in r for run in curves.values() for r in run)}
     if panels:
-        save(training_curves(curves, panels), output_dir / "training_curves.png")
-    print((output_dir / "table1.md").read_text())
+        save(training_curves(curves, panels), output_dir / "figures" / "training_curves")
+
+
+def main() -> None:
+    """Run the recipe; see the module's docstring."""
+    config, data, settings = parse_config(
+        "evaluate", DataConfig, EvaluateConfig, default_config=DEFAULT_CONFIG, description=__doc__
+    )
+    graph = CausalGraph(config["graph"])
+    interventions = settings.interventions or list(graph.names)
+    for name in interventions:
+        graph[name]
+    pipelines, judge, vae = load_models(settings, graph, data.sample_size)
+    truth = true_counterfactuals(data, graph, mnist_dir=settings.mnist_dir)
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    with accelerator.main_process_first():  # the others find the data in the cache
+        splits = load_data(data, graph, config["columns"])
+        images = NumberedImages(ImageAttributeDataset(splits["test"], graph))
+    if len(images) < 2:
+        raise ValueError(
+            f"The test split must have images that miss no value, at least 2, but has {len(images)} of "
+            f"{len(splits['test'])}. Look at it with recipes/check_data.py."
+        )
+    subjects = subjects_of(splits["test"], data)
+    weights = bootstrap_weights([subjects[row] for row in images.rows], settings.num_resamples, settings.seed)
+    evaluation = Evaluation(
+        settings,
+        graph,
+        interventions,
+        images,
+        weights,
+        judge.eval().to(accelerator.device),
+        vae.to(accelerator.device),
+        truth,
+        accelerator,
+    )
+
+    plans = {
+        cft: plan_counterfactuals(pipeline.attribute_scm, images.parents, interventions, settings.seed)
+        for cft, pipeline in pipelines.items()
+    }
+    results = {}
+    for cft, pipeline in pipelines.items():
+        pipeline.to(accelerator.device)
+        results[cft] = evaluation.of_pipeline(pipeline, plans[cft], CFT_NAMES[cft])
+        results[cft] |= evaluation.of_axioms(pipeline, plans[cft], CFT_NAMES[cft])
+        pipeline.to("cpu")
+    probe = None
+    if evaluation.known:
+        first = next(iter(pipelines))
+        guide = pipelines[first].classifier.to(accelerator.device)
+        results["truth"] = evaluation.of_truth(guide, plans[first])
+    if isinstance(truth, PhantomTruth):
+        validation = NumberedImages(ImageAttributeDataset(splits["validation"], graph))
+        probe = evaluation.fit_probe(validation, PhantomTruth("validation", data.sample_size, data.data_seed))
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return
+
+    output_dir = Path(settings.output_dir)
+    begin_run(config, "evaluate", output_dir)
+    for folder in ("metrics", "figures"):
+        (output_dir / folder).mkdir(exist_ok=True)
+    metrics = result_rows(evaluation, results, probe)
+    metrics.insert(0, "dataset", data.dataset_name)
+    metrics.insert(1, "seed", settings.seed)
+    metrics[list(COLUMNS)].to_csv(output_dir / "metrics" / "evaluation.csv", index=False)
+    draw_counterfactuals(evaluation, pipelines, output_dir / "figures")
+    draw_interpolations(evaluation, pipelines, output_dir / "figures")
+    draw_shifts(evaluation, results, output_dir / "figures")
+    draw_training_curves(output_dir)
+    write_report([output_dir], output_dir, graph, f"softcft: {data.dataset_name}")
+    print((output_dir / "report.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

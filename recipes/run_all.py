@@ -1,12 +1,14 @@
-"""Everything from images to Table 1: counterfactuals without, with hard and with soft fine-tuning.
+"""Everything from images to the report: counterfactuals without, with hard and with soft fine-tuning.
 
-    python recipes/run_all.py                                                         # the phantom: 17 to 20 minutes
+    python recipes/run_all.py                                                         # the phantom: 20 minutes
     python recipes/run_all.py --dataset_name FOLDER --graph graph.yaml --output_dir outputs/mine    # your own images
     python recipes/run_all.py --config recipes/configs/morphomnist.yaml --data_dir FOLDER --seed 1
 
-Chains train_scm.py, train_classifier.py (guide and judge), train_hvae.py, soft_cft.py and evaluate.py, two at a time. A
-run that was stopped goes on where it was when it is started again; to start anew, delete its folder. Let check_data.py
-look at your own images first. The flags are those of the data; all other settings come from the YAML file.
+Chains train_scm.py, train_classifier.py (guide and judge), train_vae.py, train_hvae.py, soft_cft.py and evaluate.py,
+two at a time; with --utility, before the evaluation, generate_counterfactuals.py, train_classifier.py for each set of
+them, and evaluate_utility.py (Table 2). A run that was stopped goes on where it was when it is started again; to start
+anew, delete its folder. Let check_data.py look at your own images first. The flags are those of the data; all other
+settings come from the YAML file.
 """
 
 import argparse
@@ -22,10 +24,12 @@ from pathlib import Path
 
 import torch
 
+from diffusers import AutoencoderKL
+
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, HVAEModel
 from softcft.data.sources import DataConfig, SubsetConfig
 from softcft.training.cft_trainer import CFTConfig
-from softcft.training.config import MemoryConfig, TrainingConfig
+from softcft.training.config import MemoryConfig, PatchConfig, TrainingConfig
 from softcft.training.parsing import model_arguments, parse_config
 
 RECIPES = Path(__file__).resolve().parent
@@ -35,8 +39,11 @@ TRAININGS = {
     "guide": ([SubsetConfig], AttributeClassifier),
     "judge": ([SubsetConfig], AttributeClassifier),
     "hvae": ([MemoryConfig], HVAEModel),
+    "vae": ([PatchConfig], AutoencoderKL),
     "cft": ([SubsetConfig, MemoryConfig, CFTConfig], None),
+    "utility": ([UtilityConfig], AttributeClassifier),
 }
+SEEDS = {"judge": 1000, "utility": 2000}  # added to the run's seed: no two classifiers start alike
 TAIL = 20  # lines of the log of a job that failed
 
 Jobs = dict[str, list[str]]  # what Python is to run, by the name of its logs
@@ -52,6 +59,10 @@ class RunConfig:
     seed: int = field(default=0, metadata={"help": "Seed of all steps; the judge's is this plus 1000."})
     max_train_steps: int | None = field(
         default=None, metadata={"help": "At most so many optimizer steps in each training: a trial run."}
+    )
+    utility: bool = field(
+        default=False,
+        metadata={"help": "Also train predictors on the counterfactuals, and test them on real images: Table 2."},
     )
 
     def __post_init__(self) -> None:
@@ -119,19 +130,23 @@ class Runner:
                     job.wait(patience)
 
 
-def plan() -> tuple[Path, dict[str, list[str]]]:
-    """The run's folder, and for each training and the evaluation its flags. Mistakes end the program here."""
+def plan() -> tuple[Path, dict[str, list[str]], list[str]]:
+    """The run's folder, the flags of each step, and the sets of Table 2 (none without --utility).
+
+    Mistakes end the program here.
+    """
     settings = parse_config("data", DataConfig, RunConfig, default_config=DEFAULT_CONFIG, description=__doc__)[2]
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("output_dir", "seed", "max_train_steps"):
         own.add_argument(f"--{name}")
+    own.add_argument("--utility", nargs="?")
     given, flags = own.parse_known_args()
     folder = Path(settings.output_dir)
     if given.output_dir is None and settings.seed:
         folder = folder.with_name(f"{folder.name}-seed{settings.seed}")
     flags += ["--output_dir", str(folder)]
 
-    steps = {"evaluate": [*flags, "--seed", str(settings.seed)]}
+    steps = dict.fromkeys(("generate", "evaluate"), [*flags, "--seed", str(settings.seed)])
     for section, (types, model_class) in TRAININGS.items():
         config, data, training, *_ = parse_config(
             section, DataConfig, TrainingConfig, *types, default_config=DEFAULT_CONFIG, argv=flags
@@ -143,18 +158,34 @@ def plan() -> tuple[Path, dict[str, list[str]]]:
             with torch.device("meta"):  # no memory: whether it can be built is all that is asked
                 HVAEModel(graph.to_list(), data.sample_size, **arguments)
         most = min(training.max_train_steps, settings.max_train_steps or training.max_train_steps)
-        seed = settings.seed + 1000 * (section == "judge")
+        seed = settings.seed + SEEDS.get(section, 0)
         steps[section] = [*flags, "--seed", str(seed), "--max_train_steps", str(most)]
         steps[section] += ["--resume_from_checkpoint", "latest"]
-    return folder, steps
+    sets = [f"{cft}/{v.name}" for cft in CFT_NAMES for v in graph.variables if v.kind != "continuous"]
+    return folder, steps, ["real", *sets] if settings.utility else []
 
 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
     started = time.monotonic()
-    out, flags = plan()
-    scm, hvae, evaluate = (str(RECIPES / name) for name in ("train_scm.py", "train_hvae.py", "evaluate.py"))
-    guide, judge = ([str(RECIPES / "train_classifier.py"), "--role", role, *flags[role]] for role in ("guide", "judge"))
+    out, flags, sets = plan()
+    scm, hvae, vae, generate, evaluate, evaluate_utility, classifier = (
+        str(RECIPES / f"{name}.py")
+        for name in (
+            "train_scm",
+            "train_hvae",
+            "train_vae",
+            "generate_counterfactuals",
+            "evaluate",
+            "evaluate_utility",
+            "train_classifier",
+        )
+    )
+    guide, judge = ([classifier, "--role", role, *flags[role]] for role in ("guide", "judge"))
+    utility = {
+        f"utility_{name.replace('/', '_')}": [classifier, "--role", "utility", "--train_on", name, *flags["utility"]]
+        for name in sets
+    }
     none, hard, soft = ([str(RECIPES / "soft_cft.py"), "--cft", c, *flags["cft"]] for c in ("none", "hard", "soft"))
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(torch.cuda.device_count() or 2)]
 
@@ -165,21 +196,28 @@ def main() -> None:
     try:
         print("== 1/5 Data and attribute mechanisms", flush=True)
         runner.run({"scm": [scm, *flags["scm"]]})
-        print(f"\n== 2/5 Image model; beside it the guide, then the judge (their logs: {out}/logs)", flush=True)
-        runner.run({"hvae": [hvae, *flags["hvae"]]}, beside={"guide": guide, "judge": judge})
+        print(f"\n== 2/5 Image model; beside it the guide, judge and VAE of the metrics (logs: {out}/logs)", flush=True)
+        runner.run(
+            {"hvae": [hvae, *flags["hvae"]]}, beside={"guide": guide, "judge": judge, "vae": [vae, *flags["vae"]]}
+        )
         print("\n== 3/5 Fine-tuning with soft labels; beside it with hard labels", flush=True)
         runner.run({"none": none, "soft": soft}, beside={"hard": hard})
         print("\n== 4/5 Counterfactuals of all test images, seen by guide and judge", flush=True)
+        if sets:
+            runner.run({"generate": [*torchrun, generate, *flags["generate"]]})
+            half = len(utility) // 2
+            first, second = dict(list(utility.items())[:half]), dict(list(utility.items())[half:])
+            runner.run(first, beside=second)
+            runner.run({"evaluate_utility": [*torchrun, evaluate_utility, *flags["evaluate"]]})
         runner.run({"evaluate": [*torchrun, evaluate, *flags["evaluate"]]})
     except KeyboardInterrupt:
         sys.exit("\nStopped. The same command goes on from here.")
     finally:
         runner.stop()
     print(f"\n== 5/5 Done after {round((time.monotonic() - started) / 60)} minutes. Look at")
-    print(f"    {out}/table1.md                  effectiveness and amplification, by guide and by judge")
-    print(f"    {out}/comparison.png             the same counterfactuals without, with hard and with soft fine-tuning")
-    print(f"    {out}/counterfactuals_soft.png   more of them, with their effects")
-    print(f"    {out}/training_curves.png        how it was learned; also metrics.jsonl, table1.csv")
+    print(f"    {out}/report.html             all tables and figures; also report.md, report.tex")
+    print(f"    {out}/metrics.csv             all numbers, tidy")
+    print(f"    {out}/figures/comparison.png  the same counterfactuals without, with hard and with soft fine-tuning")
     print("and ask for your own:")
     print("    from softcft import DSCMPipeline")
     print(f'    pipe = DSCMPipeline.from_pretrained("{out}/soft")')

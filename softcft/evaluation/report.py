@@ -1,145 +1,392 @@
-"""Effectiveness and amplification as the paper's Table 1."""
+"""All results of one or several runs in one report: HTML that needs no other file, Markdown, LaTeX, and one tidy CSV.
+
+Every number of every form is read from the same tidy table, which is written beside them as ``metrics.csv``:
+
+============  ==================================================================================
+column        meaning
+============  ==================================================================================
+table         effectiveness, utility, shift, axioms or truth
+dataset       name of the data set
+seed          seed of the run
+cft           none, hard or soft; real for real images; truth for true counterfactuals
+intervention  variable that was set, in utility the one whose counterfactuals were learned from;
+              none for real images and null interventions
+variable      variable that is looked at, or image
+predictor     guide, judge or gap (guide - judge), where one is involved
+metric        what ``value`` is
+value         the number
+low, high     95 % bootstrap interval over subjects, empty where there is none
+============  ==================================================================================
+"""
 
 from __future__ import annotations
 
+import base64
+import html
 import math
-from collections.abc import Callable, Mapping
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 
-__all__ = ["CFT_NAMES", "table1_markdown", "write_table1"]
+from softcft.graph import CausalGraph
 
-COLUMNS = ("dataset", "seed", "cft", "intervention", "variable", "predictor", "metric", "value", "baseline", "change")
+__all__ = ["CFT_NAMES", "COLUMNS", "ReportTable", "report_tables", "write_report"]
+
+COLUMNS = (
+    "table",
+    "dataset",
+    "seed",
+    "cft",
+    "intervention",
+    "variable",
+    "predictor",
+    "metric",
+    "value",
+    "low",
+    "high",
+)
 CFT_NAMES = {"none": "No CFT", "hard": "Hard-CFT", "soft": "Soft-CFT"}
-METRICS = ("auc", "mae")
+ROW_NAMES = {"real": "Real images", **CFT_NAMES, "truth": "True counterfactuals"}
+PACKAGES = ("softcft", "torch", "diffusers", "transformers", "datasets", "accelerate", "scikit-learn", "scipy", "numpy")
+KEY = ["table", "dataset", "seed", "cft", "intervention", "variable", "predictor", "metric"]
 
 
-def table1_markdown(df: pd.DataFrame, units: Mapping[str, str] | None = None) -> str:
-    """Lay out results as Table 1: rows by intervention and CFT, a column per variable, changes in brackets.
+@dataclass(frozen=True)
+class Layout:
+    """What one table shows: rows are interventions and models, columns variables and metrics.
 
-    Each data set and predictor has a table of the discrete variables (AUC in %) and, where there are any, one of the
-    continuous variables (MAE, to three significant digits of the baseline). With several seeds a cell shows the mean,
-    the smallest and largest value, and the mean change: ``98.7 [98.5, 98.9] (↑ 4.9)``.
+    ``metrics`` maps metrics, or the part of their name before a ``[``, to the heading of their columns, with
+    ``{variable}``, ``{unit}`` and ``{group}`` (what is in the brackets) filled in. ``second`` maps them to a metric that
+    is written in brackets behind, the change of Table 1 or the p-value of a statistic.
+    """
+
+    title: str
+    caption: str
+    table: str
+    metrics: Mapping[str, str]
+    predictor: str = ""
+    second: Mapping[str, str] = field(default_factory=dict)
+    decimals: int = 2
+
+
+CHANGES = {"auc": "auc_change", "mae": "mae_change", "ece": "ece_change"}
+INTERVAL = "In square brackets the 95 % bootstrap interval, resampled by subject."
+JUDGE = "The judge had no part in fine-tuning."
+ACCURACY = {"auc": "{variable}, AUC (%)", "mae": "{variable}, MAE ({unit})"}
+LAYOUTS = (
+    *(
+        Layout(
+            f"Table 1: effectiveness and amplification, by the {predictor}",
+            "Predictions on counterfactual images, labels are the counterfactual attributes; in round brackets the "
+            f"change from real images. {INTERVAL} {remark}",
+            "effectiveness",
+            ACCURACY,
+            predictor,
+            CHANGES,
+            1,
+        )
+        for predictor, remark in (("judge", JUDGE), ("guide", "The guide steered fine-tuning, so its word counts less."))
+    ),
+    Layout(
+        "Table 1b: how sure the judge is, against real images",
+        "Mean change of the log-odds of the class that an image should show, in nats: 0 is as sure as on real images, "
+        f"more is amplified. Unlike AUC it does not saturate. {INTERVAL}",
+        "effectiveness",
+        {"logit_shift": "{variable} (nats)"},
+        "judge",
+    ),
+    Layout(
+        "Table 1c: calibration of the judge",
+        "Expected calibration error on counterfactual images in %, in round brackets the change from real images. "
+        f"{INTERVAL}",
+        "effectiveness",
+        {"ece": "{variable}, ECE (%)"},
+        "judge",
+        CHANGES,
+        1,
+    ),
+    Layout(
+        "Table 1d: adversarial effectiveness",
+        "What the guide sees of a change beyond what the judge sees. Where it is not about 0, the model has learned to "
+        f"please the guide. {INTERVAL}",
+        "effectiveness",
+        {"auc_change": "{variable}, AUC (%)", "logit_shift": "{variable}, log-odds (nats)"},
+        "gap",
+        decimals=1,
+    ),
+    Layout(
+        "Table 2: predictors trained on counterfactuals, tested on real images",
+        "Each predictor saw the counterfactuals of one intervention only; in round brackets the change from a "
+        f"predictor trained on the real images. {INTERVAL}",
+        "utility",
+        ACCURACY,
+        "",
+        CHANGES,
+        1,
+    ),
+    Layout(
+        "Distribution shift of embeddings",
+        "Energy distance of the judge's embeddings along the principal component that encodes the variable, "
+        "counterfactual against real images of a subgroup; in round brackets the p-value of a permutation test.",
+        "shift",
+        {"energy": "{variable}: {group}"},
+        "judge",
+        {"energy": "energy_p"},
+        3,
+    ),
+    Layout(
+        "Axioms",
+        "Mean absolute change in grey levels (of 255) after 1, 3 and 10 null interventions (composition) and ways "
+        "there and back (reversibility); counterfactual latent divergence (minimality) and Fréchet distance to real "
+        f"images in the judge's embedding (realism); all: lower is better. {INTERVAL}",
+        "axioms",
+        {
+            **{f"composition_{n}": f"Composition, {n}x" for n in (1, 3, 10)},
+            **{f"reversibility_{n}": f"Reversibility, {n}x" for n in (1, 3, 10)},
+            "reconstruction": "Reconstruction",
+            "cld": "CLD",
+            "frechet": "Fréchet, judge",
+        },
+    ),
+    Layout(
+        "Ground truth",
+        "Against the true counterfactual images: mean absolute error in grey levels (of 255), over all pixels and over "
+        "those that the true effect leaves alone; the faithfulness ratio, below 1 where editing an image is better "
+        f"than leaving it alone. {INTERVAL}",
+        "truth",
+        {
+            "error": "Error",
+            "error_outside": "Error outside the effect",
+            "faithfulness_ratio": "Faithfulness ratio",
+        },
+    ),
+    Layout(
+        "Ground truth: expression",
+        "How far the strength of each attribute in a counterfactual is from its strength in the true one, in standard "
+        f"deviations of its natural spread, read from the judge's embedding. {INTERVAL}",
+        "truth",
+        {"expression_error": "{variable}"},
+    ),
+)
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A table as it is shown.
+
+    Attributes:
+        title: Heading.
+        caption: What the numbers are, with their units.
+        frame: Strings, columns ``Intervention``, ``CF type`` and one for each variable or metric.
+    """
+
+    title: str
+    caption: str
+    frame: pd.DataFrame
+
+
+def report_tables(metrics: pd.DataFrame, graph: CausalGraph) -> list[ReportTable]:
+    """Lay out results as tables: rows by intervention and model, a column for each variable or metric.
+
+    With several seeds a cell shows means, and as the interval the smallest lower and the largest upper end: it holds
+    the interval of every seed. Of p-values it shows the largest.
 
     Args:
-        df: The columns of :func:`~softcft.evaluation.effectiveness.effectiveness_table` and ``dataset``, ``seed`` and
-            ``cft`` (``none``, ``hard`` or ``soft``). Variables and interventions are shown in the order of their rows.
-        units: Units of the continuous variables, by name.
+        metrics: Tidy results of one data set, see the module's docstring.
+        graph: Its causal graph, for units and the order of variables.
 
     Returns:
-        Markdown, one section per data set and predictor.
+        The tables that there are numbers for, Table 1 first.
 
     Raises:
-        ValueError: If a column is missing, ``cft`` or ``metric`` has another value, a result is given twice, there are
-            no results, or the CFTs of a seed were not compared with the same baseline.
+        ValueError: If a column is missing, ``cft`` is unknown, a result is given twice, or there are no results.
     """
-    _check(df)
-    sections = []
-    for dataset in df["dataset"].unique():
-        for predictor in df["predictor"].unique():
-            results = df[(df["dataset"] == dataset) & (df["predictor"] == predictor)]
-            if len(results):
-                sections.append(_section(f"{dataset}, predictor: {predictor}", results, units or {}))
-    return "\n".join(sections)
+    _check(metrics)
+    tables = []
+    for layout in LAYOUTS:
+        rows = metrics[metrics["table"] == layout.table]
+        if layout.predictor:
+            rows = rows[rows["predictor"] == layout.predictor]
+        frame = _lay_out(rows, layout, graph)
+        if len(frame):
+            seeds = rows["seed"].nunique()
+            note = f" Means of {seeds} seeds; an interval holds those of all." if seeds > 1 else ""
+            tables.append(ReportTable(layout.title, layout.caption + note, frame))
+    return tables
 
 
-def write_table1(df: pd.DataFrame, output_dir: str | Path, units: Mapping[str, str] | None = None) -> None:
-    """Write all results to ``table1.csv`` and their :func:`table1_markdown` to ``table1.md``.
+def write_report(runs: Sequence[str | Path], output_dir: str | Path, graph: CausalGraph, title: str) -> None:
+    """Collect the results of one or several runs and write them in every form.
+
+    Reads ``metrics/*.csv``, ``figures/*.png``, ``figures/*.gif`` and ``config.yaml`` of each run. Writes
+    ``metrics.csv``, ``report.html`` (figures are inside), ``report.md`` and ``report.tex``. Figures are those of the
+    first run.
 
     Args:
-        df: As in :func:`table1_markdown`.
-        output_dir: The folder, made if there is none.
-        units: As in :func:`table1_markdown`.
+        runs: Folders, one for each seed.
+        output_dir: The folder to write into, made if there is none.
+        graph: The causal graph of all runs.
+        title: Heading of the report.
 
     Raises:
-        ValueError: As :func:`table1_markdown`, before anything is written.
+        FileNotFoundError: If a run has no results.
+        ValueError: As :func:`report_tables`, before anything is written.
     """
-    markdown = table1_markdown(df, units)
+    folders = [Path(run) for run in runs]
+    for folder in folders:
+        if not list(folder.glob("metrics/*.csv")):
+            raise FileNotFoundError(f"{folder}/metrics has no results; run recipes/evaluate.py --output_dir {folder}.")
+    paths = [path for folder in folders for path in sorted(folder.glob("metrics/*.csv"))]
+    # Empty cells of text are empty text, not NaN; "none" is a word here.
+    text = dict.fromkeys(KEY, str) | {"seed": int}
+    metrics = pd.concat(
+        [
+            pd.read_csv(path, dtype=text, keep_default_na=False, na_values=dict.fromkeys(("value", "low", "high"), ""))
+            for path in paths
+        ],
+        ignore_index=True,
+    )
+    tables = report_tables(metrics, graph)
+
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    df.to_csv(output_dir / "table1.csv", index=False)
-    (output_dir / "table1.md").write_text(markdown, encoding="utf-8")
+    metrics.to_csv(output_dir / "metrics.csv", index=False)
+    figures = sorted([*folders[0].glob("figures/*.png"), *folders[0].glob("figures/*.gif")])
+    settings = {str(folder): (folder / "config.yaml").read_text(encoding="utf-8") for folder in folders}
+    versions = [f"python {platform.python_version()}", *(f"{package} {version(package)}" for package in PACKAGES)]
+    settings["Versions"] = "\n".join(versions)
+    (output_dir / "report.md").write_text(_markdown(title, tables), encoding="utf-8")
+    (output_dir / "report.tex").write_text(_latex(title, tables), encoding="utf-8")
+    (output_dir / "report.html").write_text(_html(title, tables, figures, settings), encoding="utf-8")
 
 
-def _check(df: pd.DataFrame) -> None:
-    if missing := [column for column in COLUMNS if column not in df.columns]:
-        raise ValueError(f"df lacks the columns {missing}; it needs {list(COLUMNS)}.")
-    if df.empty:
-        raise ValueError("df has no rows: there are no results to show.")
-    for column, known in (("cft", tuple(CFT_NAMES)), ("metric", METRICS)):
-        if unknown := sorted(set(df[column]) - set(known)):
-            raise ValueError(f"df['{column}'] must be one of {list(known)}, got {unknown}.")
-    key = ["dataset", "seed", "cft", "intervention", "variable", "predictor"]
-    if (twice := df.duplicated(key)).any():
-        raise ValueError(f"df has more than one result for {df.loc[twice, key].iloc[0].to_dict()}.")
-    # The table shows one row of real images: it must be the row that every change was measured from.
-    group = ["dataset", "seed", "variable", "predictor"]
-    baselines = df.groupby(group)["baseline"].agg(["min", "max"])
-    differ = baselines["max"] - baselines["min"] > 1e-3 * baselines["max"]
-    if differ.any():
-        where = dict(zip(group, baselines.index[differ][0], strict=True))
-        raise ValueError(f"The baselines of {where} differ: measure every CFT with one predictor on the same images.")
+def _check(metrics: pd.DataFrame) -> None:
+    if missing := [column for column in COLUMNS if column not in metrics.columns]:
+        raise ValueError(f"metrics lacks the columns {missing}; it needs {list(COLUMNS)}.")
+    if metrics.empty:
+        raise ValueError("metrics has no rows: there are no results to show.")
+    if unknown := sorted(set(metrics["cft"]) - set(ROW_NAMES)):
+        raise ValueError(f"metrics['cft'] must be one of {list(ROW_NAMES)}, got {unknown}.")
+    if (twice := metrics.duplicated(KEY)).any():
+        raise ValueError(f"metrics has more than one result for {metrics.loc[twice, KEY].iloc[0].to_dict()}.")
+    if (datasets := sorted(set(metrics["dataset"]))) and len(datasets) > 1:
+        raise ValueError(f"metrics must be of one data set, got {datasets}; make a report of each.")
 
 
-def _section(title: str, results: pd.DataFrame, units: Mapping[str, str]) -> str:
-    seeds = results["seed"].nunique()
-    note = f" Mean over {seeds} seeds, smallest and largest value in square brackets." if seeds > 1 else ""
-    lines = [f"### {title}", ""]
-    discrete, continuous = results[results["metric"] == "auc"], results[results["metric"] == "mae"]
-    if len(discrete):
-        text = f"AUC in % on counterfactual images, in round brackets the change from real images.{note}"
-        lines += [text, "", *_rows(discrete, _title, lambda baseline: 1), ""]
-    if len(continuous):
-
-        def heading(variable: str) -> str:
-            return f"{_title(variable)} ({units[variable]})" if units.get(variable) else _title(variable)
-
-        text = f"Mean absolute error on counterfactual images, in round brackets the change from real images.{note}"
-        lines += [text, "", *_rows(continuous, heading, _three_digits), ""]
-    return "\n".join(lines)
-
-
-def _rows(results: pd.DataFrame, heading: Callable[[str], str], decimals_for: Callable[[float], int]) -> list[str]:
-    """The lines of one table; ``decimals_for`` a column, given its baseline."""
-    columns = {name: results[results["variable"] == name] for name in results["variable"].unique()}
-    decimals = {name: decimals_for(column["baseline"].mean()) for name, column in columns.items()}
-    # Every intervention and CFT of a seed repeats its baseline.
-    baselines = {name: column.groupby("seed")["baseline"].first() for name, column in columns.items()}
-    rows = [
-        ["Intervention", "CF type", *(heading(name) for name in columns)],
-        ["---", "---", *("---" for _ in columns)],
-        ["None", "Real images", *(_mean_and_range(baselines[name], decimals[name]) for name in columns)],
-    ]
-    for intervention in results["intervention"].unique():
-        label = f"do({intervention})"
-        for cft, cft_name in CFT_NAMES.items():
-            chosen = [c[(c["intervention"] == intervention) & (c["cft"] == cft)] for c in columns.values()]
-            if any(len(cell) for cell in chosen):
-                cells = [_cell(cell, decimals[name]) for name, cell in zip(columns, chosen, strict=True)]
-                rows.append([label, cft_name, *cells])
-                label = ""  # the intervention is named in the first of its rows
-    return [f"| {' | '.join(row)} |" for row in rows]
+def _lay_out(rows: pd.DataFrame, layout: Layout, graph: CausalGraph) -> pd.DataFrame:
+    """The table as strings; empty if there are no numbers for it."""
+    columns = {}  # heading -> (variable, metric), in the order of the graph and of the layout
+    found = rows[["variable", "metric"]].drop_duplicates()
+    for variable in (*graph.names, "image"):
+        for metric, heading in layout.metrics.items():
+            for name in found.loc[found["variable"] == variable, "metric"]:
+                stem, _, group = name.partition("[")
+                if stem == metric:
+                    unit = graph[variable].unit if variable in graph.names else ""
+                    label = heading.format(variable=_title(variable), unit=unit, group=group.rstrip("]"))
+                    columns[label.replace(" ()", "")] = (variable, name)
+    shown = rows[rows["metric"].isin({metric for _, metric in columns.values()})]
+    if shown.empty:
+        return pd.DataFrame()
+    cells = {key: group for key, group in rows.groupby(["intervention", "cft", "variable", "metric"])}
+    lines = []
+    # "none", the real images, comes first in each table.
+    for intervention in sorted(shown["intervention"].unique(), key=lambda name: name != "none"):
+        for cft, cft_name in ROW_NAMES.items():
+            texts = [_cell(cells, (intervention, cft), *column, layout) for column in columns.values()]
+            if any(texts):
+                lines.append(["none" if intervention == "none" else f"do({intervention})", cft_name, *texts])
+    return pd.DataFrame(lines, columns=["Intervention", "CF type", *columns])
 
 
-def _cell(results: pd.DataFrame, decimals: int) -> str:
-    if results.empty:
-        return "-"
-    change = results["change"].mean()
+def _cell(
+    cells: Mapping[tuple[str, ...], pd.DataFrame], row: tuple[str, str], variable: str, metric: str, layout: Layout
+) -> str:
+    results = cells.get((*row, variable, metric))
+    if results is None:
+        return ""
+    value = results["value"].mean()
+    stem, _, group = metric.partition("[")
+    # An error in the variable's own unit: three significant digits, for units may be years or litres.
+    decimals = layout.decimals if stem != "mae" else max(0, 2 - math.floor(math.log10(value))) if value > 0 else 2
+    second = layout.second.get(stem)
+    beside = cells.get((*row, variable, f"{second}[{group}" if group else str(second)))
+    text = f"{value:.{decimals}f}"
+    if second is None:
+        return f"{text}{_interval(results, decimals)}"
+    if beside is None:  # real images, which nothing has changed
+        return text
+    if second.endswith("_p"):
+        return f"{text} (p {beside['value'].max():.3f})"
+    change = beside["value"].mean()
     size = f"{abs(change):.{decimals}f}"
     arrow = "·" if float(size) == 0 else "↑" if change > 0 else "↓"
-    return f"{_mean_and_range(results['value'], decimals)} ({arrow} {size})"
+    return f"{text} ({arrow} {size}{_interval(beside, decimals)})"
 
 
-def _mean_and_range(values: pd.Series[float], decimals: int) -> str:
-    mean = f"{values.mean():.{decimals}f}"
-    return f"{mean} [{values.min():.{decimals}f}, {values.max():.{decimals}f}]" if len(values) > 1 else mean
-
-
-def _three_digits(baseline: float) -> int:
-    """Decimals that show three significant digits of the baseline."""
-    return max(0, 2 - math.floor(math.log10(baseline))) if baseline > 0 else 2
+def _interval(results: pd.DataFrame, decimals: int) -> str:
+    low, high = results["low"].min(), results["high"].max()
+    return "" if math.isnan(low) or math.isnan(high) else f" [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
 def _title(name: str) -> str:
     return name[:1].upper() + name[1:]
+
+
+def _markdown(title: str, tables: Iterable[ReportTable]) -> str:
+    parts = [f"# {title}"]
+    for table in tables:
+        lines = [table.frame.columns.tolist(), ["---"] * table.frame.shape[1], *table.frame.to_numpy().tolist()]
+        cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+        parts += [f"## {table.title}", table.caption, "\n".join(f"| {' | '.join(line)} |" for line in cells)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _latex(title: str, tables: Iterable[ReportTable]) -> str:
+    parts = [f"% {title}: needs the packages booktabs and graphicx"]
+    for table in tables:
+        body = table.frame.style.hide(axis="index").to_latex(hrules=True, column_format="l" * table.frame.shape[1])
+        for sign, command in LATEX.items():
+            body = body.replace(sign, command)
+        caption = table.caption.replace("%", r"\%").replace("é", r"\'e")
+        parts.append(
+            f"\\begin{{table}}\n\\caption{{\\textbf{{{table.title}.}} {caption}}}\n"
+            f"\\resizebox{{\\linewidth}}{{!}}{{%\n{body.strip()}%\n}}\n\\end{{table}}"
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+LATEX = {"%": r"\%", "_": r"\_", "é": r"\'e", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "·": r"$\cdot$"}
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 78rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
+table { border-collapse: collapse; margin: 0.6rem 0; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.25rem 0.7rem; text-align: left; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th { border-bottom: 2px solid #888; vertical-align: bottom; }
+.scroll { overflow-x: auto; }
+img { max-width: 100%; }
+pre { background: #f5f5f5; padding: 0.8rem; overflow-x: auto; font-size: 12px; }
+"""
+
+
+def _html(title: str, tables: Iterable[ReportTable], figures: Iterable[Path], settings: Mapping[str, str]) -> str:
+    parts = [f"<h1>{html.escape(title)}</h1>"]
+    for table in tables:
+        body = table.frame.to_html(index=False, border=0)
+        parts.append(
+            f"<h2>{html.escape(table.title)}</h2><p>{html.escape(table.caption)}</p><div class=scroll>{body}</div>"
+        )
+    for path in figures:
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        name = html.escape(path.stem.replace("_", " "))
+        parts.append(f'<h2>{_title(name)}</h2><img alt="{name}" src="data:image/{path.suffix[1:]};base64,{data}">')
+    parts.append("<h2>Settings and versions</h2>")
+    for run, text in settings.items():
+        parts.append(f"<details><summary>{html.escape(run)}</summary><pre>{html.escape(text)}</pre></details>")
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style><body>{''.join(parts)}</body></html>\n"
+    )

@@ -1,94 +1,163 @@
+import base64
+import re
+
 import pandas as pd
 import pytest
 
-from softcft.evaluation.report import table1_markdown, write_table1
+from softcft.data.phantom import PHANTOM_GRAPH
+from softcft.evaluation.report import COLUMNS, report_tables, write_report
 
-COLUMNS = ["dataset", "seed", "cft", "intervention", "variable", "predictor", "metric", "value", "baseline"]
-
-
-def results(*rows):
-    df = pd.DataFrame(rows, columns=COLUMNS)
-    return df.assign(change=df["value"] - df["baseline"])
+NAN = float("nan")
 
 
-def small(seed=0, cft="soft", predictor="guide", shift=0.0):
-    """do(race) and do(sex) on two discrete variables and a continuous one."""
-    return [
-        ("toy", seed, cft, "race", "race", predictor, "auc", 98.7 + shift, 93.8),
-        ("toy", seed, cft, "race", "sex", predictor, "auc", 99.5 + shift, 99.6),
-        ("toy", seed, cft, "race", "age", predictor, "mae", 5.25 + shift, 5.0),
-        ("toy", seed, cft, "sex", "race", predictor, "auc", 93.76 + shift, 93.8),
-        ("toy", seed, cft, "sex", "sex", predictor, "auc", 99.7 + shift, 99.6),
-        ("toy", seed, cft, "sex", "age", predictor, "mae", 4.9 + shift, 5.0),
-    ]
+def results(*rows, seed=0):
+    """Rows of (table, cft, intervention, variable, predictor, metric, value, low, high)."""
+    return pd.DataFrame([(table, "toy", seed, *rest) for table, *rest in rows], columns=COLUMNS)
+
+
+def table1(seed=0, shift=0.0, predictor="judge"):
+    """Real images, no CFT and soft CFT under do(race), of race, age and sex."""
+
+    def row(cft, intervention, variable, metric, value, width):
+        return ("effectiveness", cft, intervention, variable, predictor, metric, value, value - width, value + width)
+
+    rows = [row("real", "none", "race", "auc", 93.8, 0.5), row("real", "none", "age", "mae", 5.0, 0.1)]
+    for cft, race, age in (("none", 68.9, 5.25), ("soft", 98.7 + shift, 4.9)):
+        rows += [row(cft, "race", "race", "auc", race, 0.4), row(cft, "race", "race", "auc_change", race - 93.8, 0.3)]
+        rows += [row(cft, "race", "age", "mae", age, 0.2), row(cft, "race", "age", "mae_change", age - 5.0, 0.02)]
+        rows.append(row(cft, "race", "race", "logit_shift", 0.25, 0.1))
+    return results(*rows, seed=seed)
 
 
 def test_layout_of_the_paper():
-    df = results(*small(cft="soft"), *small(cft="none", shift=-1.0))
-    assert table1_markdown(df, units={"age": "years"}) == (
-        "### toy, predictor: guide\n"
-        "\n"
-        "AUC in % on counterfactual images, in round brackets the change from real images.\n"
-        "\n"
-        "| Intervention | CF type | Race | Sex |\n"
-        "| --- | --- | --- | --- |\n"
-        "| None | Real images | 93.8 | 99.6 |\n"
-        "| do(race) | No CFT | 97.7 (↑ 3.9) | 98.5 (↓ 1.1) |\n"
-        "|  | Soft-CFT | 98.7 (↑ 4.9) | 99.5 (↓ 0.1) |\n"
-        "| do(sex) | No CFT | 92.8 (↓ 1.0) | 98.7 (↓ 0.9) |\n"
-        "|  | Soft-CFT | 93.8 (· 0.0) | 99.7 (↑ 0.1) |\n"
-        "\n"
-        "Mean absolute error on counterfactual images, in round brackets the change from real images.\n"
-        "\n"
-        "| Intervention | CF type | Age (years) |\n"
-        "| --- | --- | --- |\n"
-        "| None | Real images | 5.00 |\n"
-        "| do(race) | No CFT | 4.25 (↓ 0.75) |\n"
-        "|  | Soft-CFT | 5.25 (↑ 0.25) |\n"
-        "| do(sex) | No CFT | 3.90 (↓ 1.10) |\n"
-        "|  | Soft-CFT | 4.90 (↓ 0.10) |\n"
+    first, logits = report_tables(table1(), PHANTOM_GRAPH)
+    assert first.title == "Table 1: effectiveness and amplification, by the judge"
+    assert first.frame.columns.tolist() == ["Intervention", "CF type", "Age, MAE (years)", "Race, AUC (%)"]
+    assert first.frame.to_numpy().tolist() == [
+        ["none", "Real images", "5.00", "93.8"],
+        ["do(race)", "No CFT", "5.25 (↑ 0.25 [0.23, 0.27])", "68.9 (↓ 24.9 [-25.2, -24.6])"],
+        ["do(race)", "Soft-CFT", "4.90 (↓ 0.10 [-0.12, -0.08])", "98.7 (↑ 4.9 [4.6, 5.2])"],
+    ]
+    assert logits.frame.to_numpy().tolist() == [
+        ["do(race)", "No CFT", "0.25 [0.15, 0.35]"],
+        ["do(race)", "Soft-CFT", "0.25 [0.15, 0.35]"],
+    ]
+
+
+def test_seeds_are_averaged_and_the_interval_holds_all_of_them():
+    first = report_tables(pd.concat([table1(seed=0), table1(seed=1, shift=-1.0)]), PHANTOM_GRAPH)[0]
+    assert first.frame.iloc[2]["Race, AUC (%)"] == "98.2 (↑ 4.4 [3.6, 5.2])"
+    assert "Means of 2 seeds" in first.caption
+    assert "seeds" not in report_tables(table1(), PHANTOM_GRAPH)[0].caption
+
+
+def test_a_change_that_is_not_seen_has_no_arrow():
+    rows = table1()
+    rows.loc[rows["metric"] == "auc_change", ["value", "low", "high"]] = [0.04, -0.04, 0.1]
+    assert report_tables(rows, PHANTOM_GRAPH)[0].frame.iloc[2]["Race, AUC (%)"] == "98.7 (· 0.0 [-0.0, 0.1])"
+
+
+def test_without_resamples_there_are_no_brackets():
+    rows = table1().assign(low=NAN, high=NAN)
+    assert report_tables(rows, PHANTOM_GRAPH)[0].frame.iloc[2]["Race, AUC (%)"] == "98.7 (↑ 4.9)"
+
+
+def test_each_table_has_its_rows_and_its_order():
+    tables = report_tables(
+        pd.concat(
+            [
+                table1(predictor="guide"),
+                table1(),
+                results(
+                    ("utility", "real", "none", "sex", "", "auc", 99.6, 99.0, 99.9),
+                    ("utility", "soft", "race", "sex", "", "auc", 99.5, 99.0, 99.9),
+                    ("utility", "soft", "race", "sex", "", "auc_change", -0.1, -0.2, 0.0),
+                    ("shift", "soft", "sex", "race", "judge", "energy[White]", 0.034, NAN, NAN),
+                    ("shift", "soft", "sex", "race", "judge", "energy_p[White]", 0.041, NAN, NAN),
+                    ("axioms", "soft", "none", "image", "", "composition_10", 1.25, 1.2, 1.3),
+                    ("axioms", "soft", "sex", "image", "", "cld", 0.9, 0.8, 1.0),
+                    ("truth", "soft", "sex", "image", "", "faithfulness_ratio", 0.4, 0.3, 0.5),
+                    ("truth", "soft", "sex", "disease", "judge", "expression_error", 0.2, 0.1, 0.3),
+                ),
+            ]
+        ),
+        PHANTOM_GRAPH,
     )
-
-
-def test_several_seeds_show_mean_and_range():
-    markdown = table1_markdown(results(*small(seed=0), *small(seed=1, shift=0.2)))
-    assert "Mean over 2 seeds, smallest and largest value in square brackets." in markdown
-    assert "| do(race) | Soft-CFT | 98.8 [98.7, 98.9] (↑ 5.0) |" in markdown
-    assert "| None | Real images | 93.8 [93.8, 93.8] | 99.6 [99.6, 99.6] |" in markdown
-
-
-def test_each_data_set_and_predictor_has_its_own_table():
-    judge = [("other", *row[1:]) for row in small(predictor="judge")]
-    headings = [line for line in table1_markdown(results(*small(), *judge)).splitlines() if line.startswith("#")]
-    assert headings == ["### toy, predictor: guide", "### other, predictor: judge"]
-
-
-def test_a_result_that_is_missing_shows_as_such():
-    assert "|  | Soft-CFT | 98.7 (↑ 4.9) | - |" in table1_markdown(
-        results(*small(cft="none"), *[row for row in small() if row[4] != "sex"])
-    )
+    by_title = {table.title: table.frame for table in tables}
+    assert [title.split(":")[0] for title in by_title][:2] == ["Table 1"] * 2
+    assert "judge" in list(by_title)[0] and "guide" in list(by_title)[1]
+    utility = by_title["Table 2: predictors trained on counterfactuals, tested on real images"]
+    assert utility.to_numpy().tolist() == [
+        ["none", "Real images", "99.6"],
+        ["do(race)", "Soft-CFT", "99.5 (↓ 0.1 [-0.2, 0.0])"],
+    ]
+    assert by_title["Distribution shift of embeddings"].iloc[0]["Race: White"] == "0.034 (p 0.041)"
+    axioms = by_title["Axioms"]
+    assert axioms["Intervention"].tolist() == ["none", "do(sex)"]
+    assert axioms.iloc[0]["Composition, 10x"] == "1.25 [1.20, 1.30]" and axioms.iloc[0]["CLD"] == ""
+    assert by_title["Ground truth"].iloc[0]["Faithfulness ratio"] == "0.40 [0.30, 0.50]"
+    assert by_title["Ground truth: expression"].iloc[0]["Disease"] == "0.20 [0.10, 0.30]"
 
 
 @pytest.mark.parametrize(
-    ("df", "message"),
+    ("change", "message"),
     [
-        (results(*small()).drop(columns="seed"), r"lacks the columns \['seed'\]"),
-        (results(), "no rows"),
-        (results(*small(cft="firm")), r"df\['cft'\] must be one of .* got \['firm'\]"),
-        (results(*small(), *small()), "more than one result for .*'variable': 'race'"),
-        (results(*small(), *[(*row[:-1], 80.0) for row in small(cft="hard")]), "baselines of .* differ"),
+        (lambda df: df.drop(columns="low"), r"lacks the columns \['low'\]"),
+        (lambda df: df.iloc[:0], "no rows"),
+        (lambda df: df.assign(cft="medium"), r"must be one of .*got \['medium'\]"),
+        (lambda df: pd.concat([df, df]), "more than one result for .*'race'"),
+        (lambda df: pd.concat([df, df.assign(dataset="other")]), r"one data set, got \['other', 'toy'\]"),
     ],
-    ids=["column", "empty", "cft", "twice", "baseline"],
 )
-def test_results_that_cannot_be_shown_are_refused(df, message, tmp_path):
+def test_rejects(change, message):
     with pytest.raises(ValueError, match=message):
-        write_table1(df, tmp_path / "out")
+        report_tables(change(table1()), PHANTOM_GRAPH)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two runs on disk, as evaluate.py leaves them."""
+    for seed in (0, 1):
+        folder = tmp_path / f"seed{seed}"
+        (folder / "metrics").mkdir(parents=True)
+        table1(seed=seed).to_csv(folder / "metrics" / "evaluation.csv", index=False)
+        (folder / "config.yaml").write_text(f"seed: {seed}  # <&>\n")
+        (folder / "figures").mkdir()
+        (folder / "figures" / "effects.png").write_bytes(b"picture %d" % seed)
+    return [tmp_path / "seed0", tmp_path / "seed1"]
+
+
+def test_every_form_has_the_same_numbers(runs, tmp_path):
+    out = tmp_path / "new" / "report"
+    write_report(runs, out, PHANTOM_GRAPH, "Phantom")
+    written = pd.read_csv(out / "metrics.csv", keep_default_na=False)
+    assert tuple(written.columns) == COLUMNS and len(written) == 2 * len(table1())
+    assert set(written["cft"]) == {"real", "none", "soft"} and set(written["intervention"]) == {"none", "race"}
+    tables = report_tables(pd.concat([table1(0), table1(1)]), PHANTOM_GRAPH)
+    numbers = re.findall(r"\d+\.\d+", " ".join(tables[0].frame.to_numpy().ravel()))
+    assert numbers
+    for form in ("report.md", "report.tex", "report.html"):
+        text = (out / form).read_text(encoding="utf-8")
+        assert set(numbers) <= set(re.findall(r"\d+\.\d+", text)), form
+        assert "Phantom" in text
+
+
+def test_html_needs_no_other_file(runs, tmp_path):
+    write_report(runs, tmp_path, PHANTOM_GRAPH, "A & B")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert base64.b64encode(b"picture 0").decode() in text
+    assert "http" not in text and "A &amp; B" in text
+    assert "seed: 1  # &lt;&amp;&gt;" in text and "torch" in text
+
+
+def test_latex_escapes(runs, tmp_path):
+    write_report(runs, tmp_path, PHANTOM_GRAPH, "Phantom")
+    text = (tmp_path / "report.tex").read_text(encoding="utf-8")
+    assert not set("↑↓·é") & set(text)
+    assert not re.search(r"(?<!\\)%(?!\n)", text.partition("\n")[2])
+
+
+def test_a_folder_without_results_is_named(runs, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"elsewhere/metrics has no results.*evaluate\.py"):
+        write_report([*runs, tmp_path / "elsewhere"], tmp_path / "out", PHANTOM_GRAPH, "Phantom")
     assert not (tmp_path / "out").exists()
-
-
-def test_write_table1_keeps_all_results(tmp_path):
-    df = results(*small())
-    write_table1(df, tmp_path / "new" / "folder", units={"age": "years"})
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "new" / "folder" / "table1.csv"), df)
-    written = (tmp_path / "new" / "folder" / "table1.md").read_text(encoding="utf-8")
-    assert written == table1_markdown(df, units={"age": "years"})
