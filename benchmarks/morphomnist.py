@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
@@ -25,7 +26,8 @@ from tqdm.auto import tqdm
 from softcft import AttributeClassifier, DSCMPipeline, HVAEBackbone
 from softcft.data.morphomnist import MORPHOMNIST_GRAPH, load_morphomnist
 from softcft.data.schema import ImageAttributeDataset, scale_pixels
-from softcft.evaluation.effectiveness import predict_counterfactuals, variable_metric
+from softcft.evaluation.effectiveness import counterfactual_images, plan_counterfactuals, predict_images
+from softcft.evaluation.metrics import variable_metrics
 
 PIPELINES = {"none": "No CFT", "hard": "Hard-CFT", "soft": "Soft-CFT"}
 INTERVENTIONS = MORPHOMNIST_GRAPH.names
@@ -38,11 +40,8 @@ def measure(predicted: Tensor, labels: Tensor) -> dict[str, float]:
     results = {}
     for variable in MORPHOMNIST_GRAPH.variables:
         columns = MORPHOMNIST_GRAPH.slices[variable.name]
-        if variable.kind == "continuous":
-            results[variable.name] = variable_metric(variable, predicted[:, columns], labels[:, columns])[1]
-        else:
-            hits = predicted[:, columns].argmax(dim=1) == labels[:, columns].argmax(dim=1)
-            results[variable.name] = 100 * hits.float().mean().item()
+        metrics = variable_metrics(variable, predicted[:, columns], labels[:, columns], np.ones((1, len(labels))))
+        results[variable.name] = metrics["mae" if variable.kind == "continuous" else "accuracy"].item()
     return results
 
 
@@ -53,18 +52,19 @@ def evaluate(
     """Results on the real images and under each intervention, and the bound."""
     generator = torch.Generator().manual_seed(0)
     backbone = HVAEBackbone(pipeline.hvae).eval()
-    predictions, bound = [], 0.0
-    for batch in tqdm(DataLoader(images, batch_size=250), desc=name):
+    factual = images.dataset.parents[images.indices]
+    planned = plan_counterfactuals(pipeline.attribute_scm, factual, INTERVENTIONS, seed=0)
+    labels = torch.cat([factual[:, None], planned], dim=1)
+    predicted, bound = [], 0.0
+    rows = torch.arange(len(images)).split(250)
+    for batch, part in zip(tqdm(DataLoader(images, batch_size=250), desc=name), rows, strict=True):
+        image, parents = batch["image"], batch["parents"]
         with torch.autocast("cpu", torch.bfloat16):
-            predictions.append(
-                predict_counterfactuals(
-                    backbone, pipeline.attribute_scm, {"judge": judge}, batch, INTERVENTIONS, generator
-                )
-            )
-        output = pipeline.hvae(scale_pixels(batch["image"]), batch["parents"], generator=generator)
+            shown = counterfactual_images(backbone, image, parents, planned[part], part, seed=0)
+            predicted.append(predict_images({"judge": judge}, shown)["judge"])
+        output = pipeline.hvae(scale_pixels(image), parents, generator=generator)
         bound += (output.nll + output.kl).sum().item() / len(images)
-    predicted, labels = (torch.cat([part[key] for part in predictions]) for key in ("judge", "labels"))
-    return [measure(predicted[:, i], labels[:, i]) for i in range(predicted.shape[1])], bound
+    return [measure(torch.cat(predicted)[:, i], labels[:, i]) for i in range(labels.shape[1])], bound
 
 
 def cell(values: list[float], digits: int) -> str:

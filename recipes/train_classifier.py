@@ -12,6 +12,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader
 from softcft import AttributeClassifier, CausalGraph
 from softcft.data.schema import ImageAttributeDataset, scale_pixels
 from softcft.data.sources import DataConfig, SubsetConfig, load_data, training_images
-from softcft.evaluation.effectiveness import variable_metric
+from softcft.evaluation.metrics import variable_metrics
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import ClassifierObjective
@@ -73,15 +74,18 @@ def main() -> None:
         labels = validation_images.parents.to(classifier.device)
         classifier.eval().calibrate(predict(classifier, validation_images), labels)
         classifier.save_pretrained(training.output_dir)
-        predictions = classifier.probabilities(predict(classifier, validation_images))
+        logits = predict(classifier, validation_images)
         print(f"The {role.role} on validation data:")
         for variable in graph.variables:
             columns = graph.slices[variable.name]
             known = ~labels[:, columns].isnan().any(dim=1)
-            metric, value = variable_metric(variable, predictions[known][:, columns], labels[known][:, columns])
-            unit = variable.unit if metric == "mae" else "%"
-            scale = classifier.config.scales[variable.name]
-            print(f"  {variable.name:12s} {metric.upper()} {value:.4g} {unit}, scale {scale:.3g}")
+            weights = np.ones((1, int(known.sum())))
+            metrics = variable_metrics(variable, logits[known][:, columns], labels[known][:, columns], weights)
+            unit = variable.unit if variable.kind == "continuous" else "%"
+            values = ", ".join(
+                f"{metric.upper()} {value.item():.4g} {unit}".rstrip() for metric, value in metrics.items()
+            )
+            print(f"  {variable.name:12s} {values}, scale {classifier.config.scales[variable.name]:.3g}")
         print(f"Saved to {training.output_dir}")
 
 

@@ -4,37 +4,34 @@ Predictors trained on real images are tested on counterfactuals, with the counte
 result is compared with their test on the real images. On an intervened variable they should do as well as before: then
 the intervention is *effective*. On a variable that it cannot move they should do no better: else it is *amplified*.
 
-:func:`measure_effectiveness` does it all in one process. A recipe on many calls :func:`predict_counterfactuals` on its
-own batches, gathers the tensors, and makes one table of all of them with :func:`effectiveness_table`.
+The four steps of a test: :func:`plan_counterfactuals` for all images, then batch by batch on any number of processes
+:func:`counterfactual_images` and :func:`predict_images`, then :func:`effectiveness_rows` of all predictions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from softcft.cft.interventions import other_values
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.data.schema import scale_pixels
-from softcft.graph import CausalGraph, Intervention, Variable
+from softcft.evaluation.bootstrap import interval
+from softcft.evaluation.metrics import logit_shift, variable_metrics
+from softcft.graph import CausalGraph, Intervention
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 
-__all__ = [
-    "effectiveness_table",
-    "intervene_on",
-    "measure_effectiveness",
-    "predict_counterfactuals",
-    "variable_metric",
-]
+__all__ = ["counterfactual_images", "effectiveness_rows", "intervene_on", "plan_counterfactuals", "predict_images"]
 
-LABELS = "labels"
+# Two streams of random numbers, so that no image's noise is that of an intervention.
+INTERVENTION_STREAM, IMAGE_STREAM = 0, 1
+GAP_METRICS = ("auc_change", "accuracy_change", "mae_change", "logit_shift")
 
 
 def intervene_on(
@@ -61,163 +58,187 @@ def intervene_on(
     return Intervention(values, mask)
 
 
-def variable_metric(variable: Variable, predictions: Tensor, labels: Tensor) -> tuple[str, float]:
-    """How well predictions of one variable match its labels.
+@torch.no_grad()
+def plan_counterfactuals(
+    attribute_scm: AttributeSCM, parents: Tensor, interventions: Sequence[str], seed: int
+) -> Tensor:
+    """Decide what every counterfactual image should show, for all images at once and before any is made.
+
+    The plan of an intervention depends on the images and the seed only: not on batches or processes, nor on what else
+    is planned.
 
     Args:
-        variable: The variable.
-        predictions: Probabilities of a discrete variable, encoded values of a continuous one, shape (N, width).
-        labels: Encoded labels, shape (N, width).
+        attribute_scm: The attributes' mechanisms.
+        parents: Encoded factual attributes of all images, shape (N, K).
+        interventions: The I variables to intervene on, one at a time, see :func:`intervene_on`.
+        seed: Seed of interventions and abduction, at least 0.
 
     Returns:
-        ``"auc"`` and the area under the ROC curve in %, of a categorical variable the mean over its categories, each
-        against the rest; or ``"mae"`` and the mean absolute error in the variable's unit.
+        Encoded counterfactual attributes on the CPU, shape (N, I, K).
 
     Raises:
-        ValueError: If the shapes are wrong, or a category has no image or all of them, so that there is no AUC.
+        ValueError: If the graph has no such variable, one is continuous and there is only one image, ``parents`` are
+            not encoded values of the graph, or ``seed`` is negative.
     """
-    if predictions.shape != labels.shape or labels.ndim != 2 or labels.shape[1] != variable.width or not len(labels):
-        raise ValueError(
-            f"'{variable.name}': predictions and labels must both have shape (N, {variable.width}), got "
-            f"{tuple(predictions.shape)} and {tuple(labels.shape)}."
-        )
-    if variable.kind == "continuous":
-        return "mae", float(np.abs(np.subtract(variable.decode(predictions), variable.decode(labels))).mean())
-    counts = labels.sum(dim=0)
-    if ((counts == 0) | (counts == len(labels))).any():
-        positives = [len(labels) - int(counts), int(counts)] if variable.kind == "binary" else counts.int().tolist()
-        raise ValueError(
-            f"'{variable.name}' has no AUC: each category needs images with and without it, but there are "
-            f"{dict(zip(variable.categories, positives, strict=True))}. Evaluate on more images."
-        )
-    return "auc", 100 * float(roc_auc_score(labels.cpu().numpy(), predictions.cpu().numpy(), average="macro"))
+    graph = attribute_scm.causal_graph
+    places = [graph.names.index(graph[name].name) for name in interventions]
+    factual = parents.to(attribute_scm.device)
+    plan = torch.empty(len(parents), len(interventions), graph.width)
+    for i, place in enumerate(places):
+        generator = _seeded(seed, INTERVENTION_STREAM, place)
+        intervention = intervene_on(graph, graph.names[place], factual, generator)
+        plan[:, i] = attribute_scm.counterfactual(factual, intervention, generator)
+    return plan
 
 
 @torch.no_grad()
-def predict_counterfactuals(
+def counterfactual_images(
     backbone: CounterfactualBackbone,
-    attribute_scm: AttributeSCM,
-    predictors: Mapping[str, AttributeClassifier],
-    batch: Mapping[str, Tensor],
-    interventions: Sequence[str],
-    generator: torch.Generator | None = None,
-) -> dict[str, Tensor]:
-    """Show the predictors a batch of images and one counterfactual of each image for each intervention.
+    image: Tensor,
+    parents: Tensor,
+    counterfactual_parents: Tensor,
+    rows: Sequence[int] | Tensor,
+    seed: int,
+) -> Tensor:
+    """Make the planned counterfactuals of a batch of images.
+
+    The noise of an image's abduction depends on the seed and on its row in the data only: not on the batch it comes in,
+    and for models of one architecture it is the same, as it is for all interventions.
 
     Args:
-        backbone: The image mechanism.
-        attribute_scm: The attributes' mechanisms, on the device of the other models; the batch is moved there.
-        predictors: Attribute predictors by name, for example guide and judge. They are put into evaluation mode.
-        batch: ``image``, shape (B, C, H, W), uint8 or in [-1, 1], and encoded ``parents``, shape (B, K).
-        interventions: The I variables to intervene on, one at a time, see :func:`intervene_on`.
-        generator: Makes interventions and abduction reproducible.
+        backbone: The image mechanism, in evaluation mode and on the device of ``image``.
+        image: Shape (B, C, H, W), uint8 or in [-1, 1].
+        parents: Encoded factual attributes, shape (B, K).
+        counterfactual_parents: The batch's part of :func:`plan_counterfactuals`, shape (B, I, K).
+        rows: For each image its number among all images, shape (B,).
+        seed: Seed of the abduction, at least 0.
 
     Returns:
-        Float32 tensors of shape (B, 1 + I, K), the real images first, then the interventions in their order: for each
-        predictor its probabilities and means, and under ``labels`` the encoded attributes that they should match.
+        Float32 images in [-1, 1], shape (B, 1 + I, C, H, W): the real one first, then one for each intervention.
 
     Raises:
-        ValueError: If an intervention is unknown or cannot be made (see :func:`intervene_on`), or a predictor has the
-            name ``labels`` or another graph than ``attribute_scm``.
+        ValueError: If the number of images, attributes, plans or rows differs, or ``seed`` is negative.
     """
-    graph = attribute_scm.causal_graph
-    _check(graph, predictors, interventions)
-    image = scale_pixels(batch["image"].to(attribute_scm.device))
-    parents = batch["parents"].to(attribute_scm.device)
-    images, labels = [image], [parents]
-    for name in interventions:
-        intervention = intervene_on(graph, name, parents, generator)
-        counterfactual_parents = attribute_scm.counterfactual(parents, intervention, generator)
-        images.append(backbone.counterfactual(image, parents, counterfactual_parents, generator).image)
-        labels.append(counterfactual_parents)
-    predictions = {LABELS: torch.stack(labels, dim=1).float()}
-    for predictor_name, predictor in predictors.items():
+    row_numbers = torch.as_tensor(rows).tolist()
+    if {len(parents), len(counterfactual_parents), len(row_numbers)} != {
+        len(image)
+    } or counterfactual_parents.ndim != 3:
+        raise ValueError(
+            f"parents must have shape (B, K), counterfactual_parents (B, I, K) and rows (B,) for a batch of "
+            f"{len(image)} images, got {tuple(parents.shape)}, {tuple(counterfactual_parents.shape)} and "
+            f"({len(row_numbers)},)."
+        )
+    image, parents = scale_pixels(image), parents.to(image.device)
+    images = [image.float()]
+    for planned in counterfactual_parents.to(image.device).unbind(dim=1):
+        generators = [_seeded(seed, IMAGE_STREAM, row) for row in row_numbers]
+        images.append(backbone.counterfactual(image, parents, planned, generators).image.float())
+    return torch.stack(images, dim=1)
+
+
+@torch.no_grad()
+def predict_images(predictors: Mapping[str, AttributeClassifier], images: Tensor) -> dict[str, Tensor]:
+    """Show images to the predictors.
+
+    Args:
+        predictors: Attribute predictors by name, for example guide and judge, on the device of ``images``. They are
+            put into evaluation mode.
+        images: Shape (B, 1 + I, C, H, W) in [-1, 1], of :func:`counterfactual_images`.
+
+    Returns:
+        Float32 tensors: under each predictor's name its logits and means, shape (B, 1 + I, K), and under
+        ``name/embedding`` its features, shape (B, 1 + I, D).
+    """
+    predictions = {}
+    for name, predictor in predictors.items():
         predictor.eval()
-        predictions[predictor_name] = torch.stack([predictor.predict(x) for x in images], dim=1).float()
+        outputs = [predictor(image) for image in images.unbind(dim=1)]
+        predictions[name] = torch.stack([output.logits.float() for output in outputs], dim=1)
+        predictions[f"{name}/embedding"] = torch.stack([output.embedding.float() for output in outputs], dim=1)
     return predictions
 
 
-def effectiveness_table(
-    graph: CausalGraph, predictions: Mapping[str, Tensor], interventions: Sequence[str]
+def effectiveness_rows(
+    graph: CausalGraph,
+    labels: Tensor,
+    logits: Mapping[str, Tensor],
+    interventions: Sequence[str],
+    weights: np.ndarray,
 ) -> pd.DataFrame:
     """Compare predictions on counterfactual images with predictions on the real ones.
 
     Args:
         graph: The causal graph.
-        predictions: What :func:`predict_counterfactuals` returned, of all images: shapes (N, 1 + I, K).
+        labels: Encoded attributes that each image should show, the real ones first, shape (N, 1 + I, K).
+        logits: By predictor its logits and means, without embeddings, shapes (N, 1 + I, K).
         interventions: The I variables, in the same order.
+        weights: Of :func:`~softcft.evaluation.bootstrap.bootstrap_weights`, shape (1 + R, N).
 
     Returns:
-        One row per intervention, predictor and variable, with the columns ``intervention``, ``variable``,
-        ``predictor``, ``metric`` (``auc`` in % or ``mae`` in the variable's unit), ``value`` (on counterfactuals),
-        ``baseline`` (on real images) and ``change`` (value - baseline).
+        A tidy table with the columns ``intervention``, ``variable``, ``predictor``, ``metric``, ``value``, ``low`` and
+        ``high`` (95 % interval over subjects, NaN where there is none). The rows of the intervention ``none`` are those
+        of the real images, with the metrics of :func:`~softcft.evaluation.metrics.variable_metrics`. Each intervention
+        has the same metrics, their ``<metric>_change`` from the real images, and of discrete variables the
+        :func:`~softcft.evaluation.metrics.logit_shift`. If there are a guide and a judge, the predictor ``gap`` has by
+        how much the guide's change in ``auc``, ``accuracy`` or ``mae`` and its ``logit_shift`` exceed the judge's: what
+        only the classifier that steered the training sees. Changes and gaps are paired: their intervals are those of
+        the difference.
 
     Raises:
-        ValueError: If a tensor's shape is wrong or a metric is undefined, see :func:`variable_metric`.
+        ValueError: If a shape is wrong; an intervention is unknown, given twice or named ``none``; there is no
+            predictor or one named ``gap``; or a metric is undefined, see
+            :func:`~softcft.evaluation.metrics.variable_metrics`.
     """
-    labels = predictions[LABELS]
-    expected = (len(labels), 1 + len(interventions), graph.width)
-    for key, tensor in predictions.items():
-        if tensor.shape != expected:
-            raise ValueError(f"predictions['{key}'] must have shape {expected}, got {tuple(tensor.shape)}.")
-    rows = []
-    for predictor in [key for key in predictions if key != LABELS]:
-        for variable in graph.variables:
-            columns = graph.slices[variable.name]
-            (metric, baseline), *results = [
-                variable_metric(variable, predictions[predictor][:, i, columns], labels[:, i, columns])
-                for i in range(1 + len(interventions))
-            ]
-            for intervention, (_, value) in zip(interventions, results, strict=True):
-                rows.append((intervention, variable.name, predictor, metric, value, baseline, value - baseline))
-    names = ["intervention", "variable", "predictor", "metric", "value", "baseline", "change"]
-    return pd.DataFrame(rows, columns=names)
+    _check(graph, labels, logits, interventions)
+    results: dict[tuple[str, str, str], dict[str, np.ndarray]] = {}
+    for variable, (predictor, predicted) in product(graph.variables, logits.items()):
+        columns = graph.slices[variable.name]
+        real, *counterfactuals = [(predicted[:, i, columns], labels[:, i, columns]) for i in range(labels.shape[1])]
+        baseline = variable_metrics(variable, *real, weights)
+        results["none", variable.name, predictor] = baseline
+        for intervention, counterfactual in zip(interventions, counterfactuals, strict=True):
+            metrics = variable_metrics(variable, *counterfactual, weights)
+            metrics |= {f"{metric}_change": metrics[metric] - baseline[metric] for metric in baseline}
+            if variable.kind != "continuous":
+                metrics["logit_shift"] = logit_shift(variable, *real, *counterfactual, weights)
+            results[intervention, variable.name, predictor] = metrics
+    if {"guide", "judge"} <= set(logits):
+        for intervention, name in product(interventions, graph.names):
+            guide, judge = (results[intervention, name, predictor] for predictor in ("guide", "judge"))
+            gap = {metric: guide[metric] - judge[metric] for metric in GAP_METRICS if metric in guide}
+            results[intervention, name, "gap"] = gap
+    rows = [
+        (*key, metric, *interval(values))
+        for key in product(("none", *interventions), graph.names, (*logits, "gap"))
+        for metric, values in results.get(key, {}).items()
+    ]
+    return pd.DataFrame(rows, columns=["intervention", "variable", "predictor", "metric", "value", "low", "high"])
 
 
-def measure_effectiveness(
-    backbone: CounterfactualBackbone,
-    attribute_scm: AttributeSCM,
-    predictors: Mapping[str, AttributeClassifier],
-    batches: Iterable[Mapping[str, Tensor]],
-    interventions: Sequence[str],
-    generator: torch.Generator | None = None,
-) -> pd.DataFrame:
-    """Measure effectiveness and amplification of an image model in one process. Only predictions are kept, no images.
-
-    Args:
-        backbone: The image mechanism.
-        attribute_scm: The attributes' mechanisms.
-        predictors: Attribute predictors by name.
-        batches: Test data, see :func:`predict_counterfactuals`.
-        interventions: The variables to intervene on, one at a time.
-        generator: Makes interventions and abduction reproducible. Models of one architecture, each measured on the same
-            batches with a generator of the same seed, get the same interventions and the same noise.
-
-    Returns:
-        See :func:`effectiveness_table`.
-
-    Raises:
-        ValueError: If there are no batches, and as :func:`predict_counterfactuals` and :func:`effectiveness_table`.
-    """
-    _check(attribute_scm.causal_graph, predictors, interventions)
-    batched = []
-    for batch in tqdm(batches, desc="effectiveness"):
-        predictions = predict_counterfactuals(backbone, attribute_scm, predictors, batch, interventions, generator)
-        batched.append({key: tensor.cpu() for key, tensor in predictions.items()})
-    if not batched:
-        raise ValueError("batches is empty: there is nothing to measure.")
-    gathered = {key: torch.cat([predictions[key] for predictions in batched]) for key in batched[0]}
-    return effectiveness_table(attribute_scm.causal_graph, gathered, interventions)
+def _seeded(seed: int, stream: int, index: int) -> torch.Generator:
+    """A generator on the CPU, the same wherever the models are. Seeds that differ by little give unrelated numbers."""
+    # The CPU's generator takes no more than 32 bits.
+    state = np.random.SeedSequence(seed, spawn_key=(stream, index)).generate_state(1)
+    return torch.Generator().manual_seed(int(state[0]))
 
 
-def _check(graph: CausalGraph, predictors: Mapping[str, AttributeClassifier], interventions: Sequence[str]) -> None:
+def _check(graph: CausalGraph, labels: Tensor, logits: Mapping[str, Tensor], interventions: Sequence[str]) -> None:
     for name in interventions:
         graph[name]
-    if LABELS in predictors:
-        raise ValueError(f"A predictor must not be named '{LABELS}': the labels are kept under that name.")
-    for predictor_name, predictor in predictors.items():
-        if predictor.causal_graph != graph:
+    if "none" in interventions or len(set(interventions)) < len(interventions):
+        raise ValueError(
+            f"interventions must name each variable once, and none that is named 'none', which stands for real images; "
+            f"got {list(interventions)}."
+        )
+    if not logits or "gap" in logits:
+        raise ValueError(
+            f"logits must have a predictor, and none named 'gap', which is guide - judge; got {list(logits)}."
+        )
+    expected = (len(labels), 1 + len(interventions), graph.width)
+    named = {"labels": labels} | {f"logits['{predictor}']": tensor for predictor, tensor in logits.items()}
+    for argument, tensor in named.items():
+        if tensor.shape != expected:
             raise ValueError(
-                f"Predictor '{predictor_name}' must have the graph of attribute_scm, {list(graph.names)}, got "
-                f"{list(predictor.causal_graph.names)}: check names, kinds, categories, ranges and parents."
+                f"{argument} must have shape (N, 1 + I, K) = {expected}, got {tuple(tensor.shape)}; real images first, "
+                f"then the interventions {list(interventions)}."
             )

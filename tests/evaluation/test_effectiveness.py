@@ -1,18 +1,26 @@
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from softcft.counterfactuals.backbone import BackboneOutput
+from softcft.counterfactuals.hvae_backbone import HVAEBackbone
+from softcft.evaluation.bootstrap import bootstrap_weights, interval
 from softcft.evaluation.effectiveness import (
-    effectiveness_table,
+    counterfactual_images,
+    effectiveness_rows,
     intervene_on,
-    measure_effectiveness,
-    predict_counterfactuals,
-    variable_metric,
+    plan_counterfactuals,
+    predict_images,
 )
+from softcft.evaluation.metrics import logit_shift, variable_metrics
 from softcft.graph import CausalGraph, Variable
 from softcft.models.attribute_scm import AttributeSCM
+from softcft.models.classifier import AttributeClassifier, AttributeClassifierOutput
+from softcft.models.hvae import HVAEModel
 
 GRAPH = CausalGraph(
     [
@@ -21,7 +29,8 @@ GRAPH = CausalGraph(
         Variable(name="shape", kind="categorical", categories=("disc", "star", "ring")),
     ]
 )
-COLUMNS = ["intervention", "variable", "predictor", "metric", "value", "baseline", "change"]
+COLUMNS = ["intervention", "variable", "predictor", "metric", "value", "low", "high"]
+DISCRETE = ["auc", "accuracy", "ece"]
 
 
 def draw_parents(n):
@@ -40,40 +49,56 @@ class PixelBackbone:
         return BackboneOutput(image=written, fidelity=torch.zeros(()))
 
 
-class StubbornBackbone:
-    """Ignores the intervention."""
+class NoiseBackbone:
+    """Shows nothing but the noise that it abducts, in two draws."""
 
     def counterfactual(self, image, parents, counterfactual_parents, generator=None):
-        return BackboneOutput(image=image, fidelity=torch.zeros(()))
+        noise = randn_tensor(image.shape, generator) + 10 * randn_tensor(image.shape, generator)
+        return BackboneOutput(image=noise, fidelity=torch.zeros(()))
 
 
 class PixelPredictor(nn.Module):
     """Reads the attributes from the first row of pixels; in training mode it reads nothing."""
 
-    def __init__(self, graph=GRAPH):
+    def __init__(self, sharpness=1.0):
         super().__init__()
-        self.causal_graph = graph
-        self.weight = nn.Parameter(torch.ones(()))
+        self.weight = nn.Parameter(torch.tensor(sharpness))
 
-    def predict(self, image):
+    def forward(self, image):
         assert not self.training
-        return self.weight * image[:, 0, 0, : self.causal_graph.width]
-
-
-def noisy_batches(sizes):
-    """Images whose pixels hold the attributes and noise: harder to read than counterfactuals, which hold no noise."""
-    batches = []
-    for n in sizes:
-        parents = draw_parents(n)
-        image = torch.zeros(n, 1, 4, 8)
-        image[:, 0, 0, :5] = parents + 0.7 * torch.randn(n, 5)
-        batches.append({"image": image, "parents": parents})
-    return batches
+        pixels = image[:, 0, 0, : GRAPH.width]
+        size, state, shape = pixels[:, :1], 2 * pixels[:, 1:2] - 1, pixels[:, 2:]
+        logits = torch.cat([size, self.weight * state, self.weight * shape], dim=1)
+        return AttributeClassifierOutput(logits=logits, embedding=self.weight * image.flatten(1))
 
 
 @pytest.fixture
 def scm():
-    return AttributeSCM(GRAPH.to_list(), hidden_features=(8,))
+    torch.manual_seed(1)
+    scm = AttributeSCM(GRAPH.to_list(), hidden_features=(8,))
+    with torch.no_grad():
+        for parameter in scm.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return scm
+
+
+@pytest.fixture
+def hvae_backbone():
+    torch.manual_seed(0)
+    model = HVAEModel(
+        GRAPH.to_list(),
+        sample_size=16,
+        resolutions=[16, 4, 1],
+        channels=[8, 16, 16],
+        encoder_blocks=[1, 1, 1],
+        decoder_blocks=[1, 2, 1],
+        z_dim=3,
+        z_max_resolution=8,
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return HVAEBackbone(model).eval()
 
 
 class TestOtherValues:
@@ -119,113 +144,258 @@ class TestOtherValues:
             intervene_on(GRAPH, "size", draw_parents(1))
 
 
-class TestVariableMetric:
-    def test_binary_is_the_auc(self):
-        # Of the four pairs of one on and one off, three are in order.
-        labels = torch.tensor([[0.0], [1.0], [0.0], [1.0]])
-        metric, value = variable_metric(GRAPH["state"], torch.tensor([[0.1], [0.4], [0.5], [0.9]]), labels)
-        assert (metric, value) == ("auc", 75.0)
+class TestPlan:
+    def test_every_image_gets_another_value_of_the_variable(self, scm):
+        parents = draw_parents(60)
+        plan = plan_counterfactuals(scm, parents, GRAPH.names, seed=0)
+        assert plan.shape == (60, 3, GRAPH.width)
+        for i, name in enumerate(GRAPH.names):
+            columns = GRAPH.slices[name]
+            assert (plan[:, i, columns] != parents[:, columns]).any(dim=1).all()
 
-    def test_categorical_is_the_macro_average_of_one_against_the_rest(self):
-        labels = draw_parents(90)[:, 2:]
-        predictions = (labels + torch.randn(90, 3)).softmax(dim=1)
-        metric, value = variable_metric(GRAPH["shape"], predictions, labels)
-        expected = roc_auc_score(labels.argmax(dim=1), predictions, multi_class="ovr", average="macro")
-        assert metric == "auc"
-        assert value == pytest.approx(100 * expected)
+    def test_only_descendants_follow(self, scm):
+        parents = draw_parents(60)
+        size, state, shape = plan_counterfactuals(scm, parents, GRAPH.names, seed=0).unbind(dim=1)
+        assert torch.equal(size[:, 2:], parents[:, 2:])
+        assert torch.equal(state[:, [0, 2, 3, 4]], parents[:, [0, 2, 3, 4]])
+        assert torch.equal(shape[:, :2], parents[:, :2])
+        followed = (size[:, 1] != parents[:, 1]).float().mean()
+        assert 0 < followed < 1
 
-    def test_continuous_is_the_mean_absolute_error_in_the_variables_unit(self):
-        metric, value = variable_metric(GRAPH["size"], torch.tensor([[0.0], [1.0]]), torch.tensor([[0.5], [1.0]]))
-        assert (metric, value) == ("mae", pytest.approx(2.5))
+    def test_it_does_not_depend_on_what_else_is_planned(self, scm):
+        parents = draw_parents(60)
+        plan = plan_counterfactuals(scm, parents, GRAPH.names, seed=3)
+        torch.rand(5)  # nor on the global generator
+        other = plan_counterfactuals(scm, parents, ["shape", "size"], seed=3)
+        assert torch.equal(other, plan[:, [2, 0]])
 
-    def test_one_class_has_no_auc(self):
-        with pytest.raises(ValueError, match=r"'state' has no AUC.*'off': 0, 'on': 4"):
-            variable_metric(GRAPH["state"], torch.rand(4, 1), torch.ones(4, 1))
-        labels = torch.eye(3)[[0, 1, 1]]
-        with pytest.raises(ValueError, match=r"'shape' has no AUC.*'disc': 1, 'star': 2, 'ring': 0"):
-            variable_metric(GRAPH["shape"], torch.rand(3, 3), labels)
+    @pytest.mark.parametrize("name", ["size", "shape"])
+    def test_the_seed_decides_it(self, scm, name):
+        plans = [plan_counterfactuals(scm, draw_parents(60), [name], seed) for seed in (0, 1)]
+        assert not torch.equal(*plans)
 
-    @pytest.mark.parametrize(("predictions", "labels"), [((4, 2), (4, 1)), ((4, 3), (4, 3)), ((0, 1), (0, 1))])
-    def test_wrong_shapes_are_refused(self, predictions, labels):
-        with pytest.raises(ValueError, match="must both have shape"):
-            variable_metric(GRAPH["state"], torch.zeros(predictions), torch.zeros(labels))
+    def test_nothing_is_planned_without_interventions(self, scm):
+        assert plan_counterfactuals(scm, draw_parents(4), [], seed=0).shape == (4, 0, GRAPH.width)
+
+    def test_what_cannot_be_planned_is_refused(self, scm):
+        with pytest.raises(ValueError, match="no variable 'colour'"):
+            plan_counterfactuals(scm, draw_parents(4), ["state", "colour"], seed=0)
+        with pytest.raises(ValueError, match="'size' takes the value of another image"):
+            plan_counterfactuals(scm, draw_parents(1), ["size"], seed=0)
+        with pytest.raises(ValueError, match="non-negative"):
+            plan_counterfactuals(scm, draw_parents(4), ["state"], seed=-1)
 
 
-class TestMeasureEffectiveness:
-    def measure(self, scm, backbone, batches, interventions=GRAPH.names):
-        table = measure_effectiveness(backbone, scm, {"guide": PixelPredictor()}, batches, interventions)
+class TestImages:
+    def test_the_real_image_comes_first(self):
+        image = torch.randint(256, (4, 1, 2, 8), dtype=torch.uint8)
+        parents, planned = draw_parents(4), torch.stack([draw_parents(4), draw_parents(4)], dim=1)
+        images = counterfactual_images(PixelBackbone(), image, parents, planned, range(4), seed=0)
+        assert images.shape == (4, 3, 1, 2, 8)
+        torch.testing.assert_close(images[:, 0], image / 127.5 - 1)
+        torch.testing.assert_close(images[:, 1:, 0, 0, : GRAPH.width], planned)
+
+    def test_batches_and_order_do_not_matter(self, scm, hvae_backbone):
+        image, parents = 2 * torch.rand(8, 1, 16, 16) - 1, draw_parents(8)
+        planned = plan_counterfactuals(scm, parents, ["size", "shape"], seed=0)
+
+        def make(rows):
+            return counterfactual_images(hvae_backbone, image[rows], parents[rows], planned[rows], rows, seed=5)
+
+        together = make(torch.arange(8))
+        torch.testing.assert_close(torch.cat([make([0, 1, 2, 3]), make([4, 5, 6, 7])]), together, rtol=0, atol=1e-5)
+        # As two processes would see them, and alone.
+        torch.testing.assert_close(make([6, 4, 2, 0]), together[[6, 4, 2, 0]], rtol=0, atol=1e-5)
+        torch.testing.assert_close(make([3]), together[[3]], rtol=0, atol=1e-5)
+        assert not together.requires_grad
+        # Which is no wonder only if the noise counts.
+        wrong = counterfactual_images(hvae_backbone, image[:4], parents[:4], planned[:4], [4, 5, 6, 7], seed=5)
+        assert (wrong - together[:4]).abs().max() > 1e-2
+
+    def test_interventions_share_the_noise_and_images_do_not(self):
+        image, parents = torch.zeros(50, 1, 2, 8), draw_parents(50)
+        planned = torch.stack([draw_parents(50), draw_parents(50)], dim=1)
+
+        def noise(seed):
+            return counterfactual_images(NoiseBackbone(), image, parents, planned, range(50), seed)[:, 1:].flatten(2)
+
+        first, second = noise(0).unbind(dim=1)
+        assert torch.equal(first, second)
+        everything = torch.cat([first, noise(1)[:, 0]])
+        # Rows and seeds next to each other give noise that is as unlike as any: 100 independent rows of 16 numbers.
+        correlations = np.corrcoef(everything.T.double().numpy(), rowvar=False)[np.triu_indices(100, 1)]
+        assert np.abs(correlations).max() < 0.95
+        assert correlations.std() == pytest.approx(1 / np.sqrt(15), rel=0.1)
+
+    def test_the_global_generator_is_left_alone(self):
+        torch.manual_seed(4)
+        expected = torch.rand(3)
+        torch.manual_seed(4)
+        image, parents = torch.zeros(2, 1, 2, 8), torch.zeros(2, 5)
+        counterfactual_images(NoiseBackbone(), image, parents, parents[:, None], [0, 1], seed=0)
+        assert torch.equal(torch.rand(3), expected)
+
+    @pytest.mark.parametrize(
+        ("parents", "planned", "rows"),
+        [
+            ((3, 5), (4, 1, 5), range(4)),
+            ((4, 5), (3, 1, 5), range(4)),
+            ((4, 5), (4, 1, 5), [0]),
+            ((4, 5), (4, 5), range(4)),
+        ],
+        ids=["parents", "plan", "rows", "dimensions"],
+    )
+    def test_what_does_not_fit_is_refused(self, parents, planned, rows):
+        with pytest.raises(ValueError, match="for a batch of 4 images"):
+            counterfactual_images(
+                PixelBackbone(), torch.zeros(4, 1, 2, 8), torch.zeros(parents), torch.zeros(planned), rows, seed=0
+            )
+
+
+class TestPredictions:
+    def test_each_image_is_predicted_on_its_own(self):
+        backbone = {
+            "model_type": "resnet",
+            "num_channels": 1,
+            "embedding_size": 8,
+            "hidden_sizes": [8, 16],
+            "depths": [1, 1],
+            "layer_type": "basic",
+        }
+        guide, judge = (AttributeClassifier(GRAPH.to_list(), backbone) for _ in range(2))
+        images = 2 * torch.rand(3, 4, 1, 16, 16) - 1
+        predictions = predict_images({"guide": guide.train(), "judge": judge.train()}, images)
+        assert set(predictions) == {"guide", "judge", "guide/embedding", "judge/embedding"}
+        assert not guide.training
+        with torch.no_grad():
+            output = judge(images[1])
+        torch.testing.assert_close(predictions["judge"][1], output.logits)
+        torch.testing.assert_close(predictions["judge/embedding"][1], output.embedding)
+        assert predictions["guide"].shape == (3, 4, GRAPH.width)
+        assert predictions["guide/embedding"].shape == (3, 4, 16)
+        assert {(t.dtype, t.requires_grad) for t in predictions.values()} == {(torch.float32, False)}
+
+
+@pytest.fixture
+def tested(scm):
+    """Labels and logits of a test of a perfect image model, whose real images are noisy and hard to read."""
+    parents = draw_parents(90)
+    image = torch.zeros(90, 1, 2, 8)
+    image[:, 0, 0, :5] = parents + 0.7 * torch.randn(90, 5)
+    planned = plan_counterfactuals(scm, parents, GRAPH.names, seed=0)
+    images = counterfactual_images(PixelBackbone(), image, parents, planned, range(90), seed=0)
+    predictions = predict_images({"guide": PixelPredictor(4.0), "judge": PixelPredictor()}, images)
+    logits = {name: predictions[name] for name in ("guide", "judge")}
+    return torch.cat([parents[:, None], planned], dim=1), logits
+
+
+class TestRows:
+    weights = bootstrap_weights(range(90), 50, seed=0)
+
+    def rows(self, tested, interventions=GRAPH.names, weights=weights):
+        table = effectiveness_rows(GRAPH, *tested, interventions, weights)
         assert list(table.columns) == COLUMNS
-        return table.set_index(["intervention", "variable"])
+        assert not table.duplicated(COLUMNS[:4]).any()
+        assert table["intervention"].unique().tolist() == ["none", *interventions]
+        return table.set_index(COLUMNS[:4]).sort_index()
 
-    def test_a_perfect_backbone_scores_perfectly(self, scm):
-        table = self.measure(scm, PixelBackbone(), noisy_batches([40, 40]))
-        assert len(table) == 9
-        assert (table.loc[table["metric"] == "auc", "value"] == 100).all()
-        assert (table.loc[table["metric"] == "mae", "value"] == 0).all()
-        assert (table["change"] == table["value"] - table["baseline"]).all()
+    def test_which_rows_there_are(self, tested):
+        table = self.rows(tested).index
+        for predictor in ("guide", "judge"):
+            real = {(v, m) for i, v, p, m in table if (i, p) == ("none", predictor)}
+            assert real == {("size", "mae")} | {(v, m) for v in ("state", "shape") for m in DISCRETE}
+        for name in GRAPH.names:
+            changes = {*DISCRETE, *(f"{metric}_change" for metric in DISCRETE), "logit_shift"}
+            assert {m for i, v, p, m in table if (i, v, p) == (name, "state", "guide")} == changes
+            assert {m for i, v, p, m in table if (i, v, p) == (name, "size", "judge")} == {"mae", "mae_change"}
+            gap = {"auc_change", "accuracy_change", "logit_shift"}
+            assert {m for i, v, p, m in table if (i, v, p) == (name, "shape", "gap")} == gap
+            assert {m for i, v, p, m in table if (i, v, p) == (name, "size", "gap")} == {"mae_change"}
 
-    def test_the_baseline_is_the_test_on_real_images(self, scm):
-        batches = noisy_batches([40, 40])
-        parents = torch.cat([batch["parents"] for batch in batches])
-        pixels = torch.cat([batch["image"][:, 0, 0, :5] for batch in batches])
-        baseline = self.measure(scm, PixelBackbone(), batches)["baseline"].groupby("variable").unique()
-        assert baseline["state"] == pytest.approx([100 * roc_auc_score(parents[:, 1], pixels[:, 1])])
-        assert baseline["shape"] == pytest.approx([100 * roc_auc_score(parents[:, 2:], pixels[:, 2:], average="macro")])
-        assert baseline["size"] == pytest.approx([10 * (parents[:, 0] - pixels[:, 0]).abs().mean().item()])
+    def test_real_images_are_the_baseline(self, tested):
+        labels, logits = (tested[0][:, 0], tested[1]["judge"][:, 0])
+        table = self.rows(tested)
+        auc = roc_auc_score(labels[:, 2:], logits[:, 2:].softmax(dim=1), average="macro")
+        assert table.loc[("none", "shape", "judge", "auc"), "value"] == pytest.approx(100 * auc)
+        mae = 10 * (labels[:, 0] - logits[:, 0]).abs().mean().item()
+        assert table.loc[("none", "size", "judge", "mae"), "value"] == pytest.approx(mae, rel=1e-5)
 
-    def test_labels_of_counterfactuals_are_counterfactual(self, scm):
-        table = self.measure(scm, StubbornBackbone(), noisy_batches([60]), ["state"])
-        # The flipped label of an unchanged image turns the ROC curve over; what was not intervened on stays as it was.
-        row = table.loc[("state", "state")]
-        assert row["value"] == pytest.approx(100 - row["baseline"])
-        assert table.loc[("state", "shape"), "change"] == 0
-        assert table.loc[("state", "size"), "change"] == 0
+    def test_a_perfect_model_scores_perfectly_and_amplifies(self, tested):
+        table = self.rows(tested).drop("none", level="intervention")["value"]
+        assert (table[table.index.get_level_values("metric").isin(["auc", "accuracy"])] == 100).all()
+        assert (table.xs("mae", level="metric").abs() < 1e-6).all()
+        # Noiseless images are clearer than real ones, touched or not.
+        assert (table.xs("auc_change", level="metric").drop("gap", level="predictor") > 0).all()
+        assert (table.xs("mae_change", level="metric").drop("gap", level="predictor") < 0).all()
+        # The guide's logit of a noiseless state is +-4.
+        labels, logits = tested[0][:, 0, 1], tested[1]["guide"][:, 0, 1]
+        shift = 4 - ((2 * labels - 1) * logits).mean().item()
+        assert table.loc[:, "state", "guide", "logit_shift"].values == pytest.approx([shift] * 3, abs=1e-5)
 
-    def test_predictions_of_shards_gather_to_those_of_one_process(self, scm):
-        batches, interventions = noisy_batches([20, 25, 30]), ["shape", "size"]
-        predictors = {"guide": PixelPredictor(), "judge": PixelPredictor()}
-        generator = torch.Generator().manual_seed(1)
-        single = measure_effectiveness(StubbornBackbone(), scm, predictors, batches, interventions, generator)
-        generator.manual_seed(1)
-        shards = [
-            predict_counterfactuals(StubbornBackbone(), scm, predictors, batch, interventions, generator)
-            for batch in batches
-        ]
-        assert {tuple(tensor.shape) for tensor in shards[0].values()} == {(20, 3, GRAPH.width)}
-        gathered = {key: torch.cat([shards[i][key] for i in (2, 0, 1)]) for key in shards[0]}
-        table = effectiveness_table(GRAPH, gathered, interventions)
-        assert table.drop(columns=["value", "baseline", "change"]).equals(
-            single.drop(columns=["value", "baseline", "change"])
-        )
-        torch.testing.assert_close(torch.tensor(table["value"]), torch.tensor(single["value"]))
-        torch.testing.assert_close(torch.tensor(table["baseline"]), torch.tensor(single["baseline"]))
+    def test_an_image_that_stays_as_it_is_has_no_effect(self, tested):
+        labels, logits = tested[0], {"guide": tested[1]["guide"][:, [0] * 4]}
+        table = self.rows((labels, logits))
+        for name in ("size", "shape"):  # what do(state) leaves alone
+            same = table.loc[("state", name, "guide")].drop(index=[*DISCRETE, "mae"], errors="ignore")
+            assert len(same) > 0
+            assert (same == 0).all(axis=None)
+        # The flipped label of an unchanged image turns the ROC curve over.
+        auc = table["value"].loc["none", "state", "guide", "auc"]
+        assert table["value"].loc["state", "state", "guide", "auc"] == pytest.approx(100 - auc)
+        assert table["value"].loc["state", "state", "guide", "auc_change"] == pytest.approx(100 - 2 * auc)
 
-    def test_nothing_needs_a_gradient(self, scm):
-        predictor = PixelPredictor().train()
-        batch = noisy_batches([8])[0]
-        predictions = predict_counterfactuals(PixelBackbone(), scm, {"guide": predictor}, batch, ["state"])
-        assert not any(tensor.requires_grad for tensor in predictions.values())
+    def test_changes_and_gaps_have_paired_intervals(self, tested):
+        labels, logits = tested
+        table = self.rows(tested)
+        columns, i = GRAPH.slices["state"], 3  # do(shape)
+        change, shift = {}, {}
+        for name, predicted in logits.items():
+            real, edited = ((predicted[:, j, columns], labels[:, j, columns]) for j in (0, i))
+            after, before = (variable_metrics(GRAPH["state"], *x, self.weights)["auc"] for x in (edited, real))
+            change[name] = after - before
+            shift[name] = logit_shift(GRAPH["state"], *real, *edited, self.weights)
+            row = table.loc[("shape", "state", name, "auc_change")]
+            assert tuple(row) == pytest.approx(interval(change[name]))
+            assert row["low"] < row["value"] < row["high"]
+        for metric, values in (("auc_change", change), ("logit_shift", shift)):
+            expected = interval(values["guide"] - values["judge"])
+            assert tuple(table.loc[("shape", "state", "gap", metric)]) == pytest.approx(expected)
 
-    def test_errors_come_before_any_work(self, scm):
-        def no_batches():
-            raise AssertionError("a batch was asked for")
-            yield
+    def test_the_guide_sees_more_than_the_judge_by_its_sharpness(self, tested):
+        table = self.rows(tested)["value"].xs("logit_shift", level="metric").unstack("predictor")
+        state = table.xs("state", level="variable")
+        torch.testing.assert_close(torch.tensor(state["guide"].values), torch.tensor(4 * state["judge"].values))
+        assert table["gap"].values == pytest.approx((table["guide"] - table["judge"]).values)
 
-        def measure(predictors, interventions):
-            measure_effectiveness(PixelBackbone(), scm, predictors, no_batches(), interventions)
+    def test_one_predictor_has_no_gap_and_no_resamples_no_interval(self, tested):
+        labels, logits = tested
+        weights = bootstrap_weights(range(90), 0, seed=0)
+        table = effectiveness_rows(GRAPH, labels, {"judge": logits["judge"]}, GRAPH.names, weights)
+        assert set(table["predictor"]) == {"judge"}
+        assert table[["low", "high"]].isna().all(axis=None)
+        assert table["value"].notna().all()
+
+    def test_images_may_come_in_any_order(self, tested):
+        order = torch.randperm(90)
+        shuffled = tested[0][order], {name: tensor[order] for name, tensor in tested[1].items()}
+        table = self.rows(shuffled, weights=self.weights[:, order.numpy()])
+        pd.testing.assert_frame_equal(table, self.rows(tested), rtol=1e-9, atol=1e-9)
+
+    def test_what_does_not_fit_is_refused(self, tested):
+        labels, logits = tested
+
+        def measure(labels=labels, logits=logits, interventions=GRAPH.names):
+            effectiveness_rows(GRAPH, labels, logits, interventions, self.weights)
 
         with pytest.raises(ValueError, match="no variable 'colour'"):
-            measure({"guide": PixelPredictor()}, ["colour"])
-        with pytest.raises(ValueError, match="must not be named 'labels'"):
-            measure({"labels": PixelPredictor()}, ["state"])
-        with pytest.raises(ValueError, match="Predictor 'judge' must have the graph"):
-            measure({"judge": PixelPredictor(CausalGraph(GRAPH.variables[:1]))}, ["state"])
-
-    def test_no_batches_are_refused(self, scm):
-        with pytest.raises(ValueError, match="batches is empty"):
-            measure_effectiveness(PixelBackbone(), scm, {"guide": PixelPredictor()}, [], ["state"])
-
-    def test_predictions_of_other_interventions_are_refused(self):
-        predictions = {"labels": torch.zeros(4, 2, GRAPH.width), "guide": torch.zeros(4, 2, GRAPH.width)}
-        with pytest.raises(ValueError, match=r"predictions\['labels'\] must have shape \(4, 3, 5\)"):
-            effectiveness_table(GRAPH, predictions, ["state", "size"])
+            measure(interventions=["size", "state", "colour"])
+        with pytest.raises(ValueError, match="must name each variable once"):
+            measure(interventions=["size", "state", "state"])
+        with pytest.raises(ValueError, match=r"labels must have shape \(N, 1 \+ I, K\) = \(90, 2, 5\)"):
+            measure(interventions=["size"])
+        with pytest.raises(ValueError, match=r"logits\['judge'\] must have shape"):
+            measure(logits=logits | {"judge": logits["judge"][:, :2]})
+        with pytest.raises(ValueError, match="none named 'gap'"):
+            measure(logits={"gap": logits["judge"]})
+        with pytest.raises(ValueError, match="must have a predictor"):
+            measure(logits={})

@@ -1,0 +1,74 @@
+"""Confidence intervals by resampling subjects: one draw of weights that all metrics of a data set share.
+
+A resample of the bootstrap draws as many subjects as there are, with replacement. What a metric needs to know of it is
+how often each image was drawn, its *weight*. Metrics that were computed with the same weights belong to the same
+resamples: their differences between models, variables or images are paired, and have intervals of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import pandas as pd
+
+__all__ = ["bootstrap_weights", "interval"]
+
+MAX_UNDEFINED = 0.05
+"""The share of resamples in which a metric may be undefined and still get an interval."""
+
+
+def bootstrap_weights(subjects: Sequence[Hashable], num_resamples: int, seed: int) -> np.ndarray:
+    """How often each image is drawn in each resample, if whole subjects are drawn.
+
+    Images of one patient are alike: drawn one by one they would pass for independent, and intervals be too narrow.
+
+    Args:
+        subjects: For each of the N images the id of its subject; ``range(N)`` if each has a subject of its own.
+        num_resamples: R, the number of resamples; with 0 there is only the point estimate.
+        seed: Seed of the draw.
+
+    Returns:
+        Float32 of shape (1 + R, N). Row 0 is all ones (the point estimate), the others hold whole numbers.
+
+    Raises:
+        ValueError: If there are fewer than two subjects, an id is missing, or ``num_resamples`` is negative.
+    """
+    if num_resamples < 0:
+        raise ValueError(f"num_resamples must be at least 0, got {num_resamples}; 1000 is usual, 0 is no interval.")
+    codes, ids = pd.factorize(pd.Series(subjects, dtype=object))  # type: ignore[arg-type]  # the stubs know str only
+    if (codes < 0).any():
+        raise ValueError(
+            f"subjects has no id for {(codes < 0).sum()} of {len(codes)} images; give each image the id of its "
+            "subject, one of its own if that is unknown."
+        )
+    if len(ids) < 2:
+        raise ValueError(f"subjects must hold at least 2 subjects to resample, got {len(ids)}; evaluate on more.")
+    generator = np.random.default_rng(seed)
+    weights = np.ones((1 + num_resamples, len(codes)), dtype=np.float32)
+    for row in weights[1:]:
+        drawn = generator.integers(len(ids), size=len(ids))
+        row[:] = np.bincount(drawn, minlength=len(ids))[codes]
+    return weights
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Point estimate and 95 % percentile interval of the bootstrap (Efron and Tibshirani, 1993, chapter 13).
+
+    Args:
+        values: One value for each row of :func:`bootstrap_weights`, shape (1 + R,), NaN where a metric is undefined.
+
+    Returns:
+        ``values[0]`` and the 2.5th and 97.5th percentiles of the defined ones of the rest; these are NaN if R is 0 or
+        more than 5 % of the rest are undefined.
+
+    Raises:
+        ValueError: If ``values`` is not a vector of at least one value.
+    """
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"values must have shape (1 + R,), one for each row of weights, got {values.shape}.")
+    point, resampled = float(values[0]), values[1:]
+    if not len(resampled) or np.isnan(resampled).mean() > MAX_UNDEFINED:
+        return point, np.nan, np.nan
+    low, high = np.nanpercentile(resampled, [2.5, 97.5])
+    return point, float(low), float(high)

@@ -1,0 +1,222 @@
+"""Metrics of one variable's predictions, each for all resamples of the bootstrap at once.
+
+Every metric takes the ``weights`` of :func:`~softcft.evaluation.bootstrap.bootstrap_weights`, shape (1 + R, N), and
+returns one value for each row, shape (1 + R,): images are sorted or binned once, resamples only weigh them anew. A
+resample that a metric is not defined for has NaN.
+
+Discrete predictions are judged by *log-odds*, :func:`log_odds`: they rank images as probabilities do, and still tell
+them apart where a probability has rounded to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.special import expit, logsumexp
+from torch import Tensor
+
+from softcft.graph import Variable
+
+__all__ = ["calibration_error", "log_odds", "logit_shift", "roc_auc", "variable_metrics", "weighted_mean"]
+
+NUM_BINS = 15
+
+
+def variable_metrics(variable: Variable, logits: Tensor, labels: Tensor, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """How well predictions of one variable match its labels.
+
+    Args:
+        variable: The variable.
+        logits: Logits of a discrete variable, encoded values of a continuous one, shape (N, width).
+        labels: Encoded labels, shape (N, width).
+        weights: Shape (1 + R, N).
+
+    Returns:
+        Values of shape (1 + R,). Of a continuous variable ``mae``, the mean absolute error in the variable's unit. Of a
+        discrete one, all in %: ``auc``, the area under the ROC curve; ``accuracy`` of the most probable category; and
+        ``ece``, see :func:`calibration_error`. Area and error of a categorical variable are means over its categories,
+        each against the rest.
+
+    Raises:
+        ValueError: If shapes are wrong, numbers are not finite, labels not encoded, or a category has no image or all
+            of them, so that there is no AUC.
+    """
+    _check(variable, logits, labels, weights)
+    if variable.kind == "continuous":
+        errors = np.abs(np.subtract(variable.decode(logits), variable.decode(labels)))
+        return {"mae": weighted_mean(errors, weights)}
+    _check_categories(variable, labels)
+    odds, truth = log_odds(variable, logits), labels.double().cpu().numpy()
+    columns = range(variable.width)
+    return {
+        "auc": np.mean([roc_auc(odds[:, k], truth[:, k], weights) for k in columns], axis=0),
+        "accuracy": 100 * weighted_mean(_categories(odds) == _categories(truth), weights),
+        "ece": np.mean([calibration_error(expit(odds[:, k]), truth[:, k], weights) for k in columns], axis=0),
+    }
+
+
+def logit_shift(
+    variable: Variable,
+    logits: Tensor,
+    labels: Tensor,
+    counterfactual_logits: Tensor,
+    counterfactual_labels: Tensor,
+    weights: np.ndarray,
+) -> np.ndarray:
+    r"""How much surer a predictor is of what counterfactual images should show than of what the real ones do.
+
+    .. math:: \frac{1}{N} \sum_i s(x^*_i, a^*_i) - s(x_i, a_i), \quad s(x, k) = \log p_k(x) - \log(1 - p_k(x))
+
+    0: as sure as on real images. Positive on a variable that nobody touched: amplified. Negative on the variable that
+    was intervened on: the intervention falls short. Other than an AUC near 100 %, log-odds do not saturate.
+
+    Args:
+        variable: A discrete variable.
+        logits: The predictor's logits on the real images x, shape (N, width).
+        labels: Their encoded labels a, shape (N, width).
+        counterfactual_logits: Its logits on the counterfactual images x*, in the same order, shape (N, width).
+        counterfactual_labels: What these should show, a*, shape (N, width).
+        weights: Shape (1 + R, N).
+
+    Returns:
+        The mean shift in nats, shape (1 + R,).
+
+    Raises:
+        ValueError: If the variable is continuous, shapes are wrong, numbers are not finite, or labels not encoded.
+    """
+    if variable.kind == "continuous":
+        raise ValueError(f"'{variable.name}' is continuous and has no logit; compare its mae, see variable_metrics.")
+    _check(variable, logits, labels, weights)
+    _check(variable, counterfactual_logits, counterfactual_labels, weights)
+    shift = _label_odds(variable, counterfactual_logits, counterfactual_labels) - _label_odds(variable, logits, labels)
+    return weighted_mean(shift, weights)
+
+
+def log_odds(variable: Variable, logits: Tensor) -> np.ndarray:
+    r"""Log-odds :math:`\log p_k - \log(1 - p_k)` of each category against the rest, without overflow.
+
+    Args:
+        variable: A discrete variable.
+        logits: Shape (N, width).
+
+    Returns:
+        Float64 of shape (N, width), in nats. Of a binary variable the logit itself, which is that of its second
+        category; of a categorical one each logit less the log-sum-exp of the others.
+    """
+    values = logits.double().cpu().numpy()
+    if variable.kind == "binary":
+        return values
+    others = [logsumexp(np.delete(values, k, axis=1), axis=1) for k in range(variable.width)]
+    return values - np.stack(others, axis=1)
+
+
+def roc_auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve: the weight of the pairs of a positive and a negative image that are in order.
+
+    Ties count half.
+
+    Args:
+        scores: Higher for what is more likely positive, shape (N,).
+        labels: 0 or 1, shape (N,).
+        weights: Shape (1 + R, N).
+
+    Returns:
+        In %, shape (1 + R,); NaN where no positive or no negative image has weight.
+    """
+    positive, negative = (np.flatnonzero(labels == value) for value in (1, 0))
+    negative = negative[np.argsort(scores[negative])]
+    below, not_above = (np.searchsorted(scores[negative], scores[positive], side) for side in ("left", "right"))
+    areas = []
+    for part in _parts(weights):
+        # The weight of the first k negatives, for k = 0 to their number.
+        cumulative = np.zeros((len(part), 1 + len(negative)))
+        np.cumsum(part[:, negative], axis=1, out=cumulative[:, 1:])
+        in_order = 0.5 * (cumulative[:, below] + cumulative[:, not_above])
+        pairs = part[:, positive].sum(axis=1) * cumulative[:, -1]
+        with np.errstate(invalid="ignore"):
+            areas.append(100 * np.einsum("ri,ri->r", part[:, positive], in_order) / pairs)
+    return np.concatenate(areas)
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    r"""Expected calibration error of the probability of one category, over 15 bins of equal width.
+
+    .. math:: \sum_b \frac{W_b}{W} \left| \bar{y}_b - \bar{p}_b \right|
+
+    with each bin's weight, share of positive images and mean probability (Naeini et al., *Obtaining Well Calibrated
+    Probabilities Using Bayesian Binning*, 2015). Its mean over categories, each against the rest, is the classwise
+    error of Kull et al., *Beyond Temperature Scaling*, 2019 (https://arxiv.org/abs/1910.12656).
+
+    Chance alone makes it positive, and more so in a resample: of a predictor that is nearly calibrated the interval
+    lies above the estimate. In a difference of two errors on the same images both have it.
+
+    Args:
+        probabilities: Of the category, shape (N,), in [0, 1].
+        labels: 0 or 1, shape (N,).
+        weights: Shape (1 + R, N).
+
+    Returns:
+        In %, shape (1 + R,).
+    """
+    edges = np.linspace(0, 1, 1 + NUM_BINS)
+    gaps = np.zeros((len(labels), NUM_BINS))
+    gaps[np.arange(len(labels)), np.searchsorted(edges[1:-1], probabilities)] = labels - probabilities
+    return 100 * np.abs(weighted_mean(gaps, weights)).sum(axis=1)
+
+
+def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Means of values (N,) or (N, M) by each row of weights (1 + R, N): float64 of shape (1 + R,) or (1 + R, M)."""
+    sums = np.concatenate([part @ values for part in _parts(weights)])
+    return (sums.T / weights.sum(axis=1, dtype=np.float64)).T
+
+
+def _parts(weights: np.ndarray) -> Iterator[np.ndarray]:
+    """Some rows of the weights at a time, in float64, so few that what is made of them fits into the cache."""
+    rows = max(1, 2**18 // weights.shape[1])
+    for start in range(0, len(weights), rows):
+        yield weights[start : start + rows].astype(np.float64)
+
+
+def _categories(odds: np.ndarray) -> np.ndarray:
+    """The most probable category of each image, shape (N,), given log-odds, or labels, of shape (N, width)."""
+    return (odds[:, 0] > 0).astype(int) if odds.shape[1] == 1 else odds.argmax(axis=1)
+
+
+def _label_odds(variable: Variable, logits: Tensor, labels: Tensor) -> np.ndarray:
+    """Log-odds of the category that each image should show, shape (N,)."""
+    odds, truth = log_odds(variable, logits), labels.double().cpu().numpy()
+    signs = 2 * truth - 1 if variable.kind == "binary" else truth
+    return (signs * odds).sum(axis=1)
+
+
+def _check_categories(variable: Variable, labels: Tensor) -> None:
+    counts = labels.sum(dim=0)
+    if ((counts == 0) | (counts == len(labels))).any():
+        positives = [len(labels) - int(counts), int(counts)] if variable.kind == "binary" else counts.int().tolist()
+        raise ValueError(
+            f"'{variable.name}' has no AUC: each category needs images with and without it, but there are "
+            f"{dict(zip(variable.categories, positives, strict=True))}. Evaluate on more images."
+        )
+
+
+def _check(variable: Variable, logits: Tensor, labels: Tensor, weights: np.ndarray) -> None:
+    if logits.shape != labels.shape or labels.ndim != 2 or labels.shape[1] != variable.width or not len(labels):
+        raise ValueError(
+            f"'{variable.name}': logits and labels must both have shape (N, {variable.width}), got "
+            f"{tuple(logits.shape)} and {tuple(labels.shape)}."
+        )
+    if weights.ndim != 2 or not len(weights) or weights.shape[1] != len(labels):
+        raise ValueError(
+            f"'{variable.name}': weights must have shape (1 + R, {len(labels)}), a column for each image, got "
+            f"{weights.shape}; see bootstrap_weights."
+        )
+    for name, tensor in (("logits", logits), ("labels", labels)):
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"'{variable.name}': {name} must be finite, but are not for "
+                f"{(~tensor.isfinite()).any(dim=1).sum()} of {len(tensor)} images; leave out images whose value is "
+                "missing, and look for a model that diverged."
+            )
+    if variable.kind != "continuous" and not ((labels == 0) | (labels == 1)).all():
+        raise ValueError(f"'{variable.name}': labels must be 0 or 1 in every column; encode them, see Variable.encode.")
