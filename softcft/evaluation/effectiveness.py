@@ -27,7 +27,14 @@ from softcft.graph import CausalGraph, Intervention
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 
-__all__ = ["counterfactual_images", "effectiveness_rows", "intervene_on", "plan_counterfactuals", "predict_images"]
+__all__ = [
+    "counterfactual_images",
+    "effectiveness_rows",
+    "image_generators",
+    "intervene_on",
+    "plan_counterfactuals",
+    "predict_images",
+]
 
 # Two streams of random numbers, so that no image's noise is that of an intervention.
 INTERVENTION_STREAM, IMAGE_STREAM = 0, 1
@@ -131,9 +138,19 @@ def counterfactual_images(
     image, parents = scale_pixels(image), parents.to(image.device)
     images = [image.float()]
     for planned in counterfactual_parents.to(image.device).unbind(dim=1):
-        generators = [_seeded(seed, IMAGE_STREAM, row) for row in row_numbers]
+        generators = image_generators(row_numbers, seed)  # anew for each: all share the abducted noise
         images.append(backbone.counterfactual(image, parents, planned, generators).image.float())
     return torch.stack(images, dim=1)
+
+
+def image_generators(rows: Sequence[int], seed: int) -> list[torch.Generator]:
+    """A generator for each image, which depends on nothing but the seed and the image's number among all images.
+
+    Args:
+        rows: The B images' numbers.
+        seed: At least 0.
+    """
+    return [_seeded(seed, IMAGE_STREAM, row) for row in rows]
 
 
 @torch.no_grad()
