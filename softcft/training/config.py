@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-__all__ = ["MemoryConfig", "TrainingConfig", "choices_of"]
+__all__ = ["MemoryConfig", "PatchConfig", "TrainingConfig", "choices_of"]
 
 
 @dataclass(kw_only=True)
@@ -149,6 +149,23 @@ class MemoryConfig:
             "help": "Recompute activations in the backward pass: about a third slower, a fraction of the memory."
         },
     )
+
+
+@dataclass(kw_only=True)
+class PatchConfig:
+    """How an image model without patches of its own is fed.
+
+    Raises:
+        ValueError: If the value is out of range.
+    """
+
+    patch_size: int = field(
+        default=4, metadata={"help": "Side of the patches of pixels that are folded into channels; 1 is none."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.patch_size < 1:
+            raise ValueError(f"--patch_size must be at least 1, got {self.patch_size}.")
 
 
 def choices_of(hint: Any) -> list[Any]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from softcft.cft.constraint import LagrangianConstraint
@@ -14,8 +18,12 @@ from softcft.data.schema import scale_pixels
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier, attribute_losses
 from softcft.models.hvae import HVAEModel
+from softcft.models.vae import fold_patches
 
-__all__ = ["CFTObjective", "ClassifierObjective", "HVAEObjective", "SCMObjective"]
+__all__ = ["CFTObjective", "ClassifierObjective", "HVAEObjective", "SCMObjective", "VAEObjective"]
+
+ROUNDING_ERROR = (2 / 255) ** 2 / 12
+"""Mean squared error of pixels in [-1, 1] that were rounded to 8 bits."""
 
 
 class SCMObjective(nn.Module):
@@ -74,6 +82,31 @@ class HVAEObjective(nn.Module):
         """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1], and ``parents`` (B, K)."""
         output = self.hvae(scale_pixels(batch["image"]), batch["parents"])
         return {"loss": output.nelbo.mean(), "nll": output.nll.mean(), "kl": output.kl.mean()}
+
+
+class VAEObjective(nn.Module):
+    r"""The negative evidence lower bound of images, in nats per dimension: squared error plus KL, without attributes.
+
+    Pixels are normal with one standard deviation for all, the one that fits the batch best (the optimal sigma of Rybkin
+    et al., "Simple and effective VAE training with calibrated decoders", 2021): no weight has to be chosen to balance
+    error and KL. With n pixels times channels, and the mean squared error e, to which that of 8-bit rounding is added,
+
+    .. math:: loss = \tfrac{1}{2} (\log 2 \pi e + 1) + \tfrac{1}{n} KL(q(z | x) \| N(0, 1))
+    """
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae.train()
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1]; other entries are ignored."""
+        patches = fold_patches(self.vae, scale_pixels(batch["image"]))
+        moments = self.vae.encode(patches).latent_dist.parameters
+        posterior = DiagonalGaussianDistribution(moments.float())  # whatever the compute type
+        error = (self.vae.decode(posterior.sample()).sample.float() - patches).square().mean()
+        nll = 0.5 * (torch.log(2 * math.pi * (error + ROUNDING_ERROR)) + 1)
+        kl = posterior.kl().mean() / patches[0].numel()
+        return {"loss": nll + kl, "nll": nll, "kl": kl}
 
 
 class CFTObjective(nn.Module):

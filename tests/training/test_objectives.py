@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +19,7 @@ from softcft.models.classifier import AttributeClassifier
 from softcft.models.hvae import HVAEModel
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
-from softcft.training.objectives import CFTObjective, ClassifierObjective, HVAEObjective, SCMObjective
+from softcft.training.objectives import CFTObjective, ClassifierObjective, HVAEObjective, SCMObjective, VAEObjective
 
 PLAIN = PHANTOM_GRAPH.to_list()
 
@@ -50,6 +51,20 @@ def hvae() -> HVAEModel:
     )
 
 
+def vae() -> AutoencoderKL:
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        in_channels=4,
+        out_channels=4,
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[8, 16],
+        latent_channels=2,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+    )
+
+
 def classifier() -> AttributeClassifier:
     torch.manual_seed(0)
     trunk = {"model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
@@ -75,8 +90,9 @@ def cft(mode: Any = "soft", backbone: nn.Module | None = None, **constraint: Any
         (lambda: SCMObjective(scm()), 1e-2),
         (lambda: ClassifierObjective(classifier()), 1e-2),
         (lambda: HVAEObjective(hvae()), 3e-3),
+        (lambda: VAEObjective(vae()), 3e-3),
     ],
-    ids=["scm", "classifier", "hvae"],
+    ids=["scm", "classifier", "hvae", "vae"],
 )
 def test_loss_falls(make: Any, learning_rate: float, phantoms: dict[str, Tensor], tmp_path: Any) -> None:
     objective = make()
@@ -148,7 +164,10 @@ def test_classifier_objective_leaves_out_what_is_missing(phantoms: dict[str, Ten
     assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("make", [lambda: HVAEObjective(hvae()), lambda: ClassifierObjective(classifier())])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: HVAEObjective(hvae()), lambda: ClassifierObjective(classifier()), lambda: VAEObjective(vae())],
+)
 def test_pixels_may_be_bytes(phantoms: dict[str, Tensor], make: Any) -> None:
     pixels = ((phantoms["image"] + 1) * 127.5).round().byte()
     losses = []
@@ -169,11 +188,49 @@ def test_hvae_objective_is_the_bound(phantoms: dict[str, Tensor]) -> None:
     torch.testing.assert_close(scalars["loss"], scalars["nll"] + scalars["kl"])
 
 
+def test_vae_objective_is_the_bound_with_the_scale_that_fits_best(phantoms: dict[str, Tensor]) -> None:
+    objective = VAEObjective(vae())
+    torch.manual_seed(1)
+    scalars = objective({"image": phantoms["image"]})  # no attributes are needed
+    torch.manual_seed(1)
+    patches = F.pixel_unshuffle(phantoms["image"], 2)
+    posterior = objective.vae.encode(patches).latent_dist
+    mean = objective.vae.decode(posterior.sample()).sample
+    normal = torch.distributions.Normal(posterior.mean, posterior.std)
+    kl = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).sum(dim=(1, 2, 3)) / 16**2
+    torch.testing.assert_close(scalars["kl"], kl.mean())
+    torch.testing.assert_close(scalars["loss"], scalars["nll"] + scalars["kl"])
+    # No other scale makes the images more likely.
+    best = (mean - patches).square().mean().sqrt()
+    nll = {f: -torch.distributions.Normal(mean, f * best).log_prob(patches).mean() for f in (0.8, 1.0, 1.2)}
+    torch.testing.assert_close(scalars["nll"], nll[1.0], rtol=1e-4, atol=1e-4)
+    assert nll[1.0] < min(nll[0.8], nll[1.2])
+
+
+def test_vae_objective_trains_every_parameter(phantoms: dict[str, Tensor]) -> None:
+    objective = VAEObjective(vae())
+    objective(phantoms)["loss"].backward()
+    still = [name for name, p in objective.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert still == []
+    assert all(parameter.grad.isfinite().all() for parameter in objective.parameters())
+
+
+def test_vae_objective_of_images_without_any_error_is_finite() -> None:
+    objective = VAEObjective(vae())
+    for parameter in objective.parameters():
+        torch.nn.init.zeros_(parameter)
+    scalars = objective({"image": torch.zeros(4, 1, 16, 16)})
+    scalars["loss"].backward()
+    assert scalars["loss"].isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in objective.parameters())
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda: SCMObjective(scm().eval()),
         lambda: HVAEObjective(hvae().eval()),
+        lambda: VAEObjective(vae().eval()),
         lambda: ClassifierObjective(classifier().eval()),
     ],
 )

@@ -1,0 +1,65 @@
+"""Train an unconditional VAE on real images: the yardstick of minimality (counterfactual latent divergence).
+
+    accelerate launch recipes/train_vae.py --config recipes/configs/phantom.yaml
+
+evaluate.py compares its posteriors of images and of their counterfactuals. It sees no attributes and has no part in any
+counterfactual, so that it can judge every model of a data set: train it once. Reads the sections data, graph and vae.
+Writes an AutoencoderKL of diffusers into --output_dir/vae.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.utils import set_seed
+from diffusers import AutoencoderKL
+
+from softcft import CausalGraph
+from softcft.data.sources import DataConfig, load_data, training_images
+from softcft.training.config import PatchConfig, TrainingConfig
+from softcft.training.loop import train
+from softcft.training.objectives import VAEObjective
+from softcft.training.parsing import begin_run, model_arguments, parse_config
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
+
+
+def main() -> None:
+    """Run the recipe; see the module's docstring."""
+    config, data, training, patches = parse_config(
+        "vae", DataConfig, TrainingConfig, PatchConfig, default_config=DEFAULT_CONFIG, description=__doc__
+    )
+    training = replace(training, output_dir=str(Path(training.output_dir, "vae")))
+    graph = CausalGraph(config["graph"])
+    arguments = model_arguments(config, "vae", AutoencoderKL)
+    stages = len(arguments.setdefault("block_out_channels", [32, 64, 64]))
+    shrinkage = patches.patch_size * 2 ** (stages - 1)
+    if data.sample_size % shrinkage:
+        raise ValueError(
+            f"--sample_size must be a multiple of {shrinkage}, got {data.sample_size}: patches of {patches.patch_size} "
+            f"pixels, halved {stages - 1} times. Change --patch_size, or the stages in vae.model.block_out_channels."
+        )
+    with PartialState().main_process_first():  # the others find the data in the cache
+        splits = load_data(data, graph, config["columns"])
+    images = training_images(splits["train"], data, graph, config["columns"])
+
+    channels = images.image_channels * patches.patch_size**2
+    set_seed(training.seed)
+    vae = AutoencoderKL(
+        in_channels=channels,
+        out_channels=channels,
+        sample_size=images.sample_size // patches.patch_size,
+        down_block_types=["DownEncoderBlock2D"] * stages,
+        up_block_types=["UpDecoderBlock2D"] * stages,
+        **arguments,
+    )
+    if PartialState().is_main_process:
+        begin_run(config, "vae", training.output_dir)
+    train(VAEObjective(vae), images.subset(), training, name="vae")
+    if PartialState().is_main_process:
+        vae.eval().save_pretrained(training.output_dir)
+        print(f"Saved to {training.output_dir}")
+
+
+if __name__ == "__main__":
+    main()

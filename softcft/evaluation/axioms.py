@@ -1,0 +1,307 @@
+"""What must hold for any counterfactual of an image: composition, reversibility and minimality.
+
+*Composition*: to change nothing gives the same image. *Reversibility*: there and back gives the same image. Both are
+axioms of Monteiro et al., "Measuring axiomatic soundness of counterfactual image models" (ICLR 2023), measured as mean
+absolute differences of pixels in grey levels of 0 to 255 after one cycle and more. A backbone that keeps the pixel
+residual, as :class:`~softcft.counterfactuals.hvae_backbone.HVAEBackbone` does, composes exactly by construction,
+however little its latents know: :func:`reconstruction` measures what they know.
+
+*Minimality*: to change no more than need be, by the counterfactual latent divergence of Sanchez and Tsaftaris,
+"Diffusion causal models for counterfactual estimation" (CLeaR 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from softcft.counterfactuals.backbone import CounterfactualBackbone
+from softcft.evaluation.bootstrap import interval
+from softcft.graph import CausalGraph
+from softcft.models.hvae import HVAEModel
+from softcft.models.normals import normal_kl
+
+__all__ = [
+    "axiom_rows",
+    "composition",
+    "counterfactual_latent_divergence",
+    "reconstruction",
+    "reversibility",
+    "value_groups",
+]
+
+Normal = tuple[Tensor, Tensor]
+
+GREY_LEVELS = 127.5
+"""Grey levels in a difference of 1 between images in [-1, 1]."""
+
+QUINTILES = (0.2, 0.4, 0.6, 0.8)
+CHUNK = 512
+"""Images compared with all others at once: 40 MB for 10,000 others."""
+
+
+# ---- composition and reversibility -----------------------------------------------------------------------------------
+
+
+def composition(
+    backbone: CounterfactualBackbone, image: Tensor, parents: Tensor, cycles: int, generators: list[torch.Generator]
+) -> Tensor:
+    """How far images drift when nothing is changed, again and again.
+
+    Each cycle is a null intervention on the result of the one before, brought back into [-1, 1].
+
+    Args:
+        backbone: The image mechanism.
+        image: Factual images in [-1, 1], shape (B, C, H, W).
+        parents: Their encoded parents, shape (B, K).
+        cycles: How many null interventions, at least 1.
+        generators: One per image, so that no image's noise depends on its batch. Each abduction draws from them, and
+            leaves them where its last draw ended: the cycles have noise of their own.
+
+    Returns:
+        Mean absolute difference to the factual image in grey levels after 1 to ``cycles`` cycles, shape (B, cycles).
+
+    Raises:
+        ValueError: If shapes disagree, or ``cycles`` or the number of generators is wrong.
+    """
+    _check(image, cycles, generators, parents=parents)
+    return _drift(image, cycles, lambda x: backbone.counterfactual(x, parents, parents, generators).image)
+
+
+def reversibility(
+    backbone: CounterfactualBackbone,
+    image: Tensor,
+    parents: Tensor,
+    counterfactual_parents: Tensor,
+    cycles: int,
+    generators: list[torch.Generator],
+) -> Tensor:
+    """How far images drift when they go to the counterfactual world and back, again and again.
+
+    A backbone that ignores its parents reverses all it does: read it beside effectiveness.
+
+    Args:
+        backbone: The image mechanism.
+        image: Factual images in [-1, 1], shape (B, C, H, W).
+        parents: Their encoded parents, shape (B, K).
+        counterfactual_parents: Encoded parents in the counterfactual world, shape (B, K).
+        cycles: How often there and back, at least 1.
+        generators: See :func:`composition`; the abductions on the way there and back draw in turn.
+
+    Returns:
+        Mean absolute difference to the factual image in grey levels after 1 to ``cycles`` cycles, shape (B, cycles).
+
+    Raises:
+        ValueError: If shapes disagree, or ``cycles`` or the number of generators is wrong.
+    """
+    _check(image, cycles, generators, parents=parents, counterfactual_parents=counterfactual_parents)
+
+    def there_and_back(x: Tensor) -> Tensor:
+        there = backbone.counterfactual(x, parents, counterfactual_parents, generators).image.clamp(-1, 1)
+        return backbone.counterfactual(there, counterfactual_parents, parents, generators).image
+
+    return _drift(image, cycles, there_and_back)
+
+
+def reconstruction(
+    hvae: HVAEModel, image: Tensor, parents: Tensor, cycles: int, generators: list[torch.Generator]
+) -> Tensor:
+    """Composition without the pixel residual: each cycle replaces an image by the mean that its latents decode to.
+
+    Args:
+        hvae: The image mechanism.
+        image: Factual images in [-1, 1], shape (B, C, H, W).
+        parents: Their encoded parents, shape (B, K).
+        cycles: How many reconstructions, each of the one before, at least 1.
+        generators: See :func:`composition`.
+
+    Returns:
+        Mean absolute difference to the factual image in grey levels after 1 to ``cycles`` cycles, shape (B, cycles).
+
+    Raises:
+        ValueError: If shapes disagree, or ``cycles`` or the number of generators is wrong.
+    """
+    _check(image, cycles, generators, parents=parents)
+    return _drift(image, cycles, lambda x: hvae(x, parents, generator=generators).loc)
+
+
+@torch.no_grad()
+def _drift(image: Tensor, cycles: int, step: Callable[[Tensor], Tensor]) -> Tensor:
+    """Mean absolute difference to an image after each of some steps, (B, cycles)."""
+    current, differences = image, []
+    for _ in range(cycles):
+        current = step(current).clamp(-1, 1)  # what can be shown, and what the next abduction may expect
+        differences.append(GREY_LEVELS * (current - image).float().abs().flatten(1).mean(dim=1))
+    return torch.stack(differences, dim=1)
+
+
+def _check(image: Tensor, cycles: int, generators: list[torch.Generator], **parents: Tensor) -> None:
+    if cycles < 1:
+        raise ValueError(f"cycles must be at least 1, got {cycles}.")
+    for name, tensor in parents.items():
+        if len(tensor) != len(image):
+            raise ValueError(f"{name} must have a row for each of the {len(image)} images, got {len(tensor)}.")
+    if not isinstance(generators, list) or len(generators) != len(image):
+        number = len(generators) if isinstance(generators, list) else type(generators).__name__
+        raise ValueError(f"generators must be a list with one for each of the {len(image)} images, got {number}.")
+
+
+# ---- minimality ------------------------------------------------------------------------------------------------------
+
+
+def value_groups(graph: CausalGraph, name: str, parents: Tensor, reference_parents: Tensor) -> Tensor:
+    """Which images count as having the same value of a variable.
+
+    Args:
+        graph: The causal graph.
+        name: The variable.
+        parents: Encoded attributes without missing values, factual or counterfactual, shape (N, K).
+        reference_parents: Encoded attributes of the real images, shape (M, K), whose quintiles divide a continuous
+            variable into five groups.
+
+    Returns:
+        Number of the category or of the fifth, int64 of shape (N,).
+
+    Raises:
+        ValueError: If the graph has no such variable.
+    """
+    variable, columns = graph[name], graph.slices[graph[name].name]
+    values = parents[:, columns]
+    if variable.kind == "categorical":
+        return values.argmax(dim=1)
+    if variable.kind == "binary":
+        return (values[:, 0] > 0.5).long()
+    reference = reference_parents[:, columns][:, 0]
+    bounds = torch.quantile(reference, torch.tensor(QUINTILES, dtype=reference.dtype, device=reference.device))
+    return torch.bucketize(values[:, 0].contiguous(), bounds)
+
+
+@torch.no_grad()
+def counterfactual_latent_divergence(
+    factual: Normal,
+    counterfactual: Normal,
+    groups: Tensor,
+    new_groups: Tensor,
+    weights: tuple[float, float] = (0.8, 0.2),
+    published: bool = False,
+) -> Tensor:
+    r"""Counterfactual latent divergence (CLD): whether each counterfactual changes no more than it must.
+
+    Distances are divergences of posteriors, :math:`d_i = KL(q(x^*_i) \| q(x_i))`. Of the real images j, those that
+    have the counterfactual's value are its rivals: none should be nearer to the factual image than it is. It should
+    still have left the factual value's images behind, and be farther away than they are (else the factual image itself
+    would be the best counterfactual):
+
+    .. math:: CLD_i = \log(w_1 e^{P(S_{cf} \le d_i)} + w_2 e^{P(S_f \ge d_i)}), \quad S = \{KL(q(x_j) \| q(x_i))\}
+
+    Lower is better, 0 is the least and, for weights that add up to 1, 1 the most. An unchanged image scores
+    :math:`\log(w_1 + w_2 e)`, 0.295 with the default weights: where the variable changes little of an image, good
+    counterfactuals score hardly less, and CLD cannot tell them from none. Read it beside effectiveness. Sanchez and
+    Tsaftaris (CLeaR 2022) give the sum, Melistas et al. ("Benchmarking counterfactual image generation", 2024) its
+    weights.
+
+    Args:
+        factual: Means and log standard deviations of the posteriors of N real images, each (N, D): see
+            :func:`~softcft.models.vae.image_posterior`.
+        counterfactual: Those of their counterfactuals, in the same order.
+        groups: Group of each real image's own value of the intervened variable, int of shape (N,): see
+            :func:`value_groups`.
+        new_groups: Group of its counterfactual value, int of shape (N,).
+        weights: :math:`w_1` and :math:`w_2`.
+        published: Repeat the formula in the released code of Melistas et al., to compare with their numbers. It takes
+            the means for log standard deviations too, and so leaves the posterior's scales unread; it divides by D,
+            which changes no comparison; and it counts the factual image among the real ones.
+
+    Returns:
+        Float32 of shape (N,), NaN where no other real image has the factual or none has the counterfactual value.
+
+    Raises:
+        ValueError: If the shapes disagree.
+    """
+    shapes = [tuple(tensor.shape) for tensor in (*factual, *counterfactual)]
+    if len(shapes[0]) != 2 or len(set(shapes)) > 1:
+        raise ValueError(f"factual and counterfactual must hold tensors of one shape (N, D), got {shapes}.")
+    if not groups.shape == new_groups.shape == (shapes[0][0],):
+        raise ValueError(
+            f"groups and new_groups must have shape ({shapes[0][0]},), one entry for each image, got "
+            f"{tuple(groups.shape)} and {tuple(new_groups.shape)}."
+        )
+    (loc, log_scale), (cf_loc, cf_log_scale) = (
+        tuple(x.double() for x in normal) for normal in (factual, counterfactual)
+    )
+    if published:
+        log_scale, cf_log_scale = loc, cf_loc
+    divergence = normal_kl(cf_loc, cf_log_scale, loc, log_scale)[:, None]
+    parts = []
+    for rows in torch.arange(len(loc), device=loc.device).split(CHUNK):
+        to_rows = _pairwise_kl(loc, log_scale, loc[rows], log_scale[rows])
+        has_own, has_new = groups[rows, None] == groups, new_groups[rows, None] == groups
+        itself = torch.arange(len(rows), device=loc.device), rows
+        to_rows[itself] = 0
+        if not published:
+            # An image is no example of how far apart two images are: its distance, 0, would only shift the shares, the
+            # more so the smaller its group. Nor is it a rival of a counterfactual that stayed in its group.
+            has_own[itself] = has_new[itself] = False
+        nearer = (has_new & (to_rows <= divergence[rows])).sum(dim=1) / has_new.sum(dim=1)
+        farther = (has_own & (to_rows >= divergence[rows])).sum(dim=1) / has_own.sum(dim=1)
+        parts.append(torch.log(weights[0] * nearer.exp() + weights[1] * farther.exp()))
+    return torch.cat(parts)
+
+
+def _pairwise_kl(q_loc: Tensor, q_log_scale: Tensor, p_loc: Tensor, p_log_scale: Tensor) -> Tensor:
+    """KL(q_j || p_i) in nats of N and M diagonal normals of D dimensions, in double precision: shape (M, N).
+
+    The square is expanded, so that matrix products do the work and nothing has the shape (M, N, D).
+    """
+    precision = torch.exp(-2 * p_log_scale)
+    squares = precision @ (torch.exp(2 * q_log_scale) + q_loc.square()).T
+    squares += (precision * p_loc.square()).sum(dim=1, keepdim=True) - 2 * (precision * p_loc) @ q_loc.T
+    log_ratio = p_log_scale.sum(dim=1, keepdim=True) - q_log_scale.sum(dim=1)
+    return (log_ratio + 0.5 * (squares - q_loc.shape[1])).clamp_min(0)  # rounding may take equals a hair below
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+def axiom_rows(measures: Mapping[str, Mapping[str, Tensor]], weights: np.ndarray) -> pd.DataFrame:
+    """Means over images, with intervals.
+
+    Args:
+        measures: What was measured, by metric and intervention: for N images (N,), or (N, cycles). Composition and
+            reconstruction have the intervention ``"none"``. Images with NaN are left out of their mean.
+        weights: Bootstrap weights of shape (1 + R, N), see :func:`~softcft.evaluation.bootstrap.bootstrap_weights`.
+
+    Returns:
+        One row per metric and intervention with the columns ``intervention``, ``variable`` (``"image"``),
+        ``predictor`` (``""``), ``metric``, ``value``, ``low`` and ``high``. What was measured over cycles has one
+        metric per cycle, ``composition_1`` and so on. Composition, reversibility and reconstruction are in grey levels
+        of 0 to 255; the divergences ``cld`` and ``cld_published`` have no unit.
+
+    Raises:
+        ValueError: If a tensor has another number of images than ``weights``.
+
+    Example:
+        >>> measures = {"composition": {"none": torch.rand(50, 10)}, "cld": {"sex": torch.rand(50)}}
+        >>> len(axiom_rows(measures, bootstrap_weights(range(50), 100, seed=0)))
+        11
+    """
+    rows = []
+    for metric, by_intervention in measures.items():
+        for intervention, tensor in by_intervention.items():
+            if tensor.ndim not in (1, 2) or len(tensor) != weights.shape[1]:
+                raise ValueError(
+                    f"measures['{metric}']['{intervention}'] must have shape ({weights.shape[1]},) or "
+                    f"({weights.shape[1]}, cycles), the images of weights, got {tuple(tensor.shape)}."
+                )
+            names = [metric] if tensor.ndim == 1 else [f"{metric}_{i + 1}" for i in range(tensor.shape[1])]
+            values = tensor.double().cpu().numpy().reshape(len(tensor), -1)
+            known = ~np.isnan(values)
+            totals, counts = weights @ np.where(known, values, 0), weights @ known.astype(np.float64)
+            means = np.divide(totals, counts, out=np.full_like(totals, np.nan), where=counts > 0)
+            for name, column in zip(names, means.T, strict=True):
+                rows.append((intervention, "image", "", name, *interval(column)))
+    return pd.DataFrame(rows, columns=["intervention", "variable", "predictor", "metric", "value", "low", "high"])

@@ -1,0 +1,362 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Independent, Normal, kl_divergence
+
+from softcft.counterfactuals.backbone import BackboneOutput
+from softcft.counterfactuals.hvae_backbone import HVAEBackbone
+from softcft.evaluation import axioms
+from softcft.evaluation.axioms import (
+    axiom_rows,
+    composition,
+    counterfactual_latent_divergence,
+    reconstruction,
+    reversibility,
+    value_groups,
+)
+from softcft.evaluation.bootstrap import bootstrap_weights
+from softcft.graph import CausalGraph
+from softcft.models.hvae import HVAEModel
+from softcft.models.normals import normal_kl
+
+GRAPH = CausalGraph(
+    [
+        {"name": "site", "kind": "categorical", "categories": ["x", "y", "z"]},
+        {"name": "age", "kind": "continuous", "low": 20, "high": 90},
+        {"name": "ill", "kind": "binary", "categories": ["no", "yes"], "parents": ["age"]},
+    ]
+)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def generators(n: int) -> list[torch.Generator]:
+    return [seeded(i) for i in range(n)]
+
+
+def draw_parents(n: int, seed: int = 0) -> Tensor:
+    generator = seeded(seed)
+    site = torch.eye(3)[torch.randint(3, (n,), generator=generator)]
+    age = 2 * torch.rand(n, 1, generator=generator) - 1
+    return torch.cat([site, age, torch.randint(2, (n, 1), generator=generator).float()], dim=1)
+
+
+def draw_images(n: int) -> Tensor:
+    return torch.randint(256, (n, 1, 16, 16), generator=seeded(9)) / 127.5 - 1
+
+
+def hvae() -> HVAEModel:
+    torch.manual_seed(0)
+    model = HVAEModel(
+        GRAPH.to_list(),
+        sample_size=16,
+        resolutions=[16, 4, 1],
+        channels=[8, 16, 16],
+        encoder_blocks=[1, 1, 1],
+        decoder_blocks=[1, 1, 1],
+        z_dim=3,
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=seeded(1)))
+    return model
+
+
+class Shift:
+    """Adds to every pixel the change of age, a constant, and noise."""
+
+    def __init__(self, constant: float = 0.0, noise: float = 0.0) -> None:
+        self.constant, self.noise = constant, noise
+        self.seen: list[Tensor] = []
+
+    def counterfactual(
+        self, image: Tensor, parents: Tensor, counterfactual_parents: Tensor, generator: Any = None
+    ) -> BackboneOutput:
+        self.seen.append(image)
+        change = (counterfactual_parents - parents)[:, 3] + self.constant
+        noise = torch.stack([torch.randn(image.shape[1:], generator=g) for g in generator])
+        return BackboneOutput(image=image + change[:, None, None, None] + self.noise * noise, fidelity=torch.zeros(()))
+
+
+# ---- composition and reversibility -----------------------------------------------------------------------------------
+
+
+def test_composition_is_in_grey_levels_and_adds_up() -> None:
+    # Two grey levels of 255 each time: no image of zeros reaches the end of the range.
+    drift = composition(Shift(2 / 127.5), torch.zeros(3, 1, 4, 4), draw_parents(3), 4, generators(3))
+    torch.testing.assert_close(drift, torch.tensor([[2.0, 4.0, 6.0, 8.0]]).expand(3, -1))
+
+
+def test_composition_compares_with_the_factual_image() -> None:
+    image = 0.5 * draw_images(3)
+    drift = composition(Shift(noise=0.01), image, draw_parents(3), 3, generators(3))
+    current, expected = image, []
+    noises = generators(3)
+    for _ in range(3):
+        current = current + 0.01 * torch.stack([torch.randn(image.shape[1:], generator=g) for g in noises])
+        expected.append([np.abs(127.5 * (c - x).numpy()).mean() for c, x in zip(current, image, strict=True)])
+    np.testing.assert_allclose(drift.T, expected, rtol=1e-4)
+
+
+def test_there_and_back_undoes_what_can_be_undone() -> None:
+    parents, other = draw_parents(4, seed=1), draw_parents(4, seed=2)
+    parents[:, 3], other[:, 3] = 0.0, torch.tensor([-0.3, 0.1, 0.2, 0.4])
+    drift = reversibility(Shift(), 0.5 * draw_images(4), parents, other, 3, generators(4))
+    assert drift.shape == (4, 3)
+    assert drift.max() < 1e-4
+    # What only one of the two ways adds stays: twice in each cycle.
+    drift = reversibility(Shift(1 / 127.5), 0.5 * draw_images(4), parents, other, 3, generators(4))
+    torch.testing.assert_close(drift, torch.tensor([[2.0, 4.0, 6.0]]).expand(4, -1), rtol=1e-3, atol=0)
+
+
+def test_images_never_leave_their_range() -> None:
+    # White plus something is white; on the way back that is missing.
+    parents, other = draw_parents(2, seed=1), draw_parents(2, seed=2)
+    parents[:, 3], other[:, 3] = 0.0, 0.2
+    backbone = Shift()
+    drift = reversibility(backbone, torch.ones(2, 1, 4, 4), parents, other, 3, generators(2))
+    assert all(image.abs().max() <= 1 for image in backbone.seen)
+    torch.testing.assert_close(drift, torch.full((2, 3), 0.2 * 127.5))
+    drift = composition(Shift(0.5), torch.zeros(2, 1, 4, 4), parents, 5, generators(2))
+    torch.testing.assert_close(drift, 127.5 * torch.tensor([[0.5, 1, 1, 1, 1]]).expand(2, -1))
+
+
+@pytest.mark.parametrize("measure", ["composition", "reversibility", "reconstruction"])
+def test_noise_does_not_depend_on_the_batch(measure: str) -> None:
+    model, image, parents, other = hvae(), draw_images(4), draw_parents(4, 1), draw_parents(4, 2)
+    calls: dict[str, Any] = {
+        "composition": lambda i: composition(Shift(noise=0.1), image[i], parents[i], 3, noises[i]),
+        "reversibility": lambda i: reversibility(HVAEBackbone(model), image[i], parents[i], other[i], 3, noises[i]),
+        "reconstruction": lambda i: reconstruction(model, image[i], parents[i], 3, noises[i]),
+    }
+    noises = generators(4)
+    together = calls[measure](slice(0, 4))
+    assert not together.requires_grad
+    assert len(together.unique()) == together.numel()  # images and cycles have noise of their own
+    noises = generators(4)
+    halves = torch.cat([calls[measure](slice(2, 4)), calls[measure](slice(0, 2))]).roll(2, dims=0)
+    torch.testing.assert_close(together, halves, rtol=1e-3, atol=1e-3)
+
+
+def test_the_residual_makes_composition_exact_and_reconstruction_does_not_have_it() -> None:
+    model, image, parents = hvae(), draw_images(3), draw_parents(3)
+    exact = composition(HVAEBackbone(model), image, parents, 10, generators(3))
+    assert exact.max() < 0.01
+    means = reconstruction(model, image, parents, 2, generators(3))
+    noises = generators(3)
+    with torch.no_grad():
+        once = model(image, parents, generator=noises).loc.clamp(-1, 1)
+        twice = model(once, parents, generator=noises).loc.clamp(-1, 1)
+    expected = [127.5 * (x - image).abs().mean(dim=(1, 2, 3)) for x in (once, twice)]
+    torch.testing.assert_close(means, torch.stack(expected, dim=1))
+    assert means.min() > 1
+
+
+def test_mistakes_are_named() -> None:
+    image, parents = draw_images(3), draw_parents(3)
+    with pytest.raises(ValueError, match=r"cycles must be at least 1, got 0"):
+        composition(Shift(), image, parents, 0, generators(3))
+    with pytest.raises(ValueError, match=r"generators must be a list with one for each of the 3 images, got 2"):
+        composition(Shift(), image, parents, 1, generators(2))
+    with pytest.raises(ValueError, match=r"generators must be a list .* got Generator"):
+        reconstruction(hvae(), image, parents, 1, seeded())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"counterfactual_parents must have a row for each of the 3 images, got 2"):
+        reversibility(Shift(), image, parents, parents[:2], 1, generators(3))
+
+
+# ---- minimality ------------------------------------------------------------------------------------------------------
+
+
+def draw_posteriors(n: int, dimensions: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = seeded(seed)
+    return (
+        torch.randn(n, dimensions, generator=generator),
+        0.4 * torch.randn(n, dimensions, generator=generator) - 1,
+    )
+
+
+def distributions(normal: tuple[Tensor, Tensor]) -> Any:
+    return [Independent(Normal(loc.double(), log_scale.double().exp()), 1) for loc, log_scale in zip(*normal)]  # noqa: B905
+
+
+@pytest.mark.parametrize("chunk", [2, 7, 1000])
+@pytest.mark.parametrize("stayed", [False, True])
+def test_cld_is_what_a_double_loop_counts(chunk: int, stayed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(axioms, "CHUNK", chunk)
+    n = 60
+    factual = draw_posteriors(n, 5, seed=1)
+    # Somewhere between its own image and another one: neither all nor none of the others are nearer.
+    other, way = draw_posteriors(n, 5, seed=2), 1.5 * torch.rand(n, 1, generator=seeded(5))
+    counterfactual = (torch.lerp(factual[0], other[0], way), torch.lerp(factual[1], other[1], way))
+    groups = torch.randint(3, (n,), generator=seeded(3))
+    new_groups = groups if stayed else (groups + torch.randint(1, 3, (n,), generator=seeded(4))) % 3
+
+    real, fake = distributions(factual), distributions(counterfactual)
+    expected = []
+    for i in range(n):
+        distance = kl_divergence(fake[i], real[i])
+        to = {j: kl_divergence(real[j], real[i]) for j in range(n) if j != i}
+        rivals = [kl <= distance for j, kl in to.items() if groups[j] == new_groups[i]]
+        own = [kl >= distance for j, kl in to.items() if groups[j] == groups[i]]
+        expected.append(np.log(0.7 * np.exp(np.mean(rivals)) + 0.3 * np.exp(np.mean(own))))
+    result = counterfactual_latent_divergence(factual, counterfactual, groups, new_groups, weights=(0.7, 0.3))
+    assert result.dtype == torch.float32
+    assert len(np.unique(np.round(expected, 6))) > n // 4  # no lucky constant
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+def test_published_cld_is_the_formula_of_the_released_code() -> None:
+    n, dimensions = 50, 4
+    factual, other = draw_posteriors(n, dimensions, seed=1), draw_posteriors(n, dimensions, seed=2)
+    counterfactual = (0.6 * factual[0] + 0.4 * other[0], other[1])
+    counterfactual[0][:3] = factual[0][:3]  # some have not changed at all
+    groups, new_groups = (torch.randint(3, (n,), generator=seeded(i)) for i in (3, 4))
+    m, c = factual[0].double().numpy(), counterfactual[0].double().numpy()
+
+    def divergence(q: np.ndarray, p: np.ndarray) -> float:
+        # Means in the place of means and of log standard deviations.
+        terms = p - q + (np.exp(2 * q) + (q - p) ** 2) / (2 * np.exp(2 * p)) - 1 / 2
+        return terms.sum() / dimensions
+
+    expected = []
+    for i in range(n):
+        distance = divergence(c[i], m[i])
+        to = np.array([divergence(m[j], m[i]) for j in range(n)])
+        p_cf = (to[(groups == new_groups[i]).numpy()] <= distance).mean()
+        p_f = (to[(groups == groups[i]).numpy()] >= distance).mean()
+        expected.append(np.log(0.8 * np.exp(p_cf) + 0.2 * np.exp(p_f)))
+    result = counterfactual_latent_divergence(factual, counterfactual, groups, new_groups, published=True)
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+    correct = counterfactual_latent_divergence(factual, counterfactual, groups, new_groups)
+    assert (correct - result).abs().max() > 0.05
+    # The scales are never read.
+    blind = counterfactual_latent_divergence(
+        (factual[0], other[1]), (counterfactual[0], factual[1]), groups, new_groups, published=True
+    )
+    assert torch.equal(result, blind)
+
+
+def test_pairwise_divergences_are_those_of_the_definition() -> None:
+    q, p = draw_posteriors(6, 5, seed=1), draw_posteriors(4, 5, seed=2)
+    pairwise = axioms._pairwise_kl(*(x.double() for x in (*q, *p)))
+    assert pairwise.shape == (4, 6)
+    q_all, p_all = (Normal(loc.double(), log_scale.double().exp()) for loc, log_scale in (q, p))
+    expected = kl_divergence(q_all.expand((4, 6, 5)), Normal(p_all.loc[:, None], p_all.scale[:, None]))
+    torch.testing.assert_close(pairwise, expected.sum(dim=2))
+
+
+def test_divergences_are_what_sampling_says() -> None:
+    (q_loc, q_log_scale), (p_loc, p_log_scale) = draw_posteriors(3, 4, seed=1), draw_posteriors(3, 4, seed=2)
+    q, p = Normal(q_loc, q_log_scale.exp()), Normal(p_loc, p_log_scale.exp())
+    z = q.sample((40_000,))
+    log_ratios = (q.log_prob(z) - p.log_prob(z)).sum(dim=2)
+    error = 5 * log_ratios.std(dim=0) / 200
+    assert ((log_ratios.mean(dim=0) - normal_kl(q_loc, q_log_scale, p_loc, p_log_scale)).abs() < error).all()
+    pairwise = axioms._pairwise_kl(*(x.double() for x in (q_loc, q_log_scale, p_loc, p_log_scale))).diagonal()
+    assert ((log_ratios.mean(dim=0) - pairwise).abs() < error).all()
+
+
+def test_extreme_posteriors_keep_their_order() -> None:
+    # Sure latents far from the origin: the expanded square loses digits, but not those that a comparison needs.
+    generator = seeded(5)
+    loc = 20 + torch.randn(30, 64, generator=generator, dtype=torch.double)
+    log_scale = -6 + torch.randn(30, 64, generator=generator, dtype=torch.double)
+    pairwise = axioms._pairwise_kl(loc, log_scale, loc, log_scale)
+    expected = torch.stack(
+        [normal_kl(loc, log_scale, loc[[i]].expand(30, -1), log_scale[[i]].expand(30, -1)) for i in range(30)]
+    )
+    torch.testing.assert_close(pairwise, expected, rtol=1e-7, atol=1e-5)
+    assert (pairwise >= 0).all()
+
+
+def test_a_lonely_image_has_no_cld() -> None:
+    factual, counterfactual = draw_posteriors(7, 3, seed=1), draw_posteriors(7, 3, seed=2)
+    groups = torch.tensor([0, 0, 0, 1, 1, 1, 2])
+    new_groups = torch.tensor([1, 1, 3, 0, 2, 0, 0])  # nobody has 3; the last is alone with its own value
+    result = counterfactual_latent_divergence(factual, counterfactual, groups, new_groups)
+    assert result.isnan().tolist() == [False, False, True, False, False, False, True]
+    assert ((result >= 0) & (result <= 1))[~result.isnan()].all()
+
+
+def test_the_ends_of_the_scale() -> None:
+    # One dimension, two groups: at 0 to 1, and at 10 to 11.
+    real = torch.cat([torch.linspace(0, 1, 20), torch.linspace(10, 11, 20)])[:, None]
+    groups = torch.arange(40) // 20
+    scale = torch.zeros_like(real)
+
+    def cld(counterfactual: Tensor) -> Tensor:
+        return counterfactual_latent_divergence((real, scale), (counterfactual, scale), groups, 1 - groups)
+
+    across = torch.where(groups[:, None] == 0, 5.0, 6.0).expand_as(real)
+    torch.testing.assert_close(cld(across), torch.zeros(40))  # out of its group, nearer than any of the other
+    torch.testing.assert_close(cld(real), torch.log(torch.tensor(0.8 + 0.2 * np.e)).expand(40).float())  # unchanged
+    far = torch.where(groups[:, None] == 0, 50.0, -50.0).expand_as(real)
+    torch.testing.assert_close(cld(far), torch.log(torch.tensor(0.8 * np.e + 0.2)).expand(40).float())
+
+
+def test_wrong_shapes_are_refused() -> None:
+    normal, groups = draw_posteriors(4, 3, seed=1), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"factual and counterfactual must hold tensors of one shape \(N, D\), got"):
+        counterfactual_latent_divergence(normal, (normal[0], normal[1][:, :2]), groups, groups)
+    with pytest.raises(ValueError, match=r"groups and new_groups must have shape \(4,\), .*\(4,\) and \(3,\)"):
+        counterfactual_latent_divergence(normal, normal, groups, groups[:3])
+
+
+def test_groups_are_categories_and_fifths() -> None:
+    parents = draw_parents(500)
+    names = GRAPH.decode(parents)
+    site, ill = (value_groups(GRAPH, name, parents, parents) for name in ("site", "ill"))
+    assert [["x", "y", "z"][i] for i in site] == names["site"]
+    assert [["no", "yes"][i] for i in ill] == names["ill"]
+    age = value_groups(GRAPH, "age", parents, parents)
+    assert torch.bincount(age).tolist() == [100] * 5
+    order = parents[:, 3].argsort()
+    assert (age[order].diff() >= 0).all()
+    # Other images are sorted into the fifths of the real ones, also those beyond them.
+    other = parents[:4].clone()
+    other[:, 3] = torch.tensor([-9.0, 9.0, parents[:, 3].median(), parents[:, 3].quantile(0.7)])
+    assert value_groups(GRAPH, "age", other, parents).tolist() == [0, 4, 2, 3]
+    with pytest.raises(ValueError, match="no variable 'height'"):
+        value_groups(GRAPH, "height", parents, parents)
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_weighted_means() -> None:
+    n = 30
+    weights = bootstrap_weights(range(n), 200, seed=0)
+    cycles, cld = torch.rand(n, 2, generator=seeded(1)), torch.rand(n, generator=seeded(2))
+    cld[:5] = torch.nan
+    rows = axiom_rows({"composition": {"none": cycles}, "cld": {"site": cld, "age": cld + 1}}, weights)
+    assert list(rows.columns) == ["intervention", "variable", "predictor", "metric", "value", "low", "high"]
+    key = rows[["intervention", "variable", "predictor", "metric"]].itertuples(index=False, name=None)
+    assert list(key) == [
+        ("none", "image", "", "composition_1"),
+        ("none", "image", "", "composition_2"),
+        ("site", "image", "", "cld"),
+        ("age", "image", "", "cld"),
+    ]
+    for values, row in zip([cycles[:, 0], cycles[:, 1], cld, cld + 1], rows.itertuples(), strict=True):
+        known = ~values.isnan()
+        means = [np.average(values[known], weights=w[known]) for w in weights]
+        expected = [means[0], *np.percentile(means[1:], [2.5, 97.5])]
+        np.testing.assert_allclose([row.value, row.low, row.high], expected, rtol=1e-6)
+
+
+def test_a_measure_without_any_value_is_a_gap() -> None:
+    row = axiom_rows({"cld": {"site": torch.full((8,), torch.nan)}}, bootstrap_weights(range(8), 20, seed=0)).iloc[0]
+    assert np.isnan([row["value"], row["low"], row["high"]]).all()
+
+
+def test_rows_of_other_images_are_refused() -> None:
+    weights = bootstrap_weights(range(8), 20, seed=0)
+    with pytest.raises(
+        ValueError, match=r"measures\['cld'\]\['site'\] must have shape \(8,\) or \(8, cycles\).*\(7,\)"
+    ):
+        axiom_rows({"cld": {"site": torch.rand(7)}}, weights)
