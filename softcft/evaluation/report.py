@@ -141,13 +141,15 @@ LAYOUTS = (
     Layout(
         "Axioms",
         "Mean absolute change in grey levels (of 255) after 1, 3 and 10 null interventions (composition) and ways "
-        "there and back (reversibility); counterfactual latent divergence (minimality) and Fréchet distance to real "
-        f"images in the judge's embedding (realism); all: lower is better. {INTERVAL}",
+        "there and back (reversibility), of which composition is exact where a model keeps the pixel residual, and the "
+        "reconstruction without it; counterfactual latent divergence (minimality; an unchanged image has 0.29) and "
+        "Fréchet distance to real images in the judge's embedding (realism; in the row of real images between two "
+        f"halves of them); all: lower is better. {INTERVAL}",
         "axioms",
         {
             **{f"composition_{n}": f"Composition, {n}x" for n in (1, 3, 10)},
             **{f"reversibility_{n}": f"Reversibility, {n}x" for n in (1, 3, 10)},
-            "reconstruction": "Reconstruction",
+            "reconstruction_1": "Reconstruction",
             "cld": "CLD",
             "frechet": "Fréchet, judge",
         },

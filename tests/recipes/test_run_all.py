@@ -70,7 +70,10 @@ def run_all(
     assert spec.loader is not None
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
-    for name in ("train_scm", "train_classifier", "train_hvae", "soft_cft", "evaluate"):
+    for name in (
+        *("train_scm", "train_classifier", "train_hvae", "train_vae", "soft_cft", "evaluate"),
+        *("generate_counterfactuals", "evaluate_utility"),
+    ):
         (tmp_path / f"{name}.py").write_text(f"import sys; open('{tmp_path}/calls', 'a').write(str(sys.argv) + '\\n')")
     monkeypatch.setattr(recipe, "RECIPES", tmp_path)
     set_handler = signal.signal
@@ -109,12 +112,12 @@ def test_from_pictures_to_a_table_and_a_pipeline(folder: Path, data: list[str]) 
         check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    steps = ["== 1/5", "== 2/5", "== 3/5", "== 4/5", "predictor: judge", "== 5/5 Done after", "runs/mine/table1.md"]
+    steps = ["== 1/5", "== 2/5", "== 3/5", "== 4/5", "by the judge", "== 5/5 Done after", "runs/mine/report.html"]
     assert sorted(steps, key=run.stdout.index) == steps
     assert "The judge on validation data" in run.stdout
     assert "hvae: 100%" in run.stderr
     out = folder / "runs" / "mine"
-    assert "Soft-CFT" in (out / "table1.md").read_text()
+    assert "Soft-CFT" in (out / "report.md").read_text()
     assert yaml.safe_load((out / "hvae" / "config.yaml").read_text())["hvae"]["max_train_steps"] == 2
     pipeline = DSCMPipeline.from_pretrained(out / "soft")
     with Image.open(folder / "pictures" / "0.png") as picture:
@@ -127,7 +130,7 @@ def test_each_recipe_gets_the_data_its_seed_and_its_steps(
     run_all: Callable[..., None], data: list[str], tmp_path: Path
 ) -> None:
     run_all("--seed", "4", "--max_train_steps", "3", "--sample_size=16")
-    assert len(calls(tmp_path)) == 8 + (not torch.cuda.is_available())  # evaluate.py by two processes
+    assert len(calls(tmp_path)) == 9 + (not torch.cuda.is_available())  # evaluate.py by two processes
     for script, *flags in calls(tmp_path):
         assert flags[flags.index("--config") :][: len(data)] == data
         assert "--sample_size=16" in flags
@@ -138,14 +141,24 @@ def test_each_recipe_gets_the_data_its_seed_and_its_steps(
             assert value(flags, "--resume_from_checkpoint") == "latest"
     order = [Path(script).stem for script, *_ in calls(tmp_path)]
     assert order[0] == "train_scm"
-    assert sorted(order[1:4]) == ["train_classifier", "train_classifier", "train_hvae"]
-    assert order[4:] == ["soft_cft"] * 3 + ["evaluate"] * (len(order) - 7)
+    assert sorted(order[1:5]) == ["train_classifier", "train_classifier", "train_hvae", "train_vae"]
+    assert order[5:] == ["soft_cft"] * 3 + ["evaluate"] * (len(order) - 8)
+
+
+def test_with_utility_predictors_learn_from_every_set(run_all: Callable[..., None], tmp_path: Path) -> None:
+    run_all("--utility", "--seed", "4")
+    flags = [flags for script, *flags in calls(tmp_path) if "utility" in flags]
+    assert sorted(value(f, "--train_on") for f in flags) == ["hard/shape", "none/shape", "real", "soft/shape"]
+    assert {value(f, "--seed") for f in flags} == {"2004"}
+    order = [Path(script).stem for script, *_ in calls(tmp_path)]
+    assert order.index("generate_counterfactuals") > max(i for i, name in enumerate(order) if name == "soft_cft")
+    assert order[-1] == "evaluate" and "evaluate_utility" in order
 
 
 def test_a_trial_does_not_lengthen_a_training(run_all: Callable[..., None], tmp_path: Path) -> None:
     run_all("--output_dir", "runs/short", "--max_train_steps", "1000")
     steps = {Path(script).stem: value(flags, "--max_train_steps") for script, *flags in calls(tmp_path)[:-2]}
-    assert steps == {"train_scm": "3", "train_classifier": "3", "train_hvae": "4", "soft_cft": "3"}
+    assert steps == {"train_scm": "3", "train_classifier": "3", "train_hvae": "4", "train_vae": "3", "soft_cft": "3"}
 
 
 def test_a_failure_beside_ends_the_run_at_once_and_is_shown(run_all: Callable[..., None], tmp_path: Path) -> None:
