@@ -73,12 +73,12 @@ def load_morphomnist(
             are fewer images than asked for. The message names the file.
     """
     folder = Path(data_dir)
-    train, test = _find(folder, "train"), _find(folder, "t10k")
+    train, test = find_files(folder, "train"), find_files(folder, "t10k")
     for name, n in (("num_train", num_train), ("num_validation", num_validation), ("num_test", num_test)):
         if n is not None and n < 1:
             raise ValueError(f"{name} must be at least 1, got {n}.")
 
-    images, columns = _read(*train)
+    images, columns = read_files(*train)
     if (num_train or 1) + num_validation > len(images):
         raise ValueError(
             f"num_train={num_train} and num_validation={num_validation} ask for more than the {len(images)} images of "
@@ -92,14 +92,14 @@ def load_morphomnist(
         "validation": _table(images, columns, order[::-1][:num_validation]),
     }
 
-    images, columns = _read(*test)
+    images, columns = read_files(*test)
     if (num_test or 1) > len(images):
         raise ValueError(f"num_test={num_test} asks for more than the {len(images)} images of {test[0]}; lower it.")
     splits["test"] = _table(images, columns, np.arange(num_test or len(images)))
     return DatasetDict(splits)
 
 
-def _find(folder: Path, prefix: str) -> tuple[Path, Path, Path]:
+def find_files(folder: Path, prefix: str) -> tuple[Path, Path, Path]:
     """The paths of images, labels and attributes."""
     if not folder.is_dir():
         raise FileNotFoundError(f"data_dir {folder} is no folder; give the one that holds the Morpho-MNIST files.")
@@ -117,9 +117,9 @@ def _find(folder: Path, prefix: str) -> tuple[Path, Path, Path]:
     return paths[0], paths[1], paths[2]
 
 
-def _read(images_path: Path, labels_path: Path, csv_path: Path) -> tuple[np.ndarray, dict[str, list]]:
+def read_files(images_path: Path, labels_path: Path, csv_path: Path) -> tuple[np.ndarray, dict[str, list]]:
     """Images, uint8 of shape (N, 28, 28), and the attributes in natural units."""
-    images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1)
+    images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
     if images.shape[1:] != (SIDE, SIDE):
         raise ValueError(f"{images_path}: images must be {SIDE} x {SIDE} pixels, got {images.shape[1:]}; {SOURCE}.")
     columns = _read_csv(csv_path)
@@ -129,7 +129,7 @@ def _read(images_path: Path, labels_path: Path, csv_path: Path) -> tuple[np.ndar
     return images, {**columns, "digit": [str(label) for label in labels.tolist()]}
 
 
-def _read_idx(path: Path, ndim: int) -> np.ndarray:
+def read_idx(path: Path, ndim: int) -> np.ndarray:
     """Read MNIST's IDX format: two zero bytes, type (8 = uint8), number of axes, big-endian lengths, data."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
