@@ -1,0 +1,398 @@
+"""Distribution shift of counterfactual images: where they lie in a judge's embedding space (the paper's section 4.3).
+
+The judge's embeddings of real images have a few directions of large variance, their PCA modes, and each attribute of an
+image shows in one of them. :func:`attribute_modes` finds which. An intervention should leave the images of a subgroup,
+say White patients, where they were in the mode of every attribute that it cannot move; :func:`shift_rows` measures by
+how much it does not. Where it moves the attribute, its images should lie where real images of the new value do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from softcft.evaluation.figures import value_captions
+from softcft.graph import CausalGraph, Variable
+
+__all__ = [
+    "AttributeModes",
+    "Comparison",
+    "Mode",
+    "Shift",
+    "attribute_modes",
+    "distribution_shift",
+    "frechet_distance",
+    "shift_rows",
+    "subgroup_comparisons",
+    "subgroups",
+]
+
+COMPONENTS = 16  # far more than there are attributes; of many more, one would fit any variable by chance
+SMALLEST_SUBGROUP = 20
+RESAMPLES = 999
+CHUNK = 2**18  # resampled values at once: 2 MiB in float64 stay in the cache
+
+
+class Mode(NamedTuple):
+    """The PCA mode that encodes one variable.
+
+    Attributes:
+        component: Its row in the components of the PCA, from 0.
+        sign: 1 or -1, the factor after which the variable's last category or larger values lie higher.
+        eta_squared: The share of the mode's variance that the variable explains, in [0, 1].
+    """
+
+    component: int
+    sign: int
+    eta_squared: float
+
+
+@dataclass(frozen=True)
+class AttributeModes:
+    """PCA of the embeddings of real images, and which of its modes encodes which variable.
+
+    Attributes:
+        pca: The fitted PCA. It whitens: the real images have mean 0 and variance 1 along each mode.
+        modes: The mode of each variable, by name. Two variables may have the same one.
+    """
+
+    pca: PCA
+    modes: Mapping[str, Mode]
+
+    def project(self, embeddings: Tensor, name: str) -> NDArray[np.float64]:
+        """Where images lie along the mode of one variable.
+
+        Args:
+            embeddings: Shape (N, D).
+            name: The variable.
+
+        Returns:
+            Shape (N,), in standard deviations of the real images that the modes were fitted on.
+
+        Raises:
+            ValueError: If there is no mode for such a variable, or the embeddings are not (N, D), not finite, or differ
+                in D from those of the modes.
+        """
+        if name not in self.modes:
+            raise ValueError(f"There is no mode for a variable '{name}', only for {list(self.modes)}.")
+        mode = self.modes[name]
+        scores: NDArray[np.float64] = self.pca.transform(_finite(embeddings, "embeddings"))[:, mode.component]
+        return mode.sign * scores
+
+
+class Comparison(NamedTuple):
+    """Real and counterfactual images of one subgroup along the mode of the variable that makes the subgroup.
+
+    Attributes:
+        intervention: The variable intervened on.
+        subgroup: A key of :func:`subgroups`.
+        real: Real images, shape (N,).
+        counterfactual: Counterfactual images, shape (M,).
+        paired: Whether the i-th of both are the same subject, which needs N = M.
+    """
+
+    intervention: str
+    subgroup: str
+    real: NDArray[np.float64]
+    counterfactual: NDArray[np.float64]
+    paired: bool
+
+
+class Shift(NamedTuple):
+    """How far two samples lie apart, and how often as far apart by chance.
+
+    Attributes:
+        ks: Kolmogorov-Smirnov statistic, the largest difference between distribution functions, in [0, 1].
+        ks_p: Its p-value.
+        energy: Energy distance, the root of twice the integral of their squared difference.
+        energy_p: Its p-value.
+    """
+
+    ks: float
+    ks_p: float
+    energy: float
+    energy_p: float
+
+
+def attribute_modes(embeddings: Tensor, graph: CausalGraph, parents: Tensor) -> AttributeModes:
+    """Fit PCA to the embeddings of real images and find for each variable the mode that encodes it.
+
+    It is the mode of whose variance the variable explains the largest share: eta squared, the variance between
+    categories over all variance, or the squared correlation with a continuous variable. Of a variable of more than two
+    categories, one mode may not show them all.
+
+    Args:
+        embeddings: Of real images, shape (N, D).
+        graph: The causal graph.
+        parents: Encoded attributes of the same images, shape (N, K).
+
+    Returns:
+        The fitted PCA of at most 16 modes, and the mode of each variable.
+
+    Raises:
+        ValueError: If shapes are wrong, values are not finite, or all images have one embedding or one value of a
+            variable.
+    """
+    array = _finite(embeddings, "embeddings")
+    if parents.shape != (len(array), graph.width):
+        raise ValueError(f"parents must have shape {(len(array), graph.width)}, got {tuple(parents.shape)}.")
+    if len(array) < 2 or not array.std(axis=0).any():
+        raise ValueError("embeddings must differ between images: give those of at least two different images.")
+    # The default solver draws random numbers; this one is exact, and fast for many images.
+    pca = PCA(min(array.shape[1], len(array) - 1, COMPONENTS), whiten=True, svd_solver="covariance_eigh").fit(array)
+    # Of fewer directions than components the last are rounding, which the whitening made as large as the others.
+    scores = pca.transform(array)[:, pca.explained_variance_ratio_ > 1e-12]
+    columns = {variable: parents[:, graph.slices[variable.name]] for variable in graph.variables}
+    return AttributeModes(pca, {v.name: _encoding_mode(scores, v, column) for v, column in columns.items()})
+
+
+def _encoding_mode(scores: NDArray[np.float64], variable: Variable, encoded: Tensor) -> Mode:
+    """The mode of one variable, given its columns (N, width) and the scores (N, C), which have mean 0."""
+    values = encoded.double().cpu().numpy() if variable.kind == "continuous" else _category(variable, encoded)[:, None]
+    if (values == values[0]).all():
+        raise ValueError(f"'{variable.name}' has one value in all images, which no mode can encode: use more images.")
+    if variable.kind == "continuous":
+        centred = values[:, 0] - values.mean()
+        trend = centred @ scores
+        explained = np.square(trend) / np.square(centred).sum()
+    else:
+        members = values == np.unique(values)
+        means = members.T @ scores / members.sum(axis=0)[:, None]
+        explained = members.sum(axis=0) @ np.square(means)
+        trend = means[-1]
+    eta_squared = explained / np.square(scores).sum(axis=0)
+    best = int(eta_squared.argmax())
+    return Mode(best, -1 if trend[best] < 0 else 1, float(eta_squared[best]))
+
+
+def subgroups(graph: CausalGraph, name: str, parents: Tensor) -> dict[str, NDArray[np.bool_]]:
+    """Split images by the values of one variable.
+
+    Args:
+        graph: The causal graph.
+        name: The variable.
+        parents: Encoded attributes of real images, shape (N, K), or of real images and their I counterfactuals, the
+            real ones first, shape (N, 1 + I, K).
+
+    Returns:
+        Masks of shape (N,) or (N, 1 + I) by subgroup: the categories of a discrete variable, ``"White"``; the halves of
+        a continuous one below and from the median of the real images, ``"age below 54 years"`` and ``"age from 54
+        years"``.
+
+    Raises:
+        ValueError: If the graph has no such variable, the shape is wrong, or there are no images.
+    """
+    variable = graph[name]
+    if parents.ndim not in (2, 3) or parents.shape[-1] != graph.width or not parents.numel():
+        raise ValueError(
+            f"parents must have shape (N, {graph.width}) or (N, 1 + I, {graph.width}) with N > 0, got "
+            f"{tuple(parents.shape)}."
+        )
+    if variable.kind != "continuous":
+        category = _category(variable, parents[..., graph.slices[name]])
+        return {label: category == i for i, label in enumerate(variable.categories)}
+    values = parents[..., graph.slices[name]].squeeze(-1).cpu().numpy()
+    real = parents if parents.ndim == 2 else parents[:, 0]
+    middle = int(real[:, graph.slices[name]].squeeze(1).argsort()[len(real) // 2])
+    below = values < values.reshape(len(real), -1)[middle, 0]
+    (median,) = value_captions(graph, name, real[middle, None])
+    return {f"{name} below {median}": below, f"{name} from {median}": ~below}
+
+
+def _category(variable: Variable, encoded: Tensor) -> NDArray[np.int64]:
+    """Index of the category, shape (...), given the variable's columns (..., width)."""
+    index = encoded[..., 0] > 0.5 if variable.kind == "binary" else encoded.argmax(dim=-1)
+    return index.long().cpu().numpy()
+
+
+def distribution_shift(
+    real: NDArray[np.float64], counterfactual: NDArray[np.float64], *, paired: bool, seed: int
+) -> Shift:
+    """Compare two samples of one number by their distribution functions, with permutation tests.
+
+    Under the null hypothesis real and counterfactual images cannot be told apart. Paired samples then may be swapped
+    within each pair, unpaired ones all be mixed. Among 999 random ways to do so, p is the share of those at least as
+    far apart as what was observed, which is counted among them: ``p = (1 + #) / (1 + 999)`` (Phipson and Smyth 2010).
+
+    Args:
+        real: Shape (N,).
+        counterfactual: Shape (M,).
+        paired: Whether the i-th of both are the same subject.
+        seed: Two calls with the same seed and sizes try the same permutations.
+
+    Returns:
+        Statistics as of ``scipy.stats.ks_2samp`` and ``scipy.stats.energy_distance``, and p-values in (0, 1].
+
+    Raises:
+        ValueError: If a sample is not (N,) with N > 0 or not finite, or paired samples differ in size.
+    """
+    for name, sample in (("real", real), ("counterfactual", counterfactual)):
+        if sample.ndim != 1 or not len(sample) or not np.isfinite(sample).all():
+            raise ValueError(f"{name} must be finite of shape (N,) with N > 0, got shape {sample.shape}.")
+    if paired and len(real) != len(counterfactual):
+        raise ValueError(f"Paired samples must be of one size, got {len(real)} and {len(counterfactual)}.")
+    sizes = [len(real), len(counterfactual)]
+    pooled = np.concatenate([real, counterfactual])
+    order = pooled.argsort()
+    gaps = np.diff(pooled[order])
+    # The difference between distribution functions is a sum of steps 1/N and -1/M. Times their denominator all of them
+    # are whole numbers, so that ties between permutations are exact.
+    denominator = math.lcm(*sizes)
+    steps = np.repeat([denominator / sizes[0], -denominator / sizes[1]], sizes)
+
+    def distances(steps: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Both statistics, shape (R, 2), given the step at each pooled value, shape (R, N + M)."""
+        difference = steps[:, order].cumsum(axis=1)[:, :-1]
+        # Distribution functions are not read between equal values.
+        ks = (np.abs(difference) * (gaps > 0)).max(axis=1)
+        return np.stack([ks, np.sqrt(2 * np.square(difference) @ gaps)], axis=1) / denominator
+
+    observed = distances(steps[None])[0]
+    at_least_as_far = np.ones(2)
+    generator = np.random.default_rng(seed)
+    rows = max(1, CHUNK // len(pooled))
+    for start in range(0, RESAMPLES, rows):
+        relabelled = np.tile(steps, (min(rows, RESAMPLES - start), 1))
+        if paired:
+            swapped = generator.integers(2, size=(len(relabelled), sizes[0]))
+            relabelled *= np.tile(1 - 2 * swapped, 2)
+        else:
+            generator.permuted(relabelled, axis=1, out=relabelled)
+        # A hair of difference is rounding.
+        at_least_as_far += (distances(relabelled) >= observed * (1 - 1e-9)).sum(axis=0)
+    (ks, energy), (ks_p, energy_p) = observed.tolist(), (at_least_as_far / (1 + RESAMPLES)).tolist()
+    return Shift(ks, ks_p, energy, energy_p)
+
+
+def subgroup_comparisons(
+    graph: CausalGraph,
+    modes: AttributeModes,
+    embeddings: Tensor,
+    parents: Tensor,
+    interventions: Sequence[str],
+    name: str,
+) -> list[Comparison]:
+    """The real and counterfactual images to compare along the mode of one variable.
+
+    If an intervention cannot move the variable, the images of a subgroup are compared with their own counterfactuals.
+    If it can, for it is the variable or a cause of it, the counterfactuals that it should have put into the subgroup
+    are compared with the real images of the subgroup. Those are other subjects, who may differ in the variable's causes
+    as well, and so in their images; subjects whose value stayed are in both, which makes p-values larger than need be.
+
+    Args:
+        graph: The causal graph.
+        modes: The modes of real images.
+        embeddings: Of real images and their I counterfactuals, the real ones first, shape (N, 1 + I, D).
+        parents: The encoded attributes that each image should show, shape (N, 1 + I, K).
+        interventions: The I variables intervened on.
+        name: The variable.
+
+    Returns:
+        A comparison for each intervention and each subgroup with at least 20 images of both sorts.
+
+    Raises:
+        ValueError: If a shape is wrong, embeddings are not finite, or there is no such variable or intervention.
+    """
+    size = 1 + len(interventions)
+    for key, tensor, width in (("embeddings", embeddings, "D"), ("parents", parents, graph.width)):
+        if tensor.ndim != 3 or tensor.shape[:2] != (len(embeddings), size):
+            raise ValueError(
+                f"{key} must have shape (N, {size}, {width}), for real images and {len(interventions)} interventions, "
+                f"got {tuple(tensor.shape)}."
+            )
+    masks = subgroups(graph, name, parents)
+    real, *counterfactuals = (modes.project(embeddings[:, i], name) for i in range(size))
+    comparisons = []
+    for i, (intervention, scores) in enumerate(zip(interventions, counterfactuals, strict=True), start=1):
+        paired = name not in graph.affected_by(intervention)
+        for label, mask in masks.items():
+            chosen = mask[:, 0] if paired else mask[:, i]
+            if min(mask[:, 0].sum(), chosen.sum()) >= SMALLEST_SUBGROUP:
+                comparisons.append(Comparison(intervention, label, real[mask[:, 0]], scores[chosen], paired))
+    return comparisons
+
+
+def shift_rows(
+    graph: CausalGraph,
+    modes: AttributeModes,
+    embeddings: Tensor,
+    parents: Tensor,
+    interventions: Sequence[str],
+    seed: int,
+) -> pd.DataFrame:
+    """Measure the shift of every subgroup under every intervention, see :func:`subgroup_comparisons`.
+
+    Args:
+        graph: The causal graph.
+        modes: The modes of real images.
+        embeddings: The judge's, of real images and their I counterfactuals, shape (N, 1 + I, D).
+        parents: The encoded attributes that each image should show, shape (N, 1 + I, K).
+        interventions: The I variables intervened on.
+        seed: Of the permutations, see :func:`distribution_shift`.
+
+    Returns:
+        Rows with the columns ``intervention``, ``variable`` (whose mode and subgroup it is), ``predictor`` (``judge``),
+        ``metric`` (``ks[White]``, ``ks_p[White]``, ``energy[White]``, ``energy_p[White]``), ``value``, ``low`` and
+        ``high`` (NaN). Before them, with the intervention ``none``, each variable's ``eta_squared``.
+
+    Raises:
+        ValueError: As :func:`subgroup_comparisons`.
+    """
+    rows = [("none", name, "eta_squared", mode.eta_squared) for name, mode in modes.modes.items()]
+    for name in graph.names:
+        for comparison in subgroup_comparisons(graph, modes, embeddings, parents, interventions, name):
+            shift = distribution_shift(comparison.real, comparison.counterfactual, paired=comparison.paired, seed=seed)
+            rows += [
+                (comparison.intervention, name, f"{metric}[{comparison.subgroup}]", value)
+                for metric, value in shift._asdict().items()
+            ]
+    df = pd.DataFrame(rows, columns=["intervention", "variable", "metric", "value"])
+    df.insert(2, "predictor", "judge")
+    return df.assign(low=math.nan, high=math.nan)
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Fréchet distance between Gaussians fitted to two sets of embeddings (Heusel et al. 2017, there the FID).
+
+    ``|mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2))``, in float64. With ``cov = R^T R`` the trace of
+    the root is the sum of the singular values of ``R_a R_b^T``, which is exact for singular covariances, too. The
+    distance is biased upwards, the more so the fewer images there are: compare sets of the same sizes.
+
+    Args:
+        a: Shape (N, D), N > 1.
+        b: Shape (M, D), M > 1.
+
+    Returns:
+        The distance, at least 0, in squared units of the embeddings.
+
+    Raises:
+        ValueError: If a set is not (N, D), has fewer than two rows or is not finite, or the sets differ in D.
+    """
+    arrays = {"a": _finite(a, "a"), "b": _finite(b, "b")}
+    for name, x in arrays.items():
+        if len(x) < 2:
+            raise ValueError(f"{name} must have at least two rows, for a covariance, got {len(x)}.")
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"a and b must have the same number of columns, got {a.shape[1]} and {b.shape[1]}.")
+    mean_a, mean_b = (x.mean(axis=0) for x in arrays.values())
+    root_a, root_b = (np.linalg.qr(x - x.mean(axis=0)).R / math.sqrt(len(x) - 1) for x in arrays.values())
+    common = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
+    distance = np.square(mean_a - mean_b).sum() + np.square(root_a).sum() + np.square(root_b).sum() - 2 * common
+    return max(0.0, float(distance))  # equal sets may end a hair below
+
+
+def _finite(embeddings: Tensor, name: str) -> NDArray[np.float64]:
+    array = embeddings.detach().double().cpu().numpy()
+    if array.ndim != 2 or not array.size:
+        raise ValueError(f"{name} must have shape (N, D) with N, D > 0, got {array.shape}.")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite, but has NaN or infinite values: check the model that made them.")
+    return array

@@ -1,0 +1,159 @@
+"""Figure of the distribution shift of counterfactual images (the paper's Fig. 2 and A3)."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from scipy.stats import gaussian_kde
+from torch import Tensor
+
+from softcft.evaluation.embeddings import (
+    AttributeModes,
+    Comparison,
+    distribution_shift,
+    subgroup_comparisons,
+    subgroups,
+)
+from softcft.evaluation.figures import FONT_SIZE, LINE_COLORS, VALUE_FONT_SIZE
+from softcft.graph import CausalGraph
+
+__all__ = ["shift_figure"]
+
+# Inches.
+MAX_WIDTH = 7.5
+PANEL_WIDTH = 2.6
+CURVES = 1.1  # the height of a panel without its legend
+LINE = VALUE_FONT_SIZE * 1.35 / 72  # the height of a line of the legend
+REAL_COLOR = LINE_COLORS[0]
+# The light blue would be lost on the blue of the real images.
+COLORS = (*LINE_COLORS[1:4], *LINE_COLORS[5:])
+Dashes = str | tuple[int, tuple[float, ...]]
+DASHES: tuple[Dashes, ...] = ("-", (0, (4, 1.5)), (0, (1.2, 1)), (0, (5, 1.2, 1.2, 1.2)))
+
+
+def shift_figure(
+    graph: CausalGraph,
+    name: str,
+    modes: AttributeModes,
+    embeddings: Mapping[str, Tensor],
+    parents: Mapping[str, Tensor],
+    interventions: Sequence[str],
+    seed: int,
+    shown: Sequence[str] | None = None,
+) -> Figure:
+    """Plot where real and counterfactual images lie along the mode of one variable, as in Fig. 2 of the paper.
+
+    Models are columns, the variable's subgroups are rows. Real images are filled, the counterfactuals of each
+    intervention are a line; which images are compared is told in
+    :func:`~softcft.evaluation.embeddings.subgroup_comparisons`. Where an intervention moves the variable, so that its
+    counterfactuals are other subjects than the real images, the legend says "set by". It gives the energy distance E
+    and its p-value, see :func:`~softcft.evaluation.embeddings.distribution_shift`.
+
+    Args:
+        graph: The causal graph.
+        name: The variable.
+        modes: The modes of real images.
+        embeddings: By model, such as ``"Soft-CFT"``, the judge's embeddings of real images and their I counterfactuals,
+            the real ones first, shape (N, 1 + I, D). The real images are the same for all models.
+        parents: By model, the encoded attributes that each image should show, shape (N, 1 + I, K).
+        interventions: The I variables intervened on.
+        seed: That of :func:`~softcft.evaluation.embeddings.shift_rows`, for the same p-values.
+        shown: Subgroups to show, keys of :func:`~softcft.evaluation.embeddings.subgroups`; if left out, all with at
+            least 20 images.
+
+    Returns:
+        The figure, at most 7.5 inches wide.
+
+    Raises:
+        ValueError: If there are no models, those of embeddings and parents differ, a subgroup to be shown is unknown or
+            too small, no subgroup is large enough, or as :func:`~softcft.evaluation.embeddings.subgroup_comparisons`.
+    """
+    if not embeddings or list(parents) != list(embeddings):
+        raise ValueError(f"embeddings and parents must be of the same models, got {[*embeddings]} and {[*parents]}.")
+    models = list(embeddings)
+    comparisons = {
+        model: subgroup_comparisons(graph, modes, embeddings[model], parents[model], interventions, name)
+        for model in models
+    }
+    large = {comparison.subgroup for each in comparisons.values() for comparison in each}
+    known = [label for label in subgroups(graph, name, parents[models[0]]) if label in large]
+    rows = known if shown is None else list(shown)
+    if not rows or not set(rows) <= set(known):
+        raise ValueError(f"Cannot show the subgroups {rows} of '{name}': those with enough images are {known}.")
+
+    width = min(PANEL_WIDTH, (MAX_WIDTH - 0.3) / len(models))
+    panels = [[[c for c in comparisons[m] if c.subgroup == label] for m in models] for label in rows]
+    room = width - 0.5  # beside the sample of a line
+    legends = [[[_fit(_legend(c, seed), room, VALUE_FONT_SIZE) for c in panel] for panel in row] for row in panels]
+    # Above the curves there is room for the longest legend, with the line of the real images.
+    lines = 1 + max(sum(text.count("\n") + 1 for text in texts) for row in legends for texts in row)
+    height = CURVES + LINE * lines
+    figure = Figure(figsize=(width * len(models) + 0.3, (height + 0.25) * len(rows) + 0.5), layout="constrained")
+    grid = figure.subplots(len(rows), len(models), squeeze=False, sharex="row", sharey="row")
+    styles = dict(zip(interventions, zip(itertools.cycle(COLORS), itertools.cycle(DASHES)), strict=False))
+    for axes, label, row, texts in zip(grid, rows, panels, legends, strict=True):
+        _draw_row(axes, row, texts, styles, headroom=height / CURVES)
+        axes[0].set_ylabel(_fit(label, height, FONT_SIZE), fontsize=FONT_SIZE)
+    for axes, model in zip(grid[0], models, strict=True):
+        axes.set_title(_fit(model, width, FONT_SIZE), fontsize=FONT_SIZE)
+    mode = f"PCA mode {modes.modes[name].component + 1} (encodes {name}), in standard deviations of real images"
+    figure.supxlabel(_fit(mode, figure.get_figwidth(), FONT_SIZE), fontsize=FONT_SIZE)
+    return figure
+
+
+def _fit(text: str, inches: float, font_size: float) -> str:
+    """Break a text into lines no longer than so many inches; a letter is about half as wide as its font is high."""
+    return textwrap.fill(text, int(72 * inches / (0.55 * font_size)))
+
+
+def _legend(comparison: Comparison, seed: int) -> str:
+    shift = distribution_shift(comparison.real, comparison.counterfactual, paired=comparison.paired, seed=seed)
+    # Spaces that a line is never broken at.
+    return f"{'' if comparison.paired else 'set by '}do({comparison.intervention}): " + (
+        f"E = {shift.energy:.2f}, p = {shift.energy_p:.3f}".replace(" ", "\N{NO-BREAK SPACE}")
+    )
+
+
+def _draw_row(
+    row: Sequence[Axes],
+    panels: Sequence[Sequence[Comparison]],
+    legends: Sequence[Sequence[str]],
+    styles: Mapping[str, tuple[str, Dashes]],
+    headroom: float,
+) -> None:
+    samples = [sample for panel in panels for c in panel for sample in (c.real, c.counterfactual)]
+    # A few images far off do not set the scale.
+    low, high = np.quantile(np.concatenate(samples), [0.003, 0.997])
+    x = np.linspace(low - 0.15 * (high - low), high + 0.15 * (high - low), 300)
+    highest = 0.0
+    for axes, panel, texts in zip(row, panels, legends, strict=True):
+        for comparison in panel[:1]:
+            density = _density(comparison.real, x)
+            text = f"real (n = {len(comparison.real)})"
+            axes.fill_between(x, density, facecolor=(REAL_COLOR, 0.3), edgecolor=REAL_COLOR, label=text)
+            highest = np.nanmax(density, initial=highest)
+        for comparison, text in zip(panel, texts, strict=True):
+            color, dashes = styles[comparison.intervention]
+            density = _density(comparison.counterfactual, x)
+            axes.plot(x, density, color=color, linestyle=dashes, linewidth=1.3, label=text)
+            highest = np.nanmax(density, initial=highest)
+        axes.legend(
+            loc="upper left", fontsize=VALUE_FONT_SIZE, frameon=False, borderaxespad=0, labelspacing=0.2, handlelength=2
+        )
+        axes.set(yticks=[], xlim=(x[0], x[-1]))
+        axes.xaxis.set_major_locator(MaxNLocator(4, prune="both"))
+        axes.tick_params(labelsize=FONT_SIZE - 1)
+        axes.spines[["top", "right"]].set_visible(False)
+    row[0].set_ylim(0, 1.05 * headroom * highest)
+
+
+def _density(sample: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Kernel density estimate; NaN for a sample of one value, which has no density."""
+    return gaussian_kde(sample)(x) if np.ptp(sample) else np.full_like(x, np.nan)

@@ -1,0 +1,417 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy
+import torch
+from scipy import stats
+from sklearn.feature_selection import f_classif
+from sklearn.linear_model import LinearRegression
+
+from softcft.cft.interventions import other_values
+from softcft.evaluation import embeddings as module
+from softcft.evaluation.embeddings import (
+    attribute_modes,
+    distribution_shift,
+    frechet_distance,
+    shift_rows,
+    subgroup_comparisons,
+    subgroups,
+)
+from softcft.graph import CausalGraph, Variable
+
+GRAPH = CausalGraph(
+    [
+        Variable(name="size", kind="continuous", low=10, high=30, unit="mm"),
+        Variable(name="state", kind="binary", categories=("off", "on"), parents=("size",)),
+        Variable(name="shape", kind="categorical", categories=("disc", "star", "ring")),
+    ]
+)
+INTERVENTIONS = ["shape", "size"]
+
+
+def draw_parents(n, generator=None):
+    size = torch.rand(n, 1, generator=generator) * 2 - 1
+    state = (torch.rand(n, 1, generator=generator) < 0.5).float()
+    shape = torch.nn.functional.one_hot(torch.randint(3, (n,), generator=generator), 3).float()
+    return torch.cat([size, state, shape], dim=1)
+
+
+def embed(parents, noise):
+    """Each variable has directions of its own, state the longest; the more noise the less is seen of it."""
+    scale = torch.tensor([2.0, 6, 4, 4, 4])
+    directions = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(7))).Q[:5]
+    return (parents * scale) @ directions + 0.5 * noise + 3
+
+
+@pytest.fixture(scope="module")
+def real():
+    generator = torch.Generator().manual_seed(0)
+    parents = draw_parents(400, generator)
+    return embed(parents, torch.randn(400, 12, generator=generator)), parents
+
+
+@pytest.fixture(scope="module")
+def counterfactual():
+    """Real images and their counterfactuals, (N, 3, D) and (N, 3, K); those of shape are amplified."""
+    generator = torch.Generator().manual_seed(1)
+    parents = draw_parents(400, generator)
+    labels = parents[:, None].repeat(1, 3, 1)
+    for i, name in enumerate(INTERVENTIONS, start=1):
+        labels[:, i, GRAPH.slices[name]] = other_values(GRAPH, name, parents, generator)
+    moved = torch.rand(400, generator=generator) < 0.2
+    labels[moved, 2, 1] = 1 - labels[moved, 2, 1]  # the effect of size on state
+    embeddings = embed(labels.flatten(0, 1), torch.randn(400, 12, generator=generator).repeat_interleave(3, dim=0))
+    embeddings = embeddings.unflatten(0, (400, 3))
+    embeddings[:, 1] += 0.2 * (embed(labels[:, 1], torch.zeros(12)) - embed(labels[:, 1] * 0, torch.zeros(12)))
+    return embeddings, labels
+
+
+class TestModes:
+    def test_each_variable_has_the_mode_that_it_explains_best(self, real):
+        embeddings, parents = real
+        fitted = attribute_modes(embeddings, GRAPH, parents)
+        scores = fitted.pca.transform(embeddings.double().numpy())
+        assert fitted.pca.n_components_ == 12
+        for variable in GRAPH.variables:
+            columns = parents[:, GRAPH.slices[variable.name]].numpy()
+            # The variance explained by categories is that explained by a regression on their indicators.
+            explained = [LinearRegression().fit(columns, score).score(columns, score) for score in scores.T]
+            mode = fitted.modes[variable.name]
+            assert mode.component == np.argmax(explained)
+            assert mode.eta_squared == pytest.approx(max(explained), rel=1e-6)
+            assert mode.eta_squared > 0.5
+        assert fitted.modes["state"].component == 0
+
+    def test_eta_squared_is_that_of_the_analysis_of_variance(self, real):
+        embeddings, parents = real
+        fitted = attribute_modes(embeddings, GRAPH, parents)
+        shape = parents[:, GRAPH.slices["shape"]].argmax(dim=1).numpy()
+        f, _ = f_classif(fitted.project(embeddings, "shape")[:, None], shape)
+        assert fitted.modes["shape"].eta_squared == pytest.approx(f[0] * 2 / (f[0] * 2 + 400 - 3))
+
+    @pytest.mark.parametrize("sign", [1, -1])
+    def test_the_last_category_and_larger_values_lie_higher(self, real, sign):
+        embeddings, parents = real
+        fitted = attribute_modes(sign * embeddings, GRAPH, parents)
+        size, state, shape = (fitted.project(sign * embeddings, name) for name in GRAPH.names)
+        assert np.corrcoef(size, parents[:, 0])[0, 1] > 0.5
+        assert np.corrcoef(state, parents[:, 1])[0, 1] > 0.9
+        assert np.corrcoef(shape, parents[:, 4])[0, 1] > 0.5
+
+    def test_projections_are_in_standard_deviations_of_the_real_images(self, real):
+        embeddings, parents = real
+        fitted = attribute_modes(embeddings[:300], GRAPH, parents[:300])
+        centred = (embeddings - embeddings[:300].mean(dim=0)).double().numpy()
+        _, _, directions = np.linalg.svd(centred[:300])
+        for name, mode in fitted.modes.items():
+            expected = centred @ directions[mode.component]
+            expected /= expected[:300].std(ddof=1)
+            scores = fitted.project(embeddings, name)
+            np.testing.assert_allclose(scores, expected * np.sign(expected @ scores), rtol=1e-5, atol=1e-6)
+
+    def test_two_variables_may_have_one_mode(self, real):
+        embeddings, parents = real
+        fitted = attribute_modes(embeddings @ torch.ones(12, 1), GRAPH, parents)
+        assert [mode.component for mode in fitted.modes.values()] == [0, 0, 0]
+
+    def test_rounding_is_no_mode(self):
+        # In three images any variable could be read from the noise of the last digits.
+        parents = draw_parents(6)
+        parents[:, 1] = torch.tensor([0.0, 1, 0, 1, 0, 1])
+        parents[:, 2:] = torch.eye(3).repeat(2, 1)
+        embeddings = torch.randn(6, 1).double() @ torch.randn(1, 20).double()
+        fitted = attribute_modes(embeddings, GRAPH, parents)
+        assert fitted.pca.n_components_ == 5
+        assert {mode.component for mode in fitted.modes.values()} == {0}
+
+    def test_a_category_may_be_missing(self, real):
+        embeddings, parents = real
+        some = parents[:, 4] == 0
+        fitted = attribute_modes(embeddings[some], GRAPH, parents[some])
+        star = parents[some][:, 3] == 1
+        scores = fitted.project(embeddings[some], "shape")
+        assert scores[star].mean() > scores[~star].mean() + 1
+
+    def test_what_has_no_modes_is_refused(self, real):
+        embeddings, parents = real
+        with pytest.raises(ValueError, match=r"parents must have shape \(400, 5\), got \(399, 5\)"):
+            attribute_modes(embeddings, GRAPH, parents[1:])
+        with pytest.raises(ValueError, match=r"embeddings must have shape \(N, D\)"):
+            attribute_modes(embeddings[0], GRAPH, parents)
+        with pytest.raises(ValueError, match="embeddings must be finite"):
+            attribute_modes(embeddings / 0, GRAPH, parents)
+        with pytest.raises(ValueError, match="at least two different images"):
+            attribute_modes(embeddings[:1].repeat(9, 1), GRAPH, parents[:9])
+        with pytest.raises(ValueError, match="'state' has one value in all images"):
+            attribute_modes(embeddings, GRAPH, parents * torch.tensor([1, 0, 1, 1, 1]))
+        fitted = attribute_modes(embeddings, GRAPH, parents)
+        with pytest.raises(ValueError, match="no mode for a variable 'weight'"):
+            fitted.project(embeddings, "weight")
+        with pytest.raises(ValueError, match="11 features, but PCA is expecting 12"):
+            fitted.project(embeddings[:, 1:], "size")
+
+
+class TestSubgroups:
+    def test_categories_split_the_images(self):
+        parents = GRAPH.encode({"size": 20, "state": ["on", "off", "on"], "shape": ["ring", "disc", "ring"]})
+        state, shape = subgroups(GRAPH, "state", parents), subgroups(GRAPH, "shape", parents)
+        assert {label: mask.tolist() for label, mask in state.items()} == {
+            "off": [False, True, False],
+            "on": [True, False, True],
+        }
+        assert list(shape) == ["disc", "star", "ring"]
+        np.testing.assert_array_equal(np.sum(list(shape.values()), axis=0), [1, 1, 1])
+        assert shape["ring"].tolist() == [True, False, True]
+
+    def test_halves_meet_at_the_median(self):
+        parents = GRAPH.encode({"size": [12, 25, 14, 30, 20.5], "state": "on", "shape": "disc"})
+        masks = subgroups(GRAPH, "size", parents)
+        assert list(masks) == ["size below 20.5 mm", "size from 20.5 mm"]
+        assert masks["size below 20.5 mm"].tolist() == [True, False, True, False, False]
+        np.testing.assert_array_equal(masks["size from 20.5 mm"], ~masks["size below 20.5 mm"])
+
+    def test_the_median_is_that_of_the_real_images(self):
+        real = GRAPH.encode({"size": [12, 14, 18], "state": "on", "shape": "disc"})
+        made = GRAPH.encode({"size": [13, 30, 30], "state": ["on", "off", "off"], "shape": "disc"})
+        parents = torch.stack([real, made], dim=1)
+        assert subgroups(GRAPH, "size", parents)["size from 14 mm"].tolist() == [
+            [False, False],
+            [True, True],
+            [True, True],
+        ]
+        assert subgroups(GRAPH, "state", parents)["off"].tolist() == [[False, False], [False, True], [False, True]]
+
+    def test_what_cannot_be_split(self):
+        with pytest.raises(ValueError, match="no variable 'weight'"):
+            subgroups(GRAPH, "weight", draw_parents(3))
+        for parents in (draw_parents(3)[0], draw_parents(3)[:, :4], draw_parents(0)):
+            with pytest.raises(ValueError, match=r"parents must have shape \(N, 5\) or \(N, 1 \+ I, 5\)"):
+                subgroups(GRAPH, "size", parents)
+
+
+class TestDistributionShift:
+    @pytest.mark.parametrize("decimals", [0, 15], ids=["ties", "no ties"])
+    @pytest.mark.parametrize("sizes", [(50, 50), (50, 31), (1, 1), (1, 7)])
+    def test_statistics_are_those_of_scipy(self, sizes, decimals):
+        generator = np.random.default_rng(0)
+        a, b = (generator.normal(size=size).round(decimals) for size in sizes)
+        b = b * 1.3 + 0.2 if decimals else b
+        shift = distribution_shift(a, b, paired=False, seed=0)
+        assert shift.ks == pytest.approx(stats.ks_2samp(a, b).statistic)
+        assert shift.energy == pytest.approx(stats.energy_distance(a, b))
+        if sizes[0] == sizes[1]:
+            paired = distribution_shift(a, b, paired=True, seed=0)
+            assert (paired.ks, paired.energy) == (shift.ks, shift.energy)
+
+    @pytest.mark.parametrize("chunk", [module.CHUNK, 100])
+    @pytest.mark.parametrize("paired", [True, False])
+    @pytest.mark.parametrize("case", [0, 1, 2])
+    def test_p_values_are_those_of_all_permutations(self, paired, case, chunk, monkeypatch):
+        monkeypatch.setattr(module, "CHUNK", chunk)
+        generator = np.random.default_rng(case)
+        size = 6 if paired else 4
+        a = generator.normal(size=6)
+        b = a[:size] + [0.0, 0.4, 0.8][case] + 0.5 * generator.normal(size=size)
+        a, b = (a.round(), b.round()) if case == 0 else (a, b)
+        shift = distribution_shift(a, b, paired=paired, seed=3)
+        for p, statistic in (
+            (shift.ks_p, lambda x, y: stats.ks_2samp(x, y, method="asymp").statistic),
+            (shift.energy_p, stats.energy_distance),
+        ):
+            exact = stats.permutation_test(
+                (a, b),
+                statistic,
+                permutation_type="samples" if paired else "independent",
+                alternative="greater",
+                n_resamples=np.inf,
+            ).pvalue
+            assert p == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 999) + 1e-3)
+
+    @pytest.mark.parametrize("paired", [True, False])
+    def test_p_values_are_uniform_without_a_shift(self, paired):
+        generator = np.random.default_rng(0)
+        p_values = []
+        for seed in range(300):
+            subject = paired * generator.normal(size=25)  # common to both of a pair
+            a, b = (subject + generator.normal(size=25) for _ in range(2))
+            shift = distribution_shift(a, b, paired=paired, seed=seed)
+            p_values.append((shift.ks_p, shift.energy_p))
+        ks_p, energy_p = np.array(p_values).T
+        assert stats.kstest(energy_p, "uniform").pvalue > 0.01
+        # The Kolmogorov-Smirnov statistic has ties, after which p-values are too large, never too small.
+        for level in (0.05, 0.2, 0.5):
+            assert (ks_p <= level).mean() < level + 3 * math.sqrt(level * (1 - level) / 300)
+
+    def test_pairs_show_a_shift_far_smaller_than_the_spread_of_subjects(self):
+        generator = np.random.default_rng(0)
+        a = generator.normal(size=200)
+        b = a + 0.1 + 0.1 * generator.normal(size=200)
+        assert distribution_shift(a, b, paired=True, seed=0).energy_p == 1 / 1000
+        assert distribution_shift(a, b, paired=False, seed=0).energy_p > 0.1
+        assert distribution_shift(a, b + 1, paired=False, seed=0)[1::2] == (1 / 1000, 1 / 1000)
+
+    def test_a_change_of_spread_is_a_shift(self):
+        a = np.random.default_rng(0).normal(size=200)
+        shift = distribution_shift(a, 0.5 * a, paired=True, seed=0)
+        assert shift.ks_p == shift.energy_p == 1 / 1000
+
+    def test_equal_samples_have_no_shift(self):
+        a = np.random.default_rng(0).normal(size=30)
+        assert distribution_shift(a, a, paired=True, seed=0) == (0, 1, 0, 1)
+        assert distribution_shift(a, a[::-1], paired=False, seed=0) == (0, 1, 0, 1)
+
+    def test_a_seed_is_a_choice_of_permutations(self):
+        a, b = np.random.default_rng(0).normal(size=(2, 30))
+        shifts = [distribution_shift(a, b, paired=True, seed=seed) for seed in (0, 0, 1)]
+        assert shifts[0] == shifts[1]
+        assert shifts[0].energy_p != shifts[2].energy_p
+
+    def test_samples_that_cannot_be_compared(self):
+        a = np.arange(5.0)
+        with pytest.raises(ValueError, match="Paired samples must be of one size, got 5 and 4"):
+            distribution_shift(a, a[1:], paired=True, seed=0)
+        with pytest.raises(ValueError, match=r"counterfactual must be finite of shape \(N,\)"):
+            distribution_shift(a, a[:0], paired=False, seed=0)
+        with pytest.raises(ValueError, match=r"real must be finite of shape \(N,\)"):
+            distribution_shift(a * np.nan, a, paired=False, seed=0)
+
+
+class TestShiftRows:
+    def test_all_pairs_have_numbers(self, counterfactual):
+        embeddings, parents = counterfactual
+        modes = attribute_modes(embeddings[:, 0], GRAPH, parents[:, 0])
+        df = shift_rows(GRAPH, modes, embeddings, parents, INTERVENTIONS, seed=0)
+        assert list(df) == ["intervention", "variable", "predictor", "metric", "value", "low", "high"]
+        assert set(df["predictor"]) == {"judge"}
+        assert df[["low", "high"]].isna().all(axis=None)
+        assert not df.duplicated(["intervention", "variable", "metric"]).any()
+        etas = df[df["intervention"] == "none"]
+        assert list(etas["variable"]) == list(GRAPH.names)
+        assert list(etas["value"]) == [modes.modes[name].eta_squared for name in GRAPH.names]
+        rest = df[df["intervention"] != "none"]
+        assert len(rest) == 2 * 4 * (2 + 2 + 3)
+        for name in GRAPH.names:
+            labels = list(subgroups(GRAPH, name, parents))
+            metrics = {f"{metric}[{label}]" for metric in ("ks", "ks_p", "energy", "energy_p") for label in labels}
+            assert set(rest.loc[rest["variable"] == name, "metric"]) == metrics
+
+    def test_unmoved_variables_are_compared_with_their_own_images(self, counterfactual):
+        embeddings, parents = counterfactual
+        modes = attribute_modes(embeddings[:, 0], GRAPH, parents[:, 0])
+        values = _values(shift_rows(GRAPH, modes, embeddings, parents, INTERVENTIONS, seed=0))
+        on = parents[:, 0, 1] == 1
+        a, b = (modes.project(embeddings[on, i], "state") for i in (0, 1))
+        assert values["shape", "state", "energy[on]"] == pytest.approx(stats.energy_distance(a, b))
+        assert values["shape", "state", "ks[on]"] == pytest.approx(stats.ks_2samp(a, b).statistic)
+        result = stats.permutation_test(
+            (a, b), stats.energy_distance, permutation_type="samples", alternative="greater", n_resamples=99
+        )
+        assert values["shape", "state", "energy_p[on]"] == pytest.approx(result.pvalue, abs=0.01)
+
+    def test_moved_variables_are_compared_with_images_of_the_new_value(self, counterfactual):
+        embeddings, parents = counterfactual
+        modes = attribute_modes(embeddings[:, 0], GRAPH, parents[:, 0])
+        values = _values(shift_rows(GRAPH, modes, embeddings, parents, INTERVENTIONS, seed=0))
+        for intervention, name, label in (("shape", "shape", "ring"), ("size", "state", "on")):
+            i = 1 + INTERVENTIONS.index(intervention)
+            column = 4 if name == "shape" else 1
+            a, b = (modes.project(embeddings[parents[:, j, column] == 1, j], name) for j in (0, i))
+            assert len(a) != len(b)
+            assert values[intervention, name, f"energy[{label}]"] == pytest.approx(stats.energy_distance(a, b))
+        # What was moved as it should is where the real images are, and what was amplified is not.
+        assert values["size", "state", "energy_p[on]"] > 0.05
+        assert min(values["shape", "shape", f"energy_p[{label}]"] for label in GRAPH["shape"].categories) == 1 / 1000
+
+    def test_pairs_are_kept(self, counterfactual):
+        embeddings, parents = counterfactual
+        modes = attribute_modes(embeddings[:, 0], GRAPH, parents[:, 0])
+        comparisons = subgroup_comparisons(GRAPH, modes, embeddings, parents, INTERVENTIONS, "state")
+        assert [(c.intervention, c.subgroup, c.paired) for c in comparisons] == [
+            ("shape", "off", True),
+            ("shape", "on", True),
+            ("size", "off", False),
+            ("size", "on", False),
+        ]
+        off = [i for i in range(400) if parents[i, 0, 1] == 0]
+        scores = [modes.project(embeddings[off, i], "state") for i in (0, 1)]
+        np.testing.assert_array_equal(comparisons[0].real, scores[0])
+        np.testing.assert_array_equal(comparisons[0].counterfactual, scores[1])
+
+    def test_small_subgroups_are_left_out(self, counterfactual):
+        embeddings, parents = counterfactual
+        modes = attribute_modes(embeddings[:, 0], GRAPH, parents[:, 0])
+        on = (parents[:, 0, 1] == 1).nonzero()[:, 0]
+        off = (parents[:, 0, 1] == 0).nonzero()[:, 0]
+        for number in (19, 20):
+            chosen = torch.cat([on, off[:number]])
+            df = shift_rows(GRAPH, modes, embeddings[chosen], parents[chosen], INTERVENTIONS, seed=0)
+            shown = set(df.loc[(df["intervention"] == "shape") & (df["variable"] == "state"), "metric"])
+            assert ("ks[off]" in shown) == (number == 20)
+            assert "ks[on]" in shown
+        # Nor is there a comparison where no counterfactual was moved into the subgroup.
+        stubborn = parents.clone()
+        stubborn[:, 2, 1] = 0
+        df = shift_rows(GRAPH, modes, embeddings, stubborn, INTERVENTIONS, seed=0)
+        shown = set(df.loc[(df["intervention"] == "size") & (df["variable"] == "state"), "metric"])
+        assert "ks[off]" in shown
+        assert "ks[on]" not in shown
+
+    def test_shapes_that_do_not_fit_are_refused(self, counterfactual):
+        embeddings, parents = counterfactual
+        modes = attribute_modes(embeddings[:, 0], GRAPH, parents[:, 0])
+        for these, those, message in (
+            (embeddings[:, :2], parents, r"embeddings must have shape \(N, 3, D\).* got \(400, 2, 12\)"),
+            (embeddings, parents[1:], r"parents must have shape \(N, 3, 5\).* got \(399, 3, 5\)"),
+            (embeddings[:, 0], parents, r"embeddings must have shape \(N, 3, D\).* got \(400, 12\)"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                shift_rows(GRAPH, modes, these, those, INTERVENTIONS, seed=0)
+        with pytest.raises(ValueError, match="no variable 'weight'"):
+            shift_rows(GRAPH, modes, embeddings, parents, ["shape", "weight"], seed=0)
+
+
+def _values(df: pd.DataFrame):
+    return df.set_index(["intervention", "variable", "metric"])["value"].to_dict()
+
+
+class TestFrechetDistance:
+    def test_diagonal_gaussians_have_a_closed_form(self):
+        # Samples whose moments are exactly these.
+        columns = [torch.linalg.qr(torch.cat([torch.ones(50, 1), torch.randn(50, 6)], dim=1).double()).Q for _ in "ab"]
+        means, deviations = torch.randn(2, 6).double(), torch.rand(2, 6).double()
+        a, b = (7 * q[:, 1:] * s + m for q, m, s in zip(columns, means, deviations, strict=True))
+        expected = (means[0] - means[1]).square().sum() + (deviations[0] - deviations[1]).square().sum()
+        assert frechet_distance(a, b) == pytest.approx(expected.item())
+
+    @pytest.mark.parametrize("n", [60, 5], ids=["full rank", "fewer images than dimensions"])
+    def test_it_is_the_formula_of_heusel_et_al(self, n):
+        a, b = torch.randn(n, 8).double(), torch.randn(n + 3, 8).double() @ torch.randn(8, 8).double() + 0.3
+        covariances = [np.cov(x.numpy(), rowvar=False) for x in (a, b)]
+        root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
+        expected = np.square(a.numpy().mean(0) - b.numpy().mean(0)).sum() + np.trace(sum(covariances) - 2 * root.real)
+        assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-6)
+        assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b))
+
+    def test_a_rotation_and_a_move_of_both_change_nothing(self):
+        a, b = torch.randn(40, 8).double(), 2 * torch.randn(30, 8).double()
+        rotation = torch.linalg.qr(torch.randn(8, 8).double()).Q
+        assert frechet_distance(a @ rotation + 5, b @ rotation + 5) == pytest.approx(frechet_distance(a, b))
+
+    @pytest.mark.parametrize("n", [100, 10])
+    def test_a_set_is_at_no_distance_from_itself(self, n):
+        a = torch.randn(n, 32)
+        assert 0 <= frechet_distance(a, a.flip(0)) < 1e-9
+        assert frechet_distance(a, a + 1) == pytest.approx(32, rel=1e-5)
+
+    def test_what_has_no_distance(self):
+        a = torch.randn(5, 3)
+        with pytest.raises(ValueError, match="a must have at least two rows, for a covariance, got 1"):
+            frechet_distance(a[:1], a)
+        with pytest.raises(ValueError, match="the same number of columns, got 3 and 2"):
+            frechet_distance(a, a[:, :2])
+        with pytest.raises(ValueError, match=r"b must have shape \(N, D\)"):
+            frechet_distance(a, a[0])
+        with pytest.raises(ValueError, match="b must be finite"):
+            frechet_distance(a, a * torch.nan)
