@@ -336,12 +336,14 @@ def result_rows(
     # Every model was compared with the real images: with the same, if all pipelines have one guide.
     spread = metrics.groupby(key)["value"].agg(["min", "max"])
     if (differing := spread[spread["max"] - spread["min"] > 1e-3 * spread["max"].abs()]).size:
-        raise ValueError(f"--pipelines must have one guide, but differ in {dict(zip(key, differing.index[0], strict=True))}.")
+        raise ValueError(
+            f"--pipelines must have one guide, but differ in {dict(zip(key, differing.index[0], strict=True))}."
+        )
     return metrics.drop_duplicates(key)
 
 
 def realism_rows(distances: dict[str, float]) -> pd.DataFrame:
-    """Frechet distances to real images by intervention; ``none`` is that of one half of the real images to the other."""
+    """Frechet distances to real images by intervention; ``none`` is that between two halves of the real images."""
     rows = [(name, "image", "judge", "frechet", distance, np.nan, np.nan) for name, distance in distances.items()]
     return pd.DataFrame(rows, columns=list(COLUMNS[4:]))
 
@@ -394,9 +396,9 @@ def draw_counterfactuals(evaluation: Evaluation, pipelines: dict[str, DSCMPipeli
     captions = attribute_captions(graph, parents)
     grids, values = {}, {}
     for cft, pipeline in pipelines.items():
-        plan = plan_counterfactuals(
-            pipeline.attribute_scm, evaluation.images.parents, graph.names, settings.seed
-        )[:number]
+        plan = plan_counterfactuals(pipeline.attribute_scm, evaluation.images.parents, graph.names, settings.seed)[
+            :number
+        ]
         backbone = HVAEBackbone(pipeline.hvae).eval()
         images = counterfactual_images(backbone, image, parents, plan, rows, settings.seed)
         grid = {f"do({name})": images[:, 1 + i] for i, name in enumerate(graph.names)}

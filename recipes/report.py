@@ -1,6 +1,6 @@
 """One report of several runs, one for each seed: means, and intervals that hold those of all.
 
-    python recipes/report.py --runs outputs/phantom outputs/phantom-seed1 outputs/phantom-seed2 --output_dir outputs/report
+    python recipes/report.py --runs outputs/phantom outputs/phantom-seed1 --output_dir outputs/report
 
 Reads what evaluate.py and evaluate_utility.py left in each run. Writes report.html, report.md, report.tex and
 metrics.csv into --output_dir. Figures are those of the first run.

@@ -23,11 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-
 from diffusers import AutoencoderKL
 
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, HVAEModel
-from softcft.data.sources import DataConfig, SubsetConfig
+from softcft.data.sources import DataConfig, SubsetConfig, UtilityConfig
+from softcft.evaluation.report import CFT_NAMES
 from softcft.training.cft_trainer import CFTConfig
 from softcft.training.config import MemoryConfig, PatchConfig, TrainingConfig
 from softcft.training.parsing import model_arguments, parse_config
@@ -146,7 +146,7 @@ def plan() -> tuple[Path, dict[str, list[str]], list[str]]:
         folder = folder.with_name(f"{folder.name}-seed{settings.seed}")
     flags += ["--output_dir", str(folder)]
 
-    steps = dict.fromkeys(("generate", "evaluate"), [*flags, "--seed", str(settings.seed)])
+    steps = {key: [*flags, "--seed", str(settings.seed)] for key in ("generate", "evaluate")}
     for section, (types, model_class) in TRAININGS.items():
         config, data, training, *_ = parse_config(
             section, DataConfig, TrainingConfig, *types, default_config=DEFAULT_CONFIG, argv=flags

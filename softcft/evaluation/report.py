@@ -25,7 +25,7 @@ import base64
 import html
 import math
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -60,8 +60,8 @@ class Layout:
     """What one table shows: rows are interventions and models, columns variables and metrics.
 
     ``metrics`` maps metrics, or the part of their name before a ``[``, to the heading of their columns, with
-    ``{variable}``, ``{unit}`` and ``{group}`` (what is in the brackets) filled in. ``second`` maps them to a metric that
-    is written in brackets behind, the change of Table 1 or the p-value of a statistic.
+    ``{variable}``, ``{unit}`` and ``{group}`` (what is in the brackets) filled in. ``second`` maps them to a metric
+    that is written in brackets behind, the change of Table 1 or the p-value of a statistic.
     """
 
     title: str
@@ -76,6 +76,7 @@ class Layout:
 CHANGES = {"auc": "auc_change", "mae": "mae_change", "ece": "ece_change"}
 INTERVAL = "In square brackets the 95 % bootstrap interval, resampled by subject."
 JUDGE = "The judge had no part in fine-tuning."
+GUIDE = "The guide steered fine-tuning, so its word counts less."
 ACCURACY = {"auc": "{variable}, AUC (%)", "mae": "{variable}, MAE ({unit})"}
 LAYOUTS = (
     *(
@@ -89,7 +90,10 @@ LAYOUTS = (
             CHANGES,
             1,
         )
-        for predictor, remark in (("judge", JUDGE), ("guide", "The guide steered fine-tuning, so its word counts less."))
+        for predictor, remark in (
+            ("judge", JUDGE),
+            ("guide", "The guide steered fine-tuning, so its word counts less."),
+        )
     ),
     Layout(
         "Table 1b: how sure the judge is, against real images",
@@ -306,7 +310,7 @@ def _lay_out(rows: pd.DataFrame, layout: Layout, graph: CausalGraph) -> pd.DataF
 
 
 def _cell(
-    cells: Mapping[tuple[str, ...], pd.DataFrame], row: tuple[str, str], variable: str, metric: str, layout: Layout
+    cells: Mapping[tuple[Hashable, ...], pd.DataFrame], row: tuple[str, str], variable: str, metric: str, layout: Layout
 ) -> str:
     results = cells.get((*row, variable, metric))
     if results is None:

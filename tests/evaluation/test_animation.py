@@ -28,7 +28,8 @@ def test_runs_forth_and_back(tmp_path, channels):
     write_interpolation(path, {"Soft-CFT": rising(channels=channels)}, [f"do(age = {age})" for age in (20, 40, 60, 80)])
     levels = brightness(path)
     assert len(levels) == 6  # 4 there, 2 back: the loop goes on with the first
-    assert levels[:4] == sorted(levels[:4]) and levels[3:] == sorted(levels[3:], reverse=True)
+    assert levels[:4] == sorted(levels[:4])
+    assert levels[3:] == sorted(levels[3:], reverse=True)
     assert levels[3] - levels[0] > 200
 
 
@@ -38,7 +39,8 @@ def test_every_model_has_a_row(tmp_path):
     write_interpolation(one, {"Soft-CFT": rising()}, captions)
     write_interpolation(two, {"Hard-CFT": rising(), "Soft-CFT": rising()}, captions)
     with Image.open(one) as first, Image.open(two) as second:
-        assert second.height > 1.5 * first.height and second.width == first.width
+        assert second.height > 1.5 * first.height
+        assert second.width == first.width
 
 
 @pytest.mark.parametrize(

@@ -152,13 +152,14 @@ def test_with_utility_predictors_learn_from_every_set(run_all: Callable[..., Non
     assert {value(f, "--seed") for f in flags} == {"2004"}
     order = [Path(script).stem for script, *_ in calls(tmp_path)]
     assert order.index("generate_counterfactuals") > max(i for i, name in enumerate(order) if name == "soft_cft")
-    assert order[-1] == "evaluate" and "evaluate_utility" in order
+    assert order[-1] == "evaluate"
+    assert "evaluate_utility" in order
 
 
 def test_a_trial_does_not_lengthen_a_training(run_all: Callable[..., None], tmp_path: Path) -> None:
     run_all("--output_dir", "runs/short", "--max_train_steps", "1000")
     steps = {Path(script).stem: value(flags, "--max_train_steps") for script, *flags in calls(tmp_path)[:-2]}
-    assert steps == {"train_scm": "3", "train_classifier": "3", "train_hvae": "4", "train_vae": "3", "soft_cft": "3"}
+    assert steps == {"train_scm": "3", "train_classifier": "3", "train_hvae": "4", "train_vae": "2", "soft_cft": "3"}
 
 
 def test_a_failure_beside_ends_the_run_at_once_and_is_shown(run_all: Callable[..., None], tmp_path: Path) -> None:
