@@ -1,7 +1,7 @@
 """Settings of the recipes: one YAML file per data set, and command-line flags that override it.
 
-The file has one section per recipe (``scm``, ``guide``, ``judge``, ``hvae``, ``cft``, ``evaluate``), the ``data``
-that all of them read, the folder of the run, and the ``graph`` as a list of variables:
+The file has one section per recipe (``scm``, ``guide``, ``judge``, ``hvae``, ``cft``, ``evaluate``, ``generate``,
+``utility``), the ``data`` that all of them read, the folder of the run, and the ``graph`` as a list of variables:
 
 .. code-block:: yaml
 
@@ -45,7 +45,20 @@ from softcft.training.config import choices_of
 
 __all__ = ["SECTIONS", "begin_run", "model_arguments", "parse_config"]
 
-SECTIONS = ("output_dir", "data", "graph", "columns", "scm", "guide", "judge", "hvae", "cft", "evaluate")
+SECTIONS = (
+    "output_dir",
+    "data",
+    "graph",
+    "columns",
+    "scm",
+    "guide",
+    "judge",
+    "hvae",
+    "cft",
+    "evaluate",
+    "generate",
+    "utility",
+)
 """What a YAML file may have."""
 
 OWN_DATA = "own_data.yaml"
