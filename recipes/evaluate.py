@@ -336,9 +336,8 @@ def result_rows(
     # Every model was compared with the real images: with the same, if all pipelines have one guide.
     spread = metrics.groupby(key)["value"].agg(["min", "max"])
     if (differing := spread[spread["max"] - spread["min"] > 1e-3 * spread["max"].abs()]).size:
-        raise ValueError(
-            f"--pipelines must have one guide, but differ in {dict(zip(key, differing.index[0], strict=True))}."
-        )
+        where = dict(zip(key, differing.index[0], strict=True))
+        raise ValueError(f"--pipelines must have been trained with one guide, but differ on real images in {where}.")
     return metrics.drop_duplicates(key)
 
 

@@ -9,10 +9,9 @@ metrics.csv into --output_dir. Figures are those of the first run.
 import argparse
 from pathlib import Path
 
-import yaml
-
 from softcft import CausalGraph
 from softcft.evaluation.report import write_report
+from softcft.training.parsing import read_config
 
 
 def main() -> None:
@@ -26,7 +25,7 @@ def main() -> None:
         path = Path(run, "config.yaml")
         if not path.is_file():
             parser.error(f"--runs: {run} has no config.yaml; run recipes/evaluate.py --output_dir {run}")
-        settings[run] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings[run] = read_config(path)
     first = settings[arguments.runs[0]]
     for run, config in settings.items():
         if config["graph"] != first["graph"]:

@@ -2,10 +2,18 @@
 
     accelerate launch recipes/train_classifier.py --role guide --config recipes/configs/phantom.yaml
     accelerate launch recipes/train_classifier.py --role judge --config recipes/configs/phantom.yaml
+    accelerate launch recipes/train_classifier.py --role utility --train_on real
+    accelerate launch recipes/train_classifier.py --role utility --train_on soft/race
 
 The guide steers counterfactual fine-tuning, the judge evaluates it. They should share nothing: the configs give them
-other seeds, networks of other shapes and other halves of the training data. Reads the sections data, graph and that of
-the role. Writes the AttributeClassifier into --output_dir/guide or judge.
+other seeds, networks of other shapes and other halves of the training data.
+
+The role utility is for the paper's Table 2: a predictor that learns from nothing but a set of counterfactuals, made by
+generate_counterfactuals.py, or to compare with from the real images that they were made of. evaluate_utility.py tests
+it on real images.
+
+Reads the sections data, graph and that of the role. Writes the AttributeClassifier into --output_dir/guide, judge,
+utility/real, utility/soft/race and so on.
 """
 
 import argparse
@@ -16,11 +24,12 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from softcft import AttributeClassifier, CausalGraph
+from softcft.data.own import read_table
 from softcft.data.schema import ImageAttributeDataset, scale_pixels
-from softcft.data.sources import DataConfig, SubsetConfig, load_data, training_images
+from softcft.data.sources import DataConfig, SubsetConfig, UtilityConfig, load_data, training_images
 from softcft.evaluation.metrics import variable_metrics
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
@@ -28,6 +37,40 @@ from softcft.training.objectives import ClassifierObjective
 from softcft.training.parsing import begin_run, model_arguments, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
+
+
+def counterfactuals_of(choice: UtilityConfig, output_dir: str) -> Path | None:
+    """The folder of counterfactuals to learn from, None for real images; ends the program if it is not there."""
+    if choice.train_on == "real":
+        return None
+    folder = Path(output_dir, "counterfactuals", choice.train_on)
+    if not any(folder.glob("train-*.parquet")):
+        raise SystemExit(
+            f"There are no counterfactuals in {folder}. Make them, with the same flags, by\n    accelerate launch "
+            f"recipes/generate_counterfactuals.py --pipelines {Path(output_dir, folder.parent.name)} "
+            f"--attributes {folder.name}"
+        )
+    return folder
+
+
+def utility_images(
+    real: ImageAttributeDataset, num_images: int | None, folder: Path | None
+) -> Subset[dict[str, torch.Tensor]]:
+    """The first real images that miss no value, or all counterfactuals of these in a folder and no others."""
+    sources = real.complete[:num_images]
+    if folder is None:
+        return Subset(real, sources)
+    rows = read_table(str(folder))["train"]
+    if sorted(set(rows["source_row"])) != sources:
+        raise ValueError(
+            f"{folder} must have the counterfactuals of the first {len(sources)} training images that miss no value, "
+            f"but has those of {len(set(rows['source_row']))}: give generate_counterfactuals.py the same --num_images, "
+            "and let it finish."
+        )
+    images = ImageAttributeDataset(rows, real.graph)
+    if images.sample_size != real.sample_size:
+        raise ValueError(f"--sample_size is {real.sample_size}, but {folder} has images of {images.sample_size}.")
+    return images.subset()
 
 
 @torch.no_grad()
@@ -40,18 +83,24 @@ def predict(classifier: AttributeClassifier, dataset: ImageAttributeDataset) -> 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
     role_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    role_parser.add_argument("--role", choices=["guide", "judge"], default="guide")
+    role_parser.add_argument("--role", choices=["guide", "judge", "utility"], default="guide")
     role, argv = role_parser.parse_known_args()
-    config, data, training, subset = parse_config(
+    config, data, training, choice = parse_config(
         role.role,
         DataConfig,
         TrainingConfig,
-        SubsetConfig,
+        UtilityConfig if role.role == "utility" else SubsetConfig,
         default_config=DEFAULT_CONFIG,
         description=__doc__,
         argv=argv,
     )
-    training = replace(training, output_dir=str(Path(training.output_dir, role.role)))
+    run = Path(training.output_dir, role.role)
+    if role.role == "utility":
+        if data.streaming:
+            raise ValueError("--streaming: counterfactuals belong to rows of the training images; leave it out.")
+        counterfactuals = counterfactuals_of(choice, training.output_dir)
+        run /= choice.train_on
+    training = replace(training, output_dir=str(run))
     graph = CausalGraph(config["graph"])
     arguments = model_arguments(config, role.role, AttributeClassifier)
     if training.ema_decay:
@@ -61,7 +110,11 @@ def main() -> None:
         )
     with PartialState().main_process_first():  # the others find the data in the cache
         splits = load_data(data, graph, config["columns"])
-    train_images = training_images(splits["train"], data, graph, config["columns"])
+        train_images = training_images(splits["train"], data, graph, config["columns"])
+        if role.role == "utility":
+            learned = utility_images(train_images, choice.num_images, counterfactuals)
+        else:
+            learned = train_images.subset(choice.half)
     validation_images = ImageAttributeDataset(splits["validation"], graph)
 
     arguments["backbone"] = {"num_channels": train_images.image_channels, **arguments.get("backbone", {})}
@@ -69,13 +122,13 @@ def main() -> None:
     classifier = AttributeClassifier(graph=graph.to_list(), **arguments)
     if PartialState().is_main_process:
         begin_run(config, role.role, training.output_dir)
-    train(ClassifierObjective(classifier), train_images.subset(subset.half), training, name=role.role)
+    train(ClassifierObjective(classifier), learned, training, name=role.role)
     if PartialState().is_main_process:
         labels = validation_images.parents.to(classifier.device)
         classifier.eval().calibrate(predict(classifier, validation_images), labels)
         classifier.save_pretrained(training.output_dir)
         logits = predict(classifier, validation_images)
-        print(f"The {role.role} on validation data:")
+        print(f"The {'predictor' if role.role == 'utility' else role.role} on validation data:")
         for variable in graph.variables:
             columns = graph.slices[variable.name]
             known = ~labels[:, columns].isnan().any(dim=1)

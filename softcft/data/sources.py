@@ -12,14 +12,14 @@ from datasets import Dataset, DatasetDict, IterableDataset
 
 from softcft.data.mimic_cxr import load_mimic_cxr
 from softcft.data.morphomnist import MORPHOMNIST_GRAPH, load_morphomnist
-from softcft.data.own import make_splits, read_table, translate
+from softcft.data.own import as_text, is_missing, make_splits, read_table, translate
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.pixels import picture_shape, prepare_images
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.streaming import StreamedImages, stream_splits
 from softcft.graph import CausalGraph
 
-__all__ = ["DataConfig", "SubsetConfig", "load_data", "training_images"]
+__all__ = ["DataConfig", "SubsetConfig", "UtilityConfig", "load_data", "subjects_of", "training_images"]
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +149,39 @@ class SubsetConfig:
             raise ValueError(f"--half must be 'even', 'odd' or 'all', got {self.half!r}.")
 
 
+@dataclass(kw_only=True)
+class UtilityConfig:
+    """What a predictor of the paper's Table 2 learns from.
+
+    Raises:
+        ValueError: If ``train_on`` names no set of counterfactuals, or there are too few images.
+    """
+
+    train_on: str = field(
+        default="real",
+        metadata={
+            "help": "Counterfactuals, CFT/ATTRIBUTE, of generate_counterfactuals.py, soft/race for instance, or the "
+            "real images."
+        },
+    )
+    num_images: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of training images to learn from, or whose counterfactuals to learn from: the first ones "
+            "that miss no value, as in generate_counterfactuals.py. Left out: all."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        cft, _, attribute = self.train_on.partition("/")
+        if self.train_on != "real" and (cft not in ("none", "hard", "soft") or not attribute):
+            raise ValueError(
+                f"--train_on must be real or one of none, hard, soft, a slash and a variable, got {self.train_on!r}."
+            )
+        if self.num_images is not None and self.num_images < 2:
+            raise ValueError(f"--num_images must be at least 2, got {self.num_images}.")
+
+
 def training_images(
     rows: Dataset | IterableDataset, config: DataConfig, graph: CausalGraph, columns: Mapping[str, Any] | None = None
 ) -> ImageAttributeDataset | StreamedImages:
@@ -169,9 +202,9 @@ def load_data(
         columns: Where the table has other names or values than the graph, see :mod:`softcft.data.own`.
 
     Returns:
-        Splits ``train``, ``validation``, ``test`` with a column ``image`` and one for each variable in natural units or
-        category names, None where a value is missing. With ``config.streaming`` the training split is a stream of the
-        table as it is: see :func:`training_images`.
+        Splits ``train``, ``validation``, ``test`` with a column ``image``, one for each variable in natural units or
+        category names, None where a value is missing, and the one of :func:`subjects_of`. With ``config.streaming`` the
+        training split is a stream of the table as it is: see :func:`training_images`.
 
     Raises:
         FileNotFoundError: If a folder or a file of the data set is missing.
@@ -207,7 +240,8 @@ def load_data(
     else:
         name = str(config.data_dir) if config.dataset_name == "mimic_cxr" else config.dataset_name
         splits = read_table(name, config.dataset_config_name)
-    keep = [] if config.group_column is None else [config.group_column]
+    subject = _subject_column(config)
+    keep = [] if subject is None else [subject]
     splits = DatasetDict({name: translate(rows, graph, columns, keep) for name, rows in splits.items()})
     splits = make_splits(splits, numbers, config.group_column, config.data_seed)
 
@@ -227,3 +261,23 @@ def load_data(
                 "%d of %d %s images are left out: %s", len(problems), len(rows), name, "; ".join(problems[:5])
             )
     return prepared
+
+
+def subjects_of(rows: Dataset, config: DataConfig) -> list[str]:
+    """Who each image is of: images of one subject are alike, and no independent evidence.
+
+    Args:
+        rows: A split of :func:`load_data`.
+        config: Its settings.
+
+    Returns:
+        For each row the value of ``config.group_column``, or of MIMIC-CXR's ``subject_id``. Each image has a subject of
+        its own if there is no such column, and where its value is missing.
+    """
+    column = _subject_column(config)
+    subjects = rows[column][:] if column in rows.column_names else [None] * len(rows)
+    return [f"none {row}" if is_missing(subject) else as_text(subject) for row, subject in enumerate(subjects)]
+
+
+def _subject_column(config: DataConfig) -> str | None:
+    return config.group_column or ("subject_id" if config.dataset_name == "mimic_cxr" else None)

@@ -1,7 +1,8 @@
 """Settings of the recipes: one YAML file per data set, and command-line flags that override it.
 
-The file has one section per recipe (``scm``, ``guide``, ``judge``, ``hvae``, ``vae``, ``cft``, ``evaluate``), the
-``data`` that all of them read, the folder of the run, and the ``graph`` as a list of variables:
+The file has one section per recipe (``scm``, ``guide``, ``judge``, ``hvae``, ``vae``, ``cft``, ``evaluate``,
+``generate``, ``utility``), the ``data`` that all of them read, the folder of the run, and the ``graph`` as a list of
+variables:
 
 .. code-block:: yaml
 
@@ -43,9 +44,23 @@ from transformers import HfArgumentParser
 
 from softcft.training.config import choices_of
 
-__all__ = ["SECTIONS", "begin_run", "model_arguments", "parse_config"]
+__all__ = ["SECTIONS", "begin_run", "model_arguments", "parse_config", "read_config"]
 
-SECTIONS = ("output_dir", "data", "graph", "columns", "scm", "guide", "judge", "hvae", "vae", "cft", "evaluate")
+SECTIONS = (
+    "output_dir",
+    "data",
+    "graph",
+    "columns",
+    "scm",
+    "guide",
+    "judge",
+    "hvae",
+    "vae",
+    "cft",
+    "evaluate",
+    "generate",
+    "utility",
+)
 """What a YAML file may have."""
 
 OWN_DATA = "own_data.yaml"
@@ -107,7 +122,7 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, told in or
     )
     files = flags.parse_known_args(argv)[0]
     path = Path(_default_config(argv, Path(default_config)) if files.config is None else files.config)
-    config = _read(path)
+    config = read_config(path)
     if files.graph is not None:
         config = {name: value for name, value in config.items() if name != "columns"} | _read_graph(Path(files.graph))
     if section not in config:
@@ -169,7 +184,7 @@ def begin_run(config: Mapping[str, Any], section: str, output_dir: str | Path) -
     path = Path(output_dir, "config.yaml")
     if config[section].get("resume_from_checkpoint") is not None and path.is_file():
         before, now = (
-            _flat({k: c.get(k) for k in ("graph", "columns", "data", section)}) for c in (_read(path), config)
+            _flat({k: c.get(k) for k in ("graph", "columns", "data", section)}) for c in (read_config(path), config)
         )
         for key in sorted(before | now):
             if key.rpartition(".")[2] not in FREE_SETTINGS and before.get(key) != now.get(key):
@@ -239,7 +254,13 @@ def _load(path: Path) -> Any:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The sections of a YAML file as they stand.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no YAML, or has a section of another name than those of :data:`SECTIONS`.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"--config {path}: there is no such file.")
     config = _mapping(_load(path), str(path))

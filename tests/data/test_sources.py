@@ -8,7 +8,7 @@ import yaml
 from softcft.data.mimic_cxr import load_mimic_cxr
 from softcft.data.phantom import PHANTOM_GRAPH
 from softcft.data.schema import ImageAttributeDataset
-from softcft.data.sources import GRAPHS, DataConfig, load_data
+from softcft.data.sources import GRAPHS, DataConfig, load_data, subjects_of
 from softcft.graph import CausalGraph
 from softcft.training.parsing import parse_config
 from tests.data.mimic_cxr_tree import make_mimic_tree
@@ -85,3 +85,32 @@ def test_mimic_cxr_may_be_the_tree_or_what_was_prepared(tmp_path: Path, monkeypa
         DataConfig(dataset_name="mimic_cxr", sample_size=16, data_dir=str(tmp_path / "prepared")), graph
     )
     assert ImageAttributeDataset(smaller["test"], graph).sample_size == 16
+
+
+def test_subjects_are_those_of_the_group_column_or_the_images(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"sex": ["male"] * 5, "patient": [7.0, 8.0, None, 7.0, None]})
+    config = DataConfig(dataset_name="folder", sample_size=16, group_column="patient")
+    assert subjects_of(rows, config) == ["7", "8", "none 2", "7", "none 4"]
+    assert len(set(subjects_of(rows, DataConfig(dataset_name="folder", sample_size=16)))) == 5
+
+    # What load_data returns has the column, also for the splits that it makes, where no subject is in two of them.
+    made = load_data(DataConfig(**PHANTOM, data_dir=str(tmp_path / "cache")), PHANTOM_GRAPH)["train"]
+    made = made.select([0, 1, 2, 3, 4, 5] * 4).add_column("patient", [f"p{i // 2}" for i in range(24)])
+    made.save_to_disk(tmp_path / "mine")
+    config = DataConfig(dataset_name=str(tmp_path / "mine"), sample_size=16, group_column="patient")
+    splits = load_data(config, PHANTOM_GRAPH)
+    subjects = {name: subjects_of(split, config) for name, split in splits.items()}
+    assert sorted(name for names in subjects.values() for name in names) == sorted(f"p{i // 2}" for i in range(24))
+    assert not set(subjects["train"]) & set(subjects["test"])
+
+
+def test_subjects_of_mimic_cxr_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = CausalGraph(yaml.safe_load((ROOT / "recipes" / "configs" / "mimic_cxr_224.yaml").read_text())["graph"])
+    make_mimic_tree(tmp_path / "tree", num_subjects=30, size=(40, 30))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    expected = load_mimic_cxr(tmp_path / "tree", 24)
+    expected.save_to_disk(tmp_path / "prepared")
+    for folder in ("tree", "prepared"):
+        config = DataConfig(dataset_name="mimic_cxr", sample_size=24, data_dir=str(tmp_path / folder))
+        for name, rows in load_data(config, graph).items():
+            assert subjects_of(rows, config) == expected[name]["subject_id"][:]

@@ -1,0 +1,130 @@
+"""Test predictors that learned from counterfactuals alone on real test images: Table 2 of the paper.
+
+    accelerate launch recipes/evaluate_utility.py --config recipes/configs/phantom.yaml
+
+Needs what train_classifier.py --role utility made of the real images and of sets of generate_counterfactuals.py: all
+that are found below OUTPUT_DIR/utility are tested. Reads the sections data and graph. Writes
+OUTPUT_DIR/metrics/utility.csv, which evaluate.py and report.py make tables of:
+the AUC (or mean absolute error) of each predictor on each variable, and its change from the predictor that learned from
+real images, with 95 % intervals of a bootstrap over subjects.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+import yaml
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+
+from softcft import AttributeClassifier, CausalGraph
+from softcft.data.schema import ImageAttributeDataset, scale_pixels
+from softcft.data.sources import DataConfig, load_data, subjects_of
+from softcft.evaluation.bootstrap import bootstrap_weights
+from softcft.evaluation.report import CFT_NAMES
+from softcft.evaluation.utility import REAL, utility_rows
+from softcft.training.parsing import parse_config
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
+# Settings of the training that would else be what the change from real images shows.
+ALIKE = ("num_images", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "learning_rate", "model")
+
+
+@dataclass(kw_only=True)
+class EvaluateUtilityConfig:
+    """How to test the predictors."""
+
+    output_dir: str = field(metadata={"help": "Folder of the whole run, which also gets metrics/utility.csv."})
+    num_resamples: int = field(default=1000, metadata={"help": "Resamples of the bootstrap. 0 gives no intervals."})
+    eval_batch_size: int = field(default=250, metadata={"help": "Images per forward pass and process."})
+    mixed_precision: Literal["no", "bf16", "fp16"] = field(
+        default="no", metadata={"help": "Type of the forward pass of the predictors."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the bootstrap; the table names it."})
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_resamples", 0), ("eval_batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
+
+
+def load_predictors(output_dir: str, graph: CausalGraph) -> dict[tuple[str, str], AttributeClassifier]:
+    """All predictors that were trained, by the fine-tuning and the intervention of their training images."""
+    folders = {REAL: Path(output_dir, "utility", "real")}
+    folders |= {(cft, name): Path(output_dir, "utility", cft, name) for cft in CFT_NAMES for name in graph.names}
+    folders = {key: folder for key, folder in folders.items() if (folder / "config.json").is_file()}
+    if REAL not in folders or len(folders) == 1:
+        wanted = "real" if REAL not in folders else f"soft/{graph.names[-1]}"
+        raise SystemExit(
+            f"There is no predictor in {Path(output_dir, 'utility', wanted)}. Make it, with the same flags, by\n"
+            f"    accelerate launch recipes/train_classifier.py --role utility --train_on {wanted}"
+        )
+    predictors = {key: AttributeClassifier.from_pretrained(folder).eval() for key, folder in folders.items()}
+    for key, predictor in predictors.items():
+        if predictor.causal_graph != graph:
+            raise ValueError(f"{folders[key]} was trained with another graph than that of --config.")
+    settings = {key: yaml.safe_load((folder / "config.yaml").read_text())["utility"] for key, folder in folders.items()}
+    for key, folder in folders.items():
+        for name in ALIKE:
+            value, real = settings[key].get(name), settings[REAL].get(name)
+            if value != real:
+                raise ValueError(
+                    f"{folder} was trained with {name} = {value!r}, but {folders[REAL]}, which it is compared with, "
+                    f"with {real!r}: train them alike."
+                )
+    return predictors
+
+
+@torch.inference_mode()
+def predict(
+    predictors: dict[tuple[str, str], AttributeClassifier], images: Subset, batch_size: int, accelerator: Accelerator
+) -> tuple[dict[tuple[str, str], torch.Tensor], torch.Tensor]:
+    """Logits of each predictor and the labels of all images, (N, K), gathered from all processes."""
+    gathered = []
+    batches = accelerator.prepare(DataLoader(images, batch_size=batch_size))
+    for batch in tqdm(batches, desc="real images", disable=not accelerator.is_main_process):
+        image = scale_pixels(batch["image"])
+        with accelerator.autocast():
+            logits = torch.stack([predictor(image).logits for predictor in predictors.values()], dim=1)
+        gathered.append(accelerator.gather_for_metrics((logits.float().contiguous(), batch["parents"])))
+    logits, labels = (torch.cat(parts).cpu() for parts in zip(*gathered, strict=True))
+    return dict(zip(predictors, logits.unbind(1), strict=True)), labels
+
+
+def main() -> None:
+    """Run the recipe; see the module's docstring."""
+    config, data, settings = parse_config(
+        "data", DataConfig, EvaluateUtilityConfig, default_config=DEFAULT_CONFIG, description=__doc__
+    )
+    graph = CausalGraph(config["graph"])
+    predictors = load_predictors(settings.output_dir, graph)
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    with accelerator.main_process_first():  # the others find the data in the cache
+        rows = load_data(data, graph, config["columns"])["test"]
+        images = ImageAttributeDataset(rows, graph)
+    for predictor in predictors.values():
+        predictor.to(accelerator.device)
+    logits, labels = predict(predictors, images.subset(complete=True), settings.eval_batch_size, accelerator)
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return
+
+    subjects = subjects_of(rows, data)
+    weights = bootstrap_weights([subjects[row] for row in images.complete], settings.num_resamples, settings.seed)
+    table = utility_rows(graph, logits, labels, weights)
+    run = {"table": "utility", "dataset": data.dataset_name, "seed": settings.seed}
+    table = pd.DataFrame(run, index=table.index).join(table)
+    path = Path(settings.output_dir, "metrics", "utility.csv")
+    path.parent.mkdir(exist_ok=True)
+    table.to_csv(path, index=False)
+    shown = table[~table["metric"].str.endswith("_change")]
+    shown = shown.pivot_table(values="value", index=["intervention", "cft"], columns=["metric", "variable"], sort=False)
+    print(f"AUC in % or mean absolute error on real test images of predictors that learned from\n{shown.round(2)}")
+    print(f"\nAll results, with intervals: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""Generate all counterfactuals of the training images, once: what the predictors of the paper's Table 2 are trained on.
+
+    accelerate launch recipes/generate_counterfactuals.py --config recipes/configs/phantom.yaml
+    accelerate launch recipes/generate_counterfactuals.py --pipelines outputs/phantom/soft --attributes race
+
+Every training image that misses no value is intervened on, one variable at a time: a discrete one takes each of its
+other categories, a continuous one the values of other images. Reads the sections data, graph and generate. Each set is
+a folder of Parquet files that datasets.load_dataset reads, OUTPUT_DIR/counterfactuals/soft/race for instance. Its
+columns are image (8 bits, the model's grey levels are rounded), the counterfactual value of each variable, source_row
+(the row of the training split) and intervention (the name of the variable).
+
+A run that was stopped goes on where it was when it is started again. What an image becomes depends on the settings, its
+row and the kind of device, and on nothing else: all processes share the work, and make the same files as one.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+from datasets import Features, Image, Value
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import default_collate
+from tqdm.auto import tqdm
+
+from softcft import CausalGraph, DSCMPipeline, HVAEBackbone
+from softcft.data.pixels import encode_pixels
+from softcft.data.schema import ImageAttributeDataset, scale_pixels
+from softcft.data.sources import DataConfig, load_data
+from softcft.evaluation.report import CFT_NAMES
+from softcft.graph import Intervention
+from softcft.training.parsing import begin_run, parse_config
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
+SHARD = 2048  # training images whose counterfactuals are in one file: what an interruption may cost
+METADATA = b"softcft"  # key of a file's metadata that holds the settings it was made with
+
+
+@dataclass(kw_only=True)
+class GenerateConfig:
+    """What to generate, and how."""
+
+    output_dir: str = field(metadata={"help": "Folder of the whole run; the images go to counterfactuals below it."})
+    pipelines: list[str] | None = field(
+        default=None,
+        metadata={"help": "Pipeline folders, each named none, hard or soft. Left out: all three in OUTPUT_DIR."},
+    )
+    attributes: list[str] | None = field(
+        default=None, metadata={"help": "Variables to intervene on, one at a time. Left out: all discrete ones."}
+    )
+    values_per_image: int = field(
+        default=1, metadata={"help": "Number of counterfactuals of an image under a continuous variable."}
+    )
+    num_images: int | None = field(
+        default=None, metadata={"help": "Only the first so many training images that miss no value. Left out: all."}
+    )
+    generate_batch_size: int = field(default=256, metadata={"help": "Images per forward pass and process."})
+    mixed_precision: Literal["no", "bf16", "fp16"] = field(
+        default="no", metadata={"help": "Type of the forward pass of the image model."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of abduction, and of the values of continuous variables."})
+
+    def __post_init__(self) -> None:
+        for name in ("values_per_image", "num_images", "generate_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < (least := 2 if name == "num_images" else 1):
+                raise ValueError(f"--{name} must be at least {least}, got {value}.")
+        if self.seed < 0:
+            raise ValueError(f"--seed must be >= 0, got {self.seed}.")
+        self.pipelines = self.pipelines or [str(Path(self.output_dir, cft)) for cft in CFT_NAMES]
+        names = [Path(folder).name for folder in self.pipelines]
+        if len(set(names)) < len(names) or not set(names) <= set(CFT_NAMES):
+            raise ValueError(
+                f"--pipelines: folders must have different names of {', '.join(CFT_NAMES)}, got {self.pipelines}."
+            )
+        for folder in map(Path, self.pipelines):
+            if not (folder / "model_index.json").is_file():
+                raise SystemExit(
+                    f"There is no pipeline in {folder}. Make it, with the same flags, by\n    accelerate launch "
+                    f"recipes/soft_cft.py --cft {folder.name} --output_dir {folder.parent}"
+                )
+
+
+@dataclass
+class CounterfactualSet:
+    """The counterfactuals of one pipeline under interventions on one variable.
+
+    Attributes:
+        pipeline: What makes them.
+        attribute: The variable.
+        folder: Where they are kept.
+        rows: The rows of the training images that they are of.
+        settings: All that they depend on, as plain data. It is in the metadata of every file.
+    """
+
+    pipeline: DSCMPipeline
+    attribute: str
+    folder: Path
+    rows: list[int]
+    settings: dict[str, Any]
+
+    def files(self) -> list[Path]:
+        """The files of all shards; refuses files that were made with other settings."""
+        for path in sorted(self.folder.glob("train-*.parquet")):
+            before = json.loads((pq.read_schema(path).metadata or {}).get(METADATA, b"{}"))
+            for key, value in self.settings.items():
+                if before.get(key) != value:
+                    raise ValueError(
+                        f"{path} was made with {key} = {before.get(key)!r}, now it is {value!r}: restore the setting, "
+                        "choose another --output_dir, or delete the folder."
+                    )
+        number = -(-len(self.rows) // SHARD)
+        return [self.folder / f"train-{shard:05d}-of-{number:05d}.parquet" for shard in range(number)]
+
+
+def load_pipelines(folders: list[str], graph: CausalGraph, sample_size: int) -> dict[str, DSCMPipeline]:
+    """The pipelines by their folders: all with the graph and size of the data."""
+    pipelines = {folder: DSCMPipeline.from_pretrained(folder) for folder in folders}
+    for folder, pipeline in pipelines.items():
+        if pipeline.hvae.causal_graph != graph:
+            raise ValueError(f"--pipelines: {folder} was trained with another graph than that of --config.")
+        if pipeline.hvae.config.sample_size != sample_size:
+            raise ValueError(
+                f"--sample_size is {sample_size}, but {folder} was trained with {pipeline.hvae.config.sample_size}."
+            )
+    return pipelines
+
+
+def plan(
+    config: dict[str, Any],
+    data: DataConfig,
+    settings: GenerateConfig,
+    pipelines: dict[str, DSCMPipeline],
+    rows: list[int],
+) -> list[CounterfactualSet]:
+    """The sets to be made of some rows of the training images."""
+    graph = CausalGraph(config["graph"])
+    attributes = dict.fromkeys(settings.attributes or [v.name for v in graph.variables if v.kind != "continuous"])
+    common = {f"data.{key}": value for key, value in asdict(data).items() if key != "data_dir"}
+    common |= {"graph": graph.to_list(), "columns": config["columns"], "num_images": len(rows)}
+    common |= {key: getattr(settings, key) for key in ("seed", "generate_batch_size", "mixed_precision")}
+    sets = []
+    for folder, pipeline in pipelines.items():
+        weights = hashlib.sha256()
+        for part in ("attribute_scm", "hvae"):
+            for path in sorted(Path(folder, part).glob("*.safetensors")):
+                weights.update(path.read_bytes())
+        for name in attributes:
+            variable = graph[name]
+            count = settings.values_per_image if variable.kind == "continuous" else len(variable.categories) - 1
+            own = {"intervention": name, "values_per_image": count, "weights": weights.hexdigest()[:32]}
+            target = Path(settings.output_dir, "counterfactuals", Path(folder).name, name)
+            # Through JSON, so that they compare with what is read from a file.
+            sets.append(CounterfactualSet(pipeline, name, target, rows, json.loads(json.dumps({**common, **own}))))
+    return sets
+
+
+def intervened_values(
+    graph: CausalGraph, name: str, parents: Tensor, positions: list[int], values: list[int], generators: list[Any]
+) -> Tensor:
+    """New values of one variable, encoded, of shape (B, width).
+
+    Args:
+        graph: The causal graph.
+        name: The variable.
+        parents: Encoded attributes of all n images, shape (n, K).
+        positions: The B images among them.
+        values: For each which new value: 0 to K - 2 for the categories after its own, in turn; of a continuous variable
+            each is the value of another image, drawn by its generator.
+        generators: One for each of the B.
+    """
+    variable, columns = graph[name], graph.slices[name]
+    own = parents[positions, columns]
+    if variable.kind == "binary":
+        return 1 - own
+    if variable.kind == "categorical":
+        return F.one_hot((own.argmax(dim=1) + 1 + torch.tensor(values)) % variable.width, variable.width).to(own.dtype)
+    steps = [int(torch.randint(1, len(parents), (), generator=g, device=g.device)) for g in generators]
+    return parents[[(i + step) % len(parents) for i, step in zip(positions, steps, strict=True)], columns]
+
+
+@torch.inference_mode()
+def generate(
+    made: CounterfactualSet, shard: int, images: ImageAttributeDataset, accelerator: Accelerator
+) -> Iterator[dict[str, list[Any]]]:
+    """Make the columns of one shard of a set, a batch at a time, from the training images."""
+    graph, settings, device = images.graph, made.settings, accelerator.device
+    backbone = HVAEBackbone(made.pipeline.hvae).eval()
+    parents = images.parents[made.rows]
+    mask = torch.tensor([name == made.attribute for name in graph.names])
+    shard_positions = range(len(made.rows))[shard * SHARD :][:SHARD]
+    all_pairs = [(i, value) for i in shard_positions for value in range(settings["values_per_image"])]
+    for start in range(0, len(all_pairs), settings["generate_batch_size"]):
+        pairs = all_pairs[start : start + settings["generate_batch_size"]]
+        positions, values = (list(column) for column in zip(*pairs, strict=True))
+        sources = [made.rows[i] for i in positions]
+        # One generator for each counterfactual: the same noise in every pipeline, so that they can be compared.
+        generators = []
+        for row, value in zip(sources, values, strict=True):
+            entropy = np.random.SeedSequence([settings["seed"], row, value]).generate_state(1, np.uint64)
+            generators.append(torch.Generator(device).manual_seed(int(entropy[0] >> np.uint64(1))))
+        new = parents[positions]
+        new[:, graph.slices[made.attribute]] = intervened_values(
+            graph, made.attribute, parents, positions, values, generators
+        )
+        batch = default_collate([images[row] for row in sources])
+        image, factual = scale_pixels(batch["image"].to(device)), batch["parents"].to(device)
+        intervention = Intervention(new.to(device), mask.expand(len(pairs), -1).to(device))
+        counterfactual = made.pipeline.attribute_scm.counterfactual(factual, intervention, generators)
+        with accelerator.autocast():
+            result = backbone.counterfactual(image, factual, counterfactual, generators).image
+        pixels = ((result.float() + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        yield {
+            "image": [encode_pixels(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels],
+            **graph.decode(counterfactual.cpu()),
+            "source_row": sources,
+            "intervention": [made.attribute] * len(pairs),
+        }
+
+
+def write(
+    path: Path, graph: CausalGraph, settings: dict[str, Any], batches: Iterable[dict[str, list[Any]]], progress: tqdm
+) -> None:
+    """Write a shard. What has its name is whole; until then it is hidden, and no part of the data set."""
+    types = {v.name: Value("float64" if v.kind == "continuous" else "string") for v in graph.variables}
+    features = Features({"image": Image(), **types, "source_row": Value("int64"), "intervention": Value("string")})
+    schema = features.arrow_schema.with_metadata(features.arrow_schema.metadata | {METADATA: json.dumps(settings)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hidden = path.with_name(f".{path.name}")
+    with pq.ParquetWriter(hidden, schema) as file:
+        for columns in batches:
+            file.write_table(pa.Table.from_pydict(columns, schema=schema))
+            progress.update(len(columns["image"]))
+    hidden.rename(path)
+
+
+def make(
+    sets: list[CounterfactualSet], config: dict[str, Any], images: ImageAttributeDataset, accelerator: Accelerator
+) -> int:
+    """Make what is missing of all sets; the number of images that all processes have made."""
+    missing = [(made, i, path) for made in sets for i, path in enumerate(made.files()) if not path.is_file()]
+    accelerator.wait_for_everyone()  # nobody writes before all have looked
+    if accelerator.is_main_process:
+        for made in sets:
+            begin_run(config, "generate", made.folder)
+    jobs = missing[accelerator.process_index :: accelerator.num_processes]
+    total = sum(made.settings["values_per_image"] * len(made.rows[i * SHARD :][:SHARD]) for made, i, _ in jobs)
+    before = None
+    with tqdm(total=total, desc="counterfactuals", unit="image", disable=not accelerator.is_main_process) as progress:
+        for made, shard, path in jobs:
+            if made.pipeline is not before:  # one pipeline at a time is on the device
+                if before is not None:
+                    before.to("cpu")
+                before = made.pipeline.to(accelerator.device)
+            progress.set_postfix_str(f"{made.folder.parent.name}/{made.attribute}")
+            write(path, images.graph, made.settings, generate(made, shard, images, accelerator), progress)
+    return int(accelerator.reduce(torch.tensor(total, device=accelerator.device), reduction="sum"))
+
+
+def main() -> None:
+    """Run the recipe; see the module's docstring."""
+    config, data, settings = parse_config(
+        "generate", DataConfig, GenerateConfig, default_config=DEFAULT_CONFIG, description=__doc__
+    )
+    graph = CausalGraph(config["graph"])
+    if data.streaming:
+        raise ValueError("--streaming: counterfactuals belong to rows of the training images; leave it out.")
+    for name in settings.attributes or []:
+        graph[name]
+    if not settings.attributes and all(variable.kind == "continuous" for variable in graph.variables):
+        raise ValueError("--attributes: the graph has no discrete variable; name those to intervene on.")
+    for name in {"source_row", "intervention"} & set(graph.names):
+        raise ValueError(f"The graph has a variable {name!r}, which is a column of its own here; rename it.")
+    pipelines = load_pipelines(settings.pipelines, graph, data.sample_size)
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    with accelerator.main_process_first():  # the others find the data in the cache
+        images = ImageAttributeDataset(load_data(data, graph, config["columns"])["train"], graph)
+    rows = images.complete[: settings.num_images]
+    if len(rows) < (wanted := settings.num_images or 2):
+        raise ValueError(f"--num_images is {wanted}, but only {len(rows)} training images miss no value; lower it.")
+
+    started = time.monotonic()
+    sets = plan(config, data, settings, pipelines, rows)
+    number = make(sets, config, images, accelerator)
+    speed = number / (time.monotonic() - started)
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        print(f"Generated {number} images, {speed:.1f} a second. They are in")
+        for made in sets:
+            print(f"    {made.folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""Sets of counterfactuals, from a pipeline of toy size: what is in them, and that they can be made in pieces."""
+
+import io
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+from datasets import Dataset, load_dataset
+from PIL import Image
+
+from softcft import DSCMPipeline
+from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
+from softcft.data.schema import ImageAttributeDataset
+from softcft.training.parsing import parse_config
+from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe, make_pipeline
+
+SHARD = 20  # of 64 training images: four files, the last one with four of them
+OTHERS = {v.name: len(v.categories) - 1 for v in PHANTOM_GRAPH.variables if v.kind != "continuous"}
+
+Generate = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all tests of this file run, with a pipeline runs/soft."""
+    folder = tmp_path_factory.mktemp("generate")
+    make_pipeline(folder / "runs" / "soft")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def factual(folder: Path) -> list[dict[str, Any]]:
+    """The training images."""
+    return list(load_phantom(16, 64, 48, 40, cache_dir=str(folder / "data"))["train"])
+
+
+@pytest.fixture
+def generate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Generate]:
+    """Runs the recipe here, in an output folder of that name; returns where its sets are."""
+
+    def generate(output: str, *flags: str, config: Path = TINY, **changes: Any) -> Path:
+        recipe = load_recipe("generate_counterfactuals")
+        for name, value in {"SHARD": SHARD, **changes}.items():
+            monkeypatch.setattr(recipe, name, value)
+        command = ["--config", str(config), "--pipelines", "runs/soft", "--output_dir", output, *flags]
+        monkeypatch.setattr(sys, "argv", ["generate_counterfactuals.py", *command])
+        AcceleratorState._reset_state(reset_partial_state=True)
+        recipe.main()
+        return folder / output / "counterfactuals" / "soft"
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+    yield generate
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def read(folder: Path) -> Dataset:
+    return load_dataset(str(folder), split="train")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("train-*.parquet"))}
+
+
+def test_every_image_gets_every_other_category_once(generate: Generate, factual: list[dict[str, Any]]) -> None:
+    """By default of all discrete variables; others keep their value, or follow as descendants."""
+    sets = generate("all")
+    assert {path.name for path in sets.iterdir()} == set(OTHERS)
+    for name, others in OTHERS.items():
+        rows = read(sets / name)
+        assert rows.column_names == ["image", *PHANTOM_GRAPH.names, "source_row", "intervention"]
+        assert isinstance(rows.features["image"], datasets.Image)
+        assert Counter(rows["source_row"]) == dict.fromkeys(range(64), others)
+        assert set(rows["intervention"]) == {name}
+        assert len(set(zip(rows["source_row"], rows[name], strict=True))) == len(rows)
+        for row in rows:
+            source = factual[row["source_row"]]
+            assert row[name] != source[name]
+            assert all(row[other] == source[other] for other in ("sex", "race", "disease") if other != name)
+            assert row["age"] == pytest.approx(source["age"], abs=1e-4)
+            assert (row["image"].mode, row["image"].size) == ("L", (16, 16))
+        assert ImageAttributeDataset(rows, PHANTOM_GRAPH)[0]["image"].shape == (1, 16, 16)
+        files = sorted(path.name for path in (sets / name).glob("train-*.parquet"))
+        assert files == [f"train-0000{i}-of-00004.parquet" for i in range(4)]
+        assert pq.read_table(sets / name / files[1])["source_row"].to_pylist()[::others] == list(range(20, 40))
+
+
+def test_an_image_is_that_of_the_pipeline(generate: Generate, factual: list[dict[str, Any]]) -> None:
+    """Asked on its own, with the same noise: the labels are those of the image, which is the right one."""
+    rows = read(generate("alone", "--attributes", "race", "--seed", "3", "--mixed_precision", "no") / "race")
+    pipeline = DSCMPipeline.from_pretrained("runs/soft")
+    differences = []
+    for number in (0, 1, 63, 100):
+        row, source = rows[number], factual[rows[number]["source_row"]]
+        value = number % 2  # each image has two
+        entropy = np.random.SeedSequence([3, row["source_row"], value]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(entropy) // 2)
+        parents = {name: source[name] for name in PHANTOM_GRAPH.names}
+        result = pipeline(source["image"], parents=parents, do={"race": row["race"]}, generator=generator)
+        assert result.parents["disease"] == [row["disease"]]
+        ours, theirs, real = (np.asarray(image, float) for image in (row["image"], result.images[0], source["image"]))
+        np.testing.assert_allclose(ours, theirs, atol=1)  # grey levels, from rounding to 8 bits
+        differences.append(abs(ours - real).mean())
+    assert min(differences) > 2
+
+
+def test_a_continuous_variable_takes_values_of_other_images(generate: Generate, factual: list[dict[str, Any]]) -> None:
+    rows = read(generate("age", "--attributes", "age", "--values_per_image", "3", "--num_images", "30") / "age")
+    assert Counter(rows["source_row"]) == dict.fromkeys(range(30), 3)
+    ages = [source["age"] for source in factual[:30]]
+    for row in rows:
+        others = [age for i, age in enumerate(ages) if i != row["source_row"]]
+        assert min(abs(row["age"] - age) for age in others) < 1e-4
+        assert row["sex"] == factual[row["source_row"]]["sex"]
+    assert len(set(rows["age"])) > 20
+    assert any(row["disease"] != factual[row["source_row"]]["disease"] for row in rows)  # an effect of age
+
+
+def test_values_that_are_missing_leave_an_image_out(generate: Generate, folder: Path) -> None:
+    rows = load_phantom(16, 64, 48, 40, cache_dir=str(folder / "data"))
+    some = rows["train"].select(range(12)).to_list()
+    for i in (0, 5):
+        some[i]["sex"] = None
+    for name in ("train", "validation", "test"):
+        rows[name] = Dataset.from_list(some, features=rows["train"].features)
+    rows.save_to_disk(folder / "gaps")
+    flags = ["--num_train", "12", "--num_validation", "12", "--num_test", "12", "--num_images", "6"]
+    made = read(generate("gaps_out", "--dataset_name", "gaps", "--attributes", "race", *flags) / "race")
+    assert sorted(set(made["source_row"])) == [1, 2, 3, 4, 6, 7]
+
+
+def test_a_run_that_was_stopped_goes_on_and_makes_the_same_files(
+    generate: Generate, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = contents(generate("whole", "--attributes", "race", "sex"))
+    original = load_recipe("generate_counterfactuals")
+    original.SHARD = SHARD
+
+    def stop(made: Any, shard: int, *arguments: Any) -> Iterator[dict[str, list[Any]]]:
+        batches = original.generate(made, shard, *arguments)
+        yield next(batches)
+        if shard == 1:
+            raise KeyboardInterrupt
+        yield from batches
+
+    with pytest.raises(KeyboardInterrupt):
+        generate("stopped", "--attributes", "race", "sex", generate=stop)
+    sets = folder / "stopped" / "counterfactuals" / "soft"
+    assert list(contents(sets)) == ["race/train-00000-of-00004.parquet"]
+    (hidden,) = sets.rglob(".*.parquet")
+    hidden.write_bytes(hidden.read_bytes()[:1000])  # as after a harder end
+    assert len(read(sets / "race")) == 2 * SHARD
+    first = (sets / "race" / "train-00000-of-00004.parquet").stat()
+    assert contents(generate("stopped", "--attributes", "race", "sex")) == whole
+    assert (sets / "race" / "train-00000-of-00004.parquet").stat() == first
+    assert not list(sets.rglob(".*"))
+    assert "Generated 152 images" in capsys.readouterr().out  # of 192
+    generate("stopped", "--attributes", "race", "sex")
+    assert "Generated 0 images" in capsys.readouterr().out
+
+
+def test_two_processes_make_the_files_of_one(generate: Generate, folder: Path) -> None:
+    one = contents(generate("one", "--attributes", "sex", "disease", "--num_images", "50"))
+    (folder / "small.py").write_text(
+        f"import sys; sys.path.insert(0, {str(RECIPES)!r})\n"
+        f"import generate_counterfactuals as recipe; recipe.SHARD = {SHARD}; recipe.main()\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "small.py"]
+    flags = ["--config", str(TINY), "--pipelines", "runs/soft", "--output_dir", "two", "--num_images", "50"]
+    environment = {
+        "ACCELERATE_USE_CPU": "true",
+        "HF_HOME": str(folder / "huggingface"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(RECIPES.parent),
+    }
+    result = subprocess.run(
+        [*torchrun, *flags, "--attributes", "sex", "disease"],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert "Generated 100 images" in result.stdout
+    assert contents(folder / "two" / "counterfactuals" / "soft") == one
+    assert len(one) == 6
+
+
+def test_a_set_is_not_mixed_of_two(generate: Generate, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = generate("mixed", "--attributes", "sex", "--num_images", "30")
+    before = contents(sets)
+    stop = {"generate": lambda *_: pytest.fail("It should not get this far.")}
+    for flags, message in (
+        (
+            ["--seed", "1", "--num_images", "30"],
+            r"sex/train-00000-of-00002.parquet was made with seed = 0, now it is 1: ",
+        ),
+        (["--num_images", "60"], r"made with num_images = 30, now it is 60: restore the setting, choose another --out"),
+        (["--mixed_precision", "no", "--num_images", "30"], r"made with mixed_precision = 'bf16', now it is 'no'"),
+        (["--data_seed", "5", "--num_images", "30"], r"made with data.data_seed = 0, now it is 5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generate("mixed", "--attributes", "sex", *flags, **stop)
+    make_pipeline(folder / "retrained" / "soft", seed=1)
+    with pytest.raises(ValueError, match=r"made with weights = '[0-9a-f]{32}', now it is '[0-9a-f]{32}'"):
+        generate("mixed", "--attributes", "sex", "--num_images", "30", "--pipelines", "retrained/soft", **stop)
+    assert contents(sets) == before
+    # Another attribute is another set.
+    generate("mixed", "--attributes", "race", "sex", "--num_images", "30")
+    assert before.items() < contents(sets).items()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--attributes", "height"], r"The graph has no variable 'height'; it has \['age', "),
+        (["--sample_size", "32"], r"--sample_size is 32, but runs/soft was trained with 16"),
+        (["--pipelines", "runs/mine"], r"folders must have different names of none, hard, soft, got \['runs/mine'\]"),
+        (["--pipelines", "runs/soft", "other/soft"], r"folders must have different names of none, hard, soft"),
+        (["--num_images", "1"], r"--num_images must be at least 2, got 1"),
+        (["--num_images", "65"], r"--num_images is 65, but only 64 training images miss no value"),
+        (["--values_per_image", "0"], r"--values_per_image must be at least 1, got 0"),
+        (["--seed", "-1"], r"--seed must be >= 0, got -1"),
+        (["--streaming", "--dataset_name", "folder"], r"--streaming: counterfactuals belong to rows"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_end_it_before_anything_is_made(
+    generate: Generate, folder: Path, flags: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate("refused", *flags)
+    assert not (folder / "refused").exists()
+
+
+def test_a_graph_that_does_not_fit_is_refused(generate: Generate, folder: Path) -> None:
+    config = yaml.safe_load(TINY.read_text())
+    config["graph"][0]["high"] = 99
+    (folder / "wider.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=r"runs/soft was trained with another graph than that of --config"):
+        generate("refused", config=folder / "wider.yaml")
+    config["graph"] = [{"name": "intervention", "kind": "binary", "categories": ["a", "b"]}]
+    (folder / "taken.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=r"The graph has a variable 'intervention', which is a column of its own here"):
+        generate("refused", config=folder / "taken.yaml")
+
+
+def test_a_missing_pipeline_is_told_with_the_command_that_makes_it(generate: Generate) -> None:
+    with pytest.raises(
+        SystemExit, match=r"no pipeline in gone/hard. (.*\n)+.*soft_cft.py --cft hard --output_dir gone$"
+    ):
+        generate("refused", "--pipelines", "gone/hard")
+
+
+def test_an_image_is_stored_as_a_prepared_one(generate: Generate) -> None:
+    """A plain PGM, of which training cuts off the header."""
+    path = next((generate("bytes", "--attributes", "sex", "--num_images", "2") / "sex").glob("train-*.parquet"))
+    stored = pq.read_table(path)["image"].to_pylist()[0]["bytes"]
+    assert stored.startswith(b"P5 16 16 255\n")
+    assert np.asarray(Image.open(io.BytesIO(stored))).tobytes() == stored[-256:]
+
+
+@pytest.mark.parametrize("name", ["phantom", "morphomnist", "mimic_cxr_224", "own_data"])
+def test_shipped_configs_have_the_section(name: str) -> None:
+    recipe = load_recipe("generate_counterfactuals")
+    own = ["--dataset_name", "folder", "--graph", str(TINY.with_name("graph.yaml"))] if name == "own_data" else []
+    command = ["--config", str(RECIPES / "configs" / f"{name}.yaml"), "--data_dir", "data", *own]
+    with pytest.raises(SystemExit, match=rf"no pipeline in outputs/{name}/none"):
+        parse_config("generate", recipe.DataConfig, recipe.GenerateConfig, default_config=TINY, argv=command)
+
+
+def test_help_teaches(generate: Generate, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        generate("help", "--help")
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert "accelerate launch recipes/generate_counterfactuals.py" in text
+    assert [
+        flag for flag in ("--attributes", "--num_images", "--values_per_image", "--config") if flag not in text
+    ] == []
