@@ -5,13 +5,19 @@ BIN := .venv/bin
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test check clean
+.PHONY: help reproduce paper test check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 reproduce: .venv/.installed ## Train and evaluate on the phantom; SEED=1 for another seed
 	$(BIN)/python recipes/run_all.py --seed $(SEED)
+
+paper: .venv/.installed ## Tables 1 and 2 and all figures of the paper on the phantom, three seeds, into outputs/paper
+	for seed in 0 1 2; do \
+		$(BIN)/python recipes/run_all.py --seed $$seed --utility --output_dir outputs/paper/seed$$seed || exit 1; \
+	done
+	$(BIN)/python recipes/report.py --runs outputs/paper/seed0 outputs/paper/seed1 outputs/paper/seed2 --output_dir outputs/paper
 
 # Two workers of one thread each: small tensors gain nothing from more threads, and threads of two workers collide.
 test: .venv/.installed ## Run the tests
