@@ -16,7 +16,6 @@ figures/ (PNG and PDF; GIF where a continuous variable is moved), and metrics.js
 below that folder. What it measures does not depend on the number of processes.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,16 +27,14 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from softcft import AttributeClassifier, CausalGraph, DSCMPipeline, HVAEBackbone, Intervention
+from softcft import AttributeClassifier, CausalGraph, DSCMPipeline, HVAEBackbone
 from softcft.data.schema import ImageAttributeDataset, scale_pixels
 from softcft.data.sources import DataConfig, load_data, subjects_of
 from softcft.data.truth import PhantomTruth, TrueCounterfactuals, true_counterfactuals
-from softcft.evaluation.animation import write_interpolation
 from softcft.evaluation.axioms import (
     axiom_rows,
     composition,
@@ -55,22 +52,14 @@ from softcft.evaluation.effectiveness import (
     predict_images,
 )
 from softcft.evaluation.embeddings import attribute_modes, frechet_distance, shift_rows
-from softcft.evaluation.figures import (
-    attribute_captions,
-    cft_comparison,
-    counterfactual_grid,
-    training_curves,
-    value_captions,
-)
+from softcft.evaluation.gallery import draw_counterfactuals, draw_interpolations, draw_shifts, draw_training_curves
 from softcft.evaluation.report import CFT_NAMES, COLUMNS, write_report
-from softcft.evaluation.shift_figure import shift_figure
 from softcft.evaluation.truth import ExpressionProbe, probe_rows, truth_errors, truth_rows
 from softcft.models.vae import image_posterior
 from softcft.training.parsing import begin_run, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 CYCLES = 10  # of null interventions, and of ways there and back
-FRAMES = 12  # values of an interpolation
 AXIOMS = ("composition", "reconstruction", "reversibility", "cld", "cld_published")
 ERRORS = ("error", "error_outside", "error_factual")
 
@@ -169,7 +158,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         self.known = [name for name in self.interventions if self.truth and name in self.truth.interventions]
-        self.true_images: dict[int, tuple[Tensor, Tensor]] = {}
+        self.true_images: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def run(
         self, images: Dataset[dict[str, Any]], measure: Callable[[dict[str, Any]], dict[str, Tensor]], name: str
@@ -187,13 +176,16 @@ class Evaluation:
     def make_truth(self, batch: dict[str, Any], plan: Tensor) -> tuple[Tensor, Tensor]:
         """The true images of a batch, (B, I', C, H, W), and their attributes; made once for all pipelines."""
         assert self.truth is not None
-        index = batch["index"].cpu()
-        if (key := int(index[0])) not in self.true_images:
+        key = tuple(batch["index"].tolist())
+        if key not in self.true_images:
+            # Images that fill up the last batch of a process may be there twice.
+            index, places = torch.unique(batch["index"].cpu(), return_inverse=True)
+            rows = [self.images.rows[i] for i in index.tolist()]
             pairs = [
-                self.truth.counterfactual(batch["row"].tolist(), name, plan[index, self.interventions.index(name)])
+                self.truth.counterfactual(rows, name, plan[index, self.interventions.index(name)])
                 for name in self.known
             ]
-            images, parents = (torch.stack(tensors, dim=1) for tensors in zip(*pairs, strict=True))
+            images, parents = (torch.stack(tensors, dim=1)[places] for tensors in zip(*pairs, strict=True))
             self.true_images[key] = ((images + 1) * 127.5).round().byte(), parents
         images, parents = self.true_images[key]
         return scale_pixels(images.to(self.accelerator.device)), parents.to(self.accelerator.device)
@@ -367,113 +359,6 @@ def load_models(
     return pipelines, judge, AutoencoderKL.from_pretrained(settings.vae_dir).eval()
 
 
-def collect_training_records(output_dir: Path) -> dict[str, list[dict[str, float]]]:
-    """The metrics.jsonl of every training below the folder, by the name of its own folder, and all in one file."""
-    records = {
-        path.parent.name: [json.loads(line) for line in path.read_text().splitlines()]
-        for path in sorted(output_dir.glob("*/metrics.jsonl"))
-    }
-    lines = [json.dumps({"run": run, **record}) + "\n" for run in records for record in records[run]]
-    (output_dir / "metrics.jsonl").write_text("".join(lines))
-    return records
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG and PDF."""
-    for kind in (".png", ".pdf"):
-        figure.savefig(path.with_suffix(kind), dpi=200, bbox_inches="tight")
-
-
-@torch.no_grad()
-def draw_counterfactuals(evaluation: Evaluation, pipelines: dict[str, DSCMPipeline], folder: Path) -> None:
-    """Figure 1: counterfactuals of a few images under an intervention on each variable, of each pipeline and of all."""
-    graph, settings = evaluation.graph, evaluation.settings
-    number = min(settings.grid_images, len(evaluation.images))
-    shown = [evaluation.images[i] for i in range(number)]
-    image = scale_pixels(torch.stack([example["image"] for example in shown]))
-    parents, rows = evaluation.images.parents[:number], evaluation.images.rows[:number]
-    captions = attribute_captions(graph, parents)
-    grids, values = {}, {}
-    for cft, pipeline in pipelines.items():
-        plan = plan_counterfactuals(pipeline.attribute_scm, evaluation.images.parents, graph.names, settings.seed)[
-            :number
-        ]
-        backbone = HVAEBackbone(pipeline.hvae).eval()
-        images = counterfactual_images(backbone, image, parents, plan, rows, settings.seed)
-        grid = {f"do({name})": images[:, 1 + i] for i, name in enumerate(graph.names)}
-        values = {f"do({name})": value_captions(graph, name, plan[:, i]) for i, name in enumerate(graph.names)}
-        save(counterfactual_grid(image, grid, captions, values), folder / f"counterfactuals_{cft}")
-        grids[CFT_NAMES[cft]] = {do: x[:2] for do, x in grid.items()}
-    comparison = cft_comparison(image[:2], grids, captions[:2], {do: texts[:2] for do, texts in values.items()})
-    save(comparison, folder / "comparison")
-
-
-@torch.no_grad()
-def draw_interpolations(evaluation: Evaluation, pipelines: dict[str, DSCMPipeline], folder: Path) -> None:
-    """Animations of a few images while a continuous variable moves, and its descendants with it."""
-    graph, settings = evaluation.graph, evaluation.settings
-    number = min(settings.grid_images, len(evaluation.images))
-    image = scale_pixels(torch.stack([evaluation.images[i]["image"] for i in range(number)]))
-    parents, rows = evaluation.images.parents[:number], evaluation.images.rows[:number]
-    for variable in graph.variables:
-        if variable.kind != "continuous":
-            continue
-        columns = graph.slices[variable.name]
-        low, high = evaluation.images.parents[:, columns].quantile(torch.tensor([0.02, 0.98])).tolist()
-        values = parents.repeat(FRAMES, 1).unflatten(0, (FRAMES, number))
-        values[:, :, columns] = torch.linspace(low, high, FRAMES)[:, None, None]
-        mask = torch.zeros(number, len(graph), dtype=torch.bool)
-        mask[:, graph.names.index(variable.name)] = True
-        frames = {}
-        for cft, pipeline in pipelines.items():
-            moved = [
-                pipeline.attribute_scm.counterfactual(
-                    parents, Intervention(value, mask), image_generators(rows, settings.seed)
-                )
-                for value in values
-            ]
-            backbone = HVAEBackbone(pipeline.hvae).eval()
-            images = counterfactual_images(backbone, image, parents, torch.stack(moved, dim=1), rows, settings.seed)
-            frames[CFT_NAMES[cft]] = images[:, 1:].transpose(0, 1)
-        texts = [f"do({variable.name} = {text})" for text in value_captions(graph, variable.name, values[:, 0])]
-        write_interpolation(folder / f"interpolation_{variable.name}.gif", frames, texts)
-
-
-def draw_shifts(evaluation: Evaluation, results: dict[str, dict[str, Tensor]], folder: Path) -> None:
-    """Figures 2 and A3: where counterfactuals lie along the mode of each variable."""
-    shown = slice(evaluation.settings.shift_images)
-    models = {CFT_NAMES[cft]: result for cft, result in results.items() if cft in CFT_NAMES}
-    real = next(iter(models.values()))["judge/embedding"][:, 0]
-    modes = attribute_modes(real, evaluation.graph, evaluation.images.parents)
-    for name in evaluation.graph.names:
-        figure = shift_figure(
-            evaluation.graph,
-            name,
-            modes,
-            {model: result["judge/embedding"][shown] for model, result in models.items()},
-            {model: result["labels"][shown] for model, result in models.items()},
-            evaluation.interventions,
-            evaluation.settings.seed,
-        )
-        save(figure, folder / f"shift_{name}")
-
-
-def draw_training_curves(output_dir: Path) -> None:
-    """The curves of all trainings of the run that left a record."""
-    records = collect_training_records(output_dir)
-    curves = {run: records[run] for run in ("hvae", "hard", "soft") if run in records}
-    panels = {
-        "nll": "HVAE: -log likelihood (nats/dim)",
-        "kl": "HVAE: KL (nats/dim)",
-        "guidance": "CFT: guidance loss (nats)",
-        "fidelity": "CFT: NELBO (nats/dim)",
-        "multiplier": "CFT: Lagrange multiplier",
-    }
-    panels = {key: label for key, label in panels.items() if any(key in r for run in curves.values() for r in run)}
-    if panels:
-        save(training_curves(curves, panels), output_dir / "figures" / "training_curves")
-
-
 def main() -> None:
     """Run the recipe; see the module's docstring."""
     config, data, settings = parse_config(
@@ -538,9 +423,20 @@ def main() -> None:
     metrics.insert(0, "dataset", data.dataset_name)
     metrics.insert(1, "seed", settings.seed)
     metrics[list(COLUMNS)].to_csv(output_dir / "metrics" / "evaluation.csv", index=False)
-    draw_counterfactuals(evaluation, pipelines, output_dir / "figures")
-    draw_interpolations(evaluation, pipelines, output_dir / "figures")
-    draw_shifts(evaluation, results, output_dir / "figures")
+    number = min(settings.grid_images, len(images))
+    image = scale_pixels(torch.stack([images[i]["image"] for i in range(number)]))
+    draw_counterfactuals(pipelines, image, images.parents, images.rows, settings.seed, output_dir / "figures")
+    draw_interpolations(pipelines, image, images.parents, images.rows, settings.seed, output_dir / "figures")
+    shown = {cft: {key: x[: settings.shift_images] for key, x in results[cft].items()} for cft in pipelines}
+    draw_shifts(
+        graph,
+        attribute_modes(next(iter(results.values()))["judge/embedding"][:, 0], graph, images.parents),
+        {cft: result["judge/embedding"] for cft, result in shown.items()},
+        {cft: result["labels"] for cft, result in shown.items()},
+        interventions,
+        settings.seed,
+        output_dir / "figures",
+    )
     draw_training_curves(output_dir)
     write_report([output_dir], output_dir, graph, f"softcft: {data.dataset_name}")
     print((output_dir / "report.md").read_text(encoding="utf-8"))

@@ -1,0 +1,158 @@
+"""All figures of a run as files: PNG and PDF, and GIF where a continuous variable is moved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from softcft.counterfactuals.hvae_backbone import HVAEBackbone
+from softcft.evaluation.animation import write_interpolation
+from softcft.evaluation.effectiveness import counterfactual_images, image_generators, plan_counterfactuals
+from softcft.evaluation.embeddings import AttributeModes, subgroup_comparisons
+from softcft.evaluation.figures import (
+    attribute_captions,
+    cft_comparison,
+    counterfactual_grid,
+    training_curves,
+    value_captions,
+)
+from softcft.evaluation.report import CFT_NAMES
+from softcft.evaluation.shift_figure import shift_figure
+from softcft.graph import CausalGraph, Intervention
+from softcft.pipelines.dscm import DSCMPipeline
+
+__all__ = ["draw_counterfactuals", "draw_interpolations", "draw_shifts", "draw_training_curves"]
+
+FRAMES = 12  # values of an interpolation
+COMPARED = 2  # images in the comparison of all models
+RANGE = (0.02, 0.98)  # quantiles of the real values that an interpolation runs between
+TRAININGS = ("hvae", "hard", "soft")
+PANELS = {
+    "nll": "HVAE: -log likelihood (nats/dim)",
+    "kl": "HVAE: KL (nats/dim)",
+    "guidance": "CFT: guidance loss (nats)",
+    "fidelity": "CFT: NELBO (nats/dim)",
+    "multiplier": "CFT: Lagrange multiplier",
+}
+
+
+@torch.no_grad()
+def draw_counterfactuals(
+    pipelines: Mapping[str, DSCMPipeline], image: Tensor, parents: Tensor, rows: Sequence[int], seed: int, folder: Path
+) -> None:
+    """Draw Figure 1: the same counterfactuals of a few images by each model, and by all of them side by side.
+
+    Args:
+        pipelines: By fine-tuning (``none``, ``hard``, ``soft``), on the CPU.
+        image: The first B of the test images, in [-1, 1], shape (B, C, H, W).
+        parents: Encoded attributes of all N test images, shape (N, K).
+        rows: The N images' rows in the test split.
+        seed: That of the evaluation, whose counterfactuals these are.
+        folder: Gets ``counterfactuals_none`` and so on, and ``comparison``.
+    """
+    number = len(image)
+    grids, values, captions = {}, {}, []
+    for cft, pipeline in pipelines.items():
+        graph = pipeline.hvae.causal_graph
+        captions = attribute_captions(graph, parents[:number])
+        plan = plan_counterfactuals(pipeline.attribute_scm, parents, graph.names, seed)[:number]
+        backbone = HVAEBackbone(pipeline.hvae).eval()
+        images = counterfactual_images(backbone, image, parents[:number], plan, rows[:number], seed)
+        grid = {f"do({name})": images[:, 1 + i] for i, name in enumerate(graph.names)}
+        values = {f"do({name})": value_captions(graph, name, plan[:, i]) for i, name in enumerate(graph.names)}
+        _save(counterfactual_grid(image, grid, captions, values), folder / f"counterfactuals_{cft}")
+        grids[CFT_NAMES[cft]] = {do: x[:COMPARED] for do, x in grid.items()}
+    values = {do: texts[:COMPARED] for do, texts in values.items()}
+    _save(cft_comparison(image[:COMPARED], grids, captions[:COMPARED], values), folder / "comparison")
+
+
+@torch.no_grad()
+def draw_interpolations(
+    pipelines: Mapping[str, DSCMPipeline], image: Tensor, parents: Tensor, rows: Sequence[int], seed: int, folder: Path
+) -> None:
+    """Animate a few images while a continuous variable moves, and its descendants with it.
+
+    The arguments are those of :func:`draw_counterfactuals`. ``folder`` gets ``interpolation_age.gif`` and so on, one
+    for each continuous variable.
+    """
+    number = len(image)
+    for variable in next(iter(pipelines.values())).hvae.causal_graph.variables:
+        if variable.kind != "continuous":
+            continue
+        frames, texts = {}, []
+        for cft, pipeline in pipelines.items():
+            graph = pipeline.hvae.causal_graph
+            column = graph.slices[variable.name].start
+            low, high = parents[:, column].quantile(torch.tensor(RANGE)).tolist()
+            values = parents[:number].expand(FRAMES, -1, -1).clone()
+            values[:, :, column] = torch.linspace(low, high, FRAMES)[:, None]
+            mask = torch.zeros(number, len(graph), dtype=torch.bool)
+            mask[:, graph.names.index(variable.name)] = True
+            moved = [
+                pipeline.attribute_scm.counterfactual(
+                    parents[:number], Intervention(value, mask), image_generators(rows[:number], seed)
+                )
+                for value in values
+            ]
+            backbone = HVAEBackbone(pipeline.hvae).eval()
+            images = counterfactual_images(
+                backbone, image, parents[:number], torch.stack(moved, dim=1), rows[:number], seed
+            )
+            frames[CFT_NAMES[cft]] = images[:, 1:].transpose(0, 1)
+            texts = [f"do({variable.name} = {text})" for text in value_captions(graph, variable.name, values[:, 0])]
+        write_interpolation(folder / f"interpolation_{variable.name}.gif", frames, texts)
+
+
+def draw_shifts(
+    graph: CausalGraph,
+    modes: AttributeModes,
+    embeddings: Mapping[str, Tensor],
+    parents: Mapping[str, Tensor],
+    interventions: Sequence[str],
+    seed: int,
+    folder: Path,
+) -> None:
+    """Draw Figures 2 and A3: where counterfactuals lie along the mode of each variable.
+
+    Args:
+        graph: The causal graph.
+        modes: The modes of the real images.
+        embeddings: By fine-tuning, see :func:`~softcft.evaluation.shift_figure.shift_figure`.
+        parents: By fine-tuning, see there.
+        interventions: The I variables intervened on.
+        seed: Of the permutation tests.
+        folder: Gets ``shift_age`` and so on, one for each variable that has a subgroup of at least 20 images.
+    """
+    for name in graph.names:
+        if any(subgroup_comparisons(graph, modes, embeddings[c], parents[c], interventions, name) for c in embeddings):
+            by_model = ({CFT_NAMES[cft]: x for cft, x in tensors.items()} for tensors in (embeddings, parents))
+            _save(shift_figure(graph, name, modes, *by_model, interventions, seed), folder / f"shift_{name}")
+
+
+def draw_training_curves(output_dir: Path) -> None:
+    """Draw what all trainings of a run have written into their ``metrics.jsonl``, and collect these in one.
+
+    Args:
+        output_dir: The folder of the run; gets ``metrics.jsonl`` and ``figures/training_curves``.
+    """
+    records: dict[str, list[dict[str, Any]]] = {
+        path.parent.name: [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(output_dir.glob("*/metrics.jsonl"))
+    }
+    lines = [json.dumps({"run": run, **record}) + "\n" for run in records for record in records[run]]
+    (output_dir / "metrics.jsonl").write_text("".join(lines))
+    curves = {run: records[run] for run in TRAININGS if run in records}
+    panels = {key: label for key, label in PANELS.items() if any(key in r for run in curves.values() for r in run)}
+    if panels:
+        _save(training_curves(curves, panels), output_dir / "figures" / "training_curves")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    for kind in (".png", ".pdf"):
+        figure.savefig(path.with_suffix(kind), dpi=200, bbox_inches="tight")
