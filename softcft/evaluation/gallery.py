@@ -131,8 +131,8 @@ def draw_shifts(
     """
     for name in graph.names:
         if any(subgroup_comparisons(graph, modes, embeddings[c], parents[c], interventions, name) for c in embeddings):
-            by_model = ({CFT_NAMES[cft]: x for cft, x in tensors.items()} for tensors in (embeddings, parents))
-            _save(shift_figure(graph, name, modes, *by_model, interventions, seed), folder / f"shift_{name}")
+            named, labels = ({CFT_NAMES[cft]: x for cft, x in y.items()} for y in (embeddings, parents))
+            _save(shift_figure(graph, name, modes, named, labels, interventions, seed), folder / f"shift_{name}")
 
 
 def draw_training_curves(output_dir: Path) -> None:
