@@ -53,7 +53,7 @@ def write_interpolation(
             shown.append((picture, pixels[:, subject]))
 
     writer = PillowWriter(fps=frames_per_second)
-    with writer.saving(figure, str(path), dpi=100):
+    with writer.saving(figure, str(path), dpi=72):
         for frame in (*range(num_frames), *range(num_frames - 2, 0, -1)):
             heading.set_text(captions[frame])
             for picture, pixels in shown:

@@ -105,8 +105,7 @@ LAYOUTS = (
     ),
     Layout(
         "Table 1c: calibration of the judge",
-        "Expected calibration error on counterfactual images in %, in round brackets the change from real images. "
-        f"{INTERVAL}",
+        "Expected calibration error on counterfactual images in %, in round brackets the change from real images.",
         "effectiveness",
         {"ece": "{variable}, ECE (%)"},
         "judge",
@@ -173,9 +172,10 @@ LAYOUTS = (
     Layout(
         "Ground truth: expression",
         "How far the strength of each attribute in a counterfactual is from its strength in the true one, in standard "
-        f"deviations of its natural spread, read from the judge's embedding. {INTERVAL}",
+        "deviations of its natural spread, read from the judge's embedding; how well it can be read there is told by "
+        f"R² on real images, 1 at best. {INTERVAL}",
         "truth",
-        {"expression_error": "{variable}"},
+        {"expression_error": "{variable}", "r2": "{variable}, R²"},
     ),
 )
 
@@ -293,7 +293,8 @@ def _lay_out(rows: pd.DataFrame, layout: Layout, graph: CausalGraph) -> pd.DataF
                 stem, _, group = name.partition("[")
                 if stem == metric:
                     unit = graph[variable].unit if variable in graph.names else ""
-                    label = heading.format(variable=_title(variable), unit=unit, group=group.rstrip("]"))
+                    group = group.rstrip("]").removeprefix(f"{variable} ")
+                    label = heading.format(variable=_title(variable), unit=unit, group=group)
                     columns[label.replace(" ()", "")] = (variable, name)
     shown = rows[rows["metric"].isin({metric for _, metric in columns.values()})]
     if shown.empty:
@@ -321,7 +322,7 @@ def _cell(
     decimals = layout.decimals if stem != "mae" else max(0, 2 - math.floor(math.log10(value))) if value > 0 else 2
     second = layout.second.get(stem)
     beside = cells.get((*row, variable, f"{second}[{group}" if group else str(second)))
-    text = f"{value:.{decimals}f}"
+    text = _number(value, decimals)
     if second is None:
         return f"{text}{_interval(results, decimals)}"
     if beside is None:  # real images, which nothing has changed
@@ -329,14 +330,18 @@ def _cell(
     if second.endswith("_p"):
         return f"{text} (p {beside['value'].max():.3f})"
     change = beside["value"].mean()
-    size = f"{abs(change):.{decimals}f}"
+    size = _number(abs(change), decimals)
     arrow = "·" if float(size) == 0 else "↑" if change > 0 else "↓"
     return f"{text} ({arrow} {size}{_interval(beside, decimals)})"
 
 
 def _interval(results: pd.DataFrame, decimals: int) -> str:
     low, high = results["low"].min(), results["high"].max()
-    return "" if math.isnan(low) or math.isnan(high) else f" [{low:.{decimals}f}, {high:.{decimals}f}]"
+    return "" if math.isnan(low + high) else f" [{_number(low, decimals)}, {_number(high, decimals)}]"
+
+
+def _number(value: float, decimals: int) -> str:
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"  # -0.0 is 0.0
 
 
 def _title(name: str) -> str:
@@ -356,17 +361,28 @@ def _latex(title: str, tables: Iterable[ReportTable]) -> str:
     parts = [f"% {title}: needs the packages booktabs and graphicx"]
     for table in tables:
         body = table.frame.style.hide(axis="index").to_latex(hrules=True, column_format="l" * table.frame.shape[1])
-        for sign, command in LATEX.items():
-            body = body.replace(sign, command)
-        caption = table.caption.replace("%", r"\%").replace("é", r"\'e")
         parts.append(
-            f"\\begin{{table}}\n\\caption{{\\textbf{{{table.title}.}} {caption}}}\n"
-            f"\\resizebox{{\\linewidth}}{{!}}{{%\n{body.strip()}%\n}}\n\\end{{table}}"
+            f"\\begin{{table}}\n\\caption{{\\textbf{{{_escape(table.title)}.}} {_escape(table.caption)}}}\n"
+            f"\\resizebox{{\\linewidth}}{{!}}{{%\n{_escape(body.strip())}%\n}}\n\\end{{table}}"
         )
     return "\n\n".join(parts) + "\n"
 
 
-LATEX = {"%": r"\%", "_": r"\_", "é": r"\'e", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "·": r"$\cdot$"}
+def _escape(text: str) -> str:
+    for sign, command in LATEX.items():
+        text = text.replace(sign, command)
+    return text
+
+
+LATEX = {
+    "%": r"\%",
+    "_": r"\_",
+    "é": r"\'e",
+    "²": "$^2$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "·": r"$\cdot$",
+}
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 78rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
 table { border-collapse: collapse; margin: 0.6rem 0; font-size: 13px; font-variant-numeric: tabular-nums; }

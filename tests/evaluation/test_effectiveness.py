@@ -338,7 +338,11 @@ class TestRows:
         for name in ("size", "shape"):  # what do(state) leaves alone
             same = table.loc[("state", name, "guide")].drop(index=[*DISCRETE, "mae"], errors="ignore")
             assert len(same) > 0
-            assert (same == 0).all(axis=None)
+            assert (same.drop(index="ece_change", errors="ignore") == 0).all(axis=None)
+            if name == "shape":
+                # Resamples repeat images, which adds to the error: an interval would not hold the estimate.
+                assert same.loc["ece_change"].tolist()[:1] == [0]
+                assert same.loc["ece_change", ["low", "high"]].isna().all()
         # The flipped label of an unchanged image turns the ROC curve over.
         auc = table["value"].loc["none", "state", "guide", "auc"]
         assert table["value"].loc["state", "state", "guide", "auc"] == pytest.approx(100 - auc)
