@@ -116,11 +116,11 @@ class EvaluateConfig:
         if unknown:
             raise ValueError(f"--pipelines: folders must be named {', '.join(CFT_NAMES)}, got {unknown}.")
         needed = {
-            Path(self.judge_dir, "config.json"): "train_classifier.py --role judge",
-            Path(self.vae_dir, "config.json"): "train_vae.py",
+            folder / "model_index.json": f"soft_cft.py --cft {folder.name} --output_dir {folder.parent}"
+            for folder in map(Path, self.pipelines)
         }
-        for folder in map(Path, self.pipelines):
-            needed[folder / "model_index.json"] = f"soft_cft.py --cft {folder.name} --output_dir {folder.parent}"
+        needed[Path(self.judge_dir, "config.json")] = "train_classifier.py --role judge"
+        needed[Path(self.vae_dir, "config.json")] = "train_vae.py"
         for file, maker in needed.items():
             if not file.is_file():
                 raise SystemExit(

@@ -19,7 +19,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 def config(tmp_path: Path) -> Path:
     """The shipped file with narrower and shallower networks, and batches of 2."""
     config = yaml.safe_load((RECIPES / "configs" / "mimic_cxr_224.yaml").read_text())
-    for section in ("scm", "guide", "judge", "hvae", "cft"):
+    for section in ("scm", "guide", "judge", "hvae", "vae", "cft"):
         config[section] |= {"train_batch_size": 2, "gradient_accumulation_steps": 1, "checkpointing_steps": 0}
     stages = len(config["hvae"]["model"]["resolutions"])
     config["hvae"]["model"] |= {
@@ -29,6 +29,7 @@ def config(tmp_path: Path) -> Path:
     }
     config["guide"]["model"]["backbone"] |= {"embedding_size": 4, "hidden_sizes": [4] * 4, "depths": [1] * 4}
     config["judge"]["model"]["backbone"] |= {"embedding_size": 4, "hidden_sizes": [16] * 4, "depths": [1] * 4}
+    config["evaluate"]["axiom_images"] = 2  # of which each is decoded 80 times
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

@@ -546,7 +546,7 @@ def test_shipped_configs_parse_and_agree_on_their_folder(name: str) -> None:
 
 def test_parts_are_looked_for_where_the_recipes_leave_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for part in ("scm", "guide", "hvae", "judge"):
+    for part in ("scm", "guide", "hvae", "judge", "vae"):
         Path("run", part).mkdir(parents=True)
         Path("run", part, "config.json").touch()
     for cft in ("none", "hard", "soft"):
@@ -558,6 +558,7 @@ def test_parts_are_looked_for_where_the_recipes_leave_them(tmp_path: Path, monke
     assert elsewhere.folders("run") == (Path("run/scm"), Path("run/judge"), Path("run/hvae"))
     settings = load_recipe("evaluate").EvaluateConfig(output_dir="run")
     assert settings.judge_dir == "run/judge"
+    assert settings.vae_dir == "run/vae"
     assert settings.pipelines == ["run/none", "run/hard", "run/soft"]
 
 
