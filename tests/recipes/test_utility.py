@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from softcft import AttributeClassifier
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.schema import ImageAttributeDataset, scale_pixels
-from softcft.data.sources import DataConfig
+from softcft.data.sources import DataConfig, UtilityConfig
 from softcft.training.config import TrainingConfig
 from softcft.training.parsing import parse_config
 from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe, make_pipeline
@@ -203,12 +203,12 @@ def test_evaluation_refuses_bad_numbers(run: Run) -> None:
 
 @pytest.mark.parametrize("name", ["phantom", "morphomnist", "mimic_cxr_224", "own_data"])
 def test_shipped_configs_have_the_section(name: str) -> None:
-    recipe = load_recipe("train_classifier")
     own = ["--dataset_name", "folder", "--graph", str(TINY.with_name("graph.yaml"))] if name == "own_data" else []
     command = ["--config", str(RECIPES / "configs" / f"{name}.yaml"), "--data_dir", "data", *own]
-    types = (DataConfig, TrainingConfig, recipe.UtilityConfig)
+    types = (DataConfig, TrainingConfig, UtilityConfig)
     config, _, training, choice = parse_config("utility", *types, default_config=TINY, argv=command)
-    assert (choice.train_on, choice.num_images, training.ema_decay) == ("real", None, 0)
+    assert (choice.train_on, training.ema_decay) == ("real", 0)
+    assert choice.num_images == config["generate"].get("num_images")  # the same images for all
     backbone = {"num_channels": 1, **config["utility"]["model"]["backbone"]}
     assert AttributeClassifier(PHANTOM_GRAPH.to_list(), backbone).heads.out_features == PHANTOM_GRAPH.width
 
