@@ -164,7 +164,10 @@ class Evaluation:
         self, images: Dataset[dict[str, Any]], measure: Callable[[dict[str, Any]], dict[str, Tensor]], name: str
     ) -> dict[str, Tensor]:
         """Measure all images batch by batch, on all processes; per-image results in the order of the images."""
-        batches = self.accelerator.prepare(DataLoader(images, batch_size=self.settings.eval_batch_size))
+        # No more than each process's share: what is missing of a batch would be filled up with images measured before.
+        share = -(-len(images) // self.accelerator.num_processes)
+        batch_size = min(self.settings.eval_batch_size, share)
+        batches = self.accelerator.prepare(DataLoader(images, batch_size=batch_size))
         parts = defaultdict(list)
         for batch in tqdm(batches, desc=name, disable=not self.accelerator.is_main_process):
             with torch.no_grad(), self.accelerator.autocast():
