@@ -51,7 +51,7 @@ from softcft.evaluation.effectiveness import (
     plan_counterfactuals,
     predict_images,
 )
-from softcft.evaluation.embeddings import attribute_modes, frechet_distance, shift_rows
+from softcft.evaluation.embeddings import AttributeModes, attribute_modes, frechet_distance, shift_rows
 from softcft.evaluation.gallery import draw_counterfactuals, draw_interpolations, draw_shifts, draw_training_curves
 from softcft.evaluation.report import CFT_NAMES, COLUMNS, write_report
 from softcft.evaluation.truth import ExpressionProbe, probe_rows, truth_errors, truth_rows
@@ -91,7 +91,11 @@ class EvaluateConfig:
     num_resamples: int = field(default=1000, metadata={"help": "Bootstrap resamples of the intervals; 0 for none."})
     shift_images: int = field(default=1000, metadata={"help": "Test images that the distribution shift is shown of."})
     axiom_images: int = field(
-        default=500, metadata={"help": "Test images for composition, reversibility and minimality: 70 passes each."}
+        default=500,
+        metadata={
+            "help": "Test images for composition, reversibility and minimality, each of which takes some 20 passes of "
+            "the image model for each intervention."
+        },
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = field(
         default="no", metadata={"help": "Type of the forward pass of image models and classifiers."}
@@ -106,6 +110,7 @@ class EvaluateConfig:
             ("shift_images", 20),
             ("axiom_images", 2),
             ("grid_images", 2),
+            ("seed", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
@@ -200,19 +205,18 @@ class Evaluation:
             images, labels = self.make_truth(batch, plan)
             images = torch.cat([batch["image"][:, None], images], dim=1)
             labels = torch.cat([batch["parents"][:, None], labels], dim=1)
-            return {"labels": labels, **predict_images({"guide": guide, "judge": self.judge}, images)}
+            return {"labels": labels, **self.predict(guide, images)}
 
         return self.run(self.images, measure, "True counterfactuals")
 
     def of_pipeline(self, pipeline: DSCMPipeline, plan: Tensor, name: str) -> dict[str, Tensor]:
         """What guide and judge see in the counterfactuals of a pipeline, and how far these are from the truth."""
         backbone = HVAEBackbone(pipeline.hvae).eval()
-        predictors = {"guide": pipeline.classifier, "judge": self.judge}
 
         def measure(batch: dict[str, Any]) -> dict[str, Tensor]:
             images = self.make_counterfactuals(backbone, batch, plan)
             labels = torch.cat([batch["parents"][:, None], self.planned(batch, plan)], dim=1)
-            results = {"labels": labels, **predict_images(predictors, images)}
+            results = {"labels": labels, **self.predict(pipeline.classifier, images)}
             if self.known:
                 true_images, _ = self.make_truth(batch, plan)
                 for i, known in enumerate(self.known):
@@ -260,6 +264,12 @@ class Evaluation:
                 )
         return results
 
+    def predict(self, guide: AttributeClassifier, images: Tensor) -> dict[str, Tensor]:
+        """What guide and judge see in images (B, 1 + I, C, H, W), and the judge's embedding."""
+        seen = predict_images({"guide": guide, "judge": self.judge}, images)
+        del seen["guide/embedding"]  # needed by nobody, and large
+        return seen
+
     def planned(self, batch: dict[str, Any], plan: Tensor) -> Tensor:
         """The counterfactual attributes of a batch, (B, I, K)."""
         return plan[batch["index"].cpu()].to(self.accelerator.device)
@@ -279,7 +289,7 @@ class Evaluation:
 
 
 def result_rows(
-    evaluation: Evaluation, results: dict[str, dict[str, Tensor]], probe: ExpressionProbe | None
+    evaluation: Evaluation, results: dict[str, dict[str, Tensor]], modes: AttributeModes, probe: ExpressionProbe | None
 ) -> pd.DataFrame:
     """All numbers as tidy rows, with the columns of :mod:`softcft.evaluation.report` but for data set and seed."""
     graph, weights, settings = evaluation.graph, evaluation.weights, evaluation.settings
@@ -293,7 +303,6 @@ def result_rows(
     real_embeddings = next(iter(results.values()))["judge/embedding"][:, 0]
     halves = frechet_distance(real_embeddings[::2], real_embeddings[1::2])
     add("axioms", "real", realism_rows({"none": halves}))
-    modes = attribute_modes(real_embeddings, graph, evaluation.images.parents)
     for cft, result in results.items():
         interventions = evaluation.known if cft == "truth" else evaluation.interventions
         labels, embeddings = result["labels"], result["judge/embedding"]
@@ -422,7 +431,8 @@ def main() -> None:
     begin_run(config, "evaluate", output_dir)
     for folder in ("metrics", "figures"):
         (output_dir / folder).mkdir(exist_ok=True)
-    metrics = result_rows(evaluation, results, probe)
+    modes = attribute_modes(next(iter(results.values()))["judge/embedding"][:, 0], graph, images.parents)
+    metrics = result_rows(evaluation, results, modes, probe)
     metrics.insert(0, "dataset", data.dataset_name)
     metrics.insert(1, "seed", settings.seed)
     metrics[list(COLUMNS)].to_csv(output_dir / "metrics" / "evaluation.csv", index=False)
@@ -433,7 +443,7 @@ def main() -> None:
     shown = {cft: {key: x[: settings.shift_images] for key, x in results[cft].items()} for cft in pipelines}
     draw_shifts(
         graph,
-        attribute_modes(next(iter(results.values()))["judge/embedding"][:, 0], graph, images.parents),
+        modes,
         {cft: result["judge/embedding"] for cft, result in shown.items()},
         {cft: result["labels"] for cft, result in shown.items()},
         interventions,

@@ -15,7 +15,6 @@ from typing import Literal
 
 import pandas as pd
 import torch
-import yaml
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
@@ -26,7 +25,7 @@ from softcft.data.sources import DataConfig, load_data, subjects_of
 from softcft.evaluation.bootstrap import bootstrap_weights
 from softcft.evaluation.report import CFT_NAMES
 from softcft.evaluation.utility import REAL, utility_rows
-from softcft.training.parsing import parse_config
+from softcft.training.parsing import parse_config, read_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 # Settings of the training that would else be what the change from real images shows.
@@ -66,7 +65,7 @@ def load_predictors(output_dir: str, graph: CausalGraph) -> dict[tuple[str, str]
     for key, predictor in predictors.items():
         if predictor.causal_graph != graph:
             raise ValueError(f"{folders[key]} was trained with another graph than that of --config.")
-    settings = {key: yaml.safe_load((folder / "config.yaml").read_text())["utility"] for key, folder in folders.items()}
+    settings = {key: read_config(folder / "config.yaml")["utility"] for key, folder in folders.items()}
     for key, folder in folders.items():
         for name in ALIKE:
             value, real = settings[key].get(name), settings[REAL].get(name)

@@ -90,10 +90,7 @@ LAYOUTS = (
             CHANGES,
             1,
         )
-        for predictor, remark in (
-            ("judge", JUDGE),
-            ("guide", "The guide steered fine-tuning, so its word counts less."),
-        )
+        for predictor, remark in (("judge", JUDGE), ("guide", GUIDE))
     ),
     Layout(
         "Table 1b: how sure the judge is, against real images",

@@ -5,7 +5,6 @@ many small tests look at. What a recipe refuses before it starts is tested in th
 """
 
 import gzip
-import importlib.util
 import json
 import os
 import shutil
@@ -13,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -32,21 +30,10 @@ from softcft.evaluation.report import COLUMNS
 from softcft.training.cft_trainer import CFTConfig
 from softcft.training.config import MemoryConfig, TrainingConfig
 from softcft.training.parsing import parse_config
+from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = ROOT / "recipes"
-TINY = Path(__file__).with_name("tiny.yaml")
 SCRIPTS = ("train_scm", "train_classifier", "train_hvae", "soft_cft", "evaluate")
-
-
-def load_recipe(name: str) -> ModuleType:
-    """A recipe as a module. A new one each time, so that a test may change it."""
-    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def call(cwd: Path, *command: str) -> subprocess.CompletedProcess[str]:
