@@ -13,9 +13,11 @@ A run that was stopped goes on where it was when it is started again. What an im
 row and the kind of device, and on nothing else: all processes share the work, and make the same files as one.
 """
 
+import contextlib
 import hashlib
 import json
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,19 +31,19 @@ from accelerate import Accelerator
 from datasets import Features, Image, Value
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
 from softcft import CausalGraph, DSCMPipeline, HVAEBackbone
 from softcft.data.pixels import encode_pixels
-from softcft.data.schema import ImageAttributeDataset, scale_pixels
+from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, load_data
+from softcft.evaluation.effectiveness import counterfactual_images
 from softcft.evaluation.report import CFT_NAMES
 from softcft.graph import Intervention
 from softcft.training.parsing import begin_run, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
-SHARD = 2048  # training images whose counterfactuals are in one file: what an interruption may cost
+SHARD = 1024  # training images whose counterfactuals are in one file: what an interruption may cost
 METADATA = b"softcft"  # key of a file's metadata that holds the settings it was made with
 
 
@@ -164,8 +166,33 @@ def plan(
     return sets
 
 
+def plan_values(made: CounterfactualSet, graph: CausalGraph, parents: Tensor, positions: list[int]) -> Tensor:
+    """What the counterfactuals of some images are to show, encoded, of shape (B, V, K).
+
+    Args:
+        made: The set; V is its number of values per image.
+        graph: The causal graph.
+        parents: Encoded attributes of all n images of the set, shape (n, K).
+        positions: The B images among them.
+    """
+    scm, columns = made.pipeline.attribute_scm, graph.slices[made.attribute]
+    mask = torch.tensor([name == made.attribute for name in graph.names]).expand(len(positions), -1)
+    planned = []
+    for value in range(made.settings["values_per_image"]):
+        # One generator for each counterfactual: the same draws in every pipeline, so that they can be compared.
+        generators = []
+        for position in positions:
+            entropy = np.random.SeedSequence([made.settings["seed"], made.rows[position], value])
+            generators.append(torch.Generator().manual_seed(int(entropy.generate_state(1)[0])))
+        new = parents[positions]
+        new[:, columns] = intervened_values(graph, made.attribute, parents, positions, value, generators)
+        intervention = Intervention(new.to(scm.device), mask.to(scm.device))
+        planned.append(scm.counterfactual(parents[positions].to(scm.device), intervention, generators))
+    return torch.stack(planned, dim=1)
+
+
 def intervened_values(
-    graph: CausalGraph, name: str, parents: Tensor, positions: list[int], values: list[int], generators: list[Any]
+    graph: CausalGraph, name: str, parents: Tensor, positions: list[int], value: int, generators: list[torch.Generator]
 ) -> Tensor:
     """New values of one variable, encoded, of shape (B, width).
 
@@ -174,7 +201,7 @@ def intervened_values(
         name: The variable.
         parents: Encoded attributes of all n images, shape (n, K).
         positions: The B images among them.
-        values: For each which new value: 0 to K - 2 for the categories after its own, in turn; of a continuous variable
+        value: Which new value: 0 to K - 2 for the categories after an image's own, in turn; of a continuous variable
             each is the value of another image, drawn by its generator.
         generators: One for each of the B.
     """
@@ -183,86 +210,99 @@ def intervened_values(
     if variable.kind == "binary":
         return 1 - own
     if variable.kind == "categorical":
-        return F.one_hot((own.argmax(dim=1) + 1 + torch.tensor(values)) % variable.width, variable.width).to(own.dtype)
-    steps = [int(torch.randint(1, len(parents), (), generator=g, device=g.device)) for g in generators]
+        return F.one_hot((own.argmax(dim=1) + 1 + value) % variable.width, variable.width).to(own.dtype)
+    steps = [int(torch.randint(1, len(parents), (), generator=generator)) for generator in generators]
     return parents[[(i + step) % len(parents) for i, step in zip(positions, steps, strict=True)], columns]
 
 
 @torch.inference_mode()
 def generate(
-    made: CounterfactualSet, shard: int, images: ImageAttributeDataset, accelerator: Accelerator
-) -> Iterator[dict[str, list[Any]]]:
-    """Make the columns of one shard of a set, a batch at a time, from the training images."""
-    graph, settings, device = images.graph, made.settings, accelerator.device
-    backbone = HVAEBackbone(made.pipeline.hvae).eval()
-    parents = images.parents[made.rows]
-    mask = torch.tensor([name == made.attribute for name in graph.names])
-    shard_positions = range(len(made.rows))[shard * SHARD :][:SHARD]
-    all_pairs = [(i, value) for i in shard_positions for value in range(settings["values_per_image"])]
-    for start in range(0, len(all_pairs), settings["generate_batch_size"]):
-        pairs = all_pairs[start : start + settings["generate_batch_size"]]
-        positions, values = (list(column) for column in zip(*pairs, strict=True))
-        sources = [made.rows[i] for i in positions]
-        # One generator for each counterfactual: the same noise in every pipeline, so that they can be compared.
-        generators = []
-        for row, value in zip(sources, values, strict=True):
-            entropy = np.random.SeedSequence([settings["seed"], row, value]).generate_state(1, np.uint64)
-            generators.append(torch.Generator(device).manual_seed(int(entropy[0] >> np.uint64(1))))
-        new = parents[positions]
-        new[:, graph.slices[made.attribute]] = intervened_values(
-            graph, made.attribute, parents, positions, values, generators
-        )
-        batch = default_collate([images[row] for row in sources])
-        image, factual = scale_pixels(batch["image"].to(device)), batch["parents"].to(device)
-        intervention = Intervention(new.to(device), mask.expand(len(pairs), -1).to(device))
-        counterfactual = made.pipeline.attribute_scm.counterfactual(factual, intervention, generators)
+    sets: list[CounterfactualSet], shard: int, images: ImageAttributeDataset, accelerator: Accelerator
+) -> Iterator[list[dict[str, list[Any]]]]:
+    """Make one shard of several sets of one pipeline: of each the columns, a batch of training images at a time."""
+    graph, rows, settings = images.graph, sets[0].rows, sets[0].settings
+    backbone = HVAEBackbone(sets[0].pipeline.hvae).eval()
+    parents = images.parents[rows]
+    shard_positions = list(range(len(rows))[shard * SHARD :][:SHARD])
+    for start in range(0, len(shard_positions), settings["generate_batch_size"]):
+        positions = shard_positions[start : start + settings["generate_batch_size"]]
+        sources = [rows[i] for i in positions]
+        image = torch.stack([images[row]["image"] for row in sources]).to(accelerator.device)
+        planned = [plan_values(made, graph, parents, positions) for made in sets]
         with accelerator.autocast():
-            result = backbone.counterfactual(image, factual, counterfactual, generators).image
-        pixels = ((result.float() + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        yield {
-            "image": [encode_pixels(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels],
-            **graph.decode(counterfactual.cpu()),
-            "source_row": sources,
-            "intervention": [made.attribute] * len(pairs),
-        }
+            made_images = counterfactual_images(
+                backbone, image, parents[positions], torch.cat(planned, dim=1), sources, settings["seed"]
+            )
+        pixels = ((made_images[:, 1:] + 1) * 127.5).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
+        ends = np.cumsum([values.shape[1] for values in planned])
+        yield [
+            {
+                "image": [
+                    encode_pixels(p[..., 0] if p.shape[-1] == 1 else p)
+                    for p in own_pixels.reshape(-1, *pixels.shape[2:])
+                ],
+                **graph.decode(values.flatten(0, 1).cpu()),
+                "source_row": [row for row in sources for _ in range(values.shape[1])],
+                "intervention": [made.attribute] * values.shape[0] * values.shape[1],
+            }
+            for made, values, own_pixels in zip(sets, planned, np.split(pixels, ends[:-1], axis=1), strict=True)
+        ]
 
 
 def write(
-    path: Path, graph: CausalGraph, settings: dict[str, Any], batches: Iterable[dict[str, list[Any]]], progress: tqdm
+    missing: dict[Path, CounterfactualSet],
+    graph: CausalGraph,
+    batches: Iterable[list[dict[str, list[Any]]]],
+    progress: tqdm,
 ) -> None:
-    """Write a shard. What has its name is whole; until then it is hidden, and no part of the data set."""
+    """Write a shard's files. What has its name is whole; until then it is hidden, and no part of the data set."""
     types = {v.name: Value("float64" if v.kind == "continuous" else "string") for v in graph.variables}
     features = Features({"image": Image(), **types, "source_row": Value("int64"), "intervention": Value("string")})
-    schema = features.arrow_schema.with_metadata(features.arrow_schema.metadata | {METADATA: json.dumps(settings)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = path.with_name(f".{path.name}")
-    with pq.ParquetWriter(hidden, schema) as file:
-        for columns in batches:
-            file.write_table(pa.Table.from_pydict(columns, schema=schema))
-            progress.update(len(columns["image"]))
-    hidden.rename(path)
+    hidden = [path.with_name(f".{path.name}") for path in missing]
+    with contextlib.ExitStack() as stack:
+        files = []
+        for path, made in zip(hidden, missing.values(), strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            metadata = features.arrow_schema.metadata | {METADATA: json.dumps(made.settings)}
+            files.append(stack.enter_context(pq.ParquetWriter(path, features.arrow_schema.with_metadata(metadata))))
+        for tables in batches:
+            for file, columns in zip(files, tables, strict=True):
+                file.write_table(pa.Table.from_pydict(columns, schema=file.schema))
+                progress.update(len(columns["image"]))
+    for path, whole in zip(hidden, missing, strict=True):
+        path.rename(whole)
 
 
 def make(
     sets: list[CounterfactualSet], config: dict[str, Any], images: ImageAttributeDataset, accelerator: Accelerator
 ) -> int:
     """Make what is missing of all sets; the number of images that all processes have made."""
-    missing = [(made, i, path) for made in sets for i, path in enumerate(made.files()) if not path.is_file()]
+    # An image is abducted once for all that it becomes: the files of one shard and pipeline are made together.
+    missing: dict[tuple[Path, int], dict[Path, CounterfactualSet]] = defaultdict(dict)
+    for made in sets:
+        for shard, path in enumerate(made.files()):
+            if not path.is_file():
+                missing[made.folder.parent, shard][path] = made
     accelerator.wait_for_everyone()  # nobody writes before all have looked
     if accelerator.is_main_process:
         for made in sets:
             begin_run(config, "generate", made.folder)
-    jobs = missing[accelerator.process_index :: accelerator.num_processes]
-    total = sum(made.settings["values_per_image"] * len(made.rows[i * SHARD :][:SHARD]) for made, i, _ in jobs)
+    jobs = list(missing.items())[accelerator.process_index :: accelerator.num_processes]
+    total = sum(
+        made.settings["values_per_image"] * len(made.rows[shard * SHARD :][:SHARD])
+        for (_, shard), files in jobs
+        for made in files.values()
+    )
     before = None
     with tqdm(total=total, desc="counterfactuals", unit="image", disable=not accelerator.is_main_process) as progress:
-        for made, shard, path in jobs:
-            if made.pipeline is not before:  # one pipeline at a time is on the device
+        for (folder, shard), files in jobs:
+            made_now = list(files.values())
+            if made_now[0].pipeline is not before:  # one pipeline at a time is on the device
                 if before is not None:
                     before.to("cpu")
-                before = made.pipeline.to(accelerator.device)
-            progress.set_postfix_str(f"{made.folder.parent.name}/{made.attribute}")
-            write(path, images.graph, made.settings, generate(made, shard, images, accelerator), progress)
+                before = made_now[0].pipeline.to(accelerator.device)
+            progress.set_postfix_str(folder.name)
+            write(files, images.graph, generate(made_now, shard, images, accelerator), progress)
     return int(accelerator.reduce(torch.tensor(total, device=accelerator.device), reduction="sum"))
 
 

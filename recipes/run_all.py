@@ -196,9 +196,11 @@ def main() -> None:
     try:
         print("== 1/5 Data and attribute mechanisms", flush=True)
         runner.run({"scm": [scm, *flags["scm"]]})
-        print(f"\n== 2/5 Image model; beside it the guide, judge and VAE of the metrics (logs: {out}/logs)", flush=True)
+        print(
+            f"\n== 2/5 Image model and VAE of the metrics; beside them guide and judge (logs: {out}/logs)", flush=True
+        )
         runner.run(
-            {"hvae": [hvae, *flags["hvae"]]}, beside={"guide": guide, "judge": judge, "vae": [vae, *flags["vae"]]}
+            {"hvae": [hvae, *flags["hvae"]], "vae": [vae, *flags["vae"]]}, beside={"guide": guide, "judge": judge}
         )
         print("\n== 3/5 Fine-tuning with soft labels; beside it with hard labels", flush=True)
         runner.run({"none": none, "soft": soft}, beside={"hard": hard})

@@ -17,10 +17,11 @@ class BackboneOutput(BaseOutput):
     """Counterfactual images and how well the model explains the factual ones.
 
     Attributes:
-        image: Counterfactual images in [-1, 1], shape (B, C, H, W), differentiable in the model's parameters.
+        image: Counterfactual images in [-1, 1], shape (B, C, H, W) or (B, I, C, H, W), differentiable in the model's
+            parameters.
         fidelity: What the constraint of fine-tuning holds: a scalar, lower is better (HVAE: NELBO in nats per
             dimension of the factual images).
-        latents: Abducted noise, for reuse and inspection.
+        latents: The noise that the images were predicted from, each tensor of shape (B, ...) or (B, I, ...).
     """
 
     image: Tensor
@@ -46,7 +47,8 @@ class CounterfactualBackbone(Protocol):
         Args:
             image: Factual images in [-1, 1], shape (B, C, H, W).
             parents: Encoded factual parents, shape (B, K).
-            counterfactual_parents: Encoded counterfactual parents, shape (B, K).
+            counterfactual_parents: Encoded counterfactual parents, shape (B, K), or (B, I, K) to predict I images from
+                one abduction.
             generator: Makes abduction reproducible; a list has one generator per image.
         """
         ...

@@ -71,17 +71,35 @@ class HVAEBackbone(nn.Module):
         """See :class:`~softcft.counterfactuals.backbone.CounterfactualBackbone`; fidelity is the NELBO."""
         abducted = self.model(image, parents, generator=generator)
         residual = (image - abducted.loc.clamp(-1, 1)) * torch.exp(-abducted.log_scale)
-        latents = abducted.latents
+        fidelity = abducted.nelbo.mean()
+        if counterfactual_parents.ndim == 2:
+            counterfactual, latents = self._predict(abducted, residual, parents, counterfactual_parents, generator)
+            return BackboneOutput(image=counterfactual, fidelity=fidelity, latents=latents)
+        images, noise = zip(
+            *(self._predict(abducted, residual, parents, p, generator) for p in counterfactual_parents.unbind(dim=1)),
+            strict=True,
+        )
+        latents = [torch.stack(tensors, dim=1) for tensors in zip(*noise, strict=True)]
+        return BackboneOutput(image=torch.stack(images, dim=1), fidelity=fidelity, latents=latents)
+
+    def _predict(
+        self,
+        abducted: HVAEOutput,
+        residual: Tensor,
+        parents: Tensor,
+        counterfactual_parents: Tensor,
+        generator: Generator,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Images under counterfactual parents (B, K), and the latents that they are decoded from."""
+        latents, injections = abducted.latents, abducted.injections
         if self.effect != "direct":
             latents = self._mediate(abducted, counterfactual_parents, generator)
         if self.effect == "indirect":
             counterfactual_parents = parents
-        injections = abducted.injections
         if self.model.config["conditional_prior"]:
             injections = self.model.walk_prior(counterfactual_parents, latents).injections
         loc, log_scale = self.model.decode(injections, counterfactual_parents)
-        counterfactual = (loc.clamp(-1, 1) + torch.exp(log_scale) * residual).clamp(-1, 1)
-        return BackboneOutput(image=counterfactual, fidelity=abducted.nelbo.mean(), latents=latents)
+        return (loc.clamp(-1, 1) + torch.exp(log_scale) * residual).clamp(-1, 1), latents
 
     def _mediate(self, abducted: HVAEOutput, counterfactual_parents: Tensor, generator: Generator) -> list[Tensor]:
         """Counterfactual latents; the prior's statistics are those of one draw from it under pa*, as published."""

@@ -139,11 +139,9 @@ def counterfactual_images(
             f"({len(row_numbers)},)."
         )
     image, parents = scale_pixels(image), parents.to(image.device)
-    images = [image.float()]
-    for planned in counterfactual_parents.to(image.device).unbind(dim=1):
-        generators = image_generators(row_numbers, seed)  # anew for each: all share the abducted noise
-        images.append(backbone.counterfactual(image, parents, planned, generators).image.float())
-    return torch.stack(images, dim=1)
+    generators = image_generators(row_numbers, seed)
+    output = backbone.counterfactual(image, parents, counterfactual_parents.to(image.device), generators)
+    return torch.cat([image[:, None].float(), output.image.float()], dim=1)
 
 
 def image_generators(rows: Sequence[int], seed: int) -> list[torch.Generator]:

@@ -115,6 +115,18 @@ def test_each_image_has_its_own_counterfactual(backbone: HVAEBackbone) -> None:
         torch.testing.assert_close(together.image[row], alone.image, rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_one_abduction_serves_several_predictions(backbone: HVAEBackbone) -> None:
+    image, factual, others = images(3), parents(3, seed=3), [parents(3, seed=4), parents(3, seed=5)]
+    together = backbone.counterfactual(image, factual, torch.stack(others, dim=1), generator=seeded())
+    assert together.image.shape == (3, 2, *image.shape[1:])
+    for i, other in enumerate(others):
+        alone = backbone.counterfactual(image, factual, other, generator=seeded())
+        torch.testing.assert_close(together.image[:, i], alone.image)
+        torch.testing.assert_close([z[:, i] for z in together.latents], alone.latents)
+        assert torch.equal(together.fidelity, alone.fidelity)
+
+
 def test_images_alone_train_every_parameter(backbone: HVAEBackbone) -> None:
     output = backbone.counterfactual(0.5 * images(8), parents(8, seed=3), parents(8, seed=4))
     output.image.square().mean().backward()

@@ -44,8 +44,8 @@ class PixelBackbone:
     """Writes the counterfactual attributes into the first row of pixels."""
 
     def counterfactual(self, image, parents, counterfactual_parents, generator=None):
-        written = image.clone()
-        written[:, 0, 0, : parents.shape[1]] = counterfactual_parents
+        written = image[:, None].repeat(1, counterfactual_parents.shape[1], 1, 1, 1)
+        written[:, :, 0, 0, : parents.shape[1]] = counterfactual_parents
         return BackboneOutput(image=written, fidelity=torch.zeros(()))
 
 
@@ -54,7 +54,8 @@ class NoiseBackbone:
 
     def counterfactual(self, image, parents, counterfactual_parents, generator=None):
         noise = randn_tensor(image.shape, generator) + 10 * randn_tensor(image.shape, generator)
-        return BackboneOutput(image=noise, fidelity=torch.zeros(()))
+        images = noise[:, None].repeat(1, counterfactual_parents.shape[1], 1, 1, 1)
+        return BackboneOutput(image=images, fidelity=torch.zeros(()))
 
 
 class PixelPredictor(nn.Module):
