@@ -101,7 +101,9 @@ class EvaluateConfig:
         default="no", metadata={"help": "Type of the forward pass of image models and classifiers."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of interventions, abduction and resamples."})
-    grid_images: int = field(default=4, metadata={"help": "Number of test images in the figures."})
+    grid_images: int = field(
+        default=3, metadata={"help": "Number of test images in the figures; three square ones fill a page."}
+    )
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -5,6 +5,7 @@ Figures are free of pyplot and its global state: save one with ``figure.savefig(
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ EFFECT_COLORS = "RdBu_r"
 # Okabe and Ito, "Color Universal Design", 2008, without the yellow, which is faint on white.
 LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 GREY_LEVEL = 1 / 255
+PANELS_ABREAST = 3  # what the width of a page holds
 
 
 class _Block(NamedTuple):
@@ -229,8 +231,13 @@ def training_curves(records_by_run: Mapping[str, Sequence[Mapping[str, Any]]], k
         if not any(key in record for records in records_by_run.values() for record in records):
             known = sorted({key for records in records_by_run.values() for record in records for key in record})
             raise ValueError(f"No record has the metric '{key}'; there are {known}.")
-    figure = Figure(figsize=(3.2 * len(keys), 2.7), layout="constrained")
-    for axes, (key, label) in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys.items(), strict=True):
+    columns = min(len(keys), PANELS_ABREAST)
+    rows = math.ceil(len(keys) / columns)
+    figure = Figure(figsize=(2.4 * columns, 2.1 * rows + 0.3), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(keys) :]:
+        axes.remove()
+    for axes, (key, label) in zip(grid.flat, keys.items(), strict=False):
         axes.set_prop_cycle(color=LINE_COLORS)
         for run, records in records_by_run.items():
             points = [(record["step"], record[key]) for record in records if key in record]
@@ -243,8 +250,8 @@ def training_curves(records_by_run: Mapping[str, Sequence[Mapping[str, Any]]], k
         axes.grid(color="0.9", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     handles, runs = figure.axes[0].get_legend_handles_labels()
-    columns = min(len(runs), 2 * len(keys))
-    figure.legend(handles, runs, loc="outside upper center", ncols=columns, fontsize=FONT_SIZE, frameon=False)
+    abreast = min(len(runs), 2 * columns)
+    figure.legend(handles, runs, loc="outside upper center", ncols=abreast, fontsize=FONT_SIZE, frameon=False)
     return figure
 
 

@@ -30,11 +30,11 @@ from softcft.pipelines.dscm import DSCMPipeline
 __all__ = ["draw_counterfactuals", "draw_interpolations", "draw_shifts", "draw_training_curves"]
 
 FRAMES = 12  # values of an interpolation
-COMPARED = 2  # images in the comparison of all models
+COMPARED = 1  # images in the comparison of all models: what fits on a page
 RANGE = (0.02, 0.98)  # quantiles of the real values that an interpolation runs between
 TRAININGS = ("hvae", "hard", "soft")
 PANELS = {
-    "nll": "HVAE: -log likelihood (nats/dim)",
+    "nll": "HVAE: NLL (nats/dim)",
     "kl": "HVAE: KL (nats/dim)",
     "guidance": "CFT: guidance loss (nats)",
     "fidelity": "CFT: NELBO (nats/dim)",

@@ -186,6 +186,11 @@ def test_training_curves_have_a_panel_per_key_and_a_line_per_run():
     assert [line.get_color() for line in loss.lines] == [line.get_color() for line in nelbo.lines]
     assert [text.get_text() for text in figure.legends[0].texts] == ["soft", "hard"]
     assert pixels(figure).min() < 100
+    # No wider than a page, however many there are.
+    wide = training_curves({"soft": [{"step": 1, **dict.fromkeys("abcdefg", 1.0)}]}, {key: key for key in "abcdefg"})
+    assert [axes.get_ylabel() for axes in wide.axes] == list("abcdefg")
+    assert wide.get_figwidth() < 7.5
+    pixels(wide)
 
 
 def test_a_metric_that_no_run_has_is_refused():
