@@ -1,0 +1,146 @@
+"""Counterfactuals of a conditional diffusion model."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import get_args
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor, nn
+
+from softcft.counterfactuals.backbone import BackboneOutput
+from softcft.counterfactuals.solvers import NoiseLevels, Solver, invert, predict
+from softcft.models.denoiser import ConditionalDenoiser
+
+__all__ = ["DiffusionBackbone"]
+
+Generator = torch.Generator | list[torch.Generator] | None
+
+
+class DiffusionBackbone(nn.Module):
+    r"""Abduction by deterministic inversion, prediction by denoising under the counterfactual parents.
+
+    Both take the same levels of noise. Abduction is never guided and has no gradient. Prediction may be guided, beyond
+    what the attributes make of an image (Ho and Salimans, "Classifier-free diffusion guidance", 2022). With
+    :math:`\epsilon_\emptyset`, the noise that the network sees without any attributes, and weight w,
+
+    .. math:: \hat\epsilon = \epsilon_\emptyset + w (\epsilon(pa^*) - \epsilon_\emptyset).
+
+    *Factored* guidance has a weight of its own for the attributes that the intervention changes, and another for those
+    that it does not: to push the first need not push the others (Xia et al., "Decoupled classifier-free guidance for
+    counterfactual diffusion models", 2025):
+
+    .. math:: \hat\epsilon = \epsilon_\emptyset + w (\epsilon(pa^*_{changed}) - \epsilon_\emptyset)
+        + w' (\epsilon(pa^*_{kept}) - \epsilon_\emptyset).
+
+    Args:
+        denoiser: The image mechanism.
+        vae: Where given, the diffusion model is one of its latents: images are encoded to the mean of their posterior.
+        num_inference_steps: Levels of noise, S; must divide the training steps of the scheduler.
+        abduction: The solver, see :mod:`softcft.counterfactuals.solvers`. A null intervention gives back the image up
+            to rounding with ``bdia``; not with ``ddim``, and not through a ``vae``.
+        guidance_scale: w. Above 1 the attributes are exaggerated.
+        invariant_guidance_scale: w' of factored guidance; left out, guidance is not factored.
+        gradient_steps: Gradients flow through the last so many steps of prediction only; all if left out.
+        min_snr_gamma: Of the fidelity, see :meth:`~softcft.models.denoiser.ConditionalDenoiser.loss`.
+
+    Raises:
+        ValueError: If there is no such ``abduction``, ``num_inference_steps`` or ``gradient_steps`` does not fit the
+            scheduler, or a guidance scale is negative.
+    """
+
+    def __init__(
+        self,
+        denoiser: ConditionalDenoiser,
+        vae: AutoencoderKL | None = None,
+        num_inference_steps: int = 50,
+        abduction: Solver = "bdia",
+        guidance_scale: float = 1.0,
+        invariant_guidance_scale: float | None = None,
+        gradient_steps: int | None = None,
+        min_snr_gamma: float | None = None,
+    ) -> None:
+        super().__init__()
+        if abduction not in get_args(Solver):
+            raise ValueError(f"abduction must be one of {list(get_args(Solver))}, got {abduction!r}.")
+        for name, scale in (
+            ("guidance_scale", guidance_scale),
+            ("invariant_guidance_scale", invariant_guidance_scale),
+        ):
+            if scale is not None and not scale >= 0:
+                raise ValueError(f"{name} must not be negative, got {scale}.")
+        if gradient_steps is not None and not 1 <= gradient_steps <= num_inference_steps:
+            raise ValueError(
+                f"gradient_steps must be from 1 to num_inference_steps ({num_inference_steps}), got {gradient_steps}."
+            )
+        self.denoiser = denoiser
+        self.vae = vae
+        self.levels = NoiseLevels.spaced(denoiser.alphas_cumprod, num_inference_steps)
+        self.abduction = abduction
+        self.guidance_scale = guidance_scale
+        self.invariant_guidance_scale = invariant_guidance_scale
+        self.gradient_steps = gradient_steps or num_inference_steps
+        self.min_snr_gamma = min_snr_gamma
+
+    def counterfactual(
+        self,
+        image: Tensor,
+        parents: Tensor,
+        counterfactual_parents: Tensor,
+        generator: Generator = None,
+    ) -> BackboneOutput:
+        """See :class:`~softcft.counterfactuals.backbone.CounterfactualBackbone`.
+
+        Fidelity is the denoising loss of the factual images at random times, which ``generator`` makes reproducible.
+        Nothing else is random.
+        """
+        clean = self._encode(image)
+        latents = invert(partial(self._noise, parents=parents), clean, self.levels, self.abduction)
+        fidelity = self.denoiser.loss(clean, parents, min_snr_gamma=self.min_snr_gamma, generator=generator).mean()
+        if counterfactual_parents.ndim == 2:
+            predicted = self._predict(latents, parents, counterfactual_parents)
+        else:
+            predictions = [self._predict(latents, parents, p) for p in counterfactual_parents.unbind(dim=1)]
+            predicted = torch.stack(predictions, dim=1)
+            latents = [z[:, None].expand(-1, predicted.shape[1], -1, -1, -1) for z in latents]
+        return BackboneOutput(image=predicted, fidelity=fidelity, latents=latents)
+
+    def _predict(self, latents: list[Tensor], parents: Tensor, counterfactual_parents: Tensor) -> Tensor:
+        graph = self.denoiser.parent_encoder.causal_graph
+        moved = parents != counterfactual_parents
+        changed = torch.stack([moved[:, graph.slices[name]].any(dim=1) for name in graph.names], dim=1)
+        guided = partial(self._guided_noise, parents=counterfactual_parents, changed=changed)
+        return self._decode(predict(guided, latents, self.levels, self.gradient_steps))
+
+    def _guided_noise(self, noisy: Tensor, level: int, parents: Tensor, changed: Tensor) -> Tensor:
+        if self.invariant_guidance_scale is None:
+            if self.guidance_scale == 1:
+                return self._noise(noisy, level, parents)
+            groups = [(self.guidance_scale, torch.ones_like(changed))]
+        else:
+            groups = [(self.guidance_scale, changed), (self.invariant_guidance_scale, ~changed)]
+        # One pass for all: none of the attributes, then each group.
+        present = torch.cat([torch.zeros_like(changed), *(mask for _, mask in groups)])
+        times = 1 + len(groups)
+        noises = self._noise(noisy.repeat(times, 1, 1, 1), level, parents.repeat(times, 1), present).chunk(times)
+        none = noises[0]
+        guidance = (scale * (noise - none) for (scale, _), noise in zip(groups, noises[1:], strict=True))
+        return none + torch.stack(list(guidance)).sum(dim=0)
+
+    def _noise(self, noisy: Tensor, level: int, parents: Tensor, present: Tensor | None = None) -> Tensor:
+        timestep = torch.full((len(noisy),), self.levels.timesteps[level - 1], device=noisy.device)
+        return self.denoiser.predict_noise(noisy, timestep, parents, present)
+
+    @torch.no_grad()
+    def _encode(self, image: Tensor) -> Tensor:
+        if self.vae is None:
+            return image.float()
+        latent = self.vae.encode(image).latent_dist.mode().float()
+        return (latent - (self.vae.config["shift_factor"] or 0)) * self.vae.config["scaling_factor"]
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        if self.vae is not None:
+            latent = latent / self.vae.config["scaling_factor"] + (self.vae.config["shift_factor"] or 0)
+            latent = self.vae.decode(latent).sample.float()
+        return latent.clamp(-1, 1)

@@ -1,0 +1,136 @@
+r"""Deterministic ways from an image to noise and back, on which abduction by a diffusion model rests.
+
+The image is level 0, pure noise level S; at level i an image is :math:`x_i = \alpha_i x + \sigma_i \epsilon`. A
+denoiser says how much of :math:`x_i` is noise. All solvers call it once for each level.
+
+*DDIM* (Song et al., "Denoising diffusion implicit models", ICLR 2021) moves by
+
+.. math:: x_{i-1} = \alpha_{i-1} \hat x_i + \sigma_{i-1} \hat\epsilon_i, \quad
+    \hat x_i = (x_i - \sigma_i \hat\epsilon_i) / \alpha_i.
+
+Backwards the noise of the level that is not reached yet would be needed, and that of the level below stands in for it:
+even a perfect denoiser does not find the way back, and the error falls with the number of levels only as 1 / S.
+
+*BDIA* (Zhang et al., "Exact diffusion inversion via bidirectional integration approximation", ECCV 2024, with gamma 1)
+steps over the level between:
+
+.. math:: x_{i-1} = x_{i+1} + (\alpha_{i-1} - \alpha_{i+1}) \hat x_i + (\sigma_{i-1} - \sigma_{i+1}) \hat\epsilon_i.
+
+Solved for :math:`x_{i+1}` it is its own inverse, with the same call of the denoiser: the way back is exact up to
+rounding, and it is of second order. Its noise is the images of the two last levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["NoiseLevels", "Solver", "invert", "predict"]
+
+Solver = Literal["ddim", "bdia"]
+Denoiser = Callable[[Tensor, int], Tensor]
+"""Maps images (B, C, H, W) at a level to the noise in them."""
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """The levels of a solver.
+
+    Attributes:
+        timesteps: For each of the levels 1 to S the training step that the network is told.
+        signal: Factor of the image at the levels 0 to S.
+        noise: Factor of the noise at the levels 0 to S.
+    """
+
+    timesteps: list[int]
+    signal: list[float]
+    noise: list[float]
+
+    @classmethod
+    def spaced(cls, alphas_cumprod: Tensor, number: int) -> NoiseLevels:
+        """Evenly spaced levels, the last of which is the last training step.
+
+        Args:
+            alphas_cumprod: Of the scheduler, shape (T,).
+            number: S.
+
+        Raises:
+            ValueError: If S does not divide T, or is below 2.
+        """
+        steps = len(alphas_cumprod)
+        if number < 2 or steps % number:
+            raise ValueError(
+                f"num_inference_steps must be at least 2 and divide the {steps} training steps of the scheduler, so "
+                f"that levels are evenly spaced, got {number}."
+            )
+        timesteps = [(i + 1) * steps // number - 1 for i in range(number)]
+        kept = [1.0, *alphas_cumprod[timesteps].double().tolist()]
+        return cls(timesteps, [k**0.5 for k in kept], [(1 - k) ** 0.5 for k in kept])
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def clean(self, noisy: Tensor, epsilon: Tensor, level: int) -> Tensor:
+        """The image in a noisy one."""
+        return (noisy - self.noise[level] * epsilon) / self.signal[level]
+
+
+@torch.no_grad()
+def invert(denoiser: Denoiser, image: Tensor, levels: NoiseLevels, solver: Solver) -> list[Tensor]:
+    """Find the noise that images come from.
+
+    Args:
+        denoiser: Tells the noise in images.
+        image: Shape (B, C, H, W).
+        levels: S of them.
+        solver: ``ddim`` or ``bdia``.
+
+    Returns:
+        The images at level S (DDIM), or at levels S - 1 and S (BDIA).
+    """
+    # Level 0 has no training step: the network is told that of level 1, as diffusers' DDIMInverseScheduler does.
+    below, x = image, _step(levels, image, denoiser(image, 1), 0, 1)
+    for level in range(1, len(levels)):
+        if solver == "ddim":
+            x = _step(levels, x, denoiser(x, level + 1), level, level + 1)
+        else:
+            below, x = x, below - _leap(levels, x, denoiser(x, level), level)
+    return [x] if solver == "ddim" else [below, x]
+
+
+def predict(denoiser: Denoiser, latents: list[Tensor], levels: NoiseLevels, gradient_steps: int) -> Tensor:
+    """The images that noise becomes.
+
+    Args:
+        denoiser: Tells the noise in images.
+        latents: Of :func:`invert`: one tensor for DDIM, two for BDIA.
+        levels: The same S levels.
+        gradient_steps: How many of the last steps gradients flow through; what comes before is a constant (DRaFT-K of
+            Clark et al., "Directly fine-tuning diffusion models on differentiable rewards", ICLR 2024).
+    """
+    *below, x = latents
+    if not below:
+        for level in range(len(levels), 0, -1):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and level <= gradient_steps):
+                x = _step(levels, x, denoiser(x, level), level, level - 1)
+        return x
+    above, x = x, below[0]
+    for level in range(len(levels) - 1, 0, -1):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and level <= gradient_steps):
+            above, x = x, above + _leap(levels, x, denoiser(x, level), level)
+    return x
+
+
+def _step(levels: NoiseLevels, x: Tensor, epsilon: Tensor, source: int, target: int) -> Tensor:
+    return levels.signal[target] * levels.clean(x, epsilon, source) + levels.noise[target] * epsilon
+
+
+def _leap(levels: NoiseLevels, x: Tensor, epsilon: Tensor, level: int) -> Tensor:
+    """What takes an image from the level above to the level below."""
+    signal = levels.signal[level - 1] - levels.signal[level + 1]
+    noise = levels.noise[level - 1] - levels.noise[level + 1]
+    return signal * levels.clean(x, epsilon, level) + noise * epsilon

@@ -1,0 +1,139 @@
+"""A conditional diffusion model of images given their attributes, from the parts that diffusers saves."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
+
+from softcft.models.parent_encoder import ParentEncoder
+
+__all__ = ["ConditionalDenoiser"]
+
+Generator = torch.Generator | list[torch.Generator] | None
+
+
+class ConditionalDenoiser(nn.Module):
+    r"""Predicts the noise in noisy images, given their attributes.
+
+    With :math:`\alpha_t^2 = \bar\alpha_t` and :math:`\sigma_t^2 = 1 - \bar\alpha_t` of the scheduler, a noisy image is
+    :math:`x_t = \alpha_t x + \sigma_t \epsilon`. The network predicts the noise :math:`\epsilon`, or the velocity
+    :math:`v = \alpha_t \epsilon - \sigma_t x` (Salimans and Ho, "Progressive distillation", ICLR 2022, appendix D).
+
+    Args:
+        unet: A ``UNet2DConditionModel``, which attends to one token for each variable, or a ``UNet2DModel`` whose
+            ``class_embed_type`` is ``identity``: the sum of the tokens is added to its time embedding.
+        parent_encoder: Makes the tokens.
+        scheduler: Holds the noise schedule and what the network predicts; none of its state is used.
+
+    Raises:
+        ValueError: If the UNet takes no such tokens, or tokens of another size; or the scheduler says that the network
+            predicts something else, or clips what it predicts, which no inversion can undo.
+    """
+
+    alphas_cumprod: Tensor
+
+    def __init__(
+        self,
+        unet: UNet2DModel | UNet2DConditionModel,
+        parent_encoder: ParentEncoder,
+        scheduler: DDIMScheduler,
+    ) -> None:
+        super().__init__()
+        size = parent_encoder.config["embedding_dim"]
+        if isinstance(unet, UNet2DConditionModel):
+            if unet.config["cross_attention_dim"] != size:
+                raise ValueError(
+                    f"parent_encoder makes tokens of size {size}, but cross_attention_dim of unet is "
+                    f"{unet.config['cross_attention_dim']}."
+                )
+        elif unet.config["class_embed_type"] != "identity":
+            raise ValueError(
+                "unet must have class_embed_type 'identity', so that the tokens of parent_encoder can be added to its "
+                f"time embedding, got {unet.config['class_embed_type']!r}."
+            )
+        elif 4 * unet.config["block_out_channels"][0] != size:
+            raise ValueError(
+                f"parent_encoder makes tokens of size {size}, but the time embedding of unet has "
+                f"{4 * unet.config['block_out_channels'][0]}."
+            )
+        self.prediction_type = scheduler.config["prediction_type"]
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise ValueError(
+                f"prediction_type of scheduler must be 'epsilon' or 'v_prediction', got {self.prediction_type!r}."
+            )
+        if scheduler.config.get("clip_sample") or scheduler.config.get("thresholding"):
+            raise ValueError("scheduler must have clip_sample=False and thresholding=False: clipping has no inverse.")
+        self.unet = unet
+        self.parent_encoder = parent_encoder
+        self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float(), persistent=False)
+
+    def forward(self, noisy: Tensor, timestep: Tensor, parents: Tensor, present: Tensor | None = None) -> Tensor:
+        """The network's prediction, noise or velocity, in float32 and of the shape of the images.
+
+        Args:
+            noisy: Noisy images, shape (B, C, H, W).
+            timestep: Training steps of noise in each image, integers, shape (B,).
+            parents: Encoded attributes, shape (B, K).
+            present: Which variables to condition on, boolean, shape (B, V); all if left out.
+        """
+        tokens = self.parent_encoder(parents, present)
+        if isinstance(self.unet, UNet2DConditionModel):
+            return self.unet(noisy, timestep, encoder_hidden_states=tokens).sample.float()
+        return self.unet(noisy, timestep, class_labels=tokens.sum(dim=1)).sample.float()
+
+    def predict_noise(self, noisy: Tensor, timestep: Tensor, parents: Tensor, present: Tensor | None = None) -> Tensor:
+        """The noise in noisy images; the arguments are those of :meth:`forward`."""
+        prediction = self(noisy, timestep, parents, present)
+        if self.prediction_type == "epsilon":
+            return prediction
+        signal, noise = self._levels(timestep)
+        return signal * prediction + noise * noisy
+
+    def loss(
+        self,
+        image: Tensor,
+        parents: Tensor,
+        present: Tensor | None = None,
+        min_snr_gamma: float | None = None,
+        generator: Generator = None,
+    ) -> Tensor:
+        r"""Mean squared error of the prediction for images at random times, shape (B,).
+
+        Args:
+            image: Clean images (or their latents), shape (B, C, H, W).
+            parents: Encoded attributes, shape (B, K).
+            present: Which variables to condition on, boolean, shape (B, V); all if left out.
+            min_snr_gamma: Weighs the errors of the *image* at each time by its signal-to-noise ratio, but by no more
+                than this: Hang et al., "Efficient diffusion training via min-SNR weighting" (ICCV 2023), who recommend
+                5. Left out: the plain error of the prediction.
+            generator: Makes times and noise reproducible; a list has one generator per image.
+        """
+        steps = len(self.alphas_cumprod)
+        uniform = _rand(len(image), generator, image.device)
+        timestep = (uniform * steps).long().clamp_max(steps - 1)
+        epsilon = randn_tensor(image.shape, generator=generator, device=image.device, dtype=torch.float32)
+        signal, noise = self._levels(timestep)
+        prediction = self(signal * image + noise * epsilon, timestep, parents, present)
+        target = epsilon if self.prediction_type == "epsilon" else signal * epsilon - noise * image
+        error = (prediction - target).square().flatten(1).mean(dim=1)
+        if min_snr_gamma is None:
+            return error
+        ratio = (signal / noise).square().flatten()
+        # The error of the image is that of the noise over the ratio, and that of the velocity over the ratio plus 1.
+        scale = ratio if self.prediction_type == "epsilon" else ratio + 1
+        return error * ratio.clamp_max(min_snr_gamma) / scale
+
+    def _levels(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of image and noise, shape (B, 1, 1, 1)."""
+        kept = self.alphas_cumprod[timestep][:, None, None, None]
+        return kept.sqrt(), (1 - kept).sqrt()
+
+
+def _rand(number: int, generator: Generator, device: torch.device) -> Tensor:
+    """Uniform numbers in [0, 1], each from its own generator where there are several."""
+    draws = randn_tensor((number, 1), generator=generator, device=device, dtype=torch.float32)[:, 0]
+    return torch.special.ndtr(draws)

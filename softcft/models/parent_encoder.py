@@ -1,0 +1,55 @@
+"""Turns the attributes of a causal graph into what a diffusers UNet is conditioned on: one token for each variable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from softcft.graph import CausalGraph
+
+__all__ = ["ParentEncoder"]
+
+
+class ParentEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers declares config_name twice
+    """One token for each variable, which can be left out of an image one by one.
+
+    A variable that is left out has a learned token of its own. Leaving out some of them in training is what lets
+    guidance ask, of one network, what an image is like given all attributes, a group of them, or none.
+
+    Args:
+        graph: The causal graph as plain data (:meth:`CausalGraph.to_list`).
+        embedding_dim: Size of a token: the ``cross_attention_dim`` of a ``UNet2DConditionModel``, or the size of the
+            time embedding of a ``UNet2DModel``, four times its first block's channels.
+    """
+
+    @register_to_config
+    def __init__(self, graph: list[dict[str, Any]], embedding_dim: int) -> None:
+        super().__init__()
+        self.causal_graph = CausalGraph(graph)
+        self.encoders = nn.ModuleList(
+            nn.Sequential(nn.Linear(1, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim))
+            if variable.kind == "continuous"
+            else nn.Linear(variable.width, embedding_dim)
+            for variable in self.causal_graph.variables
+        )
+        self.absent = nn.Parameter(torch.zeros(len(self.causal_graph), embedding_dim))
+
+    def forward(self, parents: Tensor, present: Tensor | None = None) -> Tensor:
+        """Encode attributes.
+
+        Args:
+            parents: Encoded attributes, shape (B, K); those of variables that are left out may be NaN.
+            present: Which variables the image is conditioned on, boolean, shape (B, V); all if left out.
+
+        Returns:
+            Tokens of shape (B, V, embedding_dim).
+        """
+        columns = (parents[:, self.causal_graph.slices[name]] for name in self.causal_graph.names)
+        if present is None:
+            return torch.stack([encode(x) for encode, x in zip(self.encoders, columns, strict=True)], dim=1)
+        tokens = torch.stack([encode(x.nan_to_num()) for encode, x in zip(self.encoders, columns, strict=True)], dim=1)
+        return torch.where(present[:, :, None], tokens, self.absent.to(tokens.dtype))

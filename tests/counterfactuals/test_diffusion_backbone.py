@@ -1,0 +1,162 @@
+"""Counterfactuals of a diffusion model of toy size."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from softcft.counterfactuals.diffusion_backbone import DiffusionBackbone
+from tests.models.test_denoiser import GRAPH, draw_parents, make_denoiser
+
+
+def make_backbone(**settings: Any) -> DiffusionBackbone:
+    denoiser = make_denoiser()
+    torch.manual_seed(1)
+    nn.init.normal_(denoiser.parent_encoder.absent)
+    # A network at its start hardly sees its input. Small changes of the image, so that none is clamped.
+    for parameter in denoiser.unet.conv_out.parameters():
+        parameter.data *= 0.3
+    return DiffusionBackbone(denoiser, **{"num_inference_steps": 10, **settings}).eval()
+
+
+def images(n: int) -> Tensor:
+    return 0.5 * torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(5)) - 0.25
+
+
+@torch.no_grad()
+def test_nothing_changes_where_nothing_is_changed() -> None:
+    image, parents = images(4), draw_parents(4)
+    error = {
+        solver: (make_backbone(abduction=solver).counterfactual(image, parents, parents).image - image).abs().max()
+        for solver in ("ddim", "bdia")
+    }
+    # Rounding, which a network that knows nothing of images makes more of: its clean image of pure noise is huge.
+    assert error["bdia"] < 3e-4
+    assert error["ddim"] > 30 * error["bdia"]
+
+
+@torch.no_grad()
+def test_other_parents_give_another_image_of_each() -> None:
+    image, parents, others = images(3), draw_parents(3), draw_parents(3, seed=1)
+    backbone = make_backbone()
+    output = backbone.counterfactual(image, parents, others, generator=torch.Generator().manual_seed(0))
+    assert (output.image - image).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+    assert output.fidelity.ndim == 0
+    for i in range(3):
+        row = slice(i, i + 1)
+        alone = backbone.counterfactual(image[row], parents[row], others[row]).image
+        torch.testing.assert_close(output.image[row], alone, rtol=0, atol=3e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("solver", ["ddim", "bdia"])
+def test_one_abduction_serves_several_predictions(solver: Any) -> None:
+    image, parents, others = images(3), draw_parents(3), [draw_parents(3, seed=i) for i in (1, 2)]
+    backbone = make_backbone(abduction=solver)
+    together = backbone.counterfactual(image, parents, torch.stack(others, dim=1))
+    assert together.image.shape == (3, 2, 1, 8, 8)
+    for i, other in enumerate(others):
+        alone = backbone.counterfactual(image, parents, other)
+        torch.testing.assert_close(together.image[:, i], alone.image)
+        torch.testing.assert_close([z[:, i] for z in together.latents], alone.latents)
+
+
+@torch.no_grad()
+def test_guidance_is_a_weighted_sum() -> None:
+    """Of what the network sees without attributes, with the changed ones, and with the others."""
+    backbone = make_backbone()
+    parents, others = draw_parents(4), draw_parents(4)
+    others[:, GRAPH.slices["size"]] += 0.1
+    others[:2, GRAPH.slices["state"]] = 1 - others[:2, GRAPH.slices["state"]]
+    changed = torch.tensor([[True, True, False]] * 2 + [[True, False, False]] * 2)
+    x = images(4)
+
+    def noise(present: Tensor) -> Tensor:
+        return backbone._noise(x, 5, others, present)
+
+    none, everything = noise(torch.zeros_like(changed)), noise(torch.ones_like(changed))
+    arguments = {"noisy": x, "level": 5, "parents": others, "changed": changed}
+    torch.testing.assert_close(backbone._guided_noise(**arguments), everything)
+    backbone.guidance_scale = 3.0
+    torch.testing.assert_close(backbone._guided_noise(**arguments), none + 3 * (everything - none))
+    backbone.invariant_guidance_scale = 0.5
+    expected = none + 3 * (noise(changed) - none) + 0.5 * (noise(~changed) - none)
+    torch.testing.assert_close(backbone._guided_noise(**arguments), expected)
+    assert (expected - everything).abs().max() > 1e-3
+
+    # What changes is read from the attributes.
+    seen = []
+    backbone._guided_noise = lambda noisy, level, parents, changed: seen.append(changed) or noisy  # type: ignore
+    backbone.counterfactual(x, parents, others)
+    assert all(torch.equal(mask, changed) for mask in seen)
+
+
+@torch.no_grad()
+def test_guidance_moves_an_image_further_and_leaves_abduction_alone() -> None:
+    image, parents, others = images(4), draw_parents(4), draw_parents(4, seed=1)
+    outputs = [make_backbone(guidance_scale=w).counterfactual(image, parents, others) for w in (1.0, 2.0)]
+    torch.testing.assert_close(outputs[0].latents, outputs[1].latents, rtol=0, atol=0)
+    assert (outputs[0].image - outputs[1].image).abs().max() > 1e-3
+
+
+def test_gradients_of_the_last_steps() -> None:
+    """Fewer steps have others than all of them. Abduction has none."""
+    image, parents, others = images(4), draw_parents(4), draw_parents(4, seed=1)
+    gradients = {}
+    for steps in (1, 3, None):
+        backbone = make_backbone(num_inference_steps=4, gradient_steps=steps)
+        output = backbone.counterfactual(image, parents, others)
+        assert not any(z.requires_grad for z in output.latents)
+        output.image.square().mean().backward()
+        weight = backbone.denoiser.unet.conv_in.weight
+        gradients[steps] = weight.grad.clone()
+    assert (gradients[1] - gradients[3]).norm() > 0.01 * gradients[3].norm()
+    torch.testing.assert_close(gradients[3], gradients[None])  # BDIA takes one step less than there are levels
+
+
+def test_image_and_fidelity_train_every_parameter() -> None:
+    backbone = make_backbone(guidance_scale=2.0, gradient_steps=2).train()
+    output = backbone.counterfactual(images(6), draw_parents(6), draw_parents(6, seed=1))
+    output.image.square().mean().backward()
+    still = [n for n, p in backbone.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not still
+    backbone.zero_grad()
+    output = backbone.counterfactual(images(6), draw_parents(6), draw_parents(6, seed=1))
+    output.fidelity.backward()
+    still = [n for n, p in backbone.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert still == ["denoiser.parent_encoder.absent"]  # the loss of a factual image knows all of its attributes
+
+
+@torch.no_grad()
+def test_latents_of_an_autoencoder() -> None:
+    """The diffusion model sees scaled latents, and what it makes of them is decoded."""
+    torch.manual_seed(2)
+    vae = AutoencoderKL(block_out_channels=(4, 8), in_channels=1, out_channels=1, latent_channels=1, norm_num_groups=4,
+                        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+                        scaling_factor=0.5, shift_factor=0.1).eval()  # fmt: skip
+    backbone = make_backbone(vae=vae)
+    image, parents = images(2).repeat(1, 1, 2, 2), draw_parents(2)
+    latent = vae.encode(image).latent_dist.mode()
+    torch.testing.assert_close(backbone._encode(image), (latent - 0.1) * 0.5)
+    output = backbone.counterfactual(image, parents, parents)
+    torch.testing.assert_close(output.image, vae.decode(latent).sample.clamp(-1, 1), rtol=0, atol=0.01)
+    assert output.latents[0].shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_inference_steps": 30}, "must be at least 2 and divide the 1000 training steps"),
+        ({"guidance_scale": -1.0}, "guidance_scale must not be negative, got -1.0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must not be negative, got nan"),
+        ({"invariant_guidance_scale": -2.0}, "invariant_guidance_scale must not be negative, got -2.0"),
+        ({"gradient_steps": 0}, r"gradient_steps must be from 1 to num_inference_steps \(10\), got 0"),
+        ({"gradient_steps": 11}, r"gradient_steps must be from 1 to num_inference_steps \(10\), got 11"),
+        ({"abduction": "edict"}, r"abduction must be one of \['ddim', 'bdia'\], got 'edict'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_backbone(**settings)

@@ -1,0 +1,119 @@
+"""Solvers of the diffusion model's ODE: against diffusers, against an analytic denoiser, and there and back."""
+
+from collections.abc import Callable
+from typing import get_args
+
+import pytest
+import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler
+from torch import Tensor
+
+from softcft.counterfactuals.solvers import NoiseLevels, Solver, invert, predict
+
+SCHEDULER = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+ALPHAS = SCHEDULER.alphas_cumprod.double()
+
+
+def levels(number: int) -> NoiseLevels:
+    return NoiseLevels.spaced(ALPHAS, number)
+
+
+def bend(x: Tensor, level: int) -> Tensor:
+    """Some denoiser, far from linear."""
+    return torch.sin(x + 0.1 * level) + 0.3 * x.roll(1, dims=-1)
+
+
+def gaussian(grid: NoiseLevels, mean: float) -> Callable[[Tensor, int], Tensor]:
+    """The perfect denoiser of pixels with that mean and a standard deviation of 0.4.
+
+    The exact solution keeps the quantile of each pixel, so that its counterfactual under another mean is a shift.
+    """
+
+    def noise(x: Tensor, level: int) -> Tensor:
+        signal, sigma = grid.signal[level], grid.noise[level]
+        return sigma * (x - signal * mean) / (0.16 * signal**2 + sigma**2)
+
+    return noise
+
+
+def images() -> Tensor:
+    return 0.4 * torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_ddim_is_that_of_diffusers() -> None:
+    grid, x = levels(20), images()
+    inverse = DDIMInverseScheduler.from_config(SCHEDULER.config)
+    inverse.set_timesteps(20)
+    SCHEDULER.set_timesteps(20)
+    assert sorted(SCHEDULER.timesteps.tolist()) == grid.timesteps
+    expected = x
+    for level, t in enumerate(inverse.timesteps, start=1):
+        expected = inverse.step(bend(expected, level), t, expected).prev_sample
+    (ours,) = invert(bend, x, grid, "ddim")
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    for level, t in zip(range(20, 0, -1), SCHEDULER.timesteps, strict=True):
+        expected = SCHEDULER.step(bend(expected, level), t, expected).prev_sample
+    torch.testing.assert_close(predict(bend, [ours], grid, 20), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("number", [20, 50, 250])
+def test_bdia_finds_the_way_back(number: int) -> None:
+    """To rounding, whatever the denoiser; a wild one makes more of it."""
+    grid, x = levels(number), images()
+    for denoiser, error in ((gaussian(grid, 0), 1e-12), (bend, 1e-9)):
+        latents = invert(denoiser, x, grid, "bdia")
+        torch.testing.assert_close(predict(denoiser, latents, grid, number), x, rtol=0, atol=error)
+        (end,) = invert(denoiser, x, grid, "ddim")
+        assert (predict(denoiser, [end], grid, number) - x).abs().max() > 1e-3
+    latents = invert(gaussian(grid, 0), x.float(), grid, "bdia")
+    torch.testing.assert_close(predict(gaussian(grid, 0), latents, grid, number), x.float(), rtol=0, atol=1e-5)
+
+
+def test_errors_fall_as_they_should() -> None:
+    """With a perfect denoiser: those of DDIM as 1 / S, those of BDIA are far smaller."""
+    x = images()
+    back, counterfactual = {}, {}
+    for number in (50, 100, 200):
+        grid = levels(number)
+        for solver in get_args(Solver):
+            latents = invert(gaussian(grid, 0), x, grid, solver)
+            back[solver, number] = (predict(gaussian(grid, 0), latents, grid, 1) - x).abs().mean()
+            counterfactual[solver, number] = (predict(gaussian(grid, 0.2), latents, grid, 1) - x - 0.2).abs().mean()
+    for number in (50, 100):
+        assert 1.7 < back["ddim", number] / back["ddim", 2 * number] < 2.3
+        assert 1.7 < counterfactual["ddim", number] / counterfactual["ddim", 2 * number] < 2.3
+    for number in (50, 100, 200):
+        assert counterfactual["ddim", number] > 5e-3
+        assert counterfactual["bdia", number] < 5e-4  # what is left of the image's mean at the last level
+
+
+@pytest.mark.parametrize("solver", ["ddim", "bdia"])
+def test_gradients_flow_through_the_last_steps(solver: Solver) -> None:
+    """Those of all steps are the true ones; of the last K those of a path whose beginning is a constant."""
+    grid, x = levels(10), images()
+    strength = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+
+    def gradient(steps: int) -> float:
+        image = predict(lambda x, i: strength * bend(x, i), latents, grid, steps)
+        return float(torch.autograd.grad(image.square().mean(), strength)[0])
+
+    latents = invert(lambda x, i: strength * bend(x, i), x, grid, solver)
+    assert not any(z.requires_grad for z in latents)
+    with torch.no_grad():
+        above = predict(lambda x, i: (0.7 + 1e-6) * bend(x, i), latents, grid, 10).square().mean()
+        below = predict(lambda x, i: (0.7 - 1e-6) * bend(x, i), latents, grid, 10).square().mean()
+    assert gradient(10) == pytest.approx(float(above - below) / 2e-6, rel=1e-4)
+    assert len({round(gradient(steps), 10) for steps in (1, 2, 5, 10)}) == 4
+
+    # A denoiser that is a constant above level K: its gradient is that of K steps.
+    def partly(x: Tensor, level: int) -> Tensor:
+        return (strength if level <= 3 else strength.detach()) * bend(x, level)
+
+    image = predict(partly, latents, grid, 10)
+    assert gradient(3) == pytest.approx(float(torch.autograd.grad(image.square().mean(), strength)[0]), rel=1e-9)
+
+
+@pytest.mark.parametrize("number", [0, 1, 30, 1001])
+def test_levels_must_be_evenly_spaced(number: int) -> None:
+    with pytest.raises(ValueError, match=f"divide the 1000 training steps .* got {number}"):
+        levels(number)

@@ -1,0 +1,204 @@
+"""A conditional diffusion model of toy size: what its loss is, and which attributes it listens to."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel, UNet2DModel
+from torch import Tensor, nn
+
+from softcft.graph import CausalGraph, Variable
+from softcft.models.denoiser import ConditionalDenoiser
+from softcft.models.parent_encoder import ParentEncoder
+
+GRAPH = CausalGraph(
+    [
+        Variable(name="size", kind="continuous", low=0, high=10),
+        Variable(name="state", kind="binary", categories=("off", "on")),
+        Variable(name="site", kind="categorical", categories=("a", "b", "c"), parents=("state",)),
+    ]
+)
+UNET = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "norm_num_groups": 4}
+
+
+def make_scheduler(**settings: Any) -> DDIMScheduler:
+    return DDIMScheduler(**{"clip_sample": False, **settings})
+
+
+def make_unet(attention: bool) -> nn.Module:
+    torch.manual_seed(0)
+    if attention:
+        blocks = {
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "block_out_channels": (4, 8),
+            "attention_head_dim": 4,
+            "cross_attention_dim": 16,
+        }
+        return UNet2DConditionModel(**UNET, **blocks).eval()
+    blocks = {
+        "down_block_types": ("DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
+        "block_out_channels": (4, 8),
+        "class_embed_type": "identity",
+    }
+    return UNet2DModel(**UNET, **blocks).eval()
+
+
+def make_denoiser(attention: bool = False, **settings: Any) -> ConditionalDenoiser:
+    unet = make_unet(attention)
+    return ConditionalDenoiser(unet, ParentEncoder(GRAPH.to_list(), 16), make_scheduler(**settings)).eval()
+
+
+def draw_parents(n: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    site = nn.functional.one_hot(torch.randint(3, (n,), generator=generator), 3).float()
+    size = 2 * torch.rand(n, 1, generator=generator) - 1
+    return torch.cat([size, torch.randint(2, (n, 1), generator=generator).float(), site], dim=1)
+
+
+@pytest.fixture(params=[False, True], ids=["class embedding", "cross attention"])
+def denoiser(request: pytest.FixtureRequest) -> ConditionalDenoiser:
+    denoiser = make_denoiser(request.param)
+    nn.init.normal_(denoiser.parent_encoder.absent)
+    return denoiser
+
+
+@torch.no_grad()
+def test_it_listens_to_each_variable_that_is_present_and_to_no_other(denoiser: ConditionalDenoiser) -> None:
+    x, timestep, parents = torch.randn(6, 1, 8, 8), torch.full((6,), 300), draw_parents(6)
+    before = denoiser(x, timestep, parents)
+    assert before.shape == x.shape
+    for i, name in enumerate(GRAPH.names):
+        other = parents.clone()
+        columns = GRAPH.slices[name]
+        other[:, columns] = -0.5 if name == "size" else other[:, columns].roll(1, dims=1)
+        if name == "state":
+            other[:, columns] = 1 - parents[:, columns]
+        present = torch.ones(6, 3, dtype=torch.bool)
+        torch.testing.assert_close(denoiser(x, timestep, parents, present), before)
+        assert (denoiser(x, timestep, other) - before).abs().amax(dim=(1, 2, 3)).min() > 1e-5
+        present[:, i] = False
+        without = denoiser(x, timestep, parents, present)
+        assert (without - before).abs().amax(dim=(1, 2, 3)).min() > 1e-5
+        assert torch.equal(denoiser(x, timestep, other, present), without)
+        other[:, columns] = torch.nan
+        assert torch.equal(denoiser(x, timestep, other, present), without)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_noise_is_that_of_the_scheduler(prediction_type: str) -> None:
+    """From what the network predicts, the scheduler and we find the same noise, and the same image."""
+    denoiser = make_denoiser(prediction_type=prediction_type)
+    scheduler = make_scheduler(prediction_type=prediction_type)
+    scheduler.set_timesteps(1000)
+    x, parents = torch.randn(2, 1, 8, 8), draw_parents(2)
+    for t in (0, 400, 999):
+        timestep = torch.full((2,), t)
+        noise = denoiser.predict_noise(x, timestep, parents)
+        kept = scheduler.alphas_cumprod[t]
+        expected = scheduler.step(denoiser(x, timestep, parents), t, x).pred_original_sample
+        torch.testing.assert_close((x - (1 - kept).sqrt() * noise) / kept.sqrt(), expected, rtol=1e-3, atol=1e-3)
+
+
+class Told(nn.Module):
+    """A network that knows the images, so that it predicts perfectly but for a constant error."""
+
+    def __init__(self, image: Tensor, prediction_type: str) -> None:
+        super().__init__()
+        self.image, self.prediction_type, self.scheduler = image, prediction_type, make_scheduler()
+
+    def __call__(self, noisy: Tensor, timestep: Tensor, class_labels: Tensor) -> Any:
+        kept = self.scheduler.alphas_cumprod[timestep][:, None, None, None]
+        epsilon = (noisy - kept.sqrt() * self.image) / (1 - kept).sqrt()
+        velocity = kept.sqrt() * epsilon - (1 - kept).sqrt() * self.image
+        self.ratio = (kept / (1 - kept)).flatten()
+        target = epsilon if self.prediction_type == "epsilon" else velocity
+        return type("Output", (), {"sample": target + 0.5})
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_loss_is_the_error_of_the_prediction(prediction_type: str) -> None:
+    """Weighted, it is that of the image, with the weight min(SNR, gamma)."""
+    image, parents = torch.randn(64, 1, 8, 8), draw_parents(64)
+    denoiser = make_denoiser(prediction_type=prediction_type)
+    denoiser.unet = told = Told(image, prediction_type)
+    torch.testing.assert_close(denoiser.loss(image, parents), torch.full((64,), 0.25), rtol=1e-3, atol=0)
+    weighted = denoiser.loss(image, parents, min_snr_gamma=5)
+    # Errors of noise and velocity, and those of the image that follow: x = (x_t - s e) / a, and x = a x_t - s v.
+    ratio = told.ratio
+    image_error = 0.25 / ratio if prediction_type == "epsilon" else 0.25 / (ratio + 1)
+    torch.testing.assert_close(weighted, image_error * ratio.clamp_max(5), rtol=2e-3, atol=1e-6)
+    assert (ratio > 5).any()
+    assert (ratio < 5).any()
+
+
+def test_times_are_uniform_and_reproducible() -> None:
+    image, parents = torch.zeros(4000, 1, 8, 8), draw_parents(4000)
+    denoiser = make_denoiser()
+    seen = []
+    denoiser.unet.forward = lambda noisy, timestep, class_labels: (  # type: ignore[method-assign]
+        seen.append(timestep) or type("Output", (), {"sample": noisy})
+    )
+    generators = [torch.Generator().manual_seed(i) for i in range(4000)]
+    denoiser.loss(image, parents, generator=generators)
+    assert seen[0].min() < 10
+    assert seen[0].max() > 989
+    histogram = torch.histc(seen[0].float(), bins=10, min=0, max=1000)
+    assert (histogram - 400).abs().max() < 5 * 400**0.5
+    # An image's time and noise are its own generator's.
+    one = denoiser.loss(image[:2], parents[:2], generator=[torch.Generator().manual_seed(i) for i in (7, 3)])
+    two = denoiser.loss(image[:1], parents[:1], generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(one[1:], two)
+
+
+def test_gradients_reach_every_parameter(denoiser: ConditionalDenoiser) -> None:
+    present = torch.rand(8, 3) < 0.5
+    loss = denoiser.train().loss(torch.randn(8, 1, 8, 8), draw_parents(8), present)
+    assert loss.shape == (8,)
+    loss.mean().backward()
+    still = [n for n, p in denoiser.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not still
+
+
+def test_the_encoder_is_saved(tmp_path: Any) -> None:
+    encoder = ParentEncoder(GRAPH.to_list(), 16)
+    nn.init.normal_(encoder.absent)
+    encoder.save_pretrained(tmp_path)
+    again = ParentEncoder.from_pretrained(tmp_path)
+    parents, present = draw_parents(5), torch.rand(5, 3) < 0.5
+    assert again.causal_graph == GRAPH
+    assert torch.equal(encoder(parents, present), again(parents, present))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"embedding_dim": 8}, "makes tokens of size 8, but the time embedding of unet has 16"),
+        ({"class_embed_type": None}, "unet must have class_embed_type 'identity'.* got None"),
+        ({"prediction_type": "sample"}, "must be 'epsilon' or 'v_prediction', got 'sample'"),
+        ({"clip_sample": True}, "clip_sample=False"),
+        ({"thresholding": True}, "thresholding=False"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
+    unet = make_unet(False)
+    if "class_embed_type" in change:
+        unet = UNet2DModel.from_config({**unet.config, **change})
+    encoder = ParentEncoder(GRAPH.to_list(), change.get("embedding_dim", 16))
+    scheduler = {k: v for k, v in change.items() if k not in ("embedding_dim", "class_embed_type")}
+    with pytest.raises(ValueError, match=message):
+        ConditionalDenoiser(unet, encoder, make_scheduler(**scheduler))
+
+
+def test_tokens_must_have_the_size_that_is_attended_to() -> None:
+    with pytest.raises(ValueError, match="makes tokens of size 8, but cross_attention_dim of unet is 16"):
+        ConditionalDenoiser(make_unet(True), ParentEncoder(GRAPH.to_list(), 8), make_scheduler())
+
+
+def test_a_scheduler_of_another_class_will_do() -> None:
+    """Only its noise schedule is used."""
+    scheduler = DDPMScheduler(clip_sample=False)
+    denoiser = ConditionalDenoiser(make_unet(False), ParentEncoder(GRAPH.to_list(), 16), scheduler)
+    torch.testing.assert_close(denoiser.alphas_cumprod, make_denoiser().alphas_cumprod)
