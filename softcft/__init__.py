@@ -10,11 +10,15 @@ from diffusers import ModelMixin
 
 from softcft import _diffusers
 from softcft.counterfactuals.backbone import BackboneOutput, CounterfactualBackbone
+from softcft.counterfactuals.diffusion_backbone import DiffusionBackbone
 from softcft.counterfactuals.hvae_backbone import HVAEBackbone
 from softcft.graph import CausalGraph, Intervention, Variable
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
+from softcft.models.denoiser import ConditionalDenoiser
 from softcft.models.hvae import HVAEModel
+from softcft.models.parent_encoder import ParentEncoder
+from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
 from softcft.pipelines.dscm import DSCMPipeline, DSCMPipelineOutput
 
 __version__ = "0.1.0"
@@ -24,15 +28,19 @@ __all__ = [
     "AttributeSCM",
     "BackboneOutput",
     "CausalGraph",
+    "ConditionalDenoiser",
     "CounterfactualBackbone",
     "DSCMPipeline",
     "DSCMPipelineOutput",
+    "DiffusionBackbone",
+    "DiffusionDSCMPipeline",
     "HVAEBackbone",
     "HVAEModel",
     "Intervention",
     "ModelMixin",
+    "ParentEncoder",
     "Variable",
     "__version__",
 ]
 
-_diffusers.register(DSCMPipeline)
+_diffusers.register(DSCMPipeline, DiffusionDSCMPipeline)

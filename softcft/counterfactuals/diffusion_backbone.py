@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import get_args
 
@@ -44,6 +45,8 @@ class DiffusionBackbone(nn.Module):
         invariant_guidance_scale: w' of factored guidance; left out, guidance is not factored.
         gradient_steps: Gradients flow through the last so many steps of prediction only; all if left out.
         min_snr_gamma: Of the fidelity, see :meth:`~softcft.models.denoiser.ConditionalDenoiser.loss`.
+        on_step: Is given the images (or latents) after each step of prediction and their level of noise, from S - 1 to
+            0, and gives back those to go on with.
 
     Raises:
         ValueError: If there is no such ``abduction``, ``num_inference_steps`` or ``gradient_steps`` does not fit the
@@ -60,6 +63,7 @@ class DiffusionBackbone(nn.Module):
         invariant_guidance_scale: float | None = None,
         gradient_steps: int | None = None,
         min_snr_gamma: float | None = None,
+        on_step: Callable[[Tensor, int], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if abduction not in get_args(Solver):
@@ -82,6 +86,7 @@ class DiffusionBackbone(nn.Module):
         self.invariant_guidance_scale = invariant_guidance_scale
         self.gradient_steps = gradient_steps or num_inference_steps
         self.min_snr_gamma = min_snr_gamma
+        self.on_step = on_step
 
     def counterfactual(
         self,
@@ -106,12 +111,25 @@ class DiffusionBackbone(nn.Module):
             latents = [z[:, None].expand(-1, predicted.shape[1], -1, -1, -1) for z in latents]
         return BackboneOutput(image=predicted, fidelity=fidelity, latents=latents)
 
+    def generate(self, noise: Tensor, parents: Tensor) -> Tensor:
+        """Images of given attributes, shape (B, C, H, W), by DDIM; all attributes are guided by ``guidance_scale``.
+
+        Args:
+            noise: Standard normal, of the shape of the images (or latents).
+            parents: Encoded attributes, shape (B, K).
+        """
+        variables = len(self.denoiser.parent_encoder.causal_graph)
+        return self._denoise([noise], parents, torch.ones(len(noise), variables, dtype=torch.bool, device=noise.device))
+
     def _predict(self, latents: list[Tensor], parents: Tensor, counterfactual_parents: Tensor) -> Tensor:
         graph = self.denoiser.parent_encoder.causal_graph
         moved = parents != counterfactual_parents
         changed = torch.stack([moved[:, graph.slices[name]].any(dim=1) for name in graph.names], dim=1)
-        guided = partial(self._guided_noise, parents=counterfactual_parents, changed=changed)
-        return self._decode(predict(guided, latents, self.levels, self.gradient_steps))
+        return self._denoise(latents, counterfactual_parents, changed)
+
+    def _denoise(self, latents: list[Tensor], parents: Tensor, changed: Tensor) -> Tensor:
+        guided = partial(self._guided_noise, parents=parents, changed=changed)
+        return self._decode(predict(guided, latents, self.levels, self.gradient_steps, self.on_step))
 
     def _guided_noise(self, noisy: Tensor, level: int, parents: Tensor, changed: Tensor) -> Tensor:
         if self.invariant_guidance_scale is None:

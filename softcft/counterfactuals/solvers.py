@@ -102,7 +102,13 @@ def invert(denoiser: Denoiser, image: Tensor, levels: NoiseLevels, solver: Solve
     return [x] if solver == "ddim" else [below, x]
 
 
-def predict(denoiser: Denoiser, latents: list[Tensor], levels: NoiseLevels, gradient_steps: int) -> Tensor:
+def predict(
+    denoiser: Denoiser,
+    latents: list[Tensor],
+    levels: NoiseLevels,
+    gradient_steps: int,
+    on_step: Callable[[Tensor, int], Tensor] | None = None,
+) -> Tensor:
     """The images that noise becomes.
 
     Args:
@@ -111,17 +117,20 @@ def predict(denoiser: Denoiser, latents: list[Tensor], levels: NoiseLevels, grad
         levels: The same S levels.
         gradient_steps: How many of the last steps gradients flow through; what comes before is a constant (DRaFT-K of
             Clark et al., "Directly fine-tuning diffusion models on differentiable rewards", ICLR 2024).
+        on_step: Is given the images after each step and their level, and gives back those to go on with.
     """
     *below, x = latents
     if not below:
         for level in range(len(levels), 0, -1):
             with torch.set_grad_enabled(torch.is_grad_enabled() and level <= gradient_steps):
                 x = _step(levels, x, denoiser(x, level), level, level - 1)
+                x = x if on_step is None else on_step(x, level - 1)
         return x
     above, x = x, below[0]
     for level in range(len(levels) - 1, 0, -1):
         with torch.set_grad_enabled(torch.is_grad_enabled() and level <= gradient_steps):
             above, x = x, above + _leap(levels, x, denoiser(x, level), level)
+            x = x if on_step is None else on_step(x, level - 1)
     return x
 
 

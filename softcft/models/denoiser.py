@@ -80,7 +80,8 @@ class ConditionalDenoiser(nn.Module):
             parents: Encoded attributes, shape (B, K).
             present: Which variables to condition on, boolean, shape (B, V); all if left out.
         """
-        tokens = self.parent_encoder(parents, present)
+        tokens = self.parent_encoder(parents.to(self.parent_encoder.dtype), present).to(self.unet.dtype)
+        noisy = noisy.to(self.unet.dtype)
         if isinstance(self.unet, UNet2DConditionModel):
             return self.unet(noisy, timestep, encoder_hidden_states=tokens).sample.float()
         return self.unet(noisy, timestep, class_labels=tokens.sum(dim=1)).sample.float()

@@ -2,51 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import BaseOutput
-from PIL import Image
-from torch import Tensor
 
 from softcft.counterfactuals.hvae_backbone import Effect, HVAEBackbone
-from softcft.graph import CausalGraph, Intervention
+from softcft.graph import Intervention
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.models.hvae import HVAEModel
-from softcft.pipelines.images import Images, OutputType, check_output_type, from_tensor, to_numpy, to_tensor
+from softcft.pipelines.images import Images, OutputType, check_output_type, from_tensor
+from softcft.pipelines.query import (
+    DSCMPipelineOutput,
+    Generator,
+    ImageFormat,
+    Values,
+    answer,
+    check_generators,
+    check_graphs,
+    encode_values,
+)
 
 __all__ = ["DSCMPipeline", "DSCMPipelineOutput"]
-
-Values = Mapping[str, Any]
-Predictions = dict[str, list[Any]]
-Generator = torch.Generator | list[torch.Generator] | None
-
-
-@dataclass
-class DSCMPipelineOutput(BaseOutput):
-    """Counterfactual images and what belongs to them; B is the number of counterfactuals.
-
-    Attributes:
-        images: A list of B PIL images, an array of shape (B, H, W, C) in [0, 1], or a tensor of shape (B, C, H, W) in
-            [0, 1], as ``output_type`` says.
-        parents: For each variable its B counterfactual values in natural units.
-        effects: Counterfactual minus factual image in units of the full grey range, so in [-1, 1]: a tensor
-            (B, C, H, W) for ``output_type="pt"``, else an array (B, H, W, C). None for samples.
-        factual_predictions: What the classifier sees in the factual images: for each variable B entries, each a dict of
-            category to probability, or the predicted mean in natural units. None without a classifier and for samples.
-        counterfactual_predictions: The same of the counterfactual images.
-    """
-
-    images: list[Image.Image] | np.ndarray | Tensor
-    parents: dict[str, list[Any]]
-    effects: np.ndarray | Tensor | None = None
-    factual_predictions: Predictions | None = None
-    counterfactual_predictions: Predictions | None = None
 
 
 class DSCMPipeline(DiffusionPipeline):
@@ -83,10 +61,8 @@ class DSCMPipeline(DiffusionPipeline):
 
     def __init__(self, hvae: HVAEModel, attribute_scm: AttributeSCM, classifier: AttributeClassifier | None) -> None:
         super().__init__()
-        for name, other in (("attribute_scm", attribute_scm), ("classifier", classifier)):
-            if other is not None and other.causal_graph != hvae.causal_graph:
-                difference = _difference("hvae", hvae.causal_graph, name, other.causal_graph)
-                raise ValueError(f"hvae and {name} must have the same causal graph, but {difference}.")
+        parts = {"hvae": hvae, "attribute_scm": attribute_scm, "classifier": classifier}
+        check_graphs(**{name: part.causal_graph for name, part in parts.items() if part is not None})
         self.register_modules(hvae=hvae, attribute_scm=attribute_scm, classifier=classifier)
 
     @torch.no_grad()
@@ -137,71 +113,21 @@ class DSCMPipeline(DiffusionPipeline):
             >>> pipe(image, parents={"age": 63}, do={"age": [20, 40, 60]}).images  # doctest: +SKIP
             [<PIL.Image.Image ...>, <PIL.Image.Image ...>, <PIL.Image.Image ...>]
         """
-        graph = self.hvae.causal_graph
-        device = self._execution_device
-
-        # 1. Check everything before any work.
-        check_output_type(output_type, self.hvae.config["in_channels"])
-        backbone = HVAEBackbone(self.hvae, effect)
-        if self.classifier is not None and self.classifier.training:
-            raise ValueError("The classifier is in training mode and would predict something else; call .eval() on it.")
-        factual = to_tensor(image, self.hvae.config["in_channels"], self.hvae.config["sample_size"])
-        factual = factual.to(device, self.hvae.dtype)
-        known = _encode("parents", graph, parents, len(factual))
-        intervention = _encode("do", graph, do, len(factual) if len(factual) > 1 else None)
-        batch_size = len(intervention.values)
-        generators = _generators(generator, batch_size, share=len(factual) < batch_size)
-        missing = [
-            name for name, is_known in zip(graph.names, known.mask.all(dim=0).tolist(), strict=True) if not is_known
-        ]
-        if missing and not infer_missing_parents:
-            raise ValueError(
-                f"parents has no value for {missing}; the model needs {list(graph.names)} of every image. With a "
-                f"classifier, infer_missing_parents=True predicts what is not known."
-            )
-        if missing and self.classifier is None:
-            raise ValueError(
-                f"parents has no value for {missing}, and infer_missing_parents=True needs a classifier, which this "
-                f"pipeline does not have."
-            )
-
-        # 2. The factual world: what is known of the images, and what the classifier sees in them.
-        seen = None if self.classifier is None else self._predict(factual)
-        values = known.values
-        if missing and seen is not None:
-            inferred = graph.encode(graph.decode(seen.clamp(-1, 1)))  # from probabilities to the most probable category
-            values = torch.where(graph.expand(known.mask), values, inferred)
-        factual = factual.expand(batch_size, -1, -1, -1)
-        values = values.expand(batch_size, -1)
-
-        # 3. Abduct, act and predict the attributes.
-        scm_device = self.attribute_scm.device
-        counterfactual_values = self.attribute_scm.counterfactual(
-            values.to(scm_device), Intervention(*(t.to(scm_device) for t in intervention)), generators
+        output = answer(
+            HVAEBackbone(self.hvae, effect),
+            self.attribute_scm,
+            self.classifier,
+            ImageFormat(self.hvae.config["in_channels"], self.hvae.config["sample_size"], self.hvae.dtype),
+            self._execution_device,
+            image,
+            parents,
+            do,
+            generator,
+            output_type,
+            infer_missing_parents,
         )
-
-        # 4. Abduct the noise of the images and predict them under their counterfactual attributes.
-        counterfactual = backbone.counterfactual(
-            factual, values.to(device), counterfactual_values.to(device), generators
-        )
-        images = counterfactual.image.float()
-
-        # 5. What has changed, in pixels and for the classifier.
-        effects = (images - factual.float()) / 2
-        factual_predictions = counterfactual_predictions = None
-        if self.classifier is not None and seen is not None:
-            factual_predictions = _describe(graph, seen.expand(batch_size, -1))
-            counterfactual_predictions = _describe(graph, self._predict(images))
-
         self.maybe_free_model_hooks()
-        output = DSCMPipelineOutput(
-            images=from_tensor(images, output_type),
-            parents=graph.decode(counterfactual_values),
-            effects=effects if output_type == "pt" else to_numpy(effects),
-            factual_predictions=factual_predictions,
-            counterfactual_predictions=counterfactual_predictions,
-        )
-        return output if return_dict else tuple(getattr(output, field.name) for field in fields(output))
+        return output if return_dict else output.to_full_tuple()
 
     @torch.no_grad()
     def sample(
@@ -237,8 +163,8 @@ class DSCMPipeline(DiffusionPipeline):
         check_output_type(output_type, self.hvae.config["in_channels"])
         if not isinstance(num_images, int) or num_images < 1:
             raise ValueError(f"num_images must be a positive integer, got {num_images!r}.")
-        intervention = _encode("do", graph, do, num_images)
-        generators = _generators(generator, num_images)
+        intervention = encode_values("do", graph, do, num_images)
+        generators = check_generators(generator, num_images)
 
         scm_device = self.attribute_scm.device
         values = self.attribute_scm.sample(
@@ -249,80 +175,3 @@ class DSCMPipeline(DiffusionPipeline):
 
         self.maybe_free_model_hooks()
         return DSCMPipelineOutput(images=from_tensor(loc.clamp(-1, 1), output_type), parents=graph.decode(values))
-
-    def _predict(self, image: Tensor) -> Tensor:
-        """Probabilities and means on the CPU, shape (B, K), float32."""
-        assert self.classifier is not None
-        return self.classifier.predict(image.to(self.classifier.dtype)).float().cpu()
-
-
-def _encode(
-    argument: str, graph: CausalGraph, values: Values | list[Values] | None, batch_size: int | None
-) -> Intervention:
-    """Encode those variables that have a value; without a batch size, as many rows as there are values."""
-    if isinstance(values, list):
-        if len(values) != (batch_size or len(values)) or not values:
-            raise ValueError(
-                f"{argument} is a list of {len(values)} dicts for {batch_size or 1} images; give one for each."
-            )
-        rows = [_encode(f"{argument}[{i}]", graph, row, 1) for i, row in enumerate(values)]
-        return Intervention(torch.cat([row.values for row in rows]), torch.cat([row.mask for row in rows]))
-    values = {} if values is None else values
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{argument} must be a dict from variable name to value, got {type(values).__name__}.")
-    try:
-        if batch_size is None:
-            batch_size = max([1, *(len(graph[name].encode(value)) for name, value in values.items())])
-        return graph.encode_do(values, batch_size)
-    except ValueError as error:
-        raise ValueError(f"{argument}: {error}") from error
-
-
-def _generators(generator: Generator, batch_size: int, share: bool = False) -> Generator:
-    """Check generators. If the batch shares one image, let each row draw the same noise from its own copy."""
-    given = generator if isinstance(generator, list) else [] if generator is None else [generator]
-    if not all(isinstance(one, torch.Generator) for one in given):
-        raise ValueError(f"generator must be a torch.Generator or a list of them, got {generator!r}.")
-    if isinstance(generator, list) and len(generator) != batch_size:
-        raise ValueError(f"generator is a list of {len(generator)} for a batch of {batch_size}; give one for each.")
-    if isinstance(generator, list) or not share:
-        return generator
-    if generator is None:
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-    # The caller's own generator comes last, so that it moves on as in a call with one intervention.
-    return [generator.clone_state() for _ in range(batch_size - 1)] + [generator]
-
-
-def _describe(graph: CausalGraph, predicted: Tensor) -> Predictions:
-    """Predictions (B, K) in natural units: a dict of category to probability, or a number, for each image."""
-    described: Predictions = {}
-    for variable in graph.variables:
-        columns = predicted[:, graph.slices[variable.name]]
-        if variable.kind == "continuous":
-            described[variable.name] = variable.decode(columns)
-        else:
-            rows = torch.cat([1 - columns, columns], dim=1) if variable.kind == "binary" else columns
-            described[variable.name] = [dict(zip(variable.categories, row, strict=True)) for row in rows.tolist()]
-    return described
-
-
-def _difference(one: str, graph: CausalGraph, other: str, other_graph: CausalGraph) -> str:
-    """The first difference of two graphs, in words."""
-    if set(graph.names) != set(other_graph.names):
-        only = [
-            f"only {owner} has {sorted(names)}"
-            for owner, names in (
-                (one, set(graph.names) - set(other_graph.names)),
-                (other, set(other_graph.names) - set(graph.names)),
-            )
-            if names
-        ]
-        return " and ".join(only)
-    for variable in graph.variables:
-        theirs = asdict(other_graph[variable.name])
-        for field, value in asdict(variable).items():
-            if value != theirs[field]:
-                return f"'{variable.name}' has {field} {value!r} in {one} and {theirs[field]!r} in {other}"
-    return (
-        f"their variables are in another order: {list(graph.names)} in {one} and {list(other_graph.names)} in {other}"
-    )

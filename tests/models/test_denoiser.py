@@ -105,6 +105,8 @@ def test_the_noise_is_that_of_the_scheduler(prediction_type: str) -> None:
 class Told(nn.Module):
     """A network that knows the images, so that it predicts perfectly but for a constant error."""
 
+    dtype = torch.float32
+
     def __init__(self, image: Tensor, prediction_type: str) -> None:
         super().__init__()
         self.image, self.prediction_type, self.scheduler = image, prediction_type, make_scheduler()

@@ -1,0 +1,238 @@
+"""Counterfactuals in one call, by a conditional diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from softcft.counterfactuals.diffusion_backbone import DiffusionBackbone
+from softcft.counterfactuals.solvers import Solver
+from softcft.graph import Intervention
+from softcft.models.attribute_scm import AttributeSCM
+from softcft.models.classifier import AttributeClassifier
+from softcft.models.denoiser import ConditionalDenoiser
+from softcft.models.parent_encoder import ParentEncoder
+from softcft.pipelines.images import Images, OutputType, check_output_type, from_tensor
+from softcft.pipelines.query import (
+    DSCMPipelineOutput,
+    Generator,
+    ImageFormat,
+    Values,
+    answer,
+    check_generators,
+    check_graphs,
+    encode_values,
+)
+
+__all__ = ["DiffusionDSCMPipeline"]
+
+StepCallback = Callable[["DiffusionDSCMPipeline", int, int, dict[str, Tensor]], dict[str, Tensor]]
+
+
+class DiffusionDSCMPipeline(DiffusionPipeline):
+    """A deep structural causal model whose image mechanism is a conditional diffusion model.
+
+    Args:
+        unet: The network, see :class:`~softcft.models.denoiser.ConditionalDenoiser`.
+        parent_encoder: Turns attributes into what the network is conditioned on.
+        scheduler: The noise schedule that the network was trained with.
+        attribute_scm: The causal model of the attributes.
+        classifier: Predicts the attributes from an image. Optional, so ``None`` is allowed: it adds predictions to the
+            output and can infer attributes that the caller does not know.
+        vae: Optional too: where given, the network works on its latents.
+
+    Raises:
+        ValueError: If the components' causal graphs differ, or unet, parent_encoder and scheduler do not fit together.
+
+    Example:
+        >>> from softcft import DiffusionDSCMPipeline
+        >>> pipe = DiffusionDSCMPipeline.from_pretrained("path/or/repository")  # doctest: +SKIP
+        >>> output = pipe(x_ray, parents={"age": 63, "sex": "male"}, do={"sex": "female"})  # doctest: +SKIP
+        >>> output.images[0], output.parents  # doctest: +SKIP
+        (<PIL.Image.Image image mode=L size=32x32>, {'age': [63.0], 'sex': ['female']})
+    """
+
+    model_cpu_offload_seq = "classifier->parent_encoder->unet->vae"  # type: ignore[assignment]
+    _exclude_from_cpu_offload = ["attribute_scm"]  # noqa: RUF012 - the loader wants lists
+    _optional_components = ["classifier", "vae"]  # noqa: RUF012
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012
+
+    unet: UNet2DModel | UNet2DConditionModel
+    parent_encoder: ParentEncoder
+    scheduler: DDIMScheduler
+    attribute_scm: AttributeSCM
+    classifier: AttributeClassifier | None
+    vae: AutoencoderKL | None
+
+    def __init__(
+        self,
+        unet: UNet2DModel | UNet2DConditionModel,
+        parent_encoder: ParentEncoder,
+        scheduler: DDIMScheduler,
+        attribute_scm: AttributeSCM,
+        classifier: AttributeClassifier | None,
+        vae: AutoencoderKL | None,
+    ) -> None:
+        super().__init__()
+        parts = {"parent_encoder": parent_encoder, "attribute_scm": attribute_scm, "classifier": classifier}
+        check_graphs(**{name: part.causal_graph for name, part in parts.items() if part is not None})
+        ConditionalDenoiser(unet, parent_encoder, scheduler)  # refuses parts that do not fit
+        self.register_modules(
+            unet=unet,
+            parent_encoder=parent_encoder,
+            scheduler=scheduler,
+            attribute_scm=attribute_scm,
+            classifier=classifier,
+            vae=vae,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Images,
+        parents: Values | list[Values] | None = None,
+        do: Values | list[Values] | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.0,
+        invariant_guidance_scale: float | None = None,
+        abduction: Solver = "bdia",
+        generator: Generator = None,
+        output_type: OutputType = "pil",
+        infer_missing_parents: bool = False,
+        callback_on_step_end: StepCallback | None = None,
+        return_dict: bool = True,
+    ) -> DSCMPipelineOutput | tuple[Any, ...]:
+        """Predict what images would have been under an intervention, had all else been the same.
+
+        Args:
+            image: Factual images of the model's size, see :meth:`softcft.DSCMPipeline.__call__`.
+            parents: Their attributes in natural units, see there.
+            do: The intervention in natural units, see there.
+            num_inference_steps: Levels of noise, through all of which an image is taken, up and down; a divisor of the
+                scheduler's training steps.
+            guidance_scale: Above 1 the attributes are exaggerated, see
+                :class:`~softcft.counterfactuals.diffusion_backbone.DiffusionBackbone`.
+            invariant_guidance_scale: Of the attributes that the intervention leaves alone, see there; left out, they
+                are guided with the others.
+            abduction: ``"bdia"``, exact up to rounding, or ``"ddim"``, the usual one.
+            generator: Randomness of the attributes' abduction: one for all, or a list with one per counterfactual. The
+                abduction of images has none.
+            output_type: ``"pil"``, ``"np"`` or ``"pt"``.
+            infer_missing_parents: Whether the classifier may fill in the factual attributes that ``parents`` lacks.
+            callback_on_step_end: Called after each step of prediction with the pipeline, the number of the step, the
+                training step that it started from, and ``{"latents": ...}`` of shape (B, C, H, W); returns a dict,
+                whose ``latents``, if it has them, are those to go on with.
+            return_dict: Whether to return a :class:`DSCMPipelineOutput` or a tuple of its attributes.
+
+        Raises:
+            ValueError: As :meth:`softcft.DSCMPipeline.__call__`, and if a setting of the diffusion model is out of
+                range.
+        """
+        backbone = DiffusionBackbone(
+            ConditionalDenoiser(self.unet, self.parent_encoder, self.scheduler).to(self._execution_device),
+            self.vae,
+            num_inference_steps,
+            abduction,
+            guidance_scale,
+            invariant_guidance_scale,
+        )
+        steps = num_inference_steps - (abduction == "bdia")  # its noise is the images of two levels
+        with self.progress_bar(total=steps) as bar:
+
+            def on_step(latents: Tensor, level: int) -> Tensor:
+                bar.update()
+                if callback_on_step_end is None:
+                    return latents
+                timestep = backbone.levels.timesteps[level]
+                given = callback_on_step_end(self, steps - 1 - level, timestep, {"latents": latents})
+                return given.get("latents", latents)
+
+            backbone.on_step = on_step
+            output = answer(
+                backbone,
+                self.attribute_scm,
+                self.classifier,
+                self._image_format,
+                self._execution_device,
+                image,
+                parents,
+                do,
+                generator,
+                output_type,
+                infer_missing_parents,
+            )
+        self.maybe_free_model_hooks()
+        return output if return_dict else output.to_full_tuple()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num_images: int = 1,
+        do: Values | list[Values] | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.0,
+        generator: Generator = None,
+        output_type: OutputType = "pil",
+    ) -> DSCMPipelineOutput:
+        """Draw attributes and images, observational or under an intervention.
+
+        Args:
+            num_images: Number of images B.
+            do: The intervention in natural units: a dict of scalars or of lists with one value per image, or a list
+                with one dict per image.
+            num_inference_steps: Levels of noise; a divisor of the scheduler's training steps.
+            guidance_scale: Above 1 the attributes are exaggerated.
+            generator: Source of randomness: one for all, or a list with one per image.
+            output_type: ``"pil"``, ``"np"`` or ``"pt"``.
+
+        Returns:
+            Images and their attributes; effects and predictions are None, for there is nothing factual.
+
+        Raises:
+            ValueError: If ``num_images`` is no positive integer, a variable or category is unknown, a value is out of
+                range, numbers of values or generators disagree with ``num_images``, or a setting of the diffusion model
+                is out of range.
+        """
+        graph, device = self.attribute_scm.causal_graph, self._execution_device
+        check_output_type(output_type, self._image_format.channels)
+        if not isinstance(num_images, int) or num_images < 1:
+            raise ValueError(f"num_images must be a positive integer, got {num_images!r}.")
+        intervention = encode_values("do", graph, do, num_images)
+        generators = check_generators(generator, num_images)
+        denoiser = ConditionalDenoiser(self.unet, self.parent_encoder, self.scheduler).to(device)
+        backbone = DiffusionBackbone(denoiser, self.vae, num_inference_steps, "ddim", guidance_scale)
+
+        scm_device = self.attribute_scm.device
+        values = self.attribute_scm.sample(
+            num_images, Intervention(*(t.to(scm_device) for t in intervention)), generators
+        ).to(device)
+        shape = (num_images, self.unet.config["in_channels"], *[self.unet.config["sample_size"]] * 2)
+        noise = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
+        with self.progress_bar(total=num_inference_steps) as bar:
+
+            def on_step(latents: Tensor, level: int) -> Tensor:
+                bar.update()
+                return latents
+
+            backbone.on_step = on_step
+            images = backbone.generate(noise, values)
+
+        self.maybe_free_model_hooks()
+        return DSCMPipelineOutput(images=from_tensor(images, output_type), parents=graph.decode(values))
+
+    @property
+    def _image_format(self) -> ImageFormat:
+        size = self.unet.config["sample_size"]
+        if self.vae is None:
+            return ImageFormat(self.unet.config["in_channels"], size, self.unet.dtype)
+        scale = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        return ImageFormat(self.vae.config["in_channels"], scale * size, self.vae.dtype)

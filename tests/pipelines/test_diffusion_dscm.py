@@ -1,0 +1,182 @@
+"""The pipeline of a diffusion model of toy size; what it shares with DSCMPipeline is tested there."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
+from torch import nn
+
+from softcft import AttributeClassifier, AttributeSCM, DiffusionDSCMPipeline, ParentEncoder
+from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline as Pipeline
+from tests.models.test_denoiser import GRAPH, make_unet
+
+PARENTS = {"size": [2.0, 5.0, 9.0], "state": ["off", "on", "on"], "site": ["a", "c", "b"]}
+STEPS = 10
+
+
+def build(attention: bool = False, with_classifier: bool = True, vae: AutoencoderKL | None = None) -> Pipeline:
+    torch.manual_seed(3)
+    plain = GRAPH.to_list()
+    encoder = ParentEncoder(plain, 16)
+    nn.init.normal_(encoder.absent)
+    unet = make_unet(attention)
+    for parameter in unet.conv_out.parameters():
+        parameter.data *= 0.3  # small changes, so that none is clamped
+    backbone = {"model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
+    pipe = DiffusionDSCMPipeline(
+        unet=unet,
+        parent_encoder=encoder.eval(),
+        scheduler=DDIMScheduler(clip_sample=False),
+        attribute_scm=AttributeSCM(plain, num_bins=4, hidden_features=[8]).eval(),
+        classifier=AttributeClassifier(plain, {**backbone, "layer_type": "basic"}).eval() if with_classifier else None,
+        vae=vae,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Pipeline:
+    return build()
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).uniform(0.4, 0.6, size=(3, 8, 8)).astype(np.float32)
+
+
+def ask(pipe: Pipeline, images: np.ndarray, do: Any = None, **settings: Any) -> Any:
+    settings = {"num_inference_steps": STEPS, "output_type": "pt", **settings}
+    return pipe(list(images), parents=PARENTS, do=do, generator=torch.Generator().manual_seed(0), **settings)
+
+
+def test_a_null_intervention_returns_the_images(pipe: Pipeline, images: np.ndarray) -> None:
+    output = ask(pipe, images)
+    torch.testing.assert_close(output.images[:, 0], torch.as_tensor(images), rtol=0, atol=3e-4)
+    assert output.parents["state"] == PARENTS["state"]
+    assert ask(pipe, images, abduction="ddim").effects.abs().max() > 0.005
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_an_intervention_moves_images_and_descendants(attention: bool, images: np.ndarray) -> None:
+    pipe = build(attention)
+    output = ask(pipe, images, {"state": ["on", "off", "off"]})
+    assert output.images.shape == (3, 1, 8, 8)
+    assert output.effects.abs().amax(dim=(1, 2, 3)).min() > 1e-4
+    torch.testing.assert_close(output.images[:, 0] - torch.as_tensor(images), output.effects[:, 0], rtol=0, atol=1e-6)
+    assert output.parents["state"] == ["on", "off", "off"]
+    assert output.parents["size"] == pytest.approx(PARENTS["size"])
+    assert set(output.counterfactual_predictions) == set(GRAPH.names)
+
+
+def test_guidance_takes_it_further(pipe: Pipeline, images: np.ndarray) -> None:
+    """Of the changed attributes or of all; factored guidance of nothing but what changes leaves the others out."""
+    settings = [{}, {"guidance_scale": 3.0}, {"guidance_scale": 3.0, "invariant_guidance_scale": 1.0}]
+    effects = [ask(pipe, images, {"size": 7.0}, **s).effects for s in settings]
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert (effects[i] - effects[j]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("abduction", "steps"), [("ddim", STEPS), ("bdia", STEPS - 1)])
+def test_a_callback_sees_each_step_and_may_change_it(
+    pipe: Pipeline, images: np.ndarray, abduction: Any, steps: int
+) -> None:
+    seen = []
+
+    def look(pipeline: Any, step: int, timestep: int, given: dict[str, Any]) -> dict[str, Any]:
+        assert pipeline is pipe
+        seen.append((step, timestep))
+        return {}
+
+    plain = ask(pipe, images, {"size": 7.0}, abduction=abduction)
+    looked = ask(pipe, images, {"size": 7.0}, abduction=abduction, callback_on_step_end=look)
+    assert torch.equal(plain.images, looked.images)
+    assert [step for step, _ in seen] == list(range(steps))
+    assert [timestep for _, timestep in seen] == [100 * i - 1 for i in range(steps, 0, -1)]
+    black = ask(
+        pipe,
+        images,
+        {"size": 7.0},
+        abduction=abduction,
+        callback_on_step_end=lambda p, s, t, given: {"latents": torch.full_like(given["latents"], -1)},
+    )
+    assert black.images.max() == 0
+
+
+def test_samples(pipe: Pipeline) -> None:
+    one = pipe.sample(3, do={"state": "on"}, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(1))
+    two = pipe.sample(3, do={"state": "on"}, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(1))
+    assert one.parents["state"] == ["on"] * 3
+    assert one.parents == two.parents
+    assert [image.size for image in one.images] == [(8, 8)] * 3
+    assert all(np.array_equal(a, b) for a, b in zip(one.images, two.images, strict=True))
+    assert one.effects is None
+
+
+def test_latents_of_an_autoencoder(images: np.ndarray, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = AutoencoderKL(block_out_channels=(4, 8), in_channels=1, out_channels=1, latent_channels=1, norm_num_groups=4,
+                        **blocks).eval()  # fmt: skip
+    pipe = build(vae=vae)
+    large = images.repeat(2, axis=1).repeat(2, axis=2)
+    output = ask(pipe, large, {"size": 7.0})
+    assert output.images.shape == (3, 1, 16, 16)
+    pipe.save_pretrained(tmp_path)
+    again = DiffusionDSCMPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(ask(again, large, {"size": 7.0}).images, output.images)
+    assert pipe.sample(2, num_inference_steps=STEPS).images[0].size == (16, 16)
+    with pytest.raises(ValueError, match="16"):
+        ask(pipe, images)
+
+
+@pytest.mark.parametrize("loading_class", [DiffusionDSCMPipeline, DiffusionPipeline])
+def test_a_loaded_pipeline_gives_the_same_answers(
+    pipe: Pipeline, images: np.ndarray, tmp_path: Path, loading_class: Any
+) -> None:
+    pipe.save_pretrained(tmp_path)
+    again = loading_class.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert isinstance(again, DiffusionDSCMPipeline)
+    assert again.vae is None
+    output, expected = ask(again, images, {"size": 7.0}), ask(pipe, images, {"size": 7.0})
+    assert torch.equal(output.images, expected.images)
+    assert output.counterfactual_predictions == expected.counterfactual_predictions
+    without = loading_class.from_pretrained(tmp_path, classifier=None)
+    without.set_progress_bar_config(disable=True)
+    assert ask(without, images).factual_predictions is None
+
+
+def test_half_precision(images: np.ndarray) -> None:
+    pipe = build().to(torch.bfloat16)
+    # What is exact is the way, not the arithmetic of the network.
+    torch.testing.assert_close(ask(pipe, images).images[:, 0], torch.as_tensor(images), rtol=0, atol=3e-3)
+    assert ask(pipe, images, {"size": 7.0}).images.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_inference_steps": 30}, "must be at least 2 and divide the 1000 training steps"),
+        ({"guidance_scale": -1.0}, "guidance_scale must not be negative"),
+        ({"abduction": "edict"}, "abduction must be one of"),
+        ({"output_type": "latent"}, "output_type"),
+        ({"do": {"weight": 3}}, "do: .*weight"),
+    ],
+)
+def test_bad_arguments(pipe: Pipeline, images: np.ndarray, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ask(pipe, images, **settings)
+
+
+def test_parts_that_do_not_fit_are_refused(pipe: Pipeline) -> None:
+    parts = dict(pipe.components)
+    other = AttributeSCM([{"name": "size", "kind": "continuous", "low": 0, "high": 10}])
+    with pytest.raises(ValueError, match="parent_encoder and attribute_scm must have the same causal graph"):
+        DiffusionDSCMPipeline(**{**parts, "attribute_scm": other})
+    with pytest.raises(ValueError, match="clip_sample=False"):
+        DiffusionDSCMPipeline(**{**parts, "scheduler": DDIMScheduler()})
