@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from softcft.counterfactuals.backbone import BackboneOutput
 from softcft.counterfactuals.solvers import NoiseLevels, Solver, invert, predict
 from softcft.models.denoiser import ConditionalDenoiser
+from softcft.models.vae import decode_latents, encode_latents
 
 __all__ = ["DiffusionBackbone"]
 
@@ -152,13 +153,7 @@ class DiffusionBackbone(nn.Module):
 
     @torch.no_grad()
     def _encode(self, image: Tensor) -> Tensor:
-        if self.vae is None:
-            return image.float()
-        latent = self.vae.encode(image).latent_dist.mode().float()
-        return (latent - (self.vae.config["shift_factor"] or 0)) * self.vae.config["scaling_factor"]
+        return image.float() if self.vae is None else encode_latents(self.vae, image)
 
     def _decode(self, latent: Tensor) -> Tensor:
-        if self.vae is not None:
-            latent = latent / self.vae.config["scaling_factor"] + (self.vae.config["shift_factor"] or 0)
-            latent = self.vae.decode(latent).sample.float()
-        return latent.clamp(-1, 1)
+        return (latent if self.vae is None else decode_latents(self.vae, latent)).clamp(-1, 1)

@@ -9,9 +9,10 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
+from softcft.graph import CausalGraph
 from softcft.models.parent_encoder import ParentEncoder
 
-__all__ = ["ConditionalDenoiser"]
+__all__ = ["ConditionalDenoiser", "adopt_unet"]
 
 Generator = torch.Generator | list[torch.Generator] | None
 
@@ -130,8 +131,59 @@ class ConditionalDenoiser(nn.Module):
 
     def _levels(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of image and noise, shape (B, 1, 1, 1)."""
-        kept = self.alphas_cumprod[timestep][:, None, None, None]
+        # Made by a pipeline, this module may be on another device than its networks, which are moved about.
+        kept = self.alphas_cumprod.to(timestep.device)[timestep][:, None, None, None]
         return kept.sqrt(), (1 - kept).sqrt()
+
+
+def adopt_unet(
+    unet: UNet2DModel | UNet2DConditionModel, graph: CausalGraph
+) -> tuple[UNet2DModel | UNet2DConditionModel, ParentEncoder]:
+    """Condition any UNet of diffusers on the attributes of a graph, without changing what it does at first.
+
+    A ``UNet2DModel`` gets ``class_embed_type`` ``identity``; if it had an embedding of classes, the tokens of the
+    variable with as many categories are its rows. All other tokens of a ``UNet2DModel`` are 0. Tokens that a
+    ``UNet2DConditionModel`` attends to are new.
+
+    Args:
+        unet: The network, with or without condition; not changed.
+        graph: The causal graph.
+
+    Returns:
+        The network, with the same weights, and the encoder of its tokens.
+
+    Raises:
+        ValueError: If the network has classes, but not one discrete variable has as many categories.
+    """
+    if isinstance(unet, UNet2DConditionModel):
+        return unet, ParentEncoder(graph.to_list(), unet.config["cross_attention_dim"])
+    encoder = ParentEncoder(graph.to_list(), 4 * unet.config["block_out_channels"][0])
+    if unet.config["class_embed_type"] == "identity":
+        return unet, encoder
+    weights = dict(unet.state_dict())
+    embedding = weights.pop("class_embedding.weight", None)
+    conditional = UNet2DModel.from_config({**unet.config, "class_embed_type": "identity", "num_class_embeds": None})
+    conditional.load_state_dict(weights)
+    last_layers = [[x for x in layer.modules() if isinstance(x, nn.Linear)][-1] for layer in encoder.encoders]
+    with torch.no_grad():
+        for parameter in nn.ModuleList(last_layers).parameters():
+            parameter.zero_()
+        if embedding is not None:
+            classes = len(embedding)
+            places = [i for i, v in enumerate(graph.variables) if len(v.categories) == classes]
+            if len(places) != 1:
+                raise ValueError(
+                    f"unet was trained with {classes} classes, so one variable of the graph must have {classes} "
+                    f"categories, but {[graph.names[i] for i in places]} have."
+                )
+            layer = last_layers[places[0]]
+            if graph.variables[places[0]].kind == "binary":
+                layer.weight.copy_((embedding[1] - embedding[0])[:, None])
+                layer.bias.copy_(embedding[0])
+            else:
+                layer.weight.copy_(embedding.T)
+            encoder.absent[places[0]] = embedding.mean(dim=0)
+    return conditional, encoder
 
 
 def _rand(number: int, generator: Generator, device: torch.device) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from softcft.counterfactuals.diffusion_backbone import DiffusionBackbone
 from softcft.counterfactuals.solvers import Solver
-from softcft.graph import Intervention
+from softcft.graph import CausalGraph, Intervention
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.models.denoiser import ConditionalDenoiser
 from softcft.models.parent_encoder import ParentEncoder
+from softcft.models.vae import image_channels
 from softcft.pipelines.images import Images, OutputType, check_output_type, from_tensor
 from softcft.pipelines.query import (
     DSCMPipelineOutput,
@@ -95,6 +97,32 @@ class DiffusionDSCMPipeline(DiffusionPipeline):
             vae=vae,
         )
 
+    def backbone(self, **settings: Any) -> DiffusionBackbone:
+        """The differentiable core of this pipeline, on the models as they are.
+
+        Args:
+            settings: See :class:`~softcft.counterfactuals.diffusion_backbone.DiffusionBackbone`.
+        """
+        return DiffusionBackbone(
+            ConditionalDenoiser(self.unet, self.parent_encoder, self.scheduler), self.vae, **settings
+        )
+
+    @property
+    def causal_graph(self) -> CausalGraph:
+        """The graph of all components."""
+        return self.attribute_scm.causal_graph
+
+    @property
+    def image_format(self) -> ImageFormat:
+        """What images the model takes."""
+        size = self.unet.config["sample_size"]
+        if self.vae is None:
+            return ImageFormat(self.unet.config["in_channels"], size, self.unet.dtype)
+        channels = image_channels(self.vae)
+        patch_size = math.isqrt(self.vae.config["in_channels"] // channels)
+        scale = patch_size * 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        return ImageFormat(channels, scale * size, self.vae.dtype)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -137,13 +165,11 @@ class DiffusionDSCMPipeline(DiffusionPipeline):
             ValueError: As :meth:`softcft.DSCMPipeline.__call__`, and if a setting of the diffusion model is out of
                 range.
         """
-        backbone = DiffusionBackbone(
-            ConditionalDenoiser(self.unet, self.parent_encoder, self.scheduler).to(self._execution_device),
-            self.vae,
-            num_inference_steps,
-            abduction,
-            guidance_scale,
-            invariant_guidance_scale,
+        backbone = self.backbone(
+            num_inference_steps=num_inference_steps,
+            abduction=abduction,
+            guidance_scale=guidance_scale,
+            invariant_guidance_scale=invariant_guidance_scale,
         )
         steps = num_inference_steps - (abduction == "bdia")  # its noise is the images of two levels
         with self.progress_bar(total=steps) as bar:
@@ -161,7 +187,7 @@ class DiffusionDSCMPipeline(DiffusionPipeline):
                 backbone,
                 self.attribute_scm,
                 self.classifier,
-                self._image_format,
+                self.image_format,
                 self._execution_device,
                 image,
                 parents,
@@ -202,14 +228,13 @@ class DiffusionDSCMPipeline(DiffusionPipeline):
                 range, numbers of values or generators disagree with ``num_images``, or a setting of the diffusion model
                 is out of range.
         """
-        graph, device = self.attribute_scm.causal_graph, self._execution_device
-        check_output_type(output_type, self._image_format.channels)
+        graph, device = self.causal_graph, self._execution_device
+        check_output_type(output_type, self.image_format.channels)
         if not isinstance(num_images, int) or num_images < 1:
             raise ValueError(f"num_images must be a positive integer, got {num_images!r}.")
         intervention = encode_values("do", graph, do, num_images)
         generators = check_generators(generator, num_images)
-        denoiser = ConditionalDenoiser(self.unet, self.parent_encoder, self.scheduler).to(device)
-        backbone = DiffusionBackbone(denoiser, self.vae, num_inference_steps, "ddim", guidance_scale)
+        backbone = self.backbone(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
 
         scm_device = self.attribute_scm.device
         values = self.attribute_scm.sample(
@@ -228,11 +253,3 @@ class DiffusionDSCMPipeline(DiffusionPipeline):
 
         self.maybe_free_model_hooks()
         return DSCMPipelineOutput(images=from_tensor(images, output_type), parents=graph.decode(values))
-
-    @property
-    def _image_format(self) -> ImageFormat:
-        size = self.unet.config["sample_size"]
-        if self.vae is None:
-            return ImageFormat(self.unet.config["in_channels"], size, self.unet.dtype)
-        scale = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
-        return ImageFormat(self.vae.config["in_channels"], scale * size, self.vae.dtype)

@@ -8,7 +8,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from softcft.counterfactuals.hvae_backbone import Effect, HVAEBackbone
-from softcft.graph import Intervention
+from softcft.graph import CausalGraph, Intervention
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.models.hvae import HVAEModel
@@ -65,6 +65,24 @@ class DSCMPipeline(DiffusionPipeline):
         check_graphs(**{name: part.causal_graph for name, part in parts.items() if part is not None})
         self.register_modules(hvae=hvae, attribute_scm=attribute_scm, classifier=classifier)
 
+    def backbone(self, effect: Effect = "direct") -> HVAEBackbone:
+        """The differentiable core of this pipeline, on the models as they are.
+
+        Args:
+            effect: See :class:`~softcft.counterfactuals.hvae_backbone.HVAEBackbone`.
+        """
+        return HVAEBackbone(self.hvae, effect)
+
+    @property
+    def causal_graph(self) -> CausalGraph:
+        """The graph of all components."""
+        return self.attribute_scm.causal_graph
+
+    @property
+    def image_format(self) -> ImageFormat:
+        """What images the model takes."""
+        return ImageFormat(self.hvae.config["in_channels"], self.hvae.config["sample_size"], self.hvae.dtype)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -114,10 +132,10 @@ class DSCMPipeline(DiffusionPipeline):
             [<PIL.Image.Image ...>, <PIL.Image.Image ...>, <PIL.Image.Image ...>]
         """
         output = answer(
-            HVAEBackbone(self.hvae, effect),
+            self.backbone(effect),
             self.attribute_scm,
             self.classifier,
-            ImageFormat(self.hvae.config["in_channels"], self.hvae.config["sample_size"], self.hvae.dtype),
+            self.image_format,
             self._execution_device,
             image,
             parents,
@@ -159,7 +177,7 @@ class DSCMPipeline(DiffusionPipeline):
             >>> pipe.sample(4, do={"sex": "female"}).parents["sex"]  # doctest: +SKIP
             ['female', 'female', 'female', 'female']
         """
-        graph = self.hvae.causal_graph
+        graph = self.causal_graph
         check_output_type(output_type, self.hvae.config["in_channels"])
         if not isinstance(num_images, int) or num_images < 1:
             raise ValueError(f"num_images must be a positive integer, got {num_images!r}.")

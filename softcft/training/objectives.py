@@ -17,10 +17,19 @@ from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.data.schema import scale_pixels
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier, attribute_losses
+from softcft.models.denoiser import ConditionalDenoiser
 from softcft.models.hvae import HVAEModel
-from softcft.models.vae import fold_patches
+from softcft.models.vae import encode_latents, fold_patches
 
-__all__ = ["CFTObjective", "ClassifierObjective", "HVAEObjective", "SCMObjective", "VAEObjective"]
+__all__ = [
+    "CFTObjective",
+    "ClassifierObjective",
+    "DiffusionObjective",
+    "HVAEObjective",
+    "SCMObjective",
+    "VAEObjective",
+    "draw_present",
+]
 
 ROUNDING_ERROR = (2 / 255) ** 2 / 12
 """Mean squared error of pixels in [-1, 1] that were rounded to 8 bits."""
@@ -82,6 +91,58 @@ class HVAEObjective(nn.Module):
         """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1], and ``parents`` (B, K)."""
         output = self.hvae(scale_pixels(batch["image"]), batch["parents"])
         return {"loss": output.nelbo.mean(), "nll": output.nll.mean(), "kl": output.kl.mean()}
+
+
+class DiffusionObjective(nn.Module):
+    """The denoising loss of images given some of their attributes, see :meth:`ConditionalDenoiser.loss`.
+
+    Args:
+        denoiser: The diffusion model.
+        vae: Where given, the model is one of its latents; not trained.
+        condition_dropout: See :func:`draw_present`.
+        min_snr_gamma: Weighting of noise levels, see :meth:`ConditionalDenoiser.loss`.
+    """
+
+    def __init__(
+        self,
+        denoiser: ConditionalDenoiser,
+        vae: AutoencoderKL | None = None,
+        condition_dropout: float = 0.3,
+        min_snr_gamma: float | None = 5.0,
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser.train()
+        self.vae = None if vae is None else vae.eval().requires_grad_(False)
+        self.condition_dropout = condition_dropout
+        self.min_snr_gamma = min_snr_gamma
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1], and ``parents`` (B, K)."""
+        image, parents = scale_pixels(batch["image"]), batch["parents"]
+        if self.vae is not None:
+            with torch.no_grad():
+                image = encode_latents(self.vae, image)
+        variables = len(self.denoiser.parent_encoder.causal_graph)
+        present = draw_present(len(image), variables, self.condition_dropout, image.device)
+        return {"loss": self.denoiser.loss(image, parents, present, self.min_snr_gamma).mean()}
+
+
+def draw_present(number: int, variables: int, dropout: float, device: torch.device) -> Tensor:
+    """Choose which variables each image of a batch is conditioned on, boolean, shape (number, variables).
+
+    Guidance asks for images given all attributes, some group of them, or none, so a network must have seen all of
+    these. Of the images that lose any, equally many lose 1, 2, ... or all, and which ones is left to chance.
+
+    Args:
+        number: Of images.
+        variables: Of the graph.
+        dropout: The share of the images that lose some attributes, in [0, 1].
+        device: Where to draw.
+    """
+    lost = torch.randint(1, variables + 1, (number, 1), device=device)
+    lost = torch.where(torch.rand(number, 1, device=device) < dropout, lost, 0)
+    order = torch.rand(number, variables, device=device).argsort(dim=1).argsort(dim=1)
+    return order >= lost
 
 
 class VAEObjective(nn.Module):

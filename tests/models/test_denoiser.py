@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel, UNet2D
 from torch import Tensor, nn
 
 from softcft.graph import CausalGraph, Variable
-from softcft.models.denoiser import ConditionalDenoiser
+from softcft.models.denoiser import ConditionalDenoiser, adopt_unet
 from softcft.models.parent_encoder import ParentEncoder
 
 GRAPH = CausalGraph(
@@ -204,3 +204,62 @@ def test_a_scheduler_of_another_class_will_do() -> None:
     scheduler = DDPMScheduler(clip_sample=False)
     denoiser = ConditionalDenoiser(make_unet(False), ParentEncoder(GRAPH.to_list(), 16), scheduler)
     torch.testing.assert_close(denoiser.alphas_cumprod, make_denoiser().alphas_cumprod)
+
+
+# ---- networks of others ----------------------------------------------------------------------------------------------
+
+
+def stock_unet(**settings: Any) -> UNet2DModel:
+    torch.manual_seed(4)
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    return UNet2DModel(**UNET, **blocks, block_out_channels=(4, 8), **settings).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("classes", "column"), [(2, "state"), (3, "site")])
+def test_a_class_conditional_network_goes_on_as_it_was(classes: int, column: str) -> None:
+    unet = stock_unet(num_class_embeds=classes)
+    adopted, encoder = adopt_unet(unet, GRAPH)
+    denoiser = ConditionalDenoiser(adopted, encoder, make_scheduler())
+    x, timestep, parents = torch.randn(8, 1, 8, 8), torch.full((8,), 300), draw_parents(8)
+    own = parents[:, GRAPH.slices[column]]
+    labels = own[:, 0].long() if classes == 2 else own.argmax(dim=1)
+    expected = unet(x, timestep, class_labels=labels).sample
+    torch.testing.assert_close(denoiser(x, timestep, parents), expected, rtol=1e-4, atol=1e-5)
+    assert unet.config["num_class_embeds"] == classes
+    assert adopted.config["class_embed_type"] == "identity"
+
+
+@torch.no_grad()
+def test_an_unconditional_network_goes_on_as_it_was() -> None:
+    unet = stock_unet()
+    denoiser = ConditionalDenoiser(*adopt_unet(unet, GRAPH), make_scheduler())
+    x, timestep = torch.randn(8, 1, 8, 8), torch.full((8,), 300)
+    expected = unet(x, timestep).sample
+    torch.testing.assert_close(denoiser(x, timestep, draw_parents(8)), expected, rtol=1e-4, atol=1e-5)
+    present = torch.rand(8, 3) < 0.5
+    torch.testing.assert_close(denoiser(x, timestep, draw_parents(8), present), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_adopted_networks_can_learn_all_attributes() -> None:
+    denoiser = ConditionalDenoiser(*adopt_unet(stock_unet(), GRAPH), make_scheduler())
+    optimizer = torch.optim.SGD(denoiser.parameters(), lr=0.01)
+    for _ in range(2):  # at first tokens are 0, and the layers below the last have no gradient
+        optimizer.zero_grad()
+        present = torch.rand(16, 3) < 0.5
+        denoiser.loss(torch.randn(16, 1, 8, 8), draw_parents(16), present).mean().backward()
+        optimizer.step()
+    assert all(p.grad.abs().max() > 0 for p in denoiser.parent_encoder.parameters())
+
+
+def test_a_network_that_has_tokens_is_taken_as_it_is() -> None:
+    for attention in (False, True):
+        unet = make_unet(attention)
+        adopted, encoder = adopt_unet(unet, GRAPH)
+        assert adopted is unet
+        ConditionalDenoiser(adopted, encoder, make_scheduler())
+
+
+def test_classes_that_no_variable_has_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"trained with 10 classes, so one variable .* 10 categories, but \[\] have"):
+        adopt_unet(stock_unet(num_class_embeds=10), GRAPH)

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,10 +16,21 @@ from softcft.data.phantom import PHANTOM_GRAPH, draw_block, render
 from softcft.graph import Intervention
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
+from softcft.models.denoiser import ConditionalDenoiser
 from softcft.models.hvae import HVAEModel
+from softcft.models.parent_encoder import ParentEncoder
+from softcft.models.vae import decode_latents, encode_latents
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
-from softcft.training.objectives import CFTObjective, ClassifierObjective, HVAEObjective, SCMObjective, VAEObjective
+from softcft.training.objectives import (
+    CFTObjective,
+    ClassifierObjective,
+    DiffusionObjective,
+    HVAEObjective,
+    SCMObjective,
+    VAEObjective,
+    draw_present,
+)
 
 PLAIN = PHANTOM_GRAPH.to_list()
 
@@ -36,6 +47,21 @@ def fresh_accelerate() -> Any:
 def phantoms() -> dict[str, Tensor]:
     parents, noise = draw_block("train", 0, 16, seed=0)
     return {"image": render(parents, noise)[:64], "parents": parents[:64]}
+
+
+def denoiser(channels: int = 1) -> ConditionalDenoiser:
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        class_embed_type="identity",
+    )
+    return ConditionalDenoiser(unet, ParentEncoder(PLAIN, 32), DDIMScheduler(clip_sample=False))
 
 
 def hvae() -> HVAEModel:
@@ -91,8 +117,9 @@ def cft(mode: Any = "soft", backbone: nn.Module | None = None, **constraint: Any
         (lambda: ClassifierObjective(classifier()), 1e-2),
         (lambda: HVAEObjective(hvae()), 3e-3),
         (lambda: VAEObjective(vae()), 3e-3),
+        (lambda: DiffusionObjective(denoiser(), min_snr_gamma=None), 1e-2),
     ],
-    ids=["scm", "classifier", "hvae", "vae"],
+    ids=["scm", "classifier", "hvae", "vae", "diffusion"],
 )
 def test_loss_falls(make: Any, learning_rate: float, phantoms: dict[str, Tensor], tmp_path: Any) -> None:
     objective = make()
@@ -113,6 +140,36 @@ def test_loss_falls(make: Any, learning_rate: float, phantoms: dict[str, Tensor]
     with torch.no_grad():
         after = objective(phantoms)["loss"].item()
     assert after < before - 0.1
+
+
+def test_equally_many_attributes_are_left_out() -> None:
+    """Of 30 % of the images 1, 2, 3 or 4, each as often; and each variable as often."""
+    torch.manual_seed(0)
+    lost = 4 - draw_present(40_000, 4, 0.3, torch.device("cpu")).sum(dim=1)
+    shares = torch.bincount(lost, minlength=5) / 40_000
+    torch.testing.assert_close(shares, torch.tensor([0.7, 0.075, 0.075, 0.075, 0.075]), rtol=0, atol=0.006)
+    present = draw_present(40_000, 4, 0.3, torch.device("cpu"))
+    torch.testing.assert_close(present.float().mean(dim=0), torch.full((4,), 1 - 0.3 * 2.5 / 4), rtol=0, atol=0.01)
+    assert draw_present(100, 4, 0.0, torch.device("cpu")).all()
+    assert not draw_present(1000, 4, 1.0, torch.device("cpu")).all(dim=1).any()
+
+
+def test_a_diffusion_model_of_latents_sees_latents(phantoms: dict[str, Tensor]) -> None:
+    """Folded, scaled, of unit variance where the VAE's factors say so; the VAE itself is left alone."""
+    torch.manual_seed(0)
+    encoder = vae()
+    latents = encode_latents(encoder, phantoms["image"])
+    encoder.register_to_config(shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std()))
+    scaled = encode_latents(encoder, phantoms["image"])
+    assert abs(scaled.mean()) < 1e-3
+    assert scaled.std() == pytest.approx(1, abs=1e-3)
+    assert decode_latents(encoder, scaled).shape == phantoms["image"].shape
+    model = denoiser(channels=latents.shape[1])
+    objective = DiffusionObjective(model, encoder)
+    objective.train()
+    objective(phantoms)["loss"].backward()
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_scm_objective_is_the_likelihood_per_image(phantoms: dict[str, Tensor]) -> None:
