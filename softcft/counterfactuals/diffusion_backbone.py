@@ -45,7 +45,8 @@ class DiffusionBackbone(nn.Module):
         guidance_scale: w. Above 1 the attributes are exaggerated.
         invariant_guidance_scale: w' of factored guidance; left out, guidance is not factored.
         gradient_steps: Gradients flow through the last so many steps of prediction only; all if left out.
-        min_snr_gamma: Of the fidelity, see :meth:`~softcft.models.denoiser.ConditionalDenoiser.loss`.
+        condition_dropout: Of the fidelity, see :meth:`~softcft.models.denoiser.ConditionalDenoiser.loss`.
+        min_snr_gamma: Of the fidelity, see there.
         on_step: Is given the images (or latents) after each step of prediction and their level of noise, from S - 1 to
             0, and gives back those to go on with.
 
@@ -63,6 +64,7 @@ class DiffusionBackbone(nn.Module):
         guidance_scale: float = 1.0,
         invariant_guidance_scale: float | None = None,
         gradient_steps: int | None = None,
+        condition_dropout: float = 0.0,
         min_snr_gamma: float | None = None,
         on_step: Callable[[Tensor, int], Tensor] | None = None,
     ) -> None:
@@ -86,6 +88,7 @@ class DiffusionBackbone(nn.Module):
         self.guidance_scale = guidance_scale
         self.invariant_guidance_scale = invariant_guidance_scale
         self.gradient_steps = gradient_steps or num_inference_steps
+        self.condition_dropout = condition_dropout
         self.min_snr_gamma = min_snr_gamma
         self.on_step = on_step
 
@@ -98,19 +101,19 @@ class DiffusionBackbone(nn.Module):
     ) -> BackboneOutput:
         """See :class:`~softcft.counterfactuals.backbone.CounterfactualBackbone`.
 
-        Fidelity is the denoising loss of the factual images at random times, which ``generator`` makes reproducible.
+        Fidelity is the denoising loss of the factual images, whose random times ``generator`` makes reproducible.
         Nothing else is random.
         """
         clean = self._encode(image)
-        latents = invert(partial(self._noise, parents=parents), clean, self.levels, self.abduction)
-        fidelity = self.denoiser.loss(clean, parents, min_snr_gamma=self.min_snr_gamma, generator=generator).mean()
+        latents = invert(partial(self._denoise, parents=parents), clean, self.levels, self.abduction)
+        loss = self.denoiser.loss(clean, parents, self.condition_dropout, self.min_snr_gamma, generator)
         if counterfactual_parents.ndim == 2:
             predicted = self._predict(latents, parents, counterfactual_parents)
         else:
             predictions = [self._predict(latents, parents, p) for p in counterfactual_parents.unbind(dim=1)]
             predicted = torch.stack(predictions, dim=1)
             latents = [z[:, None].expand(-1, predicted.shape[1], -1, -1, -1) for z in latents]
-        return BackboneOutput(image=predicted, fidelity=fidelity, latents=latents)
+        return BackboneOutput(image=predicted, fidelity=loss.mean(), latents=latents)
 
     def generate(self, noise: Tensor, parents: Tensor) -> Tensor:
         """Images of given attributes, shape (B, C, H, W), by DDIM; all attributes are guided by ``guidance_scale``.
@@ -120,36 +123,41 @@ class DiffusionBackbone(nn.Module):
             parents: Encoded attributes, shape (B, K).
         """
         variables = len(self.denoiser.parent_encoder.causal_graph)
-        return self._denoise([noise], parents, torch.ones(len(noise), variables, dtype=torch.bool, device=noise.device))
+        return self._follow([noise], parents, torch.ones(len(noise), variables, dtype=torch.bool, device=noise.device))
 
     def _predict(self, latents: list[Tensor], parents: Tensor, counterfactual_parents: Tensor) -> Tensor:
         graph = self.denoiser.parent_encoder.causal_graph
         moved = parents != counterfactual_parents
         changed = torch.stack([moved[:, graph.slices[name]].any(dim=1) for name in graph.names], dim=1)
-        return self._denoise(latents, counterfactual_parents, changed)
+        return self._follow(latents, counterfactual_parents, changed)
 
-    def _denoise(self, latents: list[Tensor], parents: Tensor, changed: Tensor) -> Tensor:
-        guided = partial(self._guided_noise, parents=parents, changed=changed)
+    def _follow(self, latents: list[Tensor], parents: Tensor, changed: Tensor) -> Tensor:
+        guided = partial(self._denoise, parents=parents, changed=changed)
         return self._decode(predict(guided, latents, self.levels, self.gradient_steps, self.on_step))
 
-    def _guided_noise(self, noisy: Tensor, level: int, parents: Tensor, changed: Tensor) -> Tensor:
+    def _denoise(
+        self, noisy: Tensor, level: int, told: int, parents: Tensor, changed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Image and noise in noisy images, guided if it is known which attributes have changed."""
+        timestep = torch.full((len(noisy),), self.levels.timesteps[told - 1], device=noisy.device)
+        prediction = self._predict_guided(noisy, timestep, parents, changed)
+        return self.denoiser.split(noisy, prediction, self.levels.signal[level], self.levels.noise[level])
+
+    def _predict_guided(self, noisy: Tensor, timestep: Tensor, parents: Tensor, changed: Tensor | None) -> Tensor:
+        if changed is None or (self.guidance_scale == 1 and self.invariant_guidance_scale is None):
+            return self.denoiser(noisy, timestep, parents)
         if self.invariant_guidance_scale is None:
-            if self.guidance_scale == 1:
-                return self._noise(noisy, level, parents)
             groups = [(self.guidance_scale, torch.ones_like(changed))]
         else:
             groups = [(self.guidance_scale, changed), (self.invariant_guidance_scale, ~changed)]
-        # One pass for all: none of the attributes, then each group.
+        # One pass for all: none of the attributes, then each group. Velocity is linear in the noise, and guided alike.
         present = torch.cat([torch.zeros_like(changed), *(mask for _, mask in groups)])
         times = 1 + len(groups)
-        noises = self._noise(noisy.repeat(times, 1, 1, 1), level, parents.repeat(times, 1), present).chunk(times)
-        none = noises[0]
-        guidance = (scale * (noise - none) for (scale, _), noise in zip(groups, noises[1:], strict=True))
-        return none + torch.stack(list(guidance)).sum(dim=0)
-
-    def _noise(self, noisy: Tensor, level: int, parents: Tensor, present: Tensor | None = None) -> Tensor:
-        timestep = torch.full((len(noisy),), self.levels.timesteps[level - 1], device=noisy.device)
-        return self.denoiser.predict_noise(noisy, timestep, parents, present)
+        none, *given = self.denoiser(
+            noisy.repeat(times, 1, 1, 1), timestep.repeat(times), parents.repeat(times, 1), present
+        ).chunk(times)
+        guidance = [scale * (prediction - none) for (scale, _), prediction in zip(groups, given, strict=True)]
+        return none + torch.stack(guidance).sum(dim=0)
 
     @torch.no_grad()
     def _encode(self, image: Tensor) -> Tensor:

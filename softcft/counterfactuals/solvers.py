@@ -1,12 +1,12 @@
 r"""Deterministic ways from an image to noise and back, on which abduction by a diffusion model rests.
 
 The image is level 0, pure noise level S; at level i an image is :math:`x_i = \alpha_i x + \sigma_i \epsilon`. A
-denoiser says how much of :math:`x_i` is noise. All solvers call it once for each level.
+denoiser tells the image :math:`\hat x_i` and the noise :math:`\hat\epsilon_i` in it. All solvers call it once for each
+level.
 
 *DDIM* (Song et al., "Denoising diffusion implicit models", ICLR 2021) moves by
 
-.. math:: x_{i-1} = \alpha_{i-1} \hat x_i + \sigma_{i-1} \hat\epsilon_i, \quad
-    \hat x_i = (x_i - \sigma_i \hat\epsilon_i) / \alpha_i.
+.. math:: x_{i-1} = \alpha_{i-1} \hat x_i + \sigma_{i-1} \hat\epsilon_i.
 
 Backwards the noise of the level that is not reached yet would be needed, and that of the level below stands in for it:
 even a perfect denoiser does not find the way back, and the error falls with the number of levels only as 1 / S.
@@ -29,11 +29,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["NoiseLevels", "Solver", "invert", "predict"]
+__all__ = ["Denoiser", "NoiseLevels", "Solver", "invert", "predict"]
 
 Solver = Literal["ddim", "bdia"]
-Denoiser = Callable[[Tensor, int], Tensor]
-"""Maps images (B, C, H, W) at a level to the noise in them."""
+Denoiser = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
+"""From images (B, C, H, W), their level and the level that the network is told, to the image and the noise in each."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,13 @@ class NoiseLevels:
     def __len__(self) -> int:
         return len(self.timesteps)
 
-    def clean(self, noisy: Tensor, epsilon: Tensor, level: int) -> Tensor:
-        """The image in a noisy one."""
-        return (noisy - self.noise[level] * epsilon) / self.signal[level]
+    def mix(self, clean: Tensor, noise: Tensor, level: int) -> Tensor:
+        """The image at a level."""
+        return self.signal[level] * clean + self.noise[level] * noise
+
+    def leap(self, clean: Tensor, noise: Tensor, level: int) -> Tensor:
+        """What takes an image from the level above to the level below."""
+        return self.mix(clean, noise, level - 1) - self.mix(clean, noise, level + 1)
 
 
 @torch.no_grad()
@@ -84,7 +88,7 @@ def invert(denoiser: Denoiser, image: Tensor, levels: NoiseLevels, solver: Solve
     """Find the noise that images come from.
 
     Args:
-        denoiser: Tells the noise in images.
+        denoiser: Tells image and noise in noisy images.
         image: Shape (B, C, H, W).
         levels: S of them.
         solver: ``ddim`` or ``bdia``.
@@ -92,13 +96,14 @@ def invert(denoiser: Denoiser, image: Tensor, levels: NoiseLevels, solver: Solve
     Returns:
         The images at level S (DDIM), or at levels S - 1 and S (BDIA).
     """
-    # Level 0 has no training step: the network is told that of level 1, as diffusers' DDIMInverseScheduler does.
-    below, x = image, _step(levels, image, denoiser(image, 1), 0, 1)
+    # On its way up DDIM tells the network the level that it goes to, as diffusers' DDIMInverseScheduler does. So must
+    # BDIA at level 0, which has no training step.
+    below, x = image, levels.mix(*denoiser(image, 0, 1), 1)
     for level in range(1, len(levels)):
         if solver == "ddim":
-            x = _step(levels, x, denoiser(x, level + 1), level, level + 1)
+            x = levels.mix(*denoiser(x, level, level + 1), level + 1)
         else:
-            below, x = x, below - _leap(levels, x, denoiser(x, level), level)
+            below, x = x, below - levels.leap(*denoiser(x, level, level), level)
     return [x] if solver == "ddim" else [below, x]
 
 
@@ -112,7 +117,7 @@ def predict(
     """The images that noise becomes.
 
     Args:
-        denoiser: Tells the noise in images.
+        denoiser: Tells image and noise in noisy images.
         latents: Of :func:`invert`: one tensor for DDIM, two for BDIA.
         levels: The same S levels.
         gradient_steps: How many of the last steps gradients flow through; what comes before is a constant (DRaFT-K of
@@ -123,23 +128,12 @@ def predict(
     if not below:
         for level in range(len(levels), 0, -1):
             with torch.set_grad_enabled(torch.is_grad_enabled() and level <= gradient_steps):
-                x = _step(levels, x, denoiser(x, level), level, level - 1)
+                x = levels.mix(*denoiser(x, level, level), level - 1)
                 x = x if on_step is None else on_step(x, level - 1)
         return x
     above, x = x, below[0]
     for level in range(len(levels) - 1, 0, -1):
         with torch.set_grad_enabled(torch.is_grad_enabled() and level <= gradient_steps):
-            above, x = x, above + _leap(levels, x, denoiser(x, level), level)
+            above, x = x, above + levels.leap(*denoiser(x, level, level), level)
             x = x if on_step is None else on_step(x, level - 1)
     return x
-
-
-def _step(levels: NoiseLevels, x: Tensor, epsilon: Tensor, source: int, target: int) -> Tensor:
-    return levels.signal[target] * levels.clean(x, epsilon, source) + levels.noise[target] * epsilon
-
-
-def _leap(levels: NoiseLevels, x: Tensor, epsilon: Tensor, level: int) -> Tensor:
-    """What takes an image from the level above to the level below."""
-    signal = levels.signal[level - 1] - levels.signal[level + 1]
-    noise = levels.noise[level - 1] - levels.noise[level + 1]
-    return signal * levels.clean(x, epsilon, level) + noise * epsilon

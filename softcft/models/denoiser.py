@@ -70,6 +70,7 @@ class ConditionalDenoiser(nn.Module):
             raise ValueError("scheduler must have clip_sample=False and thresholding=False: clipping has no inverse.")
         self.unet = unet
         self.parent_encoder = parent_encoder
+        self.scheduler = scheduler
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float(), persistent=False)
 
     def forward(self, noisy: Tensor, timestep: Tensor, parents: Tensor, present: Tensor | None = None) -> Tensor:
@@ -87,36 +88,49 @@ class ConditionalDenoiser(nn.Module):
             return self.unet(noisy, timestep, encoder_hidden_states=tokens).sample.float()
         return self.unet(noisy, timestep, class_labels=tokens.sum(dim=1)).sample.float()
 
-    def predict_noise(self, noisy: Tensor, timestep: Tensor, parents: Tensor, present: Tensor | None = None) -> Tensor:
-        """The noise in noisy images; the arguments are those of :meth:`forward`."""
-        prediction = self(noisy, timestep, parents, present)
+    def split(
+        self, noisy: Tensor, prediction: Tensor, signal: float | Tensor, noise: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The image and the noise in noisy images, given what the network has predicted.
+
+        Args:
+            noisy: Shape (B, C, H, W).
+            prediction: Of :meth:`forward`.
+            signal: Factor of the image in ``noisy``.
+            noise: Factor of the noise.
+        """
         if self.prediction_type == "epsilon":
-            return prediction
-        signal, noise = self._levels(timestep)
-        return signal * prediction + noise * noisy
+            return (noisy - noise * prediction) / signal, prediction
+        return signal * noisy - noise * prediction, signal * prediction + noise * noisy
 
     def loss(
         self,
         image: Tensor,
         parents: Tensor,
-        present: Tensor | None = None,
+        condition_dropout: float = 0.0,
         min_snr_gamma: float | None = None,
         generator: Generator = None,
     ) -> Tensor:
-        r"""Mean squared error of the prediction for images at random times, shape (B,).
+        r"""Mean squared error of the prediction for images at random times, given some of their attributes, shape (B,).
 
         Args:
             image: Clean images (or their latents), shape (B, C, H, W).
             parents: Encoded attributes, shape (B, K).
-            present: Which variables to condition on, boolean, shape (B, V); all if left out.
+            condition_dropout: The share of the images that lose attributes, in [0, 1]. Guidance asks for images given
+                all attributes, some group of them, or none, and a network must have seen all of these: of the images
+                that lose any, equally many lose 1, 2, ... or all, and which ones is left to chance.
             min_snr_gamma: Weighs the errors of the *image* at each time by its signal-to-noise ratio, but by no more
                 than this: Hang et al., "Efficient diffusion training via min-SNR weighting" (ICCV 2023), who recommend
                 5. Left out: the plain error of the prediction.
-            generator: Makes times and noise reproducible; a list has one generator per image.
+            generator: Makes times, dropout and noise reproducible; a list has one generator per image.
         """
-        steps = len(self.alphas_cumprod)
-        uniform = _rand(len(image), generator, image.device)
-        timestep = (uniform * steps).long().clamp_max(steps - 1)
+        steps, variables = len(self.alphas_cumprod), len(self.parent_encoder.causal_graph)
+        time, loses, number, order = _rand((len(image), 3 + variables), generator, image.device).split(
+            [1, 1, 1, variables], dim=1
+        )
+        timestep = (time[:, 0] * steps).long().clamp_max(steps - 1)
+        lost = torch.where(loses < condition_dropout, 1 + (number * variables).long().clamp_max(variables - 1), 0)
+        present = order.argsort(dim=1).argsort(dim=1) >= lost
         epsilon = randn_tensor(image.shape, generator=generator, device=image.device, dtype=torch.float32)
         signal, noise = self._levels(timestep)
         prediction = self(signal * image + noise * epsilon, timestep, parents, present)
@@ -162,7 +176,9 @@ def adopt_unet(
         return unet, encoder
     weights = dict(unet.state_dict())
     embedding = weights.pop("class_embedding.weight", None)
-    conditional = UNet2DModel.from_config({**unet.config, "class_embed_type": "identity", "num_class_embeds": None})
+    # from_config would put back what was left at its default.
+    settings = {key: value for key, value in unet.config.items() if not key.startswith("_")}
+    conditional = UNet2DModel(**{**settings, "class_embed_type": "identity", "num_class_embeds": None})
     conditional.load_state_dict(weights)
     last_layers = [[x for x in layer.modules() if isinstance(x, nn.Linear)][-1] for layer in encoder.encoders]
     with torch.no_grad():
@@ -186,7 +202,6 @@ def adopt_unet(
     return conditional, encoder
 
 
-def _rand(number: int, generator: Generator, device: torch.device) -> Tensor:
-    """Uniform numbers in [0, 1], each from its own generator where there are several."""
-    draws = randn_tensor((number, 1), generator=generator, device=device, dtype=torch.float32)[:, 0]
-    return torch.special.ndtr(draws)
+def _rand(shape: tuple[int, int], generator: Generator, device: torch.device) -> Tensor:
+    """Uniform numbers in [0, 1], each row from its own generator where there are several."""
+    return torch.special.ndtr(randn_tensor(shape, generator=generator, device=device, dtype=torch.float32))

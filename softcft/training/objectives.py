@@ -28,7 +28,6 @@ __all__ = [
     "HVAEObjective",
     "SCMObjective",
     "VAEObjective",
-    "draw_present",
 ]
 
 ROUNDING_ERROR = (2 / 255) ** 2 / 12
@@ -99,8 +98,8 @@ class DiffusionObjective(nn.Module):
     Args:
         denoiser: The diffusion model.
         vae: Where given, the model is one of its latents; not trained.
-        condition_dropout: See :func:`draw_present`.
-        min_snr_gamma: Weighting of noise levels, see :meth:`ConditionalDenoiser.loss`.
+        condition_dropout: See there.
+        min_snr_gamma: See there.
     """
 
     def __init__(
@@ -122,27 +121,7 @@ class DiffusionObjective(nn.Module):
         if self.vae is not None:
             with torch.no_grad():
                 image = encode_latents(self.vae, image)
-        variables = len(self.denoiser.parent_encoder.causal_graph)
-        present = draw_present(len(image), variables, self.condition_dropout, image.device)
-        return {"loss": self.denoiser.loss(image, parents, present, self.min_snr_gamma).mean()}
-
-
-def draw_present(number: int, variables: int, dropout: float, device: torch.device) -> Tensor:
-    """Choose which variables each image of a batch is conditioned on, boolean, shape (number, variables).
-
-    Guidance asks for images given all attributes, some group of them, or none, so a network must have seen all of
-    these. Of the images that lose any, equally many lose 1, 2, ... or all, and which ones is left to chance.
-
-    Args:
-        number: Of images.
-        variables: Of the graph.
-        dropout: The share of the images that lose some attributes, in [0, 1].
-        device: Where to draw.
-    """
-    lost = torch.randint(1, variables + 1, (number, 1), device=device)
-    lost = torch.where(torch.rand(number, 1, device=device) < dropout, lost, 0)
-    order = torch.rand(number, variables, device=device).argsort(dim=1).argsort(dim=1)
-    return order >= lost
+        return {"loss": self.denoiser.loss(image, parents, self.condition_dropout, self.min_snr_gamma).mean()}
 
 
 class VAEObjective(nn.Module):

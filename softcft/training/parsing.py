@@ -1,8 +1,8 @@
 """Settings of the recipes: one YAML file per data set, and command-line flags that override it.
 
-The file has one section per recipe (``scm``, ``guide``, ``judge``, ``hvae``, ``vae``, ``cft``, ``evaluate``,
-``generate``, ``utility``), the ``data`` that all of them read, the folder of the run, and the ``graph`` as a list of
-variables:
+The file has one section per recipe (``scm``, ``guide``, ``judge``, ``hvae``, ``vae``, ``diffusion``, ``cft``,
+``evaluate``, ``generate``, ``utility``), the ``data`` that all of them read, the folder of the run, and the ``graph``
+as a list of variables:
 
 .. code-block:: yaml
 
@@ -56,6 +56,7 @@ SECTIONS = (
     "judge",
     "hvae",
     "vae",
+    "diffusion",
     "cft",
     "evaluate",
     "generate",

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from torch import Tensor
 
-from softcft.counterfactuals.solvers import NoiseLevels, Solver, invert, predict
+from softcft.counterfactuals.solvers import Denoiser, NoiseLevels, Solver, invert, predict
 
 SCHEDULER = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
 ALPHAS = SCHEDULER.alphas_cumprod.double()
@@ -18,12 +18,22 @@ def levels(number: int) -> NoiseLevels:
     return NoiseLevels.spaced(ALPHAS, number)
 
 
+def splitting(grid: NoiseLevels, noise: Callable[[Tensor, int], Tensor]) -> Denoiser:
+    """A denoiser from what tells the noise in images, given the level."""
+
+    def denoiser(x: Tensor, level: int, told: int) -> tuple[Tensor, Tensor]:
+        epsilon = noise(x, told)
+        return (x - grid.noise[level] * epsilon) / grid.signal[level], epsilon
+
+    return denoiser
+
+
 def bend(x: Tensor, level: int) -> Tensor:
-    """Some denoiser, far from linear."""
+    """Some noise, far from linear."""
     return torch.sin(x + 0.1 * level) + 0.3 * x.roll(1, dims=-1)
 
 
-def gaussian(grid: NoiseLevels, mean: float) -> Callable[[Tensor, int], Tensor]:
+def gaussian(grid: NoiseLevels, mean: float) -> Denoiser:
     """The perfect denoiser of pixels with that mean and a standard deviation of 0.4.
 
     The exact solution keeps the quantile of each pixel, so that its counterfactual under another mean is a shift.
@@ -33,7 +43,7 @@ def gaussian(grid: NoiseLevels, mean: float) -> Callable[[Tensor, int], Tensor]:
         signal, sigma = grid.signal[level], grid.noise[level]
         return sigma * (x - signal * mean) / (0.16 * signal**2 + sigma**2)
 
-    return noise
+    return splitting(grid, noise)
 
 
 def images() -> Tensor:
@@ -49,18 +59,18 @@ def test_ddim_is_that_of_diffusers() -> None:
     expected = x
     for level, t in enumerate(inverse.timesteps, start=1):
         expected = inverse.step(bend(expected, level), t, expected).prev_sample
-    (ours,) = invert(bend, x, grid, "ddim")
+    (ours,) = invert(splitting(grid, bend), x, grid, "ddim")
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
     for level, t in zip(range(20, 0, -1), SCHEDULER.timesteps, strict=True):
         expected = SCHEDULER.step(bend(expected, level), t, expected).prev_sample
-    torch.testing.assert_close(predict(bend, [ours], grid, 20), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(predict(splitting(grid, bend), [ours], grid, 20), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("number", [20, 50, 250])
 def test_bdia_finds_the_way_back(number: int) -> None:
     """To rounding, whatever the denoiser; a wild one makes more of it."""
     grid, x = levels(number), images()
-    for denoiser, error in ((gaussian(grid, 0), 1e-12), (bend, 1e-9)):
+    for denoiser, error in ((gaussian(grid, 0), 1e-12), (splitting(grid, bend), 1e-9)):
         latents = invert(denoiser, x, grid, "bdia")
         torch.testing.assert_close(predict(denoiser, latents, grid, number), x, rtol=0, atol=error)
         (end,) = invert(denoiser, x, grid, "ddim")
@@ -93,23 +103,25 @@ def test_gradients_flow_through_the_last_steps(solver: Solver) -> None:
     grid, x = levels(10), images()
     strength = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
 
+    def scaled(factor: Tensor | float) -> Denoiser:
+        return splitting(grid, lambda x, level: factor * bend(x, level))
+
     def gradient(steps: int) -> float:
-        image = predict(lambda x, i: strength * bend(x, i), latents, grid, steps)
+        image = predict(scaled(strength), latents, grid, steps)
         return float(torch.autograd.grad(image.square().mean(), strength)[0])
 
-    latents = invert(lambda x, i: strength * bend(x, i), x, grid, solver)
+    latents = invert(scaled(strength), x, grid, solver)
     assert not any(z.requires_grad for z in latents)
     with torch.no_grad():
-        above = predict(lambda x, i: (0.7 + 1e-6) * bend(x, i), latents, grid, 10).square().mean()
-        below = predict(lambda x, i: (0.7 - 1e-6) * bend(x, i), latents, grid, 10).square().mean()
+        above, below = (predict(scaled(0.7 + h), latents, grid, 10).square().mean() for h in (1e-6, -1e-6))
     assert gradient(10) == pytest.approx(float(above - below) / 2e-6, rel=1e-4)
     assert len({round(gradient(steps), 10) for steps in (1, 2, 5, 10)}) == 4
 
-    # A denoiser that is a constant above level K: its gradient is that of K steps.
+    # What comes before the last three steps is a constant.
     def partly(x: Tensor, level: int) -> Tensor:
         return (strength if level <= 3 else strength.detach()) * bend(x, level)
 
-    image = predict(partly, latents, grid, 10)
+    image = predict(splitting(grid, partly), latents, grid, 10)
     assert gradient(3) == pytest.approx(float(torch.autograd.grad(image.square().mean(), strength)[0]), rel=1e-9)
 
 

@@ -96,10 +96,14 @@ def test_the_noise_is_that_of_the_scheduler(prediction_type: str) -> None:
     x, parents = torch.randn(2, 1, 8, 8), draw_parents(2)
     for t in (0, 400, 999):
         timestep = torch.full((2,), t)
-        noise = denoiser.predict_noise(x, timestep, parents)
-        kept = scheduler.alphas_cumprod[t]
-        expected = scheduler.step(denoiser(x, timestep, parents), t, x).pred_original_sample
-        torch.testing.assert_close((x - (1 - kept).sqrt() * noise) / kept.sqrt(), expected, rtol=1e-3, atol=1e-3)
+        signal, noise = (
+            factor.item() for factor in (scheduler.alphas_cumprod[t].sqrt(), (1 - scheduler.alphas_cumprod[t]).sqrt())
+        )
+        prediction = denoiser(x, timestep, parents)
+        clean, epsilon = denoiser.split(x, prediction, signal, noise)
+        expected = scheduler.step(prediction, t, x).pred_original_sample
+        torch.testing.assert_close(clean, expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(signal * clean + noise * epsilon, x, rtol=1e-3, atol=1e-3)
 
 
 class Told(nn.Module):
@@ -155,9 +159,23 @@ def test_times_are_uniform_and_reproducible() -> None:
     torch.testing.assert_close(one[1:], two)
 
 
+def test_equally_many_attributes_are_left_out() -> None:
+    """Of 30 % of the images 1, 2 or all 3, each number as often; and each variable as often."""
+    torch.manual_seed(0)
+    denoiser, seen = make_denoiser(), []
+    denoiser.forward = lambda noisy, timestep, parents, present: seen.append(present) or noisy  # type: ignore
+    image, parents = torch.zeros(40_000, 1, 1, 1), draw_parents(40_000)
+    for dropout in (0.3, 0.0, 1.0):
+        denoiser.loss(image, parents, dropout)
+    shares = torch.bincount(3 - seen[0].sum(dim=1), minlength=4) / 40_000
+    torch.testing.assert_close(shares, torch.tensor([0.7, 0.1, 0.1, 0.1]), rtol=0, atol=0.006)
+    torch.testing.assert_close(seen[0].float().mean(dim=0), torch.full((3,), 0.8), rtol=0, atol=0.01)
+    assert seen[1].all()
+    assert not seen[2].all(dim=1).any()
+
+
 def test_gradients_reach_every_parameter(denoiser: ConditionalDenoiser) -> None:
-    present = torch.rand(8, 3) < 0.5
-    loss = denoiser.train().loss(torch.randn(8, 1, 8, 8), draw_parents(8), present)
+    loss = denoiser.train().loss(torch.randn(8, 1, 8, 8), draw_parents(8), condition_dropout=0.8)
     assert loss.shape == (8,)
     loss.mean().backward()
     still = [n for n, p in denoiser.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
@@ -246,8 +264,7 @@ def test_adopted_networks_can_learn_all_attributes() -> None:
     optimizer = torch.optim.SGD(denoiser.parameters(), lr=0.01)
     for _ in range(2):  # at first tokens are 0, and the layers below the last have no gradient
         optimizer.zero_grad()
-        present = torch.rand(16, 3) < 0.5
-        denoiser.loss(torch.randn(16, 1, 8, 8), draw_parents(16), present).mean().backward()
+        denoiser.loss(torch.randn(16, 1, 8, 8), draw_parents(16), condition_dropout=0.8).mean().backward()
         optimizer.step()
     assert all(p.grad.abs().max() > 0 for p in denoiser.parent_encoder.parameters())
 
