@@ -5,13 +5,16 @@ BIN := .venv/bin
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce paper test check clean
+.PHONY: help reproduce reproduce-diffusion paper test check clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 reproduce: .venv/.installed ## Train and evaluate on the phantom; SEED=1 for another seed
 	$(BIN)/python recipes/run_all.py --seed $(SEED)
+
+reproduce-diffusion: .venv/.installed ## The same with a diffusion model, at 32 x 32 pixels
+	$(BIN)/python recipes/run_all.py --config recipes/configs/phantom_diffusion.yaml --seed $(SEED)
 
 paper: .venv/.installed ## Tables 1 and 2 and all figures of the paper on the phantom, three seeds, into outputs/paper
 	for seed in 0 1 2; do \

@@ -26,12 +26,12 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from softcft import AttributeClassifier, CausalGraph, DSCMPipeline, HVAEBackbone
+from softcft import AttributeClassifier, CausalGraph, CounterfactualBackbone, HVAEBackbone
 from softcft.data.schema import ImageAttributeDataset, scale_pixels
 from softcft.data.sources import DataConfig, load_data, subjects_of
 from softcft.data.truth import PhantomTruth, TrueCounterfactuals, true_counterfactuals
@@ -56,6 +56,8 @@ from softcft.evaluation.gallery import draw_counterfactuals, draw_interpolations
 from softcft.evaluation.report import CFT_NAMES, COLUMNS, write_report
 from softcft.evaluation.truth import ExpressionProbe, probe_rows, truth_errors, truth_rows
 from softcft.models.vae import image_posterior
+from softcft.pipelines.query import load_pipeline
+from softcft.training.config import SolverConfig
 from softcft.training.parsing import begin_run, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
@@ -211,14 +213,15 @@ class Evaluation:
 
         return self.run(self.images, measure, "True counterfactuals")
 
-    def of_pipeline(self, pipeline: DSCMPipeline, plan: Tensor, name: str) -> dict[str, Tensor]:
-        """What guide and judge see in the counterfactuals of a pipeline, and how far these are from the truth."""
-        backbone = HVAEBackbone(pipeline.hvae).eval()
+    def of_model(
+        self, backbone: CounterfactualBackbone, guide: AttributeClassifier, plan: Tensor, name: str
+    ) -> dict[str, Tensor]:
+        """What guide and judge see in the counterfactuals of a model, and how far these are from the truth."""
 
         def measure(batch: dict[str, Any]) -> dict[str, Tensor]:
             images = self.make_counterfactuals(backbone, batch, plan)
             labels = torch.cat([batch["parents"][:, None], self.planned(batch, plan)], dim=1)
-            results = {"labels": labels, **self.predict(pipeline.classifier, images)}
+            results = {"labels": labels, **self.predict(guide, images)}
             if self.known:
                 true_images, _ = self.make_truth(batch, plan)
                 for i, known in enumerate(self.known):
@@ -229,19 +232,17 @@ class Evaluation:
 
         return self.run(self.images, measure, name)
 
-    def of_axioms(self, pipeline: DSCMPipeline, plan: Tensor, name: str) -> dict[str, Tensor]:
+    def of_axioms(self, backbone: CounterfactualBackbone, plan: Tensor, name: str) -> dict[str, Tensor]:
         """Composition, reversibility and the posteriors of minimality, of the first images."""
-        backbone = HVAEBackbone(pipeline.hvae).eval()
 
         def measure(batch: dict[str, Any]) -> dict[str, Tensor]:
             image, parents, planned = batch["image"], batch["parents"], self.planned(batch, plan)
             rows, seed = batch["row"].tolist(), self.settings.seed
-            results = {
-                "composition/none": composition(backbone, image, parents, CYCLES, image_generators(rows, seed)),
-                "reconstruction/none": reconstruction(
-                    pipeline.hvae, image, parents, CYCLES, image_generators(rows, seed)
-                ),
-            }
+            results = {"composition/none": composition(backbone, image, parents, CYCLES, image_generators(rows, seed))}
+            if isinstance(backbone, HVAEBackbone):  # it keeps a pixel residual, without which this measures it
+                results["reconstruction/none"] = reconstruction(
+                    backbone.model, image, parents, CYCLES, image_generators(rows, seed)
+                )
             for i, intervention in enumerate(self.interventions):
                 results[f"reversibility/{intervention}"] = reversibility(
                     backbone, image, parents, planned[:, i], CYCLES, image_generators(rows, seed)
@@ -276,7 +277,7 @@ class Evaluation:
         """The counterfactual attributes of a batch, (B, I, K)."""
         return plan[batch["index"].cpu()].to(self.accelerator.device)
 
-    def make_counterfactuals(self, backbone: HVAEBackbone, batch: dict[str, Any], plan: Tensor) -> Tensor:
+    def make_counterfactuals(self, backbone: CounterfactualBackbone, batch: dict[str, Any], plan: Tensor) -> Tensor:
         """The images of a batch and their counterfactuals, (B, 1 + I, C, H, W)."""
         planned = self.planned(batch, plan)
         return counterfactual_images(
@@ -355,19 +356,13 @@ def realism_rows(distances: dict[str, float]) -> pd.DataFrame:
 
 def load_models(
     settings: EvaluateConfig, graph: CausalGraph, sample_size: int
-) -> tuple[dict[str, DSCMPipeline], AttributeClassifier, AutoencoderKL]:
+) -> tuple[dict[str, DiffusionPipeline], AttributeClassifier, AutoencoderKL]:
     """The pipelines by their fine-tuning, the judge and the VAE: all with the graph and size of the data."""
     judge = AttributeClassifier.from_pretrained(settings.judge_dir)
     if judge.causal_graph != graph:
         raise ValueError(f"--judge_dir {settings.judge_dir} was trained with another graph than that of --config.")
-    pipelines = {Path(folder).name: DSCMPipeline.from_pretrained(folder) for folder in settings.pipelines}
+    pipelines = {Path(folder).name: load_pipeline(folder, graph, sample_size) for folder in settings.pipelines}
     for folder, pipeline in zip(settings.pipelines, pipelines.values(), strict=True):
-        if pipeline.hvae.causal_graph != graph:
-            raise ValueError(f"--pipelines: {folder} was trained with another graph than that of --config.")
-        if pipeline.hvae.config.sample_size != sample_size:
-            raise ValueError(
-                f"--sample_size is {sample_size}, but {folder} was trained with {pipeline.hvae.config.sample_size}."
-            )
         if pipeline.classifier is None:
             raise ValueError(f"--pipelines: {folder} has no classifier, so there is no guide to test with.")
     return pipelines, judge, AutoencoderKL.from_pretrained(settings.vae_dir).eval()
@@ -375,8 +370,8 @@ def load_models(
 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
-    config, data, settings = parse_config(
-        "evaluate", DataConfig, EvaluateConfig, default_config=DEFAULT_CONFIG, description=__doc__
+    config, data, settings, solver = parse_config(
+        "evaluate", DataConfig, EvaluateConfig, SolverConfig, default_config=DEFAULT_CONFIG, description=__doc__
     )
     graph = CausalGraph(config["graph"])
     interventions = settings.interventions or list(graph.names)
@@ -411,11 +406,12 @@ def main() -> None:
         cft: plan_counterfactuals(pipeline.attribute_scm, images.parents, interventions, settings.seed)
         for cft, pipeline in pipelines.items()
     }
+    backbones = {cft: pipeline.backbone(**solver.given()).eval() for cft, pipeline in pipelines.items()}
     results = {}
     for cft, pipeline in pipelines.items():
         pipeline.to(accelerator.device)
-        results[cft] = evaluation.of_pipeline(pipeline, plans[cft], CFT_NAMES[cft])
-        results[cft] |= evaluation.of_axioms(pipeline, plans[cft], CFT_NAMES[cft])
+        results[cft] = evaluation.of_model(backbones[cft], pipeline.classifier, plans[cft], CFT_NAMES[cft])
+        results[cft] |= evaluation.of_axioms(backbones[cft], plans[cft], CFT_NAMES[cft])
         pipeline.to("cpu")
     probe = None
     if evaluation.known:
@@ -440,8 +436,9 @@ def main() -> None:
     metrics[list(COLUMNS)].to_csv(output_dir / "metrics" / "evaluation.csv", index=False)
     number = min(settings.grid_images, len(images))
     image = scale_pixels(torch.stack([images[i]["image"] for i in range(number)]))
-    draw_counterfactuals(pipelines, image, images.parents, images.rows, settings.seed, output_dir / "figures")
-    draw_interpolations(pipelines, image, images.parents, images.rows, settings.seed, output_dir / "figures")
+    models = {cft: (pipeline.attribute_scm, backbones[cft]) for cft, pipeline in pipelines.items()}
+    draw_counterfactuals(models, image, images.parents, images.rows, settings.seed, output_dir / "figures")
+    draw_interpolations(models, image, images.parents, images.rows, settings.seed, output_dir / "figures")
     shown = {cft: {key: x[: settings.shift_images] for key, x in results[cft].items()} for cft in pipelines}
     draw_shifts(
         graph,

@@ -29,17 +29,20 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from datasets import Features, Image, Value
+from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from softcft import CausalGraph, DSCMPipeline, HVAEBackbone
+from softcft import CausalGraph
 from softcft.data.pixels import encode_pixels
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, load_data
 from softcft.evaluation.effectiveness import counterfactual_images
 from softcft.evaluation.report import CFT_NAMES
 from softcft.graph import Intervention
+from softcft.pipelines.query import load_pipeline
+from softcft.training.config import SolverConfig
 from softcft.training.parsing import begin_run, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
@@ -101,13 +104,15 @@ class CounterfactualSet:
         attribute: The variable.
         folder: Where they are kept.
         rows: The rows of the training images that they are of.
+        solver: Settings of a diffusion model's backbone.
         settings: All that they depend on, as plain data. It is in the metadata of every file.
     """
 
-    pipeline: DSCMPipeline
+    pipeline: DiffusionPipeline
     attribute: str
     folder: Path
     rows: list[int]
+    solver: dict[str, Any]
     settings: dict[str, Any]
 
     def files(self) -> list[Path]:
@@ -124,24 +129,12 @@ class CounterfactualSet:
         return [self.folder / f"train-{shard:05d}-of-{number:05d}.parquet" for shard in range(number)]
 
 
-def load_pipelines(folders: list[str], graph: CausalGraph, sample_size: int) -> dict[str, DSCMPipeline]:
-    """The pipelines by their folders: all with the graph and size of the data."""
-    pipelines = {folder: DSCMPipeline.from_pretrained(folder) for folder in folders}
-    for folder, pipeline in pipelines.items():
-        if pipeline.hvae.causal_graph != graph:
-            raise ValueError(f"--pipelines: {folder} was trained with another graph than that of --config.")
-        if pipeline.hvae.config.sample_size != sample_size:
-            raise ValueError(
-                f"--sample_size is {sample_size}, but {folder} was trained with {pipeline.hvae.config.sample_size}."
-            )
-    return pipelines
-
-
 def plan(
     config: dict[str, Any],
     data: DataConfig,
     settings: GenerateConfig,
-    pipelines: dict[str, DSCMPipeline],
+    solver: SolverConfig,
+    pipelines: dict[str, DiffusionPipeline],
     rows: list[int],
 ) -> list[CounterfactualSet]:
     """The sets to be made of some rows of the training images."""
@@ -150,11 +143,12 @@ def plan(
     common = {f"data.{key}": value for key, value in asdict(data).items() if key != "data_dir"}
     common |= {"graph": graph.to_list(), "columns": config["columns"], "num_images": len(rows)}
     common |= {key: getattr(settings, key) for key in ("seed", "generate_batch_size", "mixed_precision")}
+    common |= solver.given()
     sets = []
     for folder, pipeline in pipelines.items():
         weights = hashlib.sha256()
-        for part in ("attribute_scm", "hvae"):
-            for path in sorted(Path(folder, part).glob("*.safetensors")):
+        for path in sorted(Path(folder).glob("*/*.safetensors")):
+            if path.parent.name != "classifier":
                 weights.update(path.read_bytes())
         for name in attributes:
             variable = graph[name]
@@ -162,7 +156,8 @@ def plan(
             own = {"intervention": name, "values_per_image": count, "weights": weights.hexdigest()[:32]}
             target = Path(settings.output_dir, "counterfactuals", Path(folder).name, name)
             # Through JSON, so that they compare with what is read from a file.
-            sets.append(CounterfactualSet(pipeline, name, target, rows, json.loads(json.dumps({**common, **own}))))
+            settled = json.loads(json.dumps({**common, **own}))
+            sets.append(CounterfactualSet(pipeline, name, target, rows, solver.given(), settled))
     return sets
 
 
@@ -221,7 +216,7 @@ def generate(
 ) -> Iterator[list[dict[str, list[Any]]]]:
     """Make one shard of several sets of one pipeline: of each the columns, a batch of training images at a time."""
     graph, rows, settings = images.graph, sets[0].rows, sets[0].settings
-    backbone = HVAEBackbone(sets[0].pipeline.hvae).eval()
+    backbone = sets[0].pipeline.backbone(**sets[0].solver).eval()
     parents = images.parents[rows]
     shard_positions = list(range(len(rows))[shard * SHARD :][:SHARD])
     for start in range(0, len(shard_positions), settings["generate_batch_size"]):
@@ -308,8 +303,8 @@ def make(
 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
-    config, data, settings = parse_config(
-        "generate", DataConfig, GenerateConfig, default_config=DEFAULT_CONFIG, description=__doc__
+    config, data, settings, solver = parse_config(
+        "generate", DataConfig, GenerateConfig, SolverConfig, default_config=DEFAULT_CONFIG, description=__doc__
     )
     graph = CausalGraph(config["graph"])
     if data.streaming:
@@ -320,7 +315,7 @@ def main() -> None:
         raise ValueError("--attributes: the graph has no discrete variable; name those to intervene on.")
     for name in {"source_row", "intervention"} & set(graph.names):
         raise ValueError(f"The graph has a variable {name!r}, which is a column of its own here; rename it.")
-    pipelines = load_pipelines(settings.pipelines, graph, data.sample_size)
+    pipelines = {folder: load_pipeline(folder, graph, data.sample_size) for folder in settings.pipelines}
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():  # the others find the data in the cache
         images = ImageAttributeDataset(load_data(data, graph, config["columns"])["train"], graph)
@@ -329,7 +324,7 @@ def main() -> None:
         raise ValueError(f"--num_images is {wanted}, but only {len(rows)} training images miss no value; lower it.")
 
     started = time.monotonic()
-    sets = plan(config, data, settings, pipelines, rows)
+    sets = plan(config, data, settings, solver, pipelines, rows)
     number = make(sets, config, images, accelerator)
     speed = number / (time.monotonic() - started)
     accelerator.end_training()

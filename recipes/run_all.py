@@ -4,11 +4,12 @@
     python recipes/run_all.py --dataset_name FOLDER --graph graph.yaml --output_dir outputs/mine    # your own images
     python recipes/run_all.py --config recipes/configs/morphomnist.yaml --data_dir FOLDER --seed 1
 
-Chains train_scm.py, train_classifier.py (guide and judge), train_vae.py, train_hvae.py, soft_cft.py and evaluate.py,
-two at a time; with --utility, before the evaluation, generate_counterfactuals.py, train_classifier.py for each set of
-them, and evaluate_utility.py (Table 2). A run that was stopped goes on where it was when it is started again; to start
-anew, delete its folder. Let check_data.py look at your own images first. The flags are those of the data; all other
-settings come from the YAML file.
+Chains train_scm.py, train_classifier.py (guide and judge), train_vae.py, train_hvae.py (or train_diffusion.py, if the
+settings have a section diffusion and none named hvae), soft_cft.py and evaluate.py, two at a time; with --utility,
+before the evaluation, generate_counterfactuals.py, train_classifier.py for each set of them, and evaluate_utility.py
+(Table 2). A run that was stopped goes on where it was when it is started again; to start anew, delete its folder. Let
+check_data.py look at your own images first. The flags are those of the data; all other settings come from the YAML
+file.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from softcft import AttributeClassifier, AttributeSCM, CausalGraph, HVAEModel
 from softcft.data.sources import DataConfig, SubsetConfig, UtilityConfig
 from softcft.evaluation.report import CFT_NAMES
 from softcft.training.cft_trainer import CFTConfig
-from softcft.training.config import MemoryConfig, PatchConfig, TrainingConfig
+from softcft.training.config import DiffusionConfig, MemoryConfig, PatchConfig, SolverConfig, TrainingConfig
 from softcft.training.parsing import model_arguments, parse_config
 
 RECIPES = Path(__file__).resolve().parent
@@ -39,8 +40,9 @@ TRAININGS = {
     "guide": ([SubsetConfig], AttributeClassifier),
     "judge": ([SubsetConfig], AttributeClassifier),
     "hvae": ([MemoryConfig], HVAEModel),
+    "diffusion": ([MemoryConfig, DiffusionConfig], None),
     "vae": ([PatchConfig], AutoencoderKL),
-    "cft": ([SubsetConfig, MemoryConfig, CFTConfig], None),
+    "cft": ([SubsetConfig, MemoryConfig, CFTConfig, SolverConfig], None),
     "utility": ([UtilityConfig], AttributeClassifier),
 }
 SEEDS = {"judge": 1000, "utility": 2000}  # added to the run's seed: no two classifiers start alike
@@ -84,15 +86,16 @@ class Runner:
         if not torch.cuda.is_available():
             self.environment["ACCELERATE_USE_CPU"] = "true"
 
-    def run(self, jobs: Jobs, beside: Jobs | None = None) -> None:
-        """Run jobs one after the other, their progress on the terminal, and beside them others, which are silent."""
-        chains = [self._chain(jobs, shown=True), self._chain(beside or {}, shown=False)]
-        while chains := [chain for chain in chains if next(chain, False)]:
+    def run(self, jobs: Jobs) -> None:
+        """Run jobs two at a time. The terminal shows the progress of the first, and of what follows in its place."""
+        waiting = iter(jobs.items())
+        lanes = [self._lane(waiting, shown) for shown in (True, False)]
+        while lanes := [lane for lane in lanes if next(lane, False)]:
             time.sleep(0.1)
 
-    def _chain(self, jobs: Jobs, shown: bool) -> Iterator[bool]:
-        """Yields while jobs run; ends the program if one fails."""
-        for name, command in jobs.items():
+    def _lane(self, waiting: Iterator[tuple[str, list[str]]], shown: bool) -> Iterator[bool]:
+        """Runs one job after another while there are any, and yields meanwhile; ends the program if one fails."""
+        for name, command in waiting:
             out, err = self.logs / f"{name}.out", self.logs / f"{name}.err"
             with out.open("wb") as stdout, err.open("wb") as stderr, err.open("rb") as progress:
                 job = subprocess.Popen(
@@ -135,7 +138,9 @@ def plan() -> tuple[Path, dict[str, list[str]], list[str]]:
 
     Mistakes end the program here.
     """
-    settings = parse_config("data", DataConfig, RunConfig, default_config=DEFAULT_CONFIG, description=__doc__)[2]
+    sections, _, settings = parse_config(
+        "data", DataConfig, RunConfig, default_config=DEFAULT_CONFIG, description=__doc__
+    )
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("output_dir", "seed", "max_train_steps"):
         own.add_argument(f"--{name}")
@@ -147,7 +152,12 @@ def plan() -> tuple[Path, dict[str, list[str]], list[str]]:
     flags += ["--output_dir", str(folder)]
 
     steps = {key: [*flags, "--seed", str(settings.seed)] for key in ("generate", "evaluate")}
+    left_out = {"hvae" if "diffusion" in sections and "hvae" not in sections else "diffusion"}
+    if not settings.utility:
+        left_out.add("utility")
     for section, (types, model_class) in TRAININGS.items():
+        if section in left_out:
+            continue
         config, data, training, *_ = parse_config(
             section, DataConfig, TrainingConfig, *types, default_config=DEFAULT_CONFIG, argv=flags
         )
@@ -169,11 +179,12 @@ def main() -> None:
     """Run the recipe; see the module's docstring."""
     started = time.monotonic()
     out, flags, sets = plan()
-    scm, hvae, vae, generate, evaluate, evaluate_utility, classifier = (
+    image_model = "hvae" if "hvae" in flags else "diffusion"
+    scm, image, vae, generate, evaluate, evaluate_utility, classifier = (
         str(RECIPES / f"{name}.py")
         for name in (
             "train_scm",
-            "train_hvae",
+            f"train_{image_model}",
             "train_vae",
             "generate_counterfactuals",
             "evaluate",
@@ -196,20 +207,15 @@ def main() -> None:
     try:
         print("== 1/5 Data and attribute mechanisms", flush=True)
         runner.run({"scm": [scm, *flags["scm"]]})
-        print(
-            f"\n== 2/5 Image model and VAE of the metrics; beside them guide and judge (logs: {out}/logs)", flush=True
-        )
-        runner.run(
-            {"hvae": [hvae, *flags["hvae"]], "vae": [vae, *flags["vae"]]}, beside={"guide": guide, "judge": judge}
-        )
+        print(f"\n== 2/5 Image model; beside it the guide, judge and VAE of the metrics (logs: {out}/logs)", flush=True)
+        image_job, vae_job = [image, *flags[image_model]], [vae, *flags["vae"]]
+        runner.run({image_model: image_job, "guide": guide, "judge": judge, "vae": vae_job})
         print("\n== 3/5 Fine-tuning with soft labels; beside it with hard labels", flush=True)
-        runner.run({"none": none, "soft": soft}, beside={"hard": hard})
+        runner.run({"soft": soft, "none": none, "hard": hard})
         print("\n== 4/5 Counterfactuals of all test images, seen by guide and judge", flush=True)
         if sets:
             runner.run({"generate": [*torchrun, generate, *flags["generate"]]})
-            half = len(utility) // 2
-            first, second = dict(list(utility.items())[:half]), dict(list(utility.items())[half:])
-            runner.run(first, beside=second)
+            runner.run(utility)
             runner.run({"evaluate_utility": [*torchrun, evaluate_utility, *flags["evaluate"]]})
         runner.run({"evaluate": [*torchrun, evaluate, *flags["evaluate"]]})
     except KeyboardInterrupt:
@@ -221,9 +227,10 @@ def main() -> None:
     print(f"    {out}/metrics.csv             all numbers, tidy")
     print(f"    {out}/figures/comparison.png  the same counterfactuals without, with hard and with soft fine-tuning")
     print("and ask for your own:")
-    print("    from softcft import DSCMPipeline")
-    print(f'    pipe = DSCMPipeline.from_pretrained("{out}/soft")')
-    print("    result = pipe(image, parents={...}, do={...})   # the variables: pipe.hvae.causal_graph")
+    pipeline = "DSCMPipeline" if image_model == "hvae" else "DiffusionDSCMPipeline"
+    print(f"    from softcft import {pipeline}")
+    print(f'    pipe = {pipeline}.from_pretrained("{out}/soft")')
+    print("    result = pipe(image, parents={...}, do={...})   # the variables: pipe.causal_graph")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Fine-tune a trained HVAE so that its counterfactuals obey their parents and leave all else alone (Soft-CFT).
+"""Fine-tune a trained image model so that its counterfactuals obey their parents and leave all else alone (Soft-CFT).
 
     accelerate launch recipes/soft_cft.py --config recipes/configs/phantom.yaml
     accelerate launch recipes/soft_cft.py --cft hard    # the published baseline
     accelerate launch recipes/soft_cft.py --cft none    # no fine-tuning at all
 
-Needs what train_scm.py, train_classifier.py and train_hvae.py made. Reads the sections data, graph and cft. Writes a
-complete pipeline into --output_dir/none, hard or soft:
+Needs what train_scm.py, train_classifier.py, and train_hvae.py or train_diffusion.py made; which of the two is there
+decides. Reads the sections data, graph and cft. Writes a complete pipeline into --output_dir/none, hard or soft:
 
     pipe = DSCMPipeline.from_pretrained("outputs/phantom/soft")
     result = pipe(image, parents={...}, do={...})
@@ -15,11 +15,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from accelerate import PartialState
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
 
-from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEBackbone, HVAEModel
+from softcft import (
+    AttributeClassifier,
+    AttributeSCM,
+    CausalGraph,
+    DiffusionDSCMPipeline,
+    DSCMPipeline,
+    HVAEModel,
+    ParentEncoder,
+)
 from softcft.data.sources import DataConfig, SubsetConfig, load_data, training_images
 from softcft.training.cft_trainer import CFTConfig, CFTTrainer
-from softcft.training.config import MemoryConfig, TrainingConfig
+from softcft.training.config import MemoryConfig, SolverConfig, TrainingConfig
 from softcft.training.parsing import begin_run, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
@@ -38,46 +47,89 @@ class PretrainedConfig:
     hvae_dir: str | None = field(
         default=None, metadata={"help": "Image mechanism, from train_hvae.py; OUTPUT_DIR/hvae if left out."}
     )
+    diffusion_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "In place of an HVAE, from train_diffusion.py; OUTPUT_DIR/diffusion if left out and "
+            "there is no HVAE."
+        },
+    )
 
-    def folders(self, output_dir: str) -> tuple[Path, Path, Path]:
-        """Attribute mechanisms, guide and image mechanism; ends the program if one of them is not there."""
-        makers = {"scm": "train_scm.py", "guide": "train_classifier.py --role guide", "hvae": "train_hvae.py"}
+    def __post_init__(self) -> None:
+        if self.hvae_dir is not None and self.diffusion_dir is not None:
+            raise ValueError("--hvae_dir and --diffusion_dir are both image mechanisms; give one of them.")
+
+    def folders(self, output_dir: str) -> dict[str, Path]:
+        """Those of ``scm``, ``guide``, and ``hvae`` or ``diffusion``; ends the program if one of them is not there."""
+        makers = {
+            "scm": "train_scm.py",
+            "guide": "train_classifier.py --role guide",
+            "hvae": "train_hvae.py",
+            "diffusion": "train_diffusion.py",
+        }
         folders = {name: Path(getattr(self, f"{name}_dir") or Path(output_dir, name)) for name in makers}
-        missing = [name for name, folder in folders.items() if not (folder / "config.json").is_file()]
+        files = {name: Path("unet" if name == "diffusion" else "", "config.json") for name in makers}
+        there = {name for name in makers if (folders[name] / files[name]).is_file()}
+        is_diffusion = self.diffusion_dir is not None or (
+            self.hvae_dir is None and "hvae" not in there and "diffusion" in there
+        )
+        del folders["hvae" if is_diffusion else "diffusion"]
+        missing = [name for name in folders if name not in there]
         if missing:
             named = ", ".join(f"--{name}_dir {folders[name]}" for name in missing)
             commands = "\n".join(f"    accelerate launch recipes/{makers[name]}" for name in missing)
             raise SystemExit(f"No trained model in {named}. Make it, with the same flags, by\n{commands}")
-        return folders["scm"], folders["guide"], folders["hvae"]
+        return folders
+
+
+def load_pipeline(folders: dict[str, Path]) -> DSCMPipeline | DiffusionDSCMPipeline:
+    """The pipeline of trained parts; refuses parts with different graphs."""
+    scm = AttributeSCM.from_pretrained(folders["scm"])
+    guide = AttributeClassifier.from_pretrained(folders["guide"])
+    if "hvae" in folders:
+        return DSCMPipeline(HVAEModel.from_pretrained(folders["hvae"]), attribute_scm=scm, classifier=guide)
+    folder = folders["diffusion"]
+    unet_class = {c.__name__: c for c in (UNet2DModel, UNet2DConditionModel)}
+    name = UNet2DModel.load_config(folder / "unet")["_class_name"]
+    return DiffusionDSCMPipeline(
+        unet=unet_class[name].from_pretrained(folder / "unet"),
+        parent_encoder=ParentEncoder.from_pretrained(folder / "parent_encoder"),
+        scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
+        attribute_scm=scm,
+        classifier=guide,
+        vae=AutoencoderKL.from_pretrained(folder / "vae") if (folder / "vae").is_dir() else None,
+    )
 
 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
-    config, data, subset, training, memory, cft, parts = parse_config(
+    config, data, subset, training, memory, cft, solver, parts = parse_config(
         "cft",
         DataConfig,
         SubsetConfig,
         TrainingConfig,
         MemoryConfig,
         CFTConfig,
+        SolverConfig,
         PretrainedConfig,
         default_config=DEFAULT_CONFIG,
         description=__doc__,
     )
-    scm_dir, guide_dir, hvae_dir = parts.folders(training.output_dir)
+    folders = parts.folders(training.output_dir)
     # One folder for each kind of fine-tuning: they never overwrite each other.
     training = replace(training, output_dir=str(Path(training.output_dir, cft.cft)))
     graph = CausalGraph(config["graph"])
-    hvae = HVAEModel.from_pretrained(hvae_dir)
-    scm = AttributeSCM.from_pretrained(scm_dir)
-    guide = AttributeClassifier.from_pretrained(guide_dir)
-    pipeline = DSCMPipeline(hvae=hvae, attribute_scm=scm, classifier=guide)  # refuses parts with different graphs
-    if hvae.causal_graph != graph:
-        raise ValueError(f"{hvae_dir} was trained with another graph than the section 'graph' of --config.")
-    if hvae.config.sample_size != data.sample_size:
+    pipeline = load_pipeline(folders)
+    image_dir = folders.get("hvae", folders.get("diffusion"))
+    if pipeline.causal_graph != graph:
+        raise ValueError(f"{image_dir} was trained with another graph than the section 'graph' of --config.")
+    if pipeline.image_format.size != data.sample_size:
         raise ValueError(
-            f"--sample_size is {data.sample_size}, but {hvae_dir} was trained with {hvae.config.sample_size}."
+            f"--sample_size is {data.sample_size}, but {image_dir} was trained with {pipeline.image_format.size}."
         )
+    if "hvae" in folders and solver.given():
+        raise ValueError(f"--{next(iter(solver.given()))} is for diffusion models, but {image_dir} is an HVAE.")
+    backbone = pipeline.backbone(**solver.given())
     if PartialState().is_main_process:
         begin_run(config, "cft", training.output_dir)
 
@@ -86,14 +138,16 @@ def main() -> None:
             splits = load_data(data, graph, config["columns"])
         images = training_images(splits["train"], data, graph, config["columns"])
         if memory.gradient_checkpointing:
-            hvae.enable_gradient_checkpointing()
-        trainer = CFTTrainer(HVAEBackbone(hvae), scm, guide, training, cft)
+            (pipeline.hvae if "hvae" in folders else pipeline.unet).enable_gradient_checkpointing()
+        if "diffusion" in folders and pipeline.vae is not None:
+            pipeline.vae.requires_grad_(False)
+        trainer = CFTTrainer(backbone, pipeline.attribute_scm, pipeline.classifier, training, cft)
         trainer.train(images.subset(subset.half, complete=True))
     if PartialState().is_main_process:
-        hvae.eval()
+        backbone.eval()
         pipeline.to("cpu").save_pretrained(training.output_dir)
         print(f"Saved a pipeline to {training.output_dir}. Use it by")
-        print(f'    DSCMPipeline.from_pretrained("{training.output_dir}")(image, parents=..., do=...)')
+        print(f'    {type(pipeline).__name__}.from_pretrained("{training.output_dir}")(image, parents=..., do=...)')
 
 
 if __name__ == "__main__":

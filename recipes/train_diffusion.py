@@ -11,9 +11,9 @@ Reads the sections data, graph and diffusion. Writes unet, parent_encoder, sched
 --output_dir/diffusion.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -24,58 +24,13 @@ from softcft import CausalGraph, ConditionalDenoiser
 from softcft.data.sources import DataConfig, load_data, training_images
 from softcft.models.denoiser import adopt_unet
 from softcft.models.vae import encode_latents
-from softcft.training.config import MemoryConfig, TrainingConfig
+from softcft.training.config import DiffusionConfig, MemoryConfig, TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import DiffusionObjective
 from softcft.training.parsing import begin_run, model_arguments, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom_diffusion.yaml"
 UNETS = {"UNet2DModel": UNet2DModel, "UNet2DConditionModel": UNet2DConditionModel}
-
-
-@dataclass(kw_only=True)
-class DiffusionConfig:
-    """What a diffusion model learns."""
-
-    unet: Literal["UNet2DModel", "UNet2DConditionModel"] = field(
-        default="UNet2DModel",
-        metadata={
-            "help": "How the network sees attributes: their tokens are added to its time embedding (UNet2DModel), or "
-            "attended to (UNet2DConditionModel). diffusion.model has its arguments."
-        },
-    )
-    prediction_type: Literal["epsilon", "v_prediction"] = field(
-        default="v_prediction", metadata={"help": "What the network predicts: the noise, or the velocity."}
-    )
-    condition_dropout: float = field(
-        default=0.3, metadata={"help": "Share of the images that lose some or all of their attributes, for guidance."}
-    )
-    min_snr_gamma: float = field(
-        default=5.0, metadata={"help": "Largest weight of a noise level, see min-SNR weighting. inf turns it off."}
-    )
-    unet_dir: str | None = field(
-        default=None, metadata={"help": "Folder of a trained UNet to go on from, as diffusers saves it."}
-    )
-    scheduler_dir: str | None = field(
-        default=None, metadata={"help": "With --unet_dir: the scheduler that the UNet was trained with."}
-    )
-    vae_dir: str | None = field(
-        default=None, metadata={"help": "AutoencoderKL, whose latents are modelled. Left out: the pixels are."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.unet not in UNETS:
-            raise ValueError(f"--unet must be one of {sorted(UNETS)}, got {self.unet!r}.")
-        if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(f"--prediction_type must be 'epsilon' or 'v_prediction', got {self.prediction_type!r}.")
-        if not 0 <= self.condition_dropout <= 1:
-            raise ValueError(f"--condition_dropout must be in [0, 1], got {self.condition_dropout}.")
-        if not self.min_snr_gamma > 0:
-            raise ValueError(f"--min_snr_gamma must be > 0, got {self.min_snr_gamma}.")
-        if (self.unet_dir is None) != (self.scheduler_dir is None):
-            raise ValueError(
-                "--unet_dir and --scheduler_dir go together: a UNet knows only the noise of its scheduler."
-            )
 
 
 def build(

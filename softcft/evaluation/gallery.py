@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from softcft.counterfactuals.hvae_backbone import HVAEBackbone
+from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.evaluation.animation import write_interpolation
 from softcft.evaluation.effectiveness import counterfactual_images, image_generators, plan_counterfactuals
 from softcft.evaluation.embeddings import AttributeModes, subgroup_comparisons
@@ -25,31 +25,35 @@ from softcft.evaluation.figures import (
 from softcft.evaluation.report import CFT_NAMES
 from softcft.evaluation.shift_figure import shift_figure
 from softcft.graph import CausalGraph, Intervention
-from softcft.pipelines.dscm import DSCMPipeline
+from softcft.models.attribute_scm import AttributeSCM
 
-__all__ = ["draw_counterfactuals", "draw_interpolations", "draw_shifts", "draw_training_curves"]
+__all__ = ["Model", "draw_counterfactuals", "draw_interpolations", "draw_shifts", "draw_training_curves"]
+
+Model = tuple[AttributeSCM, CounterfactualBackbone]
+"""What makes counterfactuals of attributes and of images."""
 
 FRAMES = 12  # values of an interpolation
 COMPARED = 1  # images in the comparison of all models: what fits on a page
 RANGE = (0.02, 0.98)  # quantiles of the real values that an interpolation runs between
-TRAININGS = ("hvae", "hard", "soft")
+TRAININGS = ("hvae", "diffusion", "hard", "soft")
 PANELS = {
     "nll": "HVAE: NLL (nats/dim)",
     "kl": "HVAE: KL (nats/dim)",
+    "denoising": "diffusion: denoising loss",
     "guidance": "CFT: guidance loss (nats)",
-    "fidelity": "CFT: NELBO (nats/dim)",
+    "fidelity": "CFT: fidelity (HVAE: nats/dim)",
     "multiplier": "CFT: Lagrange multiplier",
 }
 
 
 @torch.no_grad()
 def draw_counterfactuals(
-    pipelines: Mapping[str, DSCMPipeline], image: Tensor, parents: Tensor, rows: Sequence[int], seed: int, folder: Path
+    models: Mapping[str, Model], image: Tensor, parents: Tensor, rows: Sequence[int], seed: int, folder: Path
 ) -> None:
     """Draw Figure 1: the same counterfactuals of a few images by each model, and by all of them side by side.
 
     Args:
-        pipelines: By fine-tuning (``none``, ``hard``, ``soft``), on the CPU.
+        models: By fine-tuning (``none``, ``hard``, ``soft``), on the CPU.
         image: The first B of the test images, in [-1, 1], shape (B, C, H, W).
         parents: Encoded attributes of all N test images, shape (N, K).
         rows: The N images' rows in the test split.
@@ -58,11 +62,10 @@ def draw_counterfactuals(
     """
     number = len(image)
     grids, values, captions = {}, {}, []
-    for cft, pipeline in pipelines.items():
-        graph = pipeline.hvae.causal_graph
+    for cft, (attribute_scm, backbone) in models.items():
+        graph = attribute_scm.causal_graph
         captions = attribute_captions(graph, parents[:number])
-        plan = plan_counterfactuals(pipeline.attribute_scm, parents, graph.names, seed)[:number]
-        backbone = HVAEBackbone(pipeline.hvae).eval()
+        plan = plan_counterfactuals(attribute_scm, parents, graph.names, seed)[:number]
         images = counterfactual_images(backbone, image, parents[:number], plan, rows[:number], seed)
         grid = {f"do({name})": images[:, 1 + i] for i, name in enumerate(graph.names)}
         values = {f"do({name})": value_captions(graph, name, plan[:, i]) for i, name in enumerate(graph.names)}
@@ -74,7 +77,7 @@ def draw_counterfactuals(
 
 @torch.no_grad()
 def draw_interpolations(
-    pipelines: Mapping[str, DSCMPipeline], image: Tensor, parents: Tensor, rows: Sequence[int], seed: int, folder: Path
+    models: Mapping[str, Model], image: Tensor, parents: Tensor, rows: Sequence[int], seed: int, folder: Path
 ) -> None:
     """Animate a few images while a continuous variable moves, and its descendants with it.
 
@@ -82,12 +85,12 @@ def draw_interpolations(
     for each continuous variable.
     """
     number = len(image)
-    for variable in next(iter(pipelines.values())).hvae.causal_graph.variables:
+    graph = next(iter(models.values()))[0].causal_graph
+    for variable in graph.variables:
         if variable.kind != "continuous":
             continue
         frames, texts = {}, []
-        for cft, pipeline in pipelines.items():
-            graph = pipeline.hvae.causal_graph
+        for cft, (attribute_scm, backbone) in models.items():
             column = graph.slices[variable.name].start
             low, high = parents[:, column].quantile(torch.tensor(RANGE)).tolist()
             values = parents[:number].expand(FRAMES, -1, -1).clone()
@@ -95,12 +98,11 @@ def draw_interpolations(
             mask = torch.zeros(number, len(graph), dtype=torch.bool)
             mask[:, graph.names.index(variable.name)] = True
             moved = [
-                pipeline.attribute_scm.counterfactual(
+                attribute_scm.counterfactual(
                     parents[:number], Intervention(value, mask), image_generators(rows[:number], seed)
                 )
                 for value in values
             ]
-            backbone = HVAEBackbone(pipeline.hvae).eval()
             images = counterfactual_images(
                 backbone, image, parents[:number], torch.stack(moved, dim=1), rows[:number], seed
             )

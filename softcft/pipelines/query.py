@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
@@ -27,6 +29,7 @@ __all__ = [
     "check_generators",
     "check_graphs",
     "encode_values",
+    "load_pipeline",
 ]
 
 Values = Mapping[str, Any]
@@ -154,6 +157,25 @@ def answer(
         factual_predictions=factual_predictions,
         counterfactual_predictions=counterfactual_predictions,
     )
+
+
+def load_pipeline(folder: str | Path, graph: CausalGraph, sample_size: int) -> DiffusionPipeline:
+    """A saved pipeline, of whichever class, that was trained on a given kind of data.
+
+    Args:
+        folder: Where it is.
+        graph: The causal graph of the data.
+        sample_size: Height and width of the images.
+
+    Raises:
+        ValueError: If it was trained with another graph or images of another size.
+    """
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    if pipeline.causal_graph != graph:
+        raise ValueError(f"--pipelines: {folder} was trained with another graph than that of --config.")
+    if pipeline.image_format.size != sample_size:
+        raise ValueError(f"--sample_size is {sample_size}, but {folder} was trained with {pipeline.image_format.size}.")
+    return pipeline
 
 
 def check_graphs(**graphs: CausalGraph) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-__all__ = ["MemoryConfig", "PatchConfig", "TrainingConfig", "choices_of"]
+__all__ = ["DiffusionConfig", "MemoryConfig", "PatchConfig", "SolverConfig", "TrainingConfig", "choices_of"]
 
 
 @dataclass(kw_only=True)
@@ -166,6 +166,82 @@ class PatchConfig:
     def __post_init__(self) -> None:
         if self.patch_size < 1:
             raise ValueError(f"--patch_size must be at least 1, got {self.patch_size}.")
+
+
+@dataclass(kw_only=True)
+class DiffusionConfig:
+    """What a diffusion model learns.
+
+    Raises:
+        ValueError: If a value is out of range, or one of two folders that go together is missing.
+    """
+
+    unet: Literal["UNet2DModel", "UNet2DConditionModel"] = field(
+        default="UNet2DModel",
+        metadata={
+            "help": "How the network sees attributes: their tokens are added to its time embedding (UNet2DModel), or "
+            "attended to (UNet2DConditionModel). diffusion.model has its arguments."
+        },
+    )
+    prediction_type: Literal["epsilon", "v_prediction"] = field(
+        default="v_prediction", metadata={"help": "What the network predicts: the noise, or the velocity."}
+    )
+    condition_dropout: float = field(
+        default=0.3, metadata={"help": "Share of the images that lose some or all of their attributes, for guidance."}
+    )
+    min_snr_gamma: float = field(
+        default=5.0, metadata={"help": "Largest weight of a noise level, see min-SNR weighting. inf turns it off."}
+    )
+    unet_dir: str | None = field(
+        default=None, metadata={"help": "Folder of a trained UNet to go on from, as diffusers saves it."}
+    )
+    scheduler_dir: str | None = field(
+        default=None, metadata={"help": "With --unet_dir: the scheduler that the UNet was trained with."}
+    )
+    vae_dir: str | None = field(
+        default=None, metadata={"help": "AutoencoderKL, whose latents are modelled. Left out: the pixels are."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.unet not in ("UNet2DModel", "UNet2DConditionModel"):
+            raise ValueError(f"--unet must be 'UNet2DModel' or 'UNet2DConditionModel', got {self.unet!r}.")
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise ValueError(f"--prediction_type must be 'epsilon' or 'v_prediction', got {self.prediction_type!r}.")
+        if not 0 <= self.condition_dropout <= 1:
+            raise ValueError(f"--condition_dropout must be in [0, 1], got {self.condition_dropout}.")
+        if not self.min_snr_gamma > 0:
+            raise ValueError(f"--min_snr_gamma must be > 0, got {self.min_snr_gamma}.")
+        if (self.unet_dir is None) != (self.scheduler_dir is None):
+            raise ValueError(
+                "--unet_dir and --scheduler_dir go together: a UNet knows only the noise of its scheduler."
+            )
+
+
+@dataclass(kw_only=True)
+class SolverConfig:
+    """How counterfactuals of a diffusion model are made while it is fine-tuned. An HVAE has none of these."""
+
+    num_inference_steps: int | None = field(
+        default=None,
+        metadata={"help": "Diffusion only: levels of noise; must divide its training steps. 50 if left out."},
+    )
+    abduction: Literal["bdia", "ddim"] | None = field(
+        default=None, metadata={"help": "Diffusion only: the solver; bdia, which is exact, if left out."}
+    )
+    guidance_scale: float | None = field(
+        default=None, metadata={"help": "Diffusion only: weight of the attributes in prediction; 1 if left out."}
+    )
+    invariant_guidance_scale: float | None = field(
+        default=None, metadata={"help": "Diffusion only: weight of the attributes that stay; not apart if left out."}
+    )
+    gradient_steps: int | None = field(
+        default=None,
+        metadata={"help": "Diffusion only: gradients flow through the last so many steps; all if left out."},
+    )
+
+    def given(self) -> dict[str, Any]:
+        """The settings that were made."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def choices_of(hint: Any) -> list[Any]:

@@ -121,7 +121,8 @@ class DiffusionObjective(nn.Module):
         if self.vae is not None:
             with torch.no_grad():
                 image = encode_latents(self.vae, image)
-        return {"loss": self.denoiser.loss(image, parents, self.condition_dropout, self.min_snr_gamma).mean()}
+        loss = self.denoiser.loss(image, parents, self.condition_dropout, self.min_snr_gamma).mean()
+        return {"loss": loss, "denoising": loss}
 
 
 class VAEObjective(nn.Module):

@@ -28,7 +28,7 @@ from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, SubsetConfig
 from softcft.evaluation.report import COLUMNS
 from softcft.training.cft_trainer import CFTConfig
-from softcft.training.config import MemoryConfig, TrainingConfig
+from softcft.training.config import MemoryConfig, SolverConfig, TrainingConfig
 from softcft.training.parsing import parse_config
 from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe
 
@@ -510,6 +510,7 @@ def parse(name: str, section: str) -> tuple[Any, ...]:
             SubsetConfig,
             MemoryConfig,
             CFTConfig,
+            SolverConfig,
             load_recipe("soft_cft").PretrainedConfig,
         ],
     }[section]
@@ -527,7 +528,7 @@ def test_shipped_configs_parse_and_agree_on_their_folder(name: str) -> None:
         _, data, training, *_ = parse(name, section)
         assert training.output_dir == f"outputs/{name}"
         assert data.dataset_name == {"mimic_cxr_224": "mimic_cxr", "own_data": "folder"}.get(name, name)
-    *_, cft, _ = parse(name, "cft")
+    *_, cft, _, _ = parse(name, "cft")
     assert cft.cft == "soft"
 
 
@@ -540,9 +541,18 @@ def test_parts_are_looked_for_where_the_recipes_leave_them(tmp_path: Path, monke
         Path("run", cft).mkdir()
         Path("run", cft, "model_index.json").touch()
     parts = load_recipe("soft_cft").PretrainedConfig()
-    assert parts.folders("run") == (Path("run/scm"), Path("run/guide"), Path("run/hvae"))
+    there = {name: Path("run", name) for name in ("scm", "guide", "hvae")}
+    assert parts.folders("run") == there
     elsewhere = load_recipe("soft_cft").PretrainedConfig(guide_dir="run/judge")
-    assert elsewhere.folders("run") == (Path("run/scm"), Path("run/judge"), Path("run/hvae"))
+    assert elsewhere.folders("run") == there | {"guide": Path("run/judge")}
+    # A diffusion model is taken where there is no HVAE, or where it is asked for.
+    Path("run/diffusion/unet").mkdir(parents=True)
+    Path("run/diffusion/unet/config.json").touch()
+    assert parts.folders("run") == there
+    diffusion = {name: Path("run", name) for name in ("scm", "guide", "diffusion")}
+    assert load_recipe("soft_cft").PretrainedConfig(diffusion_dir="run/diffusion").folders("run") == diffusion
+    Path("run/hvae/config.json").unlink()
+    assert parts.folders("run") == diffusion
     settings = load_recipe("evaluate").EvaluateConfig(output_dir="run")
     assert settings.judge_dir == "run/judge"
     assert settings.vae_dir == "run/vae"
