@@ -28,7 +28,7 @@ from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, SubsetConfig
 from softcft.evaluation.report import COLUMNS
 from softcft.training.cft_trainer import CFTConfig
-from softcft.training.config import MemoryConfig, SolverConfig, TrainingConfig
+from softcft.training.config import DiffusionConfig, MemoryConfig, SolverConfig, TrainingConfig
 from softcft.training.parsing import parse_config
 from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe
 
@@ -504,6 +504,7 @@ def parse(name: str, section: str) -> tuple[Any, ...]:
         "guide": [DataConfig, TrainingConfig, SubsetConfig],
         "judge": [DataConfig, TrainingConfig, SubsetConfig],
         "hvae": [DataConfig, TrainingConfig, MemoryConfig],
+        "diffusion": [DataConfig, TrainingConfig, MemoryConfig, DiffusionConfig],
         "cft": [
             DataConfig,
             TrainingConfig,
@@ -519,15 +520,16 @@ def parse(name: str, section: str) -> tuple[Any, ...]:
     return parse_config(section, *types, default_config=shipped("phantom"), argv=argv)
 
 
-SHIPPED = ["phantom", "morphomnist", "mimic_cxr_224", "own_data"]
+SHIPPED = ["phantom", "morphomnist", "mimic_cxr_224", "own_data", "phantom_diffusion"]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configs_parse_and_agree_on_their_folder(name: str) -> None:
-    for section in ("scm", "guide", "judge", "hvae", "cft"):
+    for section in ("scm", "guide", "judge", "diffusion" if name == "phantom_diffusion" else "hvae", "cft"):
         _, data, training, *_ = parse(name, section)
         assert training.output_dir == f"outputs/{name}"
-        assert data.dataset_name == {"mimic_cxr_224": "mimic_cxr", "own_data": "folder"}.get(name, name)
+        names = {"mimic_cxr_224": "mimic_cxr", "own_data": "folder", "phantom_diffusion": "phantom"}
+        assert data.dataset_name == names.get(name, name)
     *_, cft, _, _ = parse(name, "cft")
     assert cft.cft == "soft"
 
@@ -571,15 +573,21 @@ def test_shipped_guide_and_judge_share_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_models_can_be_built(name: str) -> None:
-    config = parse(name, "hvae")[0]
+    is_diffusion = name == "phantom_diffusion"
+    config, *_, last = parse(name, "diffusion" if is_diffusion else "hvae")
     graph = CausalGraph(config["graph"])
-    if name == "phantom":
+    if name.startswith("phantom"):
         assert graph == PHANTOM_GRAPH
     assert AttributeSCM(graph.to_list(), **config["scm"].get("model", {})).causal_graph == graph
     for role in ("guide", "judge"):
         backbone = {"num_channels": 1, **config[role]["model"]["backbone"]}
         assert AttributeClassifier(graph.to_list(), backbone).causal_graph == graph
-    assert HVAEModel(graph.to_list(), config["data"]["sample_size"], **config["hvae"]["model"]).causal_graph == graph
+    size = config["data"]["sample_size"]
+    if is_diffusion:
+        denoiser = load_recipe("train_diffusion").build(config, graph, last, 1, size)
+        assert denoiser.parent_encoder.causal_graph == graph
+    else:
+        assert HVAEModel(graph.to_list(), size, **config["hvae"]["model"]).causal_graph == graph
 
 
 # ---- the other data set -------------------------------------------------------------------------------------------

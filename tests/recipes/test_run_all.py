@@ -72,7 +72,7 @@ def run_all(
     spec.loader.exec_module(recipe)
     for name in (
         *("train_scm", "train_classifier", "train_hvae", "train_vae", "soft_cft", "evaluate"),
-        *("generate_counterfactuals", "evaluate_utility"),
+        *("generate_counterfactuals", "evaluate_utility", "train_diffusion"),
     ):
         (tmp_path / f"{name}.py").write_text(f"import sys; open('{tmp_path}/calls', 'a').write(str(sys.argv) + '\\n')")
     monkeypatch.setattr(recipe, "RECIPES", tmp_path)
@@ -155,6 +155,21 @@ def test_with_utility_predictors_learn_from_every_set(run_all: Callable[..., Non
     assert order.index("generate_counterfactuals") > max(i for i, name in enumerate(order) if name == "soft_cft")
     assert order[-1] == "evaluate"
     assert "evaluate_utility" in order
+
+
+def test_without_an_hvae_in_the_settings_the_image_model_is_a_diffusion_model(
+    run_all: Callable[..., None], folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load((folder / "tiny.yaml").read_text())
+    for section in ("hvae", "generate", "utility"):
+        del config[section]
+    (tmp_path / "diffusion.yaml").write_text(yaml.safe_dump(config))
+    run_all("--config", str(tmp_path / "diffusion.yaml"), "--output_dir", "runs/diffusion")
+    made = [Path(script).stem for script, *_ in calls(tmp_path)]
+    assert "train_diffusion" in made
+    assert "train_hvae" not in made
+    assert made.count("soft_cft") == 3
+    assert 'DiffusionDSCMPipeline.from_pretrained("runs/diffusion/soft")' in capfd.readouterr().out
 
 
 def test_a_trial_does_not_lengthen_a_training(run_all: Callable[..., None], tmp_path: Path) -> None:
