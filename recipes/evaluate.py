@@ -378,6 +378,7 @@ def main() -> None:
     for name in interventions:
         graph[name]
     pipelines, judge, vae = load_models(settings, graph, data.sample_size)
+    backbones = {cft: solver.backbone(pipeline).eval() for cft, pipeline in pipelines.items()}
     truth = true_counterfactuals(data, graph, mnist_dir=settings.mnist_dir)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():  # the others find the data in the cache
@@ -406,7 +407,6 @@ def main() -> None:
         cft: plan_counterfactuals(pipeline.attribute_scm, images.parents, interventions, settings.seed)
         for cft, pipeline in pipelines.items()
     }
-    backbones = {cft: pipeline.backbone(**solver.given()).eval() for cft, pipeline in pipelines.items()}
     results = {}
     for cft, pipeline in pipelines.items():
         pipeline.to(accelerator.device)

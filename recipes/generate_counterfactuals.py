@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from softcft import CausalGraph
+from softcft import CausalGraph, CounterfactualBackbone
 from softcft.data.pixels import encode_pixels
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, load_data
@@ -101,18 +101,18 @@ class CounterfactualSet:
 
     Attributes:
         pipeline: What makes them.
+        backbone: Its image mechanism.
         attribute: The variable.
         folder: Where they are kept.
         rows: The rows of the training images that they are of.
-        solver: Settings of a diffusion model's backbone.
         settings: All that they depend on, as plain data. It is in the metadata of every file.
     """
 
     pipeline: DiffusionPipeline
+    backbone: CounterfactualBackbone
     attribute: str
     folder: Path
     rows: list[int]
-    solver: dict[str, Any]
     settings: dict[str, Any]
 
     def files(self) -> list[Path]:
@@ -135,6 +135,7 @@ def plan(
     settings: GenerateConfig,
     solver: SolverConfig,
     pipelines: dict[str, DiffusionPipeline],
+    backbones: dict[str, CounterfactualBackbone],
     rows: list[int],
 ) -> list[CounterfactualSet]:
     """The sets to be made of some rows of the training images."""
@@ -157,7 +158,7 @@ def plan(
             target = Path(settings.output_dir, "counterfactuals", Path(folder).name, name)
             # Through JSON, so that they compare with what is read from a file.
             settled = json.loads(json.dumps({**common, **own}))
-            sets.append(CounterfactualSet(pipeline, name, target, rows, solver.given(), settled))
+            sets.append(CounterfactualSet(pipeline, backbones[folder], name, target, rows, settled))
     return sets
 
 
@@ -216,7 +217,6 @@ def generate(
 ) -> Iterator[list[dict[str, list[Any]]]]:
     """Make one shard of several sets of one pipeline: of each the columns, a batch of training images at a time."""
     graph, rows, settings = images.graph, sets[0].rows, sets[0].settings
-    backbone = sets[0].pipeline.backbone(**sets[0].solver).eval()
     parents = images.parents[rows]
     shard_positions = list(range(len(rows))[shard * SHARD :][:SHARD])
     for start in range(0, len(shard_positions), settings["generate_batch_size"]):
@@ -226,7 +226,7 @@ def generate(
         planned = [plan_values(made, graph, parents, positions) for made in sets]
         with accelerator.autocast():
             made_images = counterfactual_images(
-                backbone, image, parents[positions], torch.cat(planned, dim=1), sources, settings["seed"]
+                sets[0].backbone, image, parents[positions], torch.cat(planned, dim=1), sources, settings["seed"]
             )
         pixels = ((made_images[:, 1:] + 1) * 127.5).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
         ends = np.cumsum([values.shape[1] for values in planned])
@@ -316,6 +316,7 @@ def main() -> None:
     for name in {"source_row", "intervention"} & set(graph.names):
         raise ValueError(f"The graph has a variable {name!r}, which is a column of its own here; rename it.")
     pipelines = {folder: load_pipeline(folder, graph, data.sample_size) for folder in settings.pipelines}
+    backbones = {folder: solver.backbone(pipeline).eval() for folder, pipeline in pipelines.items()}
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():  # the others find the data in the cache
         images = ImageAttributeDataset(load_data(data, graph, config["columns"])["train"], graph)
@@ -324,7 +325,7 @@ def main() -> None:
         raise ValueError(f"--num_images is {wanted}, but only {len(rows)} training images miss no value; lower it.")
 
     started = time.monotonic()
-    sets = plan(config, data, settings, solver, pipelines, rows)
+    sets = plan(config, data, settings, solver, pipelines, backbones, rows)
     number = make(sets, config, images, accelerator)
     speed = number / (time.monotonic() - started)
     accelerator.end_training()

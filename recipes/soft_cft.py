@@ -127,9 +127,7 @@ def main() -> None:
         raise ValueError(
             f"--sample_size is {data.sample_size}, but {image_dir} was trained with {pipeline.image_format.size}."
         )
-    if "hvae" in folders and solver.given():
-        raise ValueError(f"--{next(iter(solver.given()))} is for diffusion models, but {image_dir} is an HVAE.")
-    backbone = pipeline.backbone(**solver.given())
+    backbone = solver.backbone(pipeline)
     if PartialState().is_main_process:
         begin_run(config, "cft", training.output_dir)
 

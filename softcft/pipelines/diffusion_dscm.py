@@ -17,7 +17,7 @@ from torch import Tensor
 
 from softcft.counterfactuals.diffusion_backbone import DiffusionBackbone
 from softcft.counterfactuals.solvers import Solver
-from softcft.graph import CausalGraph, Intervention
+from softcft.graph import CausalGraph
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.models.denoiser import ConditionalDenoiser
@@ -30,9 +30,8 @@ from softcft.pipelines.query import (
     ImageFormat,
     Values,
     answer,
-    check_generators,
     check_graphs,
-    encode_values,
+    draw_attributes,
 )
 
 __all__ = ["DiffusionDSCMPipeline"]
@@ -228,20 +227,13 @@ class DiffusionDSCMPipeline(DiffusionPipeline):
                 range, numbers of values or generators disagree with ``num_images``, or a setting of the diffusion model
                 is out of range.
         """
-        graph, device = self.causal_graph, self._execution_device
+        device = self._execution_device
         check_output_type(output_type, self.image_format.channels)
-        if not isinstance(num_images, int) or num_images < 1:
-            raise ValueError(f"num_images must be a positive integer, got {num_images!r}.")
-        intervention = encode_values("do", graph, do, num_images)
-        generators = check_generators(generator, num_images)
         backbone = self.backbone(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
 
-        scm_device = self.attribute_scm.device
-        values = self.attribute_scm.sample(
-            num_images, Intervention(*(t.to(scm_device) for t in intervention)), generators
-        ).to(device)
+        values = draw_attributes(self.attribute_scm, num_images, do, generator).to(device)
         shape = (num_images, self.unet.config["in_channels"], *[self.unet.config["sample_size"]] * 2)
-        noise = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
+        noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         with self.progress_bar(total=num_inference_steps) as bar:
 
             def on_step(latents: Tensor, level: int) -> Tensor:
@@ -252,4 +244,4 @@ class DiffusionDSCMPipeline(DiffusionPipeline):
             images = backbone.generate(noise, values)
 
         self.maybe_free_model_hooks()
-        return DSCMPipelineOutput(images=from_tensor(images, output_type), parents=graph.decode(values))
+        return DSCMPipelineOutput(images=from_tensor(images, output_type), parents=self.causal_graph.decode(values))

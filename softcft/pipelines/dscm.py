@@ -8,7 +8,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from softcft.counterfactuals.hvae_backbone import Effect, HVAEBackbone
-from softcft.graph import CausalGraph, Intervention
+from softcft.graph import CausalGraph
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.models.hvae import HVAEModel
@@ -19,9 +19,8 @@ from softcft.pipelines.query import (
     ImageFormat,
     Values,
     answer,
-    check_generators,
     check_graphs,
-    encode_values,
+    draw_attributes,
 )
 
 __all__ = ["DSCMPipeline", "DSCMPipelineOutput"]
@@ -177,19 +176,11 @@ class DSCMPipeline(DiffusionPipeline):
             >>> pipe.sample(4, do={"sex": "female"}).parents["sex"]  # doctest: +SKIP
             ['female', 'female', 'female', 'female']
         """
-        graph = self.causal_graph
-        check_output_type(output_type, self.hvae.config["in_channels"])
-        if not isinstance(num_images, int) or num_images < 1:
-            raise ValueError(f"num_images must be a positive integer, got {num_images!r}.")
-        intervention = encode_values("do", graph, do, num_images)
-        generators = check_generators(generator, num_images)
-
-        scm_device = self.attribute_scm.device
-        values = self.attribute_scm.sample(
-            num_images, Intervention(*(t.to(scm_device) for t in intervention)), generators
-        )
-        values = values.to(self._execution_device)
-        loc, _ = self.hvae.decode(self.hvae.walk_prior(values, generator=generators).injections, values)
+        check_output_type(output_type, self.image_format.channels)
+        values = draw_attributes(self.attribute_scm, num_images, do, generator).to(self._execution_device)
+        loc, _ = self.hvae.decode(self.hvae.walk_prior(values, generator=generator).injections, values)
 
         self.maybe_free_model_hooks()
-        return DSCMPipelineOutput(images=from_tensor(loc.clamp(-1, 1), output_type), parents=graph.decode(values))
+        return DSCMPipelineOutput(
+            images=from_tensor(loc.clamp(-1, 1), output_type), parents=self.causal_graph.decode(values)
+        )

@@ -26,9 +26,8 @@ __all__ = [
     "ImageFormat",
     "Values",
     "answer",
-    "check_generators",
     "check_graphs",
-    "encode_values",
+    "draw_attributes",
     "load_pipeline",
 ]
 
@@ -109,10 +108,10 @@ def answer(
     if classifier is not None and classifier.training:
         raise ValueError("The classifier is in training mode and would predict something else; call .eval() on it.")
     factual = to_tensor(image, image_format.channels, image_format.size).to(device, image_format.dtype)
-    known = encode_values("parents", graph, parents, len(factual))
-    intervention = encode_values("do", graph, do, len(factual) if len(factual) > 1 else None)
+    known = _encode_values("parents", graph, parents, len(factual))
+    intervention = _encode_values("do", graph, do, len(factual) if len(factual) > 1 else None)
     batch_size = len(intervention.values)
-    generators = check_generators(generator, batch_size, share=len(factual) < batch_size)
+    generators = _check_generators(generator, batch_size, share=len(factual) < batch_size)
     missing = [name for name, is_known in zip(graph.names, known.mask.all(dim=0).tolist(), strict=True) if not is_known]
     if missing and not infer_missing_parents:
         raise ValueError(
@@ -159,6 +158,29 @@ def answer(
     )
 
 
+def draw_attributes(
+    attribute_scm: AttributeSCM, num_images: int, do: Values | list[Values] | None, generator: Generator
+) -> Tensor:
+    """Draw encoded attributes of new images, shape (num_images, K), observational or under an intervention.
+
+    Args:
+        attribute_scm: The causal model of the attributes.
+        num_images: How many.
+        do: See :meth:`softcft.DSCMPipeline.sample`.
+        generator: See there.
+
+    Raises:
+        ValueError: See there.
+    """
+    if not isinstance(num_images, int) or num_images < 1:
+        raise ValueError(f"num_images must be a positive integer, got {num_images!r}.")
+    intervention = _encode_values("do", attribute_scm.causal_graph, do, num_images)
+    generators = _check_generators(generator, num_images)
+    return attribute_scm.sample(
+        num_images, Intervention(*(t.to(attribute_scm.device) for t in intervention)), generators
+    )
+
+
 def load_pipeline(folder: str | Path, graph: CausalGraph, sample_size: int) -> DiffusionPipeline:
     """A saved pipeline, of whichever class, that was trained on a given kind of data.
 
@@ -168,9 +190,11 @@ def load_pipeline(folder: str | Path, graph: CausalGraph, sample_size: int) -> D
         sample_size: Height and width of the images.
 
     Raises:
-        ValueError: If it was trained with another graph or images of another size.
+        ValueError: If it is none of softcft's, or was trained with another graph or images of another size.
     """
     pipeline = DiffusionPipeline.from_pretrained(folder)
+    if not hasattr(pipeline, "causal_graph"):
+        raise ValueError(f"--pipelines: {folder} holds a {type(pipeline).__name__}, and no pipeline of softcft.")
     if pipeline.causal_graph != graph:
         raise ValueError(f"--pipelines: {folder} was trained with another graph than that of --config.")
     if pipeline.image_format.size != sample_size:
@@ -199,7 +223,7 @@ def _predict(classifier: AttributeClassifier, image: Tensor) -> Tensor:
     return classifier.predict(image.to(classifier.dtype)).float().cpu()
 
 
-def encode_values(
+def _encode_values(
     argument: str, graph: CausalGraph, values: Values | list[Values] | None, batch_size: int | None
 ) -> Intervention:
     """Encode those variables that have a value; without a batch size, as many rows as there are values."""
@@ -208,7 +232,7 @@ def encode_values(
             raise ValueError(
                 f"{argument} is a list of {len(values)} dicts for {batch_size or 1} images; give one for each."
             )
-        rows = [encode_values(f"{argument}[{i}]", graph, row, 1) for i, row in enumerate(values)]
+        rows = [_encode_values(f"{argument}[{i}]", graph, row, 1) for i, row in enumerate(values)]
         return Intervention(torch.cat([row.values for row in rows]), torch.cat([row.mask for row in rows]))
     values = {} if values is None else values
     if not isinstance(values, Mapping):
@@ -221,7 +245,7 @@ def encode_values(
         raise ValueError(f"{argument}: {error}") from error
 
 
-def check_generators(generator: Generator, batch_size: int, share: bool = False) -> Generator:
+def _check_generators(generator: Generator, batch_size: int, share: bool = False) -> Generator:
     """Check generators. If the batch shares one image, let each row draw the same noise from its own copy."""
     given = generator if isinstance(generator, list) else [] if generator is None else [generator]
     if not all(isinstance(one, torch.Generator) for one in given):

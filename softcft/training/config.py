@@ -7,6 +7,11 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from softcft.counterfactuals.diffusion_backbone import DiffusionBackbone
+from softcft.counterfactuals.hvae_backbone import HVAEBackbone
+from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
+from softcft.pipelines.dscm import DSCMPipeline
+
 __all__ = ["DiffusionConfig", "MemoryConfig", "PatchConfig", "SolverConfig", "TrainingConfig", "choices_of"]
 
 
@@ -190,7 +195,10 @@ class DiffusionConfig:
         default=0.3, metadata={"help": "Share of the images that lose some or all of their attributes, for guidance."}
     )
     min_snr_gamma: float = field(
-        default=5.0, metadata={"help": "Largest weight of a noise level, see min-SNR weighting. inf turns it off."}
+        default=5.0,
+        metadata={
+            "help": "Largest weight of an image's error, see min-SNR weighting; inf for the plain error of the noise."
+        },
     )
     unet_dir: str | None = field(
         default=None, metadata={"help": "Folder of a trained UNet to go on from, as diffusers saves it."}
@@ -242,6 +250,21 @@ class SolverConfig:
     def given(self) -> dict[str, Any]:
         """The settings that were made."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def backbone(self, pipeline: DSCMPipeline | DiffusionDSCMPipeline) -> HVAEBackbone | DiffusionBackbone:
+        """The differentiable core of a pipeline, with these settings.
+
+        Raises:
+            ValueError: If a setting was made for an HVAE, or is out of range.
+        """
+        given = self.given()
+        if isinstance(pipeline, DiffusionDSCMPipeline):
+            return pipeline.backbone(**given)
+        if given:
+            raise ValueError(
+                f"--{next(iter(given))} is for diffusion models, but the image model is an HVAE; leave it out."
+            )
+        return pipeline.backbone()
 
 
 def choices_of(hint: Any) -> list[Any]:

@@ -19,7 +19,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from softcft import DiffusionDSCMPipeline
 from softcft.data.phantom import load_phantom
-from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe
+from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe, make_pipeline
 
 STEPS = ["--num_inference_steps", "4"]
 PARENTS = {"age": 50, "sex": "male", "race": "White", "disease": "no finding"}
@@ -150,6 +150,21 @@ def start(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
 def test_mistakes_of_a_training(start: Callable[..., None], flags: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         start("train_diffusion", *flags)
+
+
+def test_settings_of_diffusion_are_refused_for_an_hvae(start: Callable[..., None], tmp_path: Path) -> None:
+    """Before the data are read: there are none."""
+    hvae = str(make_pipeline(tmp_path / "soft"))
+    told = "--num_inference_steps is for diffusion models, but the image model is an HVAE; leave it out"
+    with pytest.raises(ValueError, match=told):
+        start("generate_counterfactuals", "--pipelines", hvae, *STEPS, "--data_dir", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match=told):
+        start("evaluate", "--pipelines", hvae, *STEPS, "--data_dir", str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+    unet = UNet2DModel(8, block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "hard")
+    with pytest.raises(ValueError, match="hard holds a DDPMPipeline, and no pipeline of softcft"):
+        start("generate_counterfactuals", "--pipelines", str(tmp_path / "hard"))
 
 
 def test_mistakes_of_fine_tuning(start: Callable[..., None]) -> None:
