@@ -7,9 +7,9 @@
 Chains train_scm.py, train_classifier.py (guide and judge), train_vae.py, train_hvae.py (or train_diffusion.py, if the
 settings have a section diffusion and none named hvae), soft_cft.py and evaluate.py, two at a time; with --utility,
 before the evaluation, generate_counterfactuals.py, train_classifier.py for each set of them, and evaluate_utility.py
-(Table 2). A run that was stopped goes on where it was when it is started again; to start anew, delete its folder. Let
-check_data.py look at your own images first. The flags are those of the data; all other settings come from the YAML
-file.
+(Table 2). A diffusion model is evaluated again under each guidance of the section guidance. A run that was stopped goes
+on where it was when it is started again; to start anew, delete its folder. Let check_data.py look at your own images
+first. The flags are those of the data; all other settings come from the YAML file.
 """
 
 import argparse
@@ -20,9 +20,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
 from diffusers import AutoencoderKL
 
@@ -31,6 +33,7 @@ from softcft.data.sources import DataConfig, SubsetConfig, UtilityConfig
 from softcft.evaluation.report import CFT_NAMES
 from softcft.training.cft_trainer import CFTConfig
 from softcft.training.config import DiffusionConfig, MemoryConfig, PatchConfig, SolverConfig, TrainingConfig
+from softcft.training.lora import LoRAConfig
 from softcft.training.parsing import model_arguments, parse_config
 
 RECIPES = Path(__file__).resolve().parent
@@ -42,7 +45,7 @@ TRAININGS = {
     "hvae": ([MemoryConfig], HVAEModel),
     "diffusion": ([MemoryConfig, DiffusionConfig], None),
     "vae": ([PatchConfig], AutoencoderKL),
-    "cft": ([SubsetConfig, MemoryConfig, CFTConfig, SolverConfig], None),
+    "cft": ([SubsetConfig, MemoryConfig, CFTConfig, SolverConfig, LoRAConfig], None),
     "utility": ([UtilityConfig], AttributeClassifier),
 }
 SEEDS = {"judge": 1000, "utility": 2000}  # added to the run's seed: no two classifiers start alike
@@ -133,11 +136,27 @@ class Runner:
                     job.wait(patience)
 
 
-def plan() -> tuple[Path, dict[str, list[str]], list[str]]:
-    """The run's folder, the flags of each step, and the sets of Table 2 (none without --utility).
+@dataclass
+class Plan:
+    """What is to be done.
 
-    Mistakes end the program here.
+    Attributes:
+        folder: The run's folder.
+        flags: Those of each step.
+        sets: What the predictors of Table 2 learn from; none without --utility.
+        guidances: The flags of the evaluations under guidance, by their name.
+        latents: Whether the diffusion model needs the VAE.
     """
+
+    folder: Path
+    flags: dict[str, list[str]]
+    sets: list[str]
+    guidances: dict[str, list[str]]
+    latents: bool
+
+
+def plan() -> Plan:
+    """Read all settings; mistakes end the program here."""
     sections, _, settings = parse_config(
         "data", DataConfig, RunConfig, default_config=DEFAULT_CONFIG, description=__doc__
     )
@@ -152,13 +171,14 @@ def plan() -> tuple[Path, dict[str, list[str]], list[str]]:
     flags += ["--output_dir", str(folder)]
 
     steps = {key: [*flags, "--seed", str(settings.seed)] for key in ("generate", "evaluate")}
+    latents = False
     left_out = {"hvae" if "diffusion" in sections and "hvae" not in sections else "diffusion"}
     if not settings.utility:
         left_out.add("utility")
     for section, (types, model_class) in TRAININGS.items():
         if section in left_out:
             continue
-        config, data, training, *_ = parse_config(
+        config, data, training, *others = parse_config(
             section, DataConfig, TrainingConfig, *types, default_config=DEFAULT_CONFIG, argv=flags
         )
         graph = CausalGraph(config["graph"])
@@ -167,18 +187,43 @@ def plan() -> tuple[Path, dict[str, list[str]], list[str]]:
         if model_class is HVAEModel:
             with torch.device("meta"):  # no memory: whether it can be built is all that is asked
                 HVAEModel(graph.to_list(), data.sample_size, **arguments)
+        latents |= any(isinstance(other, DiffusionConfig) and other.latents for other in others)
         most = min(training.max_train_steps, settings.max_train_steps or training.max_train_steps)
         seed = settings.seed + SEEDS.get(section, 0)
         steps[section] = [*flags, "--seed", str(seed), "--max_train_steps", str(most)]
         steps[section] += ["--resume_from_checkpoint", "latest"]
     sets = [f"{cft}/{v.name}" for cft in CFT_NAMES for v in graph.variables if v.kind != "continuous"]
-    return folder, steps, ["real", *sets] if settings.utility else []
+    return Plan(folder, steps, ["real", *sets] if settings.utility else [], read_guidances(sections, folder), latents)
+
+
+def read_guidances(sections: dict[str, Any], folder: Path) -> dict[str, list[str]]:
+    """The flags of each evaluation under guidance: the same models, but tables and figures in a folder of its own."""
+    parts = ["--pipelines", *(str(folder / cft) for cft in CFT_NAMES)]
+    parts += ["--judge_dir", str(folder / "judge"), "--vae_dir", str(folder / "vae")]
+    guidances, known = {}, [field.name for field in fields(SolverConfig)]
+    for name, settings in sections.get("guidance", {}).items():
+        if unknown := [key for key in settings if key not in known]:
+            raise ValueError(f"guidance.{name}: unknown key {unknown[0]!r}; it may have {', '.join(known)}.")
+        scales = [flag for key, value in SolverConfig(**settings).given().items() for flag in (f"--{key}", str(value))]
+        guidances[name] = [*parts, *scales, "--output_dir", str(folder / name)]
+    return guidances
+
+
+def write_table1(folder: Path, guidances: dict[str, list[str]]) -> None:
+    """Table 1 under each guidance, as tidy as metrics.csv, with the column guidance."""
+    folders = {"none": folder} | {name: folder / name for name in guidances}
+    tables = [
+        pd.read_csv(path / "metrics.csv").query("table == 'effectiveness'").assign(guidance=name)
+        for name, path in folders.items()
+    ]
+    pd.concat(tables).to_csv(folder / "table1.csv", index=False)
 
 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
     started = time.monotonic()
-    out, flags, sets = plan()
+    planned = plan()
+    out, flags, sets = planned.folder, planned.flags, planned.sets
     image_model = "hvae" if "hvae" in flags else "diffusion"
     scm, image, vae, generate, evaluate, evaluate_utility, classifier = (
         str(RECIPES / f"{name}.py")
@@ -209,7 +254,11 @@ def main() -> None:
         runner.run({"scm": [scm, *flags["scm"]]})
         print(f"\n== 2/5 Image model; beside it the guide, judge and VAE of the metrics (logs: {out}/logs)", flush=True)
         image_job, vae_job = [image, *flags[image_model]], [vae, *flags["vae"]]
-        runner.run({image_model: image_job, "guide": guide, "judge": judge, "vae": vae_job})
+        if planned.latents:
+            runner.run({"vae": vae_job, "guide": guide, "judge": judge})
+            runner.run({image_model: image_job})
+        else:
+            runner.run({image_model: image_job, "guide": guide, "judge": judge, "vae": vae_job})
         print("\n== 3/5 Fine-tuning with soft labels; beside it with hard labels", flush=True)
         runner.run({"soft": soft, "none": none, "hard": hard})
         print("\n== 4/5 Counterfactuals of all test images, seen by guide and judge", flush=True)
@@ -218,6 +267,10 @@ def main() -> None:
             runner.run(utility)
             runner.run({"evaluate_utility": [*torchrun, evaluate_utility, *flags["evaluate"]]})
         runner.run({"evaluate": [*torchrun, evaluate, *flags["evaluate"]]})
+        for name, scales in planned.guidances.items():
+            runner.run({f"evaluate_{name}": [*torchrun, evaluate, *flags["evaluate"], *scales]})
+        if planned.guidances:
+            write_table1(out, planned.guidances)
     except KeyboardInterrupt:
         sys.exit("\nStopped. The same command goes on from here.")
     finally:
@@ -225,6 +278,8 @@ def main() -> None:
     print(f"\n== 5/5 Done after {round((time.monotonic() - started) / 60)} minutes. Look at")
     print(f"    {out}/report.html             all tables and figures; also report.md, report.tex")
     print(f"    {out}/metrics.csv             all numbers, tidy")
+    for name in planned.guidances:
+        print(f"    {out}/{name}/report.html    the same under guidance; Table 1 of all in {out}/table1.csv")
     print(f"    {out}/figures/comparison.png  the same counterfactuals without, with hard and with soft fine-tuning")
     print("and ask for your own:")
     pipeline = "DSCMPipeline" if image_model == "hvae" else "DiffusionDSCMPipeline"

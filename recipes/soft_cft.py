@@ -29,6 +29,7 @@ from softcft import (
 from softcft.data.sources import DataConfig, SubsetConfig, load_data, training_images
 from softcft.training.cft_trainer import CFTConfig, CFTTrainer
 from softcft.training.config import MemoryConfig, SolverConfig, TrainingConfig
+from softcft.training.lora import LoRAConfig
 from softcft.training.parsing import begin_run, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
@@ -103,7 +104,7 @@ def load_pipeline(folders: dict[str, Path]) -> DSCMPipeline | DiffusionDSCMPipel
 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
-    config, data, subset, training, memory, cft, solver, parts = parse_config(
+    config, data, subset, training, memory, cft, solver, lora, parts = parse_config(
         "cft",
         DataConfig,
         SubsetConfig,
@@ -111,6 +112,7 @@ def main() -> None:
         MemoryConfig,
         CFTConfig,
         SolverConfig,
+        LoRAConfig,
         PretrainedConfig,
         default_config=DEFAULT_CONFIG,
         description=__doc__,
@@ -128,6 +130,8 @@ def main() -> None:
             f"--sample_size is {data.sample_size}, but {image_dir} was trained with {pipeline.image_format.size}."
         )
     backbone = solver.backbone(pipeline)
+    if "hvae" in folders and lora.lora_rank is not None:
+        raise ValueError("--lora_rank is for diffusion models, but the image model is an HVAE; leave it out.")
     if PartialState().is_main_process:
         begin_run(config, "cft", training.output_dir)
 
@@ -135,12 +139,14 @@ def main() -> None:
         with PartialState().main_process_first():  # the others find the data in the cache
             splits = load_data(data, graph, config["columns"])
         images = training_images(splits["train"], data, graph, config["columns"])
+        network = pipeline.hvae if "hvae" in folders else pipeline.unet
         if memory.gradient_checkpointing:
-            (pipeline.hvae if "hvae" in folders else pipeline.unet).enable_gradient_checkpointing()
+            network.enable_gradient_checkpointing()
         if "diffusion" in folders and pipeline.vae is not None:
             pipeline.vae.requires_grad_(False)
-        trainer = CFTTrainer(backbone, pipeline.attribute_scm, pipeline.classifier, training, cft)
-        trainer.train(images.subset(subset.half, complete=True))
+        with lora.adapters(network):
+            trainer = CFTTrainer(backbone, pipeline.attribute_scm, pipeline.classifier, training, cft)
+            trainer.train(images.subset(subset.half, complete=True))
     if PartialState().is_main_process:
         backbone.eval()
         pipeline.to("cpu").save_pretrained(training.output_dir)

@@ -4,8 +4,8 @@
     accelerate launch recipes/train_diffusion.py --unet_dir my_pipeline/unet --scheduler_dir my_pipeline/scheduler
 
 With --unet_dir training starts from a UNet2DModel or UNet2DConditionModel of diffusers, whatever it was conditioned on:
-where it was trained with classes, they become the categories of the variable that has as many. With --vae_dir the
-model is one of the latents of an AutoencoderKL, for example from train_vae.py.
+where it was trained with classes, they become the categories of the variable that has as many. With --latents the
+model is one of the latents of an AutoencoderKL, that of train_vae.py.
 
 Reads the sections data, graph and diffusion. Writes unet, parent_encoder, scheduler and vae into
 --output_dir/diffusion.
@@ -39,7 +39,14 @@ def build(
     """The network, new or trained by others, with its tokens and noise schedule."""
     arguments = model_arguments(config, "diffusion", UNETS[diffusion.unet])
     if diffusion.unet_dir is None or diffusion.scheduler_dir is None:
-        arguments |= {"in_channels": channels, "out_channels": channels, "sample_size": size}
+        if size % diffusion.patch_size:
+            raise ValueError(f"--patch_size {diffusion.patch_size} must divide the images' side, {size}.")
+        folded = channels * diffusion.patch_size**2
+        arguments |= {
+            "in_channels": folded,
+            "out_channels": folded,
+            "sample_size": size // diffusion.patch_size,
+        }
         unet, encoder = adopt_unet(UNETS[diffusion.unet](**arguments), graph)
         scheduler = DDIMScheduler(
             prediction_type=diffusion.prediction_type, beta_schedule="squaredcos_cap_v2", clip_sample=False
@@ -49,13 +56,24 @@ def build(
     if kind not in UNETS:
         raise ValueError(f"--unet_dir {diffusion.unet_dir} holds a {kind}, and not one of {sorted(UNETS)}.")
     unet = UNETS[kind].from_pretrained(diffusion.unet_dir)
-    if (unet.config["in_channels"], unet.config["sample_size"]) != (channels, size):
+    patches = {(channels * p**2, size / p) for p in range(1, size + 1)}
+    if (unet.config["in_channels"], unet.config["sample_size"]) not in patches:
         raise ValueError(
             f"--unet_dir {diffusion.unet_dir} was trained on images of {unet.config['in_channels']} channels and size "
             f"{unet.config['sample_size']}, but these have {channels} and {size}; set --sample_size."
         )
     scheduler = DDIMScheduler.from_pretrained(diffusion.scheduler_dir, clip_sample=False, thresholding=False)
     return ConditionalDenoiser(*adopt_unet(unet, graph), scheduler)
+
+
+def load_vae(folder: str | Path) -> AutoencoderKL:
+    """The VAE whose latents are modelled; ends the program if there is none."""
+    if not Path(folder, "config.json").is_file():
+        raise SystemExit(
+            f"There is no VAE in --vae_dir {folder}. Make it, with the same flags, by\n"
+            "    accelerate launch recipes/train_vae.py"
+        )
+    return AutoencoderKL.from_pretrained(folder).eval()
 
 
 def main() -> None:
@@ -69,9 +87,9 @@ def main() -> None:
         default_config=DEFAULT_CONFIG,
         description=__doc__,
     )
-    training = replace(training, output_dir=str(Path(training.output_dir, "diffusion")))
     graph = CausalGraph(config["graph"])
-    vae = None if diffusion.vae_dir is None else AutoencoderKL.from_pretrained(diffusion.vae_dir).eval()
+    vae = load_vae(diffusion.vae_dir or Path(training.output_dir, "vae")) if diffusion.latents else None
+    training = replace(training, output_dir=str(Path(training.output_dir, "diffusion")))
     with PartialState().main_process_first():  # the others find the data in the cache
         splits = load_data(data, graph, config["columns"])
     images = training_images(splits["train"], data, graph, config["columns"])

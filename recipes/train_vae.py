@@ -2,26 +2,41 @@
 
     accelerate launch recipes/train_vae.py --config recipes/configs/phantom.yaml
 
-evaluate.py compares its posteriors of images and of their counterfactuals. It sees no attributes and has no part in any
-counterfactual, so that it can judge every model of a data set: train it once. Reads the sections data, graph and vae.
-Writes an AutoencoderKL of diffusers into --output_dir/vae.
+evaluate.py compares its posteriors of images and of their counterfactuals. It sees no attributes, so that it can judge
+every model of a data set: train it once. Its latents are also what train_diffusion.py --latents models; it is saved
+with their mean and spread. Reads the sections data, graph and vae. Writes an AutoencoderKL of diffusers into
+--output_dir/vae.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from softcft import CausalGraph
+from softcft.data.schema import scale_pixels
 from softcft.data.sources import DataConfig, load_data, training_images
+from softcft.models.vae import image_posterior
 from softcft.training.config import PatchConfig, TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import VAEObjective
 from softcft.training.parsing import begin_run, model_arguments, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
+SCALE_IMAGES = 1000
+
+
+@torch.no_grad()
+def measure_scale(vae: AutoencoderKL, images: Dataset) -> tuple[float, float]:
+    """Mean of the latents of the first images, and the factor that makes their standard deviation 1."""
+    first = Subset(images, range(min(SCALE_IMAGES, len(images))))
+    batches = DataLoader(first, batch_size=50)
+    loc = torch.cat([image_posterior(vae, scale_pixels(batch["image"].to(vae.device)))[0] for batch in batches])
+    return loc.mean().item(), 1 / loc.std().item()
 
 
 def main() -> None:
@@ -57,7 +72,9 @@ def main() -> None:
         begin_run(config, "vae", training.output_dir)
     train(VAEObjective(vae), images.subset(), training, name="vae")
     if PartialState().is_main_process:
-        vae.eval().save_pretrained(training.output_dir)
+        shift_factor, scaling_factor = measure_scale(vae.eval(), images)
+        vae.register_to_config(shift_factor=shift_factor, scaling_factor=scaling_factor)
+        vae.save_pretrained(training.output_dir)
         print(f"Saved to {training.output_dir}")
 
 

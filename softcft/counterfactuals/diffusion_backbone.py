@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from softcft.counterfactuals.backbone import BackboneOutput
 from softcft.counterfactuals.solvers import NoiseLevels, Solver, invert, predict
-from softcft.models.denoiser import ConditionalDenoiser
+from softcft.models.denoiser import CONDITION_DROPOUT, MIN_SNR_GAMMA, ConditionalDenoiser
 from softcft.models.vae import decode_latents, encode_latents
 
 __all__ = ["DiffusionBackbone"]
@@ -45,7 +45,8 @@ class DiffusionBackbone(nn.Module):
         guidance_scale: w. Above 1 the attributes are exaggerated.
         invariant_guidance_scale: w' of factored guidance; left out, guidance is not factored.
         gradient_steps: Gradients flow through the last so many steps of prediction only; all if left out.
-        condition_dropout: Of the fidelity, see :meth:`~softcft.models.denoiser.ConditionalDenoiser.loss`.
+        condition_dropout: Of the fidelity, see :meth:`~softcft.models.denoiser.ConditionalDenoiser.loss`. Without any,
+            fine-tuning would forget what guidance needs.
         min_snr_gamma: Of the fidelity, see there.
         on_step: Is given the images (or latents) after each step of prediction and their level of noise, from S - 1 to
             0, and gives back those to go on with.
@@ -64,8 +65,8 @@ class DiffusionBackbone(nn.Module):
         guidance_scale: float = 1.0,
         invariant_guidance_scale: float | None = None,
         gradient_steps: int | None = None,
-        condition_dropout: float = 0.0,
-        min_snr_gamma: float | None = None,
+        condition_dropout: float = CONDITION_DROPOUT,
+        min_snr_gamma: float | None = MIN_SNR_GAMMA,
         on_step: Callable[[Tensor, int], Tensor] | None = None,
     ) -> None:
         super().__init__()

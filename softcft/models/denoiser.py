@@ -11,8 +11,14 @@ from torch import Tensor, nn
 
 from softcft.graph import CausalGraph
 from softcft.models.parent_encoder import ParentEncoder
+from softcft.models.patches import fold_patches, unfold_patches
 
 __all__ = ["ConditionalDenoiser", "adopt_unet"]
+
+CONDITION_DROPOUT = 0.3
+"""Share of the images that lose attributes in training, unless told otherwise."""
+MIN_SNR_GAMMA = 5.0
+"""Largest weight of an image's error in training, unless told otherwise."""
 
 Generator = torch.Generator | list[torch.Generator] | None
 
@@ -23,6 +29,8 @@ class ConditionalDenoiser(nn.Module):
     With :math:`\alpha_t^2 = \bar\alpha_t` and :math:`\sigma_t^2 = 1 - \bar\alpha_t` of the scheduler, a noisy image is
     :math:`x_t = \alpha_t x + \sigma_t \epsilon`. The network predicts the noise :math:`\epsilon`, or the velocity
     :math:`v = \alpha_t \epsilon - \sigma_t x` (Salimans and Ho, "Progressive distillation", ICLR 2022, appendix D).
+
+    A network that takes more channels than the images have sees patches of pixels, see :mod:`softcft.models.patches`.
 
     Args:
         unet: A ``UNet2DConditionModel``, which attends to one token for each variable, or a ``UNet2DModel`` whose
@@ -83,10 +91,12 @@ class ConditionalDenoiser(nn.Module):
             present: Which variables to condition on, boolean, shape (B, V); all if left out.
         """
         tokens = self.parent_encoder(parents.to(self.parent_encoder.dtype), present).to(self.unet.dtype)
-        noisy = noisy.to(self.unet.dtype)
+        patches = fold_patches(noisy, self.unet.config["in_channels"]).to(self.unet.dtype)
         if isinstance(self.unet, UNet2DConditionModel):
-            return self.unet(noisy, timestep, encoder_hidden_states=tokens).sample.float()
-        return self.unet(noisy, timestep, class_labels=tokens.sum(dim=1)).sample.float()
+            prediction = self.unet(patches, timestep, encoder_hidden_states=tokens).sample
+        else:
+            prediction = self.unet(patches, timestep, class_labels=tokens.sum(dim=1)).sample
+        return unfold_patches(prediction.float(), noisy.shape[1])
 
     def split(
         self, noisy: Tensor, prediction: Tensor, signal: float | Tensor, noise: float | Tensor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +21,7 @@ from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.models.denoiser import ConditionalDenoiser
 from softcft.models.parent_encoder import ParentEncoder
-from softcft.models.vae import image_channels
+from softcft.models.patches import patch_size_of
 from softcft.pipelines.images import Images, OutputType, check_output_type, from_tensor
 from softcft.pipelines.query import (
     DSCMPipelineOutput,
@@ -43,7 +42,8 @@ class DiffusionDSCMPipeline(DiffusionPipeline):
     """A deep structural causal model whose image mechanism is a conditional diffusion model.
 
     Args:
-        unet: The network, see :class:`~softcft.models.denoiser.ConditionalDenoiser`.
+        unet: The network, see :class:`~softcft.models.denoiser.ConditionalDenoiser`. Images are grey or RGB, and the
+            channels that it takes tell which, and how large the patches are that it sees.
         parent_encoder: Turns attributes into what the network is conditioned on.
         scheduler: The noise schedule that the network was trained with.
         attribute_scm: The causal model of the attributes.
@@ -116,9 +116,9 @@ class DiffusionDSCMPipeline(DiffusionPipeline):
         """What images the model takes."""
         size = self.unet.config["sample_size"]
         if self.vae is None:
-            return ImageFormat(self.unet.config["in_channels"], size, self.unet.dtype)
-        channels = image_channels(self.vae)
-        patch_size = math.isqrt(self.vae.config["in_channels"] // channels)
+            channels, patch_size = patch_size_of(self.unet.config["in_channels"])
+            return ImageFormat(channels, patch_size * size, self.unet.dtype)
+        channels, patch_size = patch_size_of(self.vae.config["in_channels"])
         scale = patch_size * 2 ** (len(self.vae.config["block_out_channels"]) - 1)
         return ImageFormat(channels, scale * size, self.vae.dtype)
 
@@ -232,7 +232,10 @@ class DiffusionDSCMPipeline(DiffusionPipeline):
         backbone = self.backbone(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
 
         values = draw_attributes(self.attribute_scm, num_images, do, generator).to(device)
-        shape = (num_images, self.unet.config["in_channels"], *[self.unet.config["sample_size"]] * 2)
+        channels, size = self.unet.config["in_channels"], self.unet.config["sample_size"]
+        if self.vae is None:  # pixels, of which the network may see patches
+            channels, size, _ = self.image_format
+        shape = (num_images, channels, size, size)
         noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         with self.progress_bar(total=num_inference_steps) as bar:
 

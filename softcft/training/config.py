@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from softcft.counterfactuals.diffusion_backbone import DiffusionBackbone
 from softcft.counterfactuals.hvae_backbone import HVAEBackbone
+from softcft.models.denoiser import CONDITION_DROPOUT, MIN_SNR_GAMMA
 from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
 from softcft.pipelines.dscm import DSCMPipeline
 
@@ -192,12 +193,20 @@ class DiffusionConfig:
         default="v_prediction", metadata={"help": "What the network predicts: the noise, or the velocity."}
     )
     condition_dropout: float = field(
-        default=0.3, metadata={"help": "Share of the images that lose some or all of their attributes, for guidance."}
+        default=CONDITION_DROPOUT,
+        metadata={"help": "Share of the images that lose some or all of their attributes, for guidance."},
     )
     min_snr_gamma: float = field(
-        default=5.0,
+        default=MIN_SNR_GAMMA,
         metadata={
             "help": "Largest weight of an image's error, see min-SNR weighting; inf for the plain error of the noise."
+        },
+    )
+    patch_size: int = field(
+        default=1,
+        metadata={
+            "help": "Side of the patches of pixels that a new network sees as channels, for most of the work is at "
+            "full resolution; 1 is none. Not for latents."
         },
     )
     unet_dir: str | None = field(
@@ -206,8 +215,14 @@ class DiffusionConfig:
     scheduler_dir: str | None = field(
         default=None, metadata={"help": "With --unet_dir: the scheduler that the UNet was trained with."}
     )
+    latents: bool = field(
+        default=False, metadata={"help": "Model the latents of --vae_dir in place of pixels: for large images."}
+    )
     vae_dir: str | None = field(
-        default=None, metadata={"help": "AutoencoderKL, whose latents are modelled. Left out: the pixels are."}
+        default=None,
+        metadata={
+            "help": "With --latents: an AutoencoderKL, for example from train_vae.py; OUTPUT_DIR/vae if left out."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -219,6 +234,12 @@ class DiffusionConfig:
             raise ValueError(f"--condition_dropout must be in [0, 1], got {self.condition_dropout}.")
         if not self.min_snr_gamma > 0:
             raise ValueError(f"--min_snr_gamma must be > 0, got {self.min_snr_gamma}.")
+        if self.patch_size < 1:
+            raise ValueError(f"--patch_size must be at least 1, got {self.patch_size}.")
+        if self.vae_dir is not None and not self.latents:
+            raise ValueError("--vae_dir is for models of its latents; add --latents, or leave it out.")
+        if self.patch_size > 1 and self.latents:
+            raise ValueError(f"--patch_size {self.patch_size} is not for --latents; set it to 1.")
         if (self.unet_dir is None) != (self.scheduler_dir is None):
             raise ValueError(
                 "--unet_dir and --scheduler_dir go together: a UNet knows only the noise of its scheduler."

@@ -17,9 +17,10 @@ from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.data.schema import scale_pixels
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier, attribute_losses
-from softcft.models.denoiser import ConditionalDenoiser
+from softcft.models.denoiser import CONDITION_DROPOUT, MIN_SNR_GAMMA, ConditionalDenoiser
 from softcft.models.hvae import HVAEModel
-from softcft.models.vae import encode_latents, fold_patches
+from softcft.models.patches import fold_patches
+from softcft.models.vae import encode_latents
 
 __all__ = [
     "CFTObjective",
@@ -106,8 +107,8 @@ class DiffusionObjective(nn.Module):
         self,
         denoiser: ConditionalDenoiser,
         vae: AutoencoderKL | None = None,
-        condition_dropout: float = 0.3,
-        min_snr_gamma: float | None = 5.0,
+        condition_dropout: float = CONDITION_DROPOUT,
+        min_snr_gamma: float | None = MIN_SNR_GAMMA,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser.train()
@@ -141,7 +142,7 @@ class VAEObjective(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1]; other entries are ignored."""
-        patches = fold_patches(self.vae, scale_pixels(batch["image"]))
+        patches = fold_patches(scale_pixels(batch["image"]), self.vae.config["in_channels"])
         moments = self.vae.encode(patches).latent_dist.parameters
         posterior = DiagonalGaussianDistribution(moments.float())  # whatever the compute type
         error = (self.vae.decode(posterior.sample()).sample.float() - patches).square().mean()

@@ -1,8 +1,8 @@
 """Settings of the recipes: one YAML file per data set, and command-line flags that override it.
 
 The file has one section per recipe (``scm``, ``guide``, ``judge``, ``hvae``, ``vae``, ``diffusion``, ``cft``,
-``evaluate``, ``generate``, ``utility``), the ``data`` that all of them read, the folder of the run, and the ``graph``
-as a list of variables:
+``evaluate``, ``generate``, ``utility``; ``guidance`` has one for each evaluation of a diffusion model), the ``data``
+that all of them read, the folder of the run, and the ``graph`` as a list of variables:
 
 .. code-block:: yaml
 
@@ -59,6 +59,7 @@ SECTIONS = (
     "diffusion",
     "cft",
     "evaluate",
+    "guidance",
     "generate",
     "utility",
 )

@@ -25,8 +25,9 @@ def make_scheduler(**settings: Any) -> DDIMScheduler:
     return DDIMScheduler(**{"clip_sample": False, **settings})
 
 
-def make_unet(attention: bool) -> nn.Module:
+def make_unet(attention: bool, channels: int = 1) -> nn.Module:
     torch.manual_seed(0)
+    size = {**UNET, "in_channels": channels, "out_channels": channels}
     if attention:
         blocks = {
             "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -35,14 +36,14 @@ def make_unet(attention: bool) -> nn.Module:
             "attention_head_dim": 4,
             "cross_attention_dim": 16,
         }
-        return UNet2DConditionModel(**UNET, **blocks).eval()
+        return UNet2DConditionModel(**size, **blocks).eval()
     blocks = {
         "down_block_types": ("DownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "UpBlock2D"),
         "block_out_channels": (4, 8),
         "class_embed_type": "identity",
     }
-    return UNet2DModel(**UNET, **blocks).eval()
+    return UNet2DModel(**size, **blocks).eval()
 
 
 def make_denoiser(attention: bool = False, **settings: Any) -> ConditionalDenoiser:
@@ -87,6 +88,21 @@ def test_it_listens_to_each_variable_that_is_present_and_to_no_other(denoiser: C
 
 
 @torch.no_grad()
+@torch.no_grad()
+@pytest.mark.parametrize("attention", [False, True])
+def test_a_network_of_more_channels_sees_patches(attention: bool) -> None:
+    denoiser = ConditionalDenoiser(make_unet(attention, 4), ParentEncoder(GRAPH.to_list(), 16), make_scheduler()).eval()
+    image, parents, timestep = torch.randn(2, 1, 16, 16), draw_parents(2), torch.tensor([3, 700])
+    tokens = denoiser.parent_encoder(parents)
+    condition = {"encoder_hidden_states": tokens} if attention else {"class_labels": tokens.sum(dim=1)}
+    corners = torch.stack([image[:, 0, i::2, j::2] for i in (0, 1) for j in (0, 1)], dim=1)
+    seen = denoiser.unet(corners, timestep, **condition).sample
+    prediction = denoiser(image, timestep, parents)
+    assert prediction.shape == image.shape
+    for k, (i, j) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        torch.testing.assert_close(prediction[:, 0, i::2, j::2], seen[:, k])
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_the_noise_is_that_of_the_scheduler(prediction_type: str) -> None:
     """From what the network predicts, the scheduler and we find the same noise, and the same image."""
@@ -109,7 +125,7 @@ def test_the_noise_is_that_of_the_scheduler(prediction_type: str) -> None:
 class Told(nn.Module):
     """A network that knows the images, so that it predicts perfectly but for a constant error."""
 
-    dtype = torch.float32
+    config, dtype = UNET, torch.float32
 
     def __init__(self, image: Tensor, prediction_type: str) -> None:
         super().__init__()

@@ -1,9 +1,8 @@
-import pytest
 import torch
 from diffusers import AutoencoderKL
 from torch.distributions import Normal, kl_divergence
 
-from softcft.models.vae import fold_patches, image_posterior
+from softcft.models.vae import image_posterior
 
 
 def make_vae(channels: int) -> AutoencoderKL:
@@ -17,20 +16,6 @@ def make_vae(channels: int) -> AutoencoderKL:
         latent_channels=3,
         norm_num_groups=4,
     )
-
-
-@pytest.mark.parametrize(("channels", "patch_size"), [(1, 1), (1, 4), (3, 1), (3, 2)])
-def test_the_vae_says_how_large_patches_are(channels: int, patch_size: int) -> None:
-    image = torch.randn(2, channels, 16, 16)
-    folded = fold_patches(make_vae(channels * patch_size**2), image)
-    assert folded.shape == (2, channels * patch_size**2, 16 // patch_size, 16 // patch_size)
-    assert torch.equal(torch.nn.functional.pixel_shuffle(folded, patch_size), image)
-
-
-@pytest.mark.parametrize("shape", [(2, 1, 16, 16), (2, 3, 15, 16), (2, 3, 16, 15), (2, 16, 16, 16)])
-def test_other_images_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="but the VAE takes 12 channels"):
-        fold_patches(make_vae(12), torch.zeros(shape))
 
 
 @torch.no_grad()

@@ -17,12 +17,14 @@ PARENTS = {"size": [2.0, 5.0, 9.0], "state": ["off", "on", "on"], "site": ["a", 
 STEPS = 10
 
 
-def build(attention: bool = False, with_classifier: bool = True, vae: AutoencoderKL | None = None) -> Pipeline:
+def build(
+    attention: bool = False, with_classifier: bool = True, vae: AutoencoderKL | None = None, channels: int = 1
+) -> Pipeline:
     torch.manual_seed(3)
     plain = GRAPH.to_list()
     encoder = ParentEncoder(plain, 16)
     nn.init.normal_(encoder.absent)
-    unet = make_unet(attention)
+    unet = make_unet(attention, channels)
     for parameter in unet.conv_out.parameters():
         parameter.data *= 0.3  # small changes, so that none is clamped
     backbone = {"model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
@@ -129,6 +131,15 @@ def test_latents_of_an_autoencoder(images: np.ndarray, tmp_path: Path) -> None:
     again = DiffusionDSCMPipeline.from_pretrained(tmp_path)
     again.set_progress_bar_config(disable=True)
     assert torch.equal(ask(again, large, {"size": 7.0}).images, output.images)
+    assert pipe.sample(2, num_inference_steps=STEPS).images[0].size == (16, 16)
+    with pytest.raises(ValueError, match="16"):
+        ask(pipe, images)
+
+
+def test_patches_of_pixels(images: np.ndarray) -> None:
+    pipe = build(channels=4)
+    large = images.repeat(2, axis=1).repeat(2, axis=2)
+    assert ask(pipe, large, {"size": 7.0}).images.shape == (3, 1, 16, 16)
     assert pipe.sample(2, num_inference_steps=STEPS).images[0].size == (16, 16)
     with pytest.raises(ValueError, match="16"):
         ask(pipe, images)

@@ -18,7 +18,9 @@ from datasets import load_dataset
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from softcft import DiffusionDSCMPipeline
-from softcft.data.phantom import load_phantom
+from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
+from softcft.data.schema import ImageAttributeDataset, scale_pixels
+from softcft.models.vae import encode_latents
 from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe, make_pipeline
 
 STEPS = ["--num_inference_steps", "4"]
@@ -89,8 +91,40 @@ def test_counterfactuals_are_generated(folder: Path) -> None:
 
 def test_guidance_is_a_setting_of_fine_tuning(folder: Path) -> None:
     guided = ["--guidance_scale", "2", "--invariant_guidance_scale", "1", "--abduction", "ddim"]
-    run(folder, "soft_cft.py", "--cft", "hard", *guided, *STEPS)
-    assert (folder / "runs" / "hard" / "model_index.json").is_file()
+    run(folder, "soft_cft.py", "--cft", "hard", "--lora_rank", "2", *guided, *STEPS)
+    pretrained, adapted = (
+        DiffusionDSCMPipeline.from_pretrained(folder / "runs" / cft).unet.state_dict() for cft in ("none", "hard")
+    )
+    assert list(adapted) == list(pretrained)
+    weights, before = adapted["conv_in.weight"], pretrained["conv_in.weight"]
+    assert 1 <= torch.linalg.matrix_rank((weights - before).flatten(1), rtol=1e-4) <= 2
+
+
+def test_the_latents_of_the_vae_can_be_modelled(folder: Path) -> None:
+    run(
+        folder,
+        "train_diffusion.py",
+        "--output_dir",
+        "latent",
+        "--patch_size",
+        "1",
+        "--latents",
+        "--vae_dir",
+        "runs/vae",
+    )
+    parts = ["--scm_dir", "runs/scm", "--guide_dir", "runs/guide"]
+    run(folder, "soft_cft.py", "--output_dir", "latent", *parts, *STEPS)
+    pipe = DiffusionDSCMPipeline.from_pretrained(folder / "latent" / "soft")
+    assert pipe.unet.config["in_channels"] == pipe.vae.config["latent_channels"]
+    rows = load_phantom(16, 64, 48, 40, cache_dir=str(folder / "data"))["train"]
+    images = scale_pixels(
+        torch.stack([torch.as_tensor(row["image"]) for row in ImageAttributeDataset(rows, PHANTOM_GRAPH)])
+    )
+    latents = encode_latents(pipe.vae, images)  # of the images that it was trained on
+    assert latents.mean().abs() < 0.01
+    torch.testing.assert_close(latents.std(), torch.tensor(1.0), rtol=0.01, atol=0)
+    result = pipe(images[0], parents=PARENTS, do={"race": "Black"}, num_inference_steps=4)
+    assert result.images[0].size == (16, 16)
 
 
 def test_a_network_of_diffusers_is_fine_tuned(folder: Path) -> None:
@@ -144,7 +178,11 @@ def start(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
         (["--min_snr_gamma", "0"], "--min_snr_gamma must be > 0, got 0"),
         (["--unet_dir", "stock/unet"], "--unet_dir and --scheduler_dir go together"),
         (["--unet_dir", "runs/diffusion/parent_encoder", "--scheduler_dir", "x"], "holds a ParentEncoder"),
-        (["--unet_dir", "runs/diffusion/unet", "--scheduler_dir", "x", "--sample_size", "24"], "size 16, but .* 24"),
+        (["--unet_dir", "runs/diffusion/unet", "--scheduler_dir", "x", "--sample_size", "24"], "size 8, but .* 24"),
+        (["--patch_size", "0"], "--patch_size must be at least 1, got 0"),
+        (["--patch_size", "3"], "--patch_size 3 must divide the images' side, 16"),
+        (["--vae_dir", "runs/vae"], "--vae_dir is for models of its latents; add --latents"),
+        (["--latents"], "--patch_size 2 is not for --latents; set it to 1"),
     ],
 )
 def test_mistakes_of_a_training(start: Callable[..., None], flags: list[str], message: str) -> None:

@@ -1,0 +1,62 @@
+"""Patches of pixels folded into channels, for networks of diffusers that nearly all cost is at full resolution in.
+
+The number of channels that a network takes tells the side of its patches: nothing else has to be saved.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["fold_patches", "patch_size_of", "unfold_patches"]
+
+
+def fold_patches(image: Tensor, channels: int) -> Tensor:
+    """Fold patches of p x p pixels into channels.
+
+    Args:
+        image: Shape (B, C, H, W).
+        channels: As many as the network takes, ``C * p**2``.
+
+    Returns:
+        The same pixels, shape (B, C * p**2, H / p, W / p).
+
+    Raises:
+        ValueError: If ``channels`` are not a square number for each channel of the image, or the side of these squares
+            does not divide the image.
+    """
+    own, height, width = image.shape[1:]
+    patch_size = math.isqrt(channels // own)
+    if own * patch_size**2 != channels or height % patch_size or width % patch_size:
+        raise ValueError(
+            f"image has shape {tuple(image.shape)}, but the network takes {channels} channels: it must have C channels "
+            f"and sides that p divides, with C * p**2 = {channels}. Pass images as the network was trained on."
+        )
+    return F.pixel_unshuffle(image, patch_size)
+
+
+def unfold_patches(patches: Tensor, channels: int) -> Tensor:
+    """The image of patches: undoes :func:`fold_patches`.
+
+    Args:
+        patches: Shape (B, C * p**2, H / p, W / p).
+        channels: Those of the image, C.
+    """
+    return F.pixel_shuffle(patches, math.isqrt(patches.shape[1] // channels))
+
+
+def patch_size_of(channels: int) -> tuple[int, int]:
+    """Channels of the images that a network takes, 1 (grey) or 3 (RGB), and the side of its patches.
+
+    Args:
+        channels: As many as the network takes.
+
+    Raises:
+        ValueError: If these are no square patches of such images.
+    """
+    for own in (1, 3):
+        if own * (patch_size := math.isqrt(channels // own)) ** 2 == channels:
+            return own, patch_size
+    raise ValueError(f"The network takes {channels} channels, which are no square patches of grey or RGB images.")
