@@ -62,8 +62,9 @@ class DiffusionDSCMPipeline(DiffusionPipeline):
         (<PIL.Image.Image image mode=L size=32x32>, {'age': [63.0], 'sex': ['female']})
     """
 
-    model_cpu_offload_seq = "classifier->parent_encoder->unet->vae"  # type: ignore[assignment]
-    _exclude_from_cpu_offload = ["attribute_scm"]  # noqa: RUF012 - the loader wants lists
+    model_cpu_offload_seq = "classifier->unet->vae"  # type: ignore[assignment]
+    # Small, and the encoder takes turns with the network: it would be moved at each step.
+    _exclude_from_cpu_offload = ["attribute_scm", "parent_encoder"]  # noqa: RUF012 - the loader wants lists
     _optional_components = ["classifier", "vae"]  # noqa: RUF012
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
 

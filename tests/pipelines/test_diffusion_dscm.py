@@ -118,12 +118,15 @@ def test_samples(pipe: Pipeline) -> None:
     assert one.effects is None
 
 
-def test_latents_of_an_autoencoder(images: np.ndarray, tmp_path: Path) -> None:
+def make_vae() -> AutoencoderKL:
     torch.manual_seed(2)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vae = AutoencoderKL(block_out_channels=(4, 8), in_channels=1, out_channels=1, latent_channels=1, norm_num_groups=4,
-                        **blocks).eval()  # fmt: skip
-    pipe = build(vae=vae)
+    channels = {"in_channels": 1, "out_channels": 1, "latent_channels": 1, "block_out_channels": (4, 8)}
+    return AutoencoderKL(**channels, **blocks, norm_num_groups=4).eval()
+
+
+def test_latents_of_an_autoencoder(images: np.ndarray, tmp_path: Path) -> None:
+    pipe = build(vae=make_vae())
     large = images.repeat(2, axis=1).repeat(2, axis=2)
     output = ask(pipe, large, {"size": 7.0})
     assert output.images.shape == (3, 1, 16, 16)
@@ -134,6 +137,22 @@ def test_latents_of_an_autoencoder(images: np.ndarray, tmp_path: Path) -> None:
     assert pipe.sample(2, num_inference_steps=STEPS).images[0].size == (16, 16)
     with pytest.raises(ValueError, match="16"):
         ask(pipe, images)
+
+
+def test_offloaded_it_gives_the_same_answers(images: np.ndarray) -> None:
+    """Each network is brought in when it is needed, and sent away after it; here from the CPU to the CPU."""
+    pipe = build(vae=make_vae())
+    large = images.repeat(2, axis=1).repeat(2, axis=2)
+    expected = ask(pipe, large, {"size": 7.0})
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert {name for name in ("classifier", "unet", "vae") if hasattr(getattr(pipe, name), "_hf_hook")} == {
+        "classifier",
+        "unet",
+        "vae",
+    }
+    output = ask(pipe, large, {"size": 7.0})
+    assert torch.equal(output.images, expected.images)
+    assert output.counterfactual_predictions == expected.counterfactual_predictions
 
 
 def test_patches_of_pixels(images: np.ndarray) -> None:

@@ -279,13 +279,14 @@ def test_an_image_is_stored_as_a_prepared_one(generate: Generate) -> None:
     assert np.asarray(Image.open(io.BytesIO(stored))).tobytes() == stored[-256:]
 
 
-@pytest.mark.parametrize("name", ["phantom", "morphomnist", "mimic_cxr_224", "own_data"])
+@pytest.mark.parametrize("name", ["phantom", "morphomnist", "mimic_cxr_224", "mimic_cxr_224_diffusion", "own_data"])
 def test_shipped_configs_have_the_section(name: str) -> None:
     recipe = load_recipe("generate_counterfactuals")
     own = ["--dataset_name", "folder", "--graph", str(TINY.with_name("graph.yaml"))] if name == "own_data" else []
     command = ["--config", str(RECIPES / "configs" / f"{name}.yaml"), "--data_dir", "data", *own]
+    types = (recipe.DataConfig, recipe.GenerateConfig, recipe.SolverConfig)
     with pytest.raises(SystemExit, match=rf"no pipeline in outputs/{name}/none"):
-        parse_config("generate", recipe.DataConfig, recipe.GenerateConfig, default_config=TINY, argv=command)
+        parse_config("generate", *types, default_config=TINY, argv=command)
 
 
 def test_help_teaches(generate: Generate, capsys: pytest.CaptureFixture[str]) -> None:

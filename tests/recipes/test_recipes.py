@@ -520,16 +520,17 @@ def parse(name: str, section: str) -> tuple[Any, ...]:
     return parse_config(section, *types, default_config=shipped("phantom"), argv=argv)
 
 
-SHIPPED = ["phantom", "morphomnist", "mimic_cxr_224", "own_data", "phantom_diffusion"]
+DIFFUSION = ["phantom_diffusion", "mimic_cxr_224_diffusion"]
+SHIPPED = ["phantom", "morphomnist", "mimic_cxr_224", "own_data", *DIFFUSION]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configs_parse_and_agree_on_their_folder(name: str) -> None:
-    for section in ("scm", "guide", "judge", "diffusion" if name == "phantom_diffusion" else "hvae", "cft"):
+    for section in ("scm", "guide", "judge", "diffusion" if name in DIFFUSION else "hvae", "cft"):
         _, data, training, *_ = parse(name, section)
         assert training.output_dir == f"outputs/{name}"
-        names = {"mimic_cxr_224": "mimic_cxr", "own_data": "folder", "phantom_diffusion": "phantom"}
-        assert data.dataset_name == names.get(name, name)
+        names = {"own_data": "folder", "phantom_diffusion": "phantom"}
+        assert data.dataset_name == names.get(name, "mimic_cxr" if name.startswith("mimic_cxr") else name)
     *_, cft, _, _ = parse(name, "cft")
     assert cft.cft == "soft"
 
@@ -573,7 +574,7 @@ def test_shipped_guide_and_judge_share_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_models_can_be_built(name: str) -> None:
-    is_diffusion = name == "phantom_diffusion"
+    is_diffusion = name in DIFFUSION
     config, *_, last = parse(name, "diffusion" if is_diffusion else "hvae")
     graph = CausalGraph(config["graph"])
     if name.startswith("phantom"):
@@ -584,7 +585,9 @@ def test_the_shipped_models_can_be_built(name: str) -> None:
         assert AttributeClassifier(graph.to_list(), backbone).causal_graph == graph
     size = config["data"]["sample_size"]
     if is_diffusion:
-        denoiser = load_recipe("train_diffusion").build(config, graph, last, 1, size)
+        channels, size = (4, 28) if last.latents else (1, size)
+        with torch.device("meta"):
+            denoiser = load_recipe("train_diffusion").build(config, graph, last, channels, size)
         assert denoiser.parent_encoder.causal_graph == graph
     else:
         assert HVAEModel(graph.to_list(), size, **config["hvae"]["model"]).causal_graph == graph

@@ -201,7 +201,7 @@ def test_evaluation_refuses_bad_numbers(run: Run) -> None:
             run("evaluate_utility", f"--{flag}", value)
 
 
-@pytest.mark.parametrize("name", ["phantom", "morphomnist", "mimic_cxr_224", "own_data"])
+@pytest.mark.parametrize("name", ["phantom", "morphomnist", "mimic_cxr_224", "mimic_cxr_224_diffusion", "own_data"])
 def test_shipped_configs_have_the_section(name: str) -> None:
     own = ["--dataset_name", "folder", "--graph", str(TINY.with_name("graph.yaml"))] if name == "own_data" else []
     command = ["--config", str(RECIPES / "configs" / f"{name}.yaml"), "--data_dir", "data", *own]
