@@ -133,11 +133,18 @@ class ConditionalDenoiser(nn.Module):
                 than this: Hang et al., "Efficient diffusion training via min-SNR weighting" (ICCV 2023), who recommend
                 5. Left out: the plain error of the prediction.
             generator: Makes times, dropout and noise reproducible; a list has one generator per image.
+
+        Returns:
+            One error per image; their mean over random times is what training minimises.
         """
         steps, variables = len(self.alphas_cumprod), len(self.parent_encoder.causal_graph)
         time, loses, number, order = _rand((len(image), 3 + variables), generator, image.device).split(
             [1, 1, 1, variables], dim=1
         )
+        if not isinstance(generator, list):
+            # Spread evenly from one random start, each is uniform still, but their mean loss is less a matter of chance:
+            # Kingma et al., "Variational diffusion models" (NeurIPS 2021), appendix I.1.
+            time = (time[:1] + torch.arange(len(image), device=time.device)[:, None] / len(image)) % 1
         timestep = (time[:, 0] * steps).long().clamp_max(steps - 1)
         lost = torch.where(loses < condition_dropout, 1 + (number * variables).long().clamp_max(variables - 1), 0)
         present = order.argsort(dim=1).argsort(dim=1) >= lost

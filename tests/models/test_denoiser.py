@@ -169,6 +169,12 @@ def test_times_are_uniform_and_reproducible() -> None:
     assert seen[0].max() > 989
     histogram = torch.histc(seen[0].float(), bins=10, min=0, max=1000)
     assert (histogram - 400).abs().max() < 5 * 400**0.5
+    # By one generator they are spread evenly, from a random start.
+    for seed in (0, 1):
+        denoiser.loss(image[:10], parents[:10], generator=torch.Generator().manual_seed(seed))
+        gaps = seen[-1].sort().values.diff()
+        assert (gaps - 100).abs().max() <= 1
+    assert not torch.equal(seen[-1].sort().values, seen[-2].sort().values)
     # An image's time and noise are its own generator's.
     one = denoiser.loss(image[:2], parents[:2], generator=[torch.Generator().manual_seed(i) for i in (7, 3)])
     two = denoiser.loss(image[:1], parents[:1], generator=torch.Generator().manual_seed(3))
