@@ -57,7 +57,7 @@ from softcft.evaluation.report import CFT_NAMES, COLUMNS, write_report
 from softcft.evaluation.truth import ExpressionProbe, probe_rows, truth_errors, truth_rows
 from softcft.models.vae import image_posterior
 from softcft.pipelines.query import load_pipeline
-from softcft.training.config import SolverConfig
+from softcft.training.config import SolverConfig, make_backbone
 from softcft.training.parsing import begin_run, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
@@ -95,8 +95,8 @@ class EvaluateConfig:
     axiom_images: int = field(
         default=500,
         metadata={
-            "help": "Test images for composition, reversibility and minimality, each of which takes some 20 passes of "
-            "the image model for each intervention."
+            "help": "Test images for composition, reversibility and minimality, each of which takes some 20 abductions "
+            "and predictions for each intervention."
         },
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = field(
@@ -378,7 +378,7 @@ def main() -> None:
     for name in interventions:
         graph[name]
     pipelines, judge, vae = load_models(settings, graph, data.sample_size)
-    backbones = {cft: solver.backbone(pipeline).eval() for cft, pipeline in pipelines.items()}
+    backbones = {cft: make_backbone(pipeline, solver).eval() for cft, pipeline in pipelines.items()}
     truth = true_counterfactuals(data, graph, mnist_dir=settings.mnist_dir)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():  # the others find the data in the cache
@@ -436,9 +436,12 @@ def main() -> None:
     metrics[list(COLUMNS)].to_csv(output_dir / "metrics" / "evaluation.csv", index=False)
     number = min(settings.grid_images, len(images))
     image = scale_pixels(torch.stack([images[i]["image"] for i in range(number)]))
-    models = {cft: (pipeline.attribute_scm, backbones[cft]) for cft, pipeline in pipelines.items()}
-    draw_counterfactuals(models, image, images.parents, images.rows, settings.seed, output_dir / "figures")
-    draw_interpolations(models, image, images.parents, images.rows, settings.seed, output_dir / "figures")
+    models = {
+        cft: (pipeline.attribute_scm, backbones[cft].to(accelerator.device)) for cft, pipeline in pipelines.items()
+    }
+    with accelerator.autocast():
+        for draw in (draw_counterfactuals, draw_interpolations):
+            draw(models, image, images.parents, images.rows, settings.seed, output_dir / "figures", accelerator.device)
     shown = {cft: {key: x[: settings.shift_images] for key, x in results[cft].items()} for cft in pipelines}
     draw_shifts(
         graph,

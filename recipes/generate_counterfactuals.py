@@ -42,7 +42,7 @@ from softcft.evaluation.effectiveness import counterfactual_images
 from softcft.evaluation.report import CFT_NAMES
 from softcft.graph import Intervention
 from softcft.pipelines.query import load_pipeline
-from softcft.training.config import SolverConfig
+from softcft.training.config import SolverConfig, given_settings, make_backbone
 from softcft.training.parsing import begin_run, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
@@ -144,7 +144,7 @@ def plan(
     common = {f"data.{key}": value for key, value in asdict(data).items() if key != "data_dir"}
     common |= {"graph": graph.to_list(), "columns": config["columns"], "num_images": len(rows)}
     common |= {key: getattr(settings, key) for key in ("seed", "generate_batch_size", "mixed_precision")}
-    common |= solver.given()
+    common |= given_settings(solver)
     sets = []
     for folder, pipeline in pipelines.items():
         weights = hashlib.sha256()
@@ -316,7 +316,7 @@ def main() -> None:
     for name in {"source_row", "intervention"} & set(graph.names):
         raise ValueError(f"The graph has a variable {name!r}, which is a column of its own here; rename it.")
     pipelines = {folder: load_pipeline(folder, graph, data.sample_size) for folder in settings.pipelines}
-    backbones = {folder: solver.backbone(pipeline).eval() for folder, pipeline in pipelines.items()}
+    backbones = {folder: make_backbone(pipeline, solver).eval() for folder, pipeline in pipelines.items()}
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():  # the others find the data in the cache
         images = ImageAttributeDataset(load_data(data, graph, config["columns"])["train"], graph)

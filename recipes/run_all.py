@@ -26,14 +26,22 @@ from typing import Any
 
 import pandas as pd
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, HVAEModel
 from softcft.data.sources import DataConfig, SubsetConfig, UtilityConfig
 from softcft.evaluation.report import CFT_NAMES
 from softcft.training.cft_trainer import CFTConfig
-from softcft.training.config import DiffusionConfig, MemoryConfig, PatchConfig, SolverConfig, TrainingConfig
-from softcft.training.lora import LoRAConfig
+from softcft.training.config import (
+    DiffusionConfig,
+    DiffusionTuningConfig,
+    MemoryConfig,
+    PatchConfig,
+    SolverConfig,
+    TrainingConfig,
+    given_settings,
+    refuse_for_hvae,
+)
 from softcft.training.parsing import model_arguments, parse_config
 
 RECIPES = Path(__file__).resolve().parent
@@ -45,9 +53,11 @@ TRAININGS = {
     "hvae": ([MemoryConfig], HVAEModel),
     "diffusion": ([MemoryConfig, DiffusionConfig], None),
     "vae": ([PatchConfig], AutoencoderKL),
-    "cft": ([SubsetConfig, MemoryConfig, CFTConfig, SolverConfig, LoRAConfig], None),
+    "cft": ([SubsetConfig, MemoryConfig, CFTConfig, SolverConfig, DiffusionTuningConfig], None),
     "utility": ([UtilityConfig], AttributeClassifier),
 }
+UNETS = {"UNet2DModel": UNet2DModel, "UNet2DConditionModel": UNet2DConditionModel}
+TAKEN = (*TRAININGS, *CFT_NAMES, "data", "figures", "metrics", "logs", "counterfactuals")
 SEEDS = {"judge": 1000, "utility": 2000}  # added to the run's seed: no two classifiers start alike
 TAIL = 20  # lines of the log of a job that failed
 
@@ -170,41 +180,56 @@ def plan() -> Plan:
         folder = folder.with_name(f"{folder.name}-seed{settings.seed}")
     flags += ["--output_dir", str(folder)]
 
+    image_model = "diffusion" if "diffusion" in sections and "hvae" not in sections else "hvae"
     steps = {key: [*flags, "--seed", str(settings.seed)] for key in ("generate", "evaluate")}
     latents = False
-    left_out = {"hvae" if "diffusion" in sections and "hvae" not in sections else "diffusion"}
-    if not settings.utility:
-        left_out.add("utility")
-    for section, (types, model_class) in TRAININGS.items():
-        if section in left_out:
+    for section in TRAININGS:
+        if section in {"hvae", "diffusion"} - {image_model} or (section == "utility" and not settings.utility):
             continue
-        config, data, training, *others = parse_config(
-            section, DataConfig, TrainingConfig, *types, default_config=DEFAULT_CONFIG, argv=flags
-        )
-        graph = CausalGraph(config["graph"])
-        if model_class is not None:
-            arguments = model_arguments(config, section, model_class)
-        if model_class is HVAEModel:
-            with torch.device("meta"):  # no memory: whether it can be built is all that is asked
-                HVAEModel(graph.to_list(), data.sample_size, **arguments)
+        graph, training, others = read_training(section, flags, image_model)
         latents |= any(isinstance(other, DiffusionConfig) and other.latents for other in others)
         most = min(training.max_train_steps, settings.max_train_steps or training.max_train_steps)
         seed = settings.seed + SEEDS.get(section, 0)
         steps[section] = [*flags, "--seed", str(seed), "--max_train_steps", str(most)]
         steps[section] += ["--resume_from_checkpoint", "latest"]
     sets = [f"{cft}/{v.name}" for cft in CFT_NAMES for v in graph.variables if v.kind != "continuous"]
-    return Plan(folder, steps, ["real", *sets] if settings.utility else [], read_guidances(sections, folder), latents)
+    guidances = sections.get("guidance", {})
+    if guidances and image_model == "hvae":
+        raise ValueError("The section guidance is for diffusion models, but the image model is an HVAE.")
+    return Plan(folder, steps, ["real", *sets] if settings.utility else [], read_guidances(guidances, folder), latents)
 
 
-def read_guidances(sections: dict[str, Any], folder: Path) -> dict[str, list[str]]:
+def read_training(section: str, flags: list[str], image_model: str) -> tuple[CausalGraph, TrainingConfig, list[Any]]:
+    """The settings of a training, once it is sure that its model can be made from them."""
+    types, model_class = TRAININGS[section]
+    config, data, training, *others = parse_config(
+        section, DataConfig, TrainingConfig, *types, default_config=DEFAULT_CONFIG, argv=flags
+    )
+    graph = CausalGraph(config["graph"])
+    if section == "diffusion":
+        model_class = UNETS[config[section]["unet"]]
+    if section == "cft" and image_model == "hvae":
+        refuse_for_hvae(*(other for other in others if isinstance(other, SolverConfig | DiffusionTuningConfig)))
+    if model_class is not None:
+        arguments = model_arguments(config, section, model_class)
+    if model_class is HVAEModel:
+        with torch.device("meta"):  # no memory: whether it can be built is all that is asked
+            HVAEModel(graph.to_list(), data.sample_size, **arguments)
+    return graph, training, others
+
+
+def read_guidances(section: dict[str, dict[str, Any]], folder: Path) -> dict[str, list[str]]:
     """The flags of each evaluation under guidance: the same models, but tables and figures in a folder of its own."""
     parts = ["--pipelines", *(str(folder / cft) for cft in CFT_NAMES)]
     parts += ["--judge_dir", str(folder / "judge"), "--vae_dir", str(folder / "vae")]
     guidances, known = {}, [field.name for field in fields(SolverConfig)]
-    for name, settings in sections.get("guidance", {}).items():
+    for name, settings in section.items():
+        if name in TAKEN:
+            raise ValueError(f"guidance.{name}: the name is taken by another folder of the run; choose another.")
         if unknown := [key for key in settings if key not in known]:
             raise ValueError(f"guidance.{name}: unknown key {unknown[0]!r}; it may have {', '.join(known)}.")
-        scales = [flag for key, value in SolverConfig(**settings).given().items() for flag in (f"--{key}", str(value))]
+        given = given_settings(SolverConfig(**settings))
+        scales = [flag for key, value in given.items() for flag in (f"--{key}", str(value))]
         guidances[name] = [*parts, *scales, "--output_dir", str(folder / name)]
     return guidances
 
@@ -242,7 +267,10 @@ def main() -> None:
         f"utility_{name.replace('/', '_')}": [classifier, "--role", "utility", "--train_on", name, *flags["utility"]]
         for name in sets
     }
-    none, hard, soft = ([str(RECIPES / "soft_cft.py"), "--cft", c, *flags["cft"]] for c in ("none", "hard", "soft"))
+    part = [f"--{image_model}_dir", str(out / image_model)]  # whatever else the folder has
+    none, hard, soft = (
+        [str(RECIPES / "soft_cft.py"), "--cft", c, *flags["cft"], *part] for c in ("none", "hard", "soft")
+    )
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(torch.cuda.device_count() or 2)]
 
     for end in (signal.SIGTERM, signal.SIGHUP):

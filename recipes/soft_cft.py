@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from accelerate import PartialState
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import AutoencoderKL, DDIMScheduler
 
 from softcft import (
     AttributeClassifier,
@@ -27,9 +27,17 @@ from softcft import (
     ParentEncoder,
 )
 from softcft.data.sources import DataConfig, SubsetConfig, load_data, training_images
+from softcft.models.denoiser import load_unet
 from softcft.training.cft_trainer import CFTConfig, CFTTrainer
-from softcft.training.config import MemoryConfig, SolverConfig, TrainingConfig
-from softcft.training.lora import LoRAConfig
+from softcft.training.config import (
+    DiffusionTuningConfig,
+    MemoryConfig,
+    SolverConfig,
+    TrainingConfig,
+    given_settings,
+    make_backbone,
+)
+from softcft.training.lora import adapters
 from softcft.training.parsing import begin_run, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
@@ -90,10 +98,8 @@ def load_pipeline(folders: dict[str, Path]) -> DSCMPipeline | DiffusionDSCMPipel
     if "hvae" in folders:
         return DSCMPipeline(HVAEModel.from_pretrained(folders["hvae"]), attribute_scm=scm, classifier=guide)
     folder = folders["diffusion"]
-    unet_class = {c.__name__: c for c in (UNet2DModel, UNet2DConditionModel)}
-    name = UNet2DModel.load_config(folder / "unet")["_class_name"]
     return DiffusionDSCMPipeline(
-        unet=unet_class[name].from_pretrained(folder / "unet"),
+        unet=load_unet(folder / "unet"),
         parent_encoder=ParentEncoder.from_pretrained(folder / "parent_encoder"),
         scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
         attribute_scm=scm,
@@ -104,7 +110,7 @@ def load_pipeline(folders: dict[str, Path]) -> DSCMPipeline | DiffusionDSCMPipel
 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
-    config, data, subset, training, memory, cft, solver, lora, parts = parse_config(
+    config, data, subset, training, memory, cft, solver, tuning, parts = parse_config(
         "cft",
         DataConfig,
         SubsetConfig,
@@ -112,7 +118,7 @@ def main() -> None:
         MemoryConfig,
         CFTConfig,
         SolverConfig,
-        LoRAConfig,
+        DiffusionTuningConfig,
         PretrainedConfig,
         default_config=DEFAULT_CONFIG,
         description=__doc__,
@@ -129,9 +135,7 @@ def main() -> None:
         raise ValueError(
             f"--sample_size is {data.sample_size}, but {image_dir} was trained with {pipeline.image_format.size}."
         )
-    backbone = solver.backbone(pipeline)
-    if "hvae" in folders and lora.lora_rank is not None:
-        raise ValueError("--lora_rank is for diffusion models, but the image model is an HVAE; leave it out.")
+    backbone = make_backbone(pipeline, solver, tuning)
     if PartialState().is_main_process:
         begin_run(config, "cft", training.output_dir)
 
@@ -142,16 +146,16 @@ def main() -> None:
         network = pipeline.hvae if "hvae" in folders else pipeline.unet
         if memory.gradient_checkpointing:
             network.enable_gradient_checkpointing()
-        if "diffusion" in folders and pipeline.vae is not None:
-            pipeline.vae.requires_grad_(False)
-        with lora.adapters(network):
+        with adapters(network, tuning.lora_rank):
             trainer = CFTTrainer(backbone, pipeline.attribute_scm, pipeline.classifier, training, cft)
             trainer.train(images.subset(subset.half, complete=True))
     if PartialState().is_main_process:
         backbone.eval()
         pipeline.to("cpu").save_pretrained(training.output_dir)
         print(f"Saved a pipeline to {training.output_dir}. Use it by")
-        print(f'    {type(pipeline).__name__}.from_pretrained("{training.output_dir}")(image, parents=..., do=...)')
+        settings = "".join(f", {name}={value!r}" for name, value in given_settings(solver).items())  # as it has learned
+        call = f"(image, parents=..., do=...{settings})"
+        print(f'    {type(pipeline).__name__}.from_pretrained("{training.output_dir}"){call}')
 
 
 if __name__ == "__main__":

@@ -3,14 +3,16 @@
     accelerate launch recipes/train_diffusion.py --config recipes/configs/phantom_diffusion.yaml
     accelerate launch recipes/train_diffusion.py --unet_dir my_pipeline/unet --scheduler_dir my_pipeline/scheduler
 
-With --unet_dir training starts from a UNet2DModel or UNet2DConditionModel of diffusers, whatever it was conditioned on:
-where it was trained with classes, they become the categories of the variable that has as many. With --latents the
-model is one of the latents of an AutoencoderKL, that of train_vae.py.
+With --unet_dir training starts from a UNet2DModel of diffusers, conditioned on classes or on nothing (classes become
+the categories of the variable that has as many), or from a UNet2DConditionModel; the settings of a new network, among
+them the section's model, are not read then. With --latents the model is one of the latents of an AutoencoderKL, that of
+train_vae.py.
 
 Reads the sections data, graph and diffusion. Writes unet, parent_encoder, scheduler and vae into
 --output_dir/diffusion.
 """
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2D
 
 from softcft import CausalGraph, ConditionalDenoiser
 from softcft.data.sources import DataConfig, load_data, training_images
-from softcft.models.denoiser import adopt_unet
-from softcft.models.vae import encode_latents
+from softcft.models.denoiser import adopt_unet, load_unet
+from softcft.models.vae import encode_latents, latent_stride
 from softcft.training.config import DiffusionConfig, MemoryConfig, TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import DiffusionObjective
@@ -37,7 +39,7 @@ def build(
     config: dict[str, Any], graph: CausalGraph, diffusion: DiffusionConfig, channels: int, size: int
 ) -> ConditionalDenoiser:
     """The network, new or trained by others, with its tokens and noise schedule."""
-    arguments = model_arguments(config, "diffusion", UNETS[diffusion.unet])
+    arguments = model_arguments(config, "diffusion", UNETS[diffusion.unet], ("in_channels", "out_channels"))
     if diffusion.unet_dir is None or diffusion.scheduler_dir is None:
         if size % diffusion.patch_size:
             raise ValueError(f"--patch_size {diffusion.patch_size} must divide the images' side, {size}.")
@@ -48,20 +50,23 @@ def build(
             "sample_size": size // diffusion.patch_size,
         }
         unet, encoder = adopt_unet(UNETS[diffusion.unet](**arguments), graph)
-        scheduler = DDIMScheduler(
-            prediction_type=diffusion.prediction_type, beta_schedule="squaredcos_cap_v2", clip_sample=False
-        )
+        # A cosine leaves next to nothing of an image at the last step, and noise that is a little wrong hides it.
+        schedule = "squaredcos_cap_v2" if diffusion.prediction_type == "v_prediction" else "linear"
+        scheduler = DDIMScheduler(prediction_type=diffusion.prediction_type, beta_schedule=schedule, clip_sample=False)
         return ConditionalDenoiser(unet, encoder, scheduler)
-    kind = UNet2DConditionModel.load_config(diffusion.unet_dir).get("_class_name")
-    if kind not in UNETS:
-        raise ValueError(f"--unet_dir {diffusion.unet_dir} holds a {kind}, and not one of {sorted(UNETS)}.")
-    unet = UNETS[kind].from_pretrained(diffusion.unet_dir)
-    patches = {(channels * p**2, size / p) for p in range(1, size + 1)}
-    if (unet.config["in_channels"], unet.config["sample_size"]) not in patches:
+    unet = load_unet(diffusion.unet_dir)
+    patch_sizes = range(1, 2 if diffusion.latents else size + 1)
+    if [unet.config["in_channels"], unet.config["sample_size"]] not in [
+        [channels * p**2, size / p] for p in patch_sizes
+    ]:
         raise ValueError(
             f"--unet_dir {diffusion.unet_dir} was trained on images of {unet.config['in_channels']} channels and size "
             f"{unet.config['sample_size']}, but these have {channels} and {size}; set --sample_size."
         )
+    kind = DDIMScheduler.load_config(diffusion.scheduler_dir).get("_class_name")
+    kinds = {"DDIMScheduler", *(scheduler.__name__ for scheduler in DDIMScheduler().compatibles)}
+    if kind not in kinds:
+        raise ValueError(f"--scheduler_dir {diffusion.scheduler_dir} holds a {kind}, and not one of {sorted(kinds)}.")
     scheduler = DDIMScheduler.from_pretrained(diffusion.scheduler_dir, clip_sample=False, thresholding=False)
     return ConditionalDenoiser(*adopt_unet(unet, graph), scheduler)
 
@@ -96,6 +101,8 @@ def main() -> None:
 
     channels, size = images.image_channels, images.sample_size
     if vae is not None:
+        if size % latent_stride(vae):
+            raise ValueError(f"--sample_size must be a multiple of {latent_stride(vae)} for this VAE, got {size}.")
         with torch.no_grad():
             _, channels, size, _ = encode_latents(vae, torch.zeros(1, channels, size, size)).shape
     set_seed(training.seed)
@@ -111,6 +118,8 @@ def main() -> None:
         for name, part in parts.items():
             if part is not None:
                 part.eval().save_pretrained(Path(training.output_dir, name))
+            else:  # of a model that was here before
+                shutil.rmtree(Path(training.output_dir, name), ignore_errors=True)
         denoiser.scheduler.save_pretrained(Path(training.output_dir, "scheduler"))
         print(f"Saved to {training.output_dir}")
 

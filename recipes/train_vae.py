@@ -9,13 +9,14 @@ with their mean and spread. Reads the sections data, graph and vae. Writes an Au
 """
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from softcft import CausalGraph
 from softcft.data.schema import scale_pixels
@@ -33,8 +34,7 @@ SCALE_IMAGES = 1000
 @torch.no_grad()
 def measure_scale(vae: AutoencoderKL, images: Dataset) -> tuple[float, float]:
     """Mean of the latents of the first images, and the factor that makes their standard deviation 1."""
-    first = Subset(images, range(min(SCALE_IMAGES, len(images))))
-    batches = DataLoader(first, batch_size=50)
+    batches = islice(DataLoader(images, batch_size=50), SCALE_IMAGES // 50)
     loc = torch.cat([image_posterior(vae, scale_pixels(batch["image"].to(vae.device)))[0] for batch in batches])
     return loc.mean().item(), 1 / loc.std().item()
 
@@ -46,7 +46,8 @@ def main() -> None:
     )
     training = replace(training, output_dir=str(Path(training.output_dir, "vae")))
     graph = CausalGraph(config["graph"])
-    arguments = model_arguments(config, "vae", AutoencoderKL)
+    own = ("in_channels", "out_channels", "down_block_types", "up_block_types")
+    arguments = model_arguments(config, "vae", AutoencoderKL, own)
     stages = len(arguments.setdefault("block_out_channels", [32, 64, 64]))
     shrinkage = patches.patch_size * 2 ** (stages - 1)
     if data.sample_size % shrinkage:

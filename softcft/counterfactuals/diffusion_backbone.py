@@ -39,9 +39,11 @@ class DiffusionBackbone(nn.Module):
     Args:
         denoiser: The image mechanism.
         vae: Where given, the diffusion model is one of its latents: images are encoded to the mean of their posterior.
+            Frozen here.
         num_inference_steps: Levels of noise, S; must divide the training steps of the scheduler.
         abduction: The solver, see :mod:`softcft.counterfactuals.solvers`. A null intervention gives back the image up
-            to rounding with ``bdia``; not with ``ddim``, and not through a ``vae``.
+            to rounding with ``bdia``; not with ``ddim``, not through a ``vae``, and not with guidance, which abduction
+            has none of.
         guidance_scale: w. Above 1 the attributes are exaggerated.
         invariant_guidance_scale: w' of factored guidance; left out, guidance is not factored.
         gradient_steps: Gradients flow through the last so many steps of prediction only; all if left out.
@@ -83,7 +85,7 @@ class DiffusionBackbone(nn.Module):
                 f"gradient_steps must be from 1 to num_inference_steps ({num_inference_steps}), got {gradient_steps}."
             )
         self.denoiser = denoiser
-        self.vae = vae
+        self.vae = None if vae is None else vae.requires_grad_(False)
         self.levels = NoiseLevels.spaced(denoiser.alphas_cumprod, num_inference_steps)
         self.abduction = abduction
         self.guidance_scale = guidance_scale
@@ -92,6 +94,10 @@ class DiffusionBackbone(nn.Module):
         self.condition_dropout = condition_dropout
         self.min_snr_gamma = min_snr_gamma
         self.on_step = on_step
+
+    def train(self, mode: bool = True) -> DiffusionBackbone:
+        """Stays in evaluation mode: abduction and prediction must see the same network, without dropout."""
+        return super().train(False)
 
     def counterfactual(
         self,
@@ -102,19 +108,21 @@ class DiffusionBackbone(nn.Module):
     ) -> BackboneOutput:
         """See :class:`~softcft.counterfactuals.backbone.CounterfactualBackbone`.
 
-        Fidelity is the denoising loss of the factual images, whose random times ``generator`` makes reproducible.
-        Nothing else is random.
+        Fidelity is half the log of the denoising loss of the factual images, in nats: a normal likelihood's, with the
+        variance that fits best, so that it has the scale of an HVAE's. ``generator`` makes its random times and noise
+        reproducible; nothing else is random.
         """
         clean = self._encode(image)
-        latents = invert(partial(self._denoise, parents=parents), clean, self.levels, self.abduction)
+        # Before the inversion: autocast keeps its copies of the weights, and those made without gradients have none.
         loss = self.denoiser.loss(clean, parents, self.condition_dropout, self.min_snr_gamma, generator)
+        latents = invert(partial(self._denoise, parents=parents), clean, self.levels, self.abduction)
         if counterfactual_parents.ndim == 2:
             predicted = self._predict(latents, parents, counterfactual_parents)
         else:
             predictions = [self._predict(latents, parents, p) for p in counterfactual_parents.unbind(dim=1)]
             predicted = torch.stack(predictions, dim=1)
             latents = [z[:, None].expand(-1, predicted.shape[1], -1, -1, -1) for z in latents]
-        return BackboneOutput(image=predicted, fidelity=loss.mean(), latents=latents)
+        return BackboneOutput(image=predicted, fidelity=0.5 * loss.mean().log(), latents=latents)
 
     def generate(self, noise: Tensor, parents: Tensor) -> Tensor:
         """Images of given attributes, shape (B, C, H, W), by DDIM; all attributes are guided by ``guidance_scale``.

@@ -41,24 +41,31 @@ PANELS = {
     "kl": "HVAE: KL (nats/dim)",
     "denoising": "diffusion: denoising loss",
     "guidance": "CFT: guidance loss (nats)",
-    "fidelity": "CFT: fidelity (HVAE: nats/dim)",
+    "fidelity": "CFT: fidelity (nats/dim)",
     "multiplier": "CFT: Lagrange multiplier",
 }
 
 
 @torch.no_grad()
 def draw_counterfactuals(
-    models: Mapping[str, Model], image: Tensor, parents: Tensor, rows: Sequence[int], seed: int, folder: Path
+    models: Mapping[str, Model],
+    image: Tensor,
+    parents: Tensor,
+    rows: Sequence[int],
+    seed: int,
+    folder: Path,
+    device: torch.device | str = "cpu",
 ) -> None:
     """Draw Figure 1: the same counterfactuals of a few images by each model, and by all of them side by side.
 
     Args:
-        models: By fine-tuning (``none``, ``hard``, ``soft``), on the CPU.
+        models: By fine-tuning (``none``, ``hard``, ``soft``); attribute mechanisms on the CPU.
         image: The first B of the test images, in [-1, 1], shape (B, C, H, W).
         parents: Encoded attributes of all N test images, shape (N, K).
         rows: The N images' rows in the test split.
         seed: That of the evaluation, whose counterfactuals these are.
         folder: Gets ``counterfactuals_none`` and so on, and ``comparison``.
+        device: Where the image models are.
     """
     number = len(image)
     grids, values, captions = {}, {}, []
@@ -66,7 +73,7 @@ def draw_counterfactuals(
         graph = attribute_scm.causal_graph
         captions = attribute_captions(graph, parents[:number])
         plan = plan_counterfactuals(attribute_scm, parents, graph.names, seed)[:number]
-        images = counterfactual_images(backbone, image, parents[:number], plan, rows[:number], seed)
+        images = _images(backbone, image, parents[:number], plan, rows[:number], seed, device)
         grid = {f"do({name})": images[:, 1 + i] for i, name in enumerate(graph.names)}
         values = {f"do({name})": value_captions(graph, name, plan[:, i]) for i, name in enumerate(graph.names)}
         _save(counterfactual_grid(image, grid, captions, values), folder / f"counterfactuals_{cft}")
@@ -77,7 +84,13 @@ def draw_counterfactuals(
 
 @torch.no_grad()
 def draw_interpolations(
-    models: Mapping[str, Model], image: Tensor, parents: Tensor, rows: Sequence[int], seed: int, folder: Path
+    models: Mapping[str, Model],
+    image: Tensor,
+    parents: Tensor,
+    rows: Sequence[int],
+    seed: int,
+    folder: Path,
+    device: torch.device | str = "cpu",
 ) -> None:
     """Animate a few images while a continuous variable moves, and its descendants with it.
 
@@ -103,9 +116,7 @@ def draw_interpolations(
                 )
                 for value in values
             ]
-            images = counterfactual_images(
-                backbone, image, parents[:number], torch.stack(moved, dim=1), rows[:number], seed
-            )
+            images = _images(backbone, image, parents[:number], torch.stack(moved, dim=1), rows[:number], seed, device)
             frames[CFT_NAMES[cft]] = images[:, 1:].transpose(0, 1)
             texts = [f"do({variable.name} = {text})" for text in value_captions(graph, variable.name, values[:, 0])]
         write_interpolation(folder / f"interpolation_{variable.name}.gif", frames, texts)
@@ -153,6 +164,19 @@ def draw_training_curves(output_dir: Path) -> None:
     panels = {key: label for key, label in PANELS.items() if any(key in r for run in curves.values() for r in run)}
     if panels:
         _save(training_curves(curves, panels), output_dir / "figures" / "training_curves")
+
+
+def _images(
+    backbone: CounterfactualBackbone,
+    image: Tensor,
+    parents: Tensor,
+    plan: Tensor,
+    rows: Sequence[int],
+    seed: int,
+    device: torch.device | str,
+) -> Tensor:
+    made = counterfactual_images(backbone, image.to(device), parents.to(device), plan.to(device), rows, seed)
+    return made.float().cpu()
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -13,7 +15,7 @@ from softcft.graph import CausalGraph
 from softcft.models.parent_encoder import ParentEncoder
 from softcft.models.patches import fold_patches, unfold_patches
 
-__all__ = ["ConditionalDenoiser", "adopt_unet"]
+__all__ = ["CONDITION_DROPOUT", "MIN_SNR_GAMMA", "ConditionalDenoiser", "adopt_unet", "load_unet"]
 
 CONDITION_DROPOUT = 0.3
 """Share of the images that lose attributes in training, unless told otherwise."""
@@ -53,7 +55,12 @@ class ConditionalDenoiser(nn.Module):
     ) -> None:
         super().__init__()
         size = parent_encoder.config["embedding_dim"]
-        if isinstance(unet, UNet2DConditionModel):
+        if unet.config["in_channels"] != unet.config["out_channels"]:
+            raise ValueError(
+                f"unet must predict as many channels as it takes, {unet.config['in_channels']}, but predicts "
+                f"{unet.config['out_channels']}: a variance cannot be used."
+            )
+        if _attends(unet):
             if unet.config["cross_attention_dim"] != size:
                 raise ValueError(
                     f"parent_encoder makes tokens of size {size}, but cross_attention_dim of unet is "
@@ -64,10 +71,10 @@ class ConditionalDenoiser(nn.Module):
                 "unet must have class_embed_type 'identity', so that the tokens of parent_encoder can be added to its "
                 f"time embedding, got {unet.config['class_embed_type']!r}."
             )
-        elif 4 * unet.config["block_out_channels"][0] != size:
+        elif _time_embedding_size(unet) != size:
             raise ValueError(
                 f"parent_encoder makes tokens of size {size}, but the time embedding of unet has "
-                f"{4 * unet.config['block_out_channels'][0]}."
+                f"{_time_embedding_size(unet)}."
             )
         self.prediction_type = scheduler.config["prediction_type"]
         if self.prediction_type not in ("epsilon", "v_prediction"):
@@ -92,7 +99,7 @@ class ConditionalDenoiser(nn.Module):
         """
         tokens = self.parent_encoder(parents.to(self.parent_encoder.dtype), present).to(self.unet.dtype)
         patches = fold_patches(noisy, self.unet.config["in_channels"]).to(self.unet.dtype)
-        if isinstance(self.unet, UNet2DConditionModel):
+        if _attends(self.unet):
             prediction = self.unet(patches, timestep, encoder_hidden_states=tokens).sample
         else:
             prediction = self.unet(patches, timestep, class_labels=tokens.sum(dim=1)).sample
@@ -142,7 +149,7 @@ class ConditionalDenoiser(nn.Module):
             [1, 1, 1, variables], dim=1
         )
         if not isinstance(generator, list):
-            # Spread evenly from one random start, each is uniform still, but their mean loss is less a matter of chance:
+            # Spread evenly from one random start: each is uniform still, but their mean loss varies less.
             # Kingma et al., "Variational diffusion models" (NeurIPS 2021), appendix I.1.
             time = (time[:1] + torch.arange(len(image), device=time.device)[:, None] / len(image)) % 1
         timestep = (time[:, 0] * steps).long().clamp_max(steps - 1)
@@ -170,11 +177,11 @@ class ConditionalDenoiser(nn.Module):
 def adopt_unet(
     unet: UNet2DModel | UNet2DConditionModel, graph: CausalGraph
 ) -> tuple[UNet2DModel | UNet2DConditionModel, ParentEncoder]:
-    """Condition any UNet of diffusers on the attributes of a graph, without changing what it does at first.
+    """Condition a UNet of diffusers on the attributes of a graph.
 
-    A ``UNet2DModel`` gets ``class_embed_type`` ``identity``; if it had an embedding of classes, the tokens of the
-    variable with as many categories are its rows. All other tokens of a ``UNet2DModel`` are 0. Tokens that a
-    ``UNet2DConditionModel`` attends to are new.
+    A ``UNet2DModel`` does at first what it did: it gets ``class_embed_type`` ``identity``; if it had an embedding of
+    classes, the tokens of the variable with as many categories are its rows; all other tokens are 0. The tokens that a
+    ``UNet2DConditionModel`` attends to are new and random.
 
     Args:
         unet: The network, with or without condition; not changed.
@@ -184,11 +191,24 @@ def adopt_unet(
         The network, with the same weights, and the encoder of its tokens.
 
     Raises:
-        ValueError: If the network has classes, but not one discrete variable has as many categories.
+        ValueError: If the network has classes, but not one discrete variable has as many categories; or if it has
+            conditions other than classes (``UNet2DModel``) or tokens of one size (``UNet2DConditionModel``).
     """
-    if isinstance(unet, UNet2DConditionModel):
-        return unet, ParentEncoder(graph.to_list(), unet.config["cross_attention_dim"])
-    encoder = ParentEncoder(graph.to_list(), 4 * unet.config["block_out_channels"][0])
+    if _attends(unet):
+        size = unet.config["cross_attention_dim"]
+        others = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type")
+        if not isinstance(size, int) or any(unet.config.get(other) is not None for other in others):
+            raise ValueError(
+                "unet must attend to tokens of one size, cross_attention_dim, and have no other conditions; it has "
+                f"{ {name: unet.config.get(name) for name in ('cross_attention_dim', *others)} }."
+            )
+        return unet, ParentEncoder(graph.to_list(), size)
+    if unet.config["class_embed_type"] not in (None, "identity"):
+        raise ValueError(
+            f"unet must be conditioned on classes or on nothing, got class_embed_type "
+            f"{unet.config['class_embed_type']!r}."
+        )
+    encoder = ParentEncoder(graph.to_list(), _time_embedding_size(unet))
     if unet.config["class_embed_type"] == "identity":
         return unet, encoder
     weights = dict(unet.state_dict())
@@ -217,6 +237,28 @@ def adopt_unet(
                 layer.weight.copy_(embedding.T)
             encoder.absent[places[0]] = embedding.mean(dim=0)
     return conditional, encoder
+
+
+def load_unet(folder: str | Path) -> UNet2DModel | UNet2DConditionModel:
+    """A UNet of either class, as diffusers saves it.
+
+    Raises:
+        ValueError: If the folder holds a model of another class.
+    """
+    classes = {c.__name__: c for c in (UNet2DModel, UNet2DConditionModel)}
+    name = UNet2DModel.load_config(folder).get("_class_name")
+    if name not in classes:
+        raise ValueError(f"{folder} holds a {name}, and not one of {sorted(classes)}.")
+    return classes[name].from_pretrained(folder)
+
+
+def _attends(unet: UNet2DModel | UNet2DConditionModel) -> bool:
+    """Whether a UNet attends to tokens; by its config, which a compiled one has too."""
+    return "cross_attention_dim" in unet.config
+
+
+def _time_embedding_size(unet: UNet2DModel | UNet2DConditionModel) -> int:
+    return unet.config["time_embedding_dim"] or 4 * unet.config["block_out_channels"][0]
 
 
 def _rand(shape: tuple[int, int], generator: Generator, device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from softcft.models.patches import fold_patches, patch_size_of, unfold_patches
 
-__all__ = ["decode_latents", "encode_latents", "image_posterior"]
+__all__ = ["decode_latents", "encode_latents", "image_posterior", "latent_stride"]
 
 
 def encode_latents(vae: AutoencoderKL, image: Tensor) -> Tensor:
@@ -34,6 +34,12 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     patches = vae.decode(latents.to(vae.dtype)).sample.float()
     channels, _ = patch_size_of(vae.config["in_channels"])
     return unfold_patches(patches, channels)
+
+
+def latent_stride(vae: AutoencoderKL) -> int:
+    """Pixels of the image along each side of a latent."""
+    _, patch_size = patch_size_of(vae.config["in_channels"])
+    return patch_size * 2 ** (len(vae.config["block_out_channels"]) - 1)
 
 
 def image_posterior(vae: AutoencoderKL, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from softcft.models.classifier import AttributeClassifier
 from softcft.models.denoiser import ConditionalDenoiser
 from softcft.models.parent_encoder import ParentEncoder
 from softcft.models.patches import patch_size_of
+from softcft.models.vae import latent_stride
 from softcft.pipelines.images import Images, OutputType, check_output_type, from_tensor
 from softcft.pipelines.query import (
     DSCMPipelineOutput,
@@ -119,9 +120,8 @@ class DiffusionDSCMPipeline(DiffusionPipeline):
         if self.vae is None:
             channels, patch_size = patch_size_of(self.unet.config["in_channels"])
             return ImageFormat(channels, patch_size * size, self.unet.dtype)
-        channels, patch_size = patch_size_of(self.vae.config["in_channels"])
-        scale = patch_size * 2 ** (len(self.vae.config["block_out_channels"]) - 1)
-        return ImageFormat(channels, scale * size, self.vae.dtype)
+        channels, _ = patch_size_of(self.vae.config["in_channels"])
+        return ImageFormat(channels, latent_stride(self.vae) * size, self.vae.dtype)
 
     @torch.no_grad()
     def __call__(
@@ -147,8 +147,8 @@ class DiffusionDSCMPipeline(DiffusionPipeline):
             do: The intervention in natural units, see there.
             num_inference_steps: Levels of noise, through all of which an image is taken, up and down; a divisor of the
                 scheduler's training steps.
-            guidance_scale: Above 1 the attributes are exaggerated, see
-                :class:`~softcft.counterfactuals.diffusion_backbone.DiffusionBackbone`.
+            guidance_scale: Above 1 the attributes are exaggerated, also those that stay, even if nothing is changed;
+                see :class:`~softcft.counterfactuals.diffusion_backbone.DiffusionBackbone`.
             invariant_guidance_scale: Of the attributes that the intervention leaves alone, see there; left out, they
                 are guided with the others.
             abduction: ``"bdia"``, exact up to rounding, or ``"ddim"``, the usual one.

@@ -9,11 +9,23 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from softcft.counterfactuals.diffusion_backbone import DiffusionBackbone
 from softcft.counterfactuals.hvae_backbone import HVAEBackbone
+from softcft.counterfactuals.solvers import Solver
 from softcft.models.denoiser import CONDITION_DROPOUT, MIN_SNR_GAMMA
 from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
 from softcft.pipelines.dscm import DSCMPipeline
 
-__all__ = ["DiffusionConfig", "MemoryConfig", "PatchConfig", "SolverConfig", "TrainingConfig", "choices_of"]
+__all__ = [
+    "DiffusionConfig",
+    "DiffusionTuningConfig",
+    "MemoryConfig",
+    "PatchConfig",
+    "SolverConfig",
+    "TrainingConfig",
+    "choices_of",
+    "given_settings",
+    "make_backbone",
+    "refuse_for_hvae",
+]
 
 
 @dataclass(kw_only=True)
@@ -185,12 +197,12 @@ class DiffusionConfig:
     unet: Literal["UNet2DModel", "UNet2DConditionModel"] = field(
         default="UNet2DModel",
         metadata={
-            "help": "How the network sees attributes: their tokens are added to its time embedding (UNet2DModel), or "
+            "help": "How a new network sees attributes: their tokens are added to its time embedding (UNet2DModel), or "
             "attended to (UNet2DConditionModel). diffusion.model has its arguments."
         },
     )
     prediction_type: Literal["epsilon", "v_prediction"] = field(
-        default="v_prediction", metadata={"help": "What the network predicts: the noise, or the velocity."}
+        default="v_prediction", metadata={"help": "What a new network predicts: the noise, or the velocity."}
     )
     condition_dropout: float = field(
         default=CONDITION_DROPOUT,
@@ -248,7 +260,11 @@ class DiffusionConfig:
 
 @dataclass(kw_only=True)
 class SolverConfig:
-    """How counterfactuals of a diffusion model are made while it is fine-tuned. An HVAE has none of these."""
+    """How counterfactuals of a diffusion model are made. An HVAE has none of these settings.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
 
     num_inference_steps: int | None = field(
         default=None,
@@ -263,29 +279,83 @@ class SolverConfig:
     invariant_guidance_scale: float | None = field(
         default=None, metadata={"help": "Diffusion only: weight of the attributes that stay; not apart if left out."}
     )
+
+    def __post_init__(self) -> None:
+        if self.num_inference_steps is not None and self.num_inference_steps < 2:
+            raise ValueError(f"--num_inference_steps must be at least 2, got {self.num_inference_steps}.")
+        if self.abduction not in (None, *get_args(Solver)):
+            raise ValueError(f"--abduction must be one of {list(get_args(Solver))}, got {self.abduction!r}.")
+        for name in ("guidance_scale", "invariant_guidance_scale"):
+            scale = getattr(self, name)
+            if scale is not None and not (isinstance(scale, int | float) and scale >= 0):
+                raise ValueError(f"--{name} must be a number >= 0, got {scale!r}.")
+
+
+@dataclass(kw_only=True)
+class DiffusionTuningConfig:
+    """How a diffusion model is fine-tuned. An HVAE has none of these settings.
+
+    Raises:
+        ValueError: If a value is out of range, or peft is needed and not installed.
+    """
+
     gradient_steps: int | None = field(
         default=None,
         metadata={"help": "Diffusion only: gradients flow through the last so many steps; all if left out."},
     )
+    condition_dropout: float | None = field(
+        default=None,
+        metadata={"help": f"Diffusion only: of the fidelity, as in training; {CONDITION_DROPOUT} if left out."},
+    )
+    min_snr_gamma: float | None = field(
+        default=None,
+        metadata={"help": f"Diffusion only: of the fidelity, as in training; {MIN_SNR_GAMMA} if left out."},
+    )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "Diffusion only: train adapters of this rank on each layer of the UNet (and the encoder of its "
+            "tokens), and add them to its weights at the end; all weights if left out. Needs pip install peft."
+        },
+    )
 
-    def given(self) -> dict[str, Any]:
-        """The settings that were made."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+    def __post_init__(self) -> None:
+        for name in ("gradient_steps", "lora_rank"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise ValueError(f"--{name} must be at least 1, got {number}.")
+        if self.condition_dropout is not None and not 0 <= self.condition_dropout <= 1:
+            raise ValueError(f"--condition_dropout must be in [0, 1], got {self.condition_dropout}.")
+        if self.min_snr_gamma is not None and not self.min_snr_gamma > 0:
+            raise ValueError(f"--min_snr_gamma must be > 0, got {self.min_snr_gamma}.")
+        if self.lora_rank is not None and importlib.util.find_spec("peft") is None:
+            raise ValueError("--lora_rank needs a package that is not installed: pip install peft")
 
-    def backbone(self, pipeline: DSCMPipeline | DiffusionDSCMPipeline) -> HVAEBackbone | DiffusionBackbone:
-        """The differentiable core of a pipeline, with these settings.
 
-        Raises:
-            ValueError: If a setting was made for an HVAE, or is out of range.
-        """
-        given = self.given()
-        if isinstance(pipeline, DiffusionDSCMPipeline):
-            return pipeline.backbone(**given)
-        if given:
-            raise ValueError(
-                f"--{next(iter(given))} is for diffusion models, but the image model is an HVAE; leave it out."
-            )
-        return pipeline.backbone()
+def given_settings(*configs: SolverConfig | DiffusionTuningConfig) -> dict[str, Any]:
+    """The settings of diffusion models that were made."""
+    return {name: value for config in configs for name, value in asdict(config).items() if value is not None}
+
+
+def refuse_for_hvae(*configs: SolverConfig | DiffusionTuningConfig) -> None:
+    """Raise a ValueError if a setting of diffusion models was made."""
+    for name in given_settings(*configs):
+        raise ValueError(f"--{name} is for diffusion models, but the image model is an HVAE; leave it out.")
+
+
+def make_backbone(
+    pipeline: DSCMPipeline | DiffusionDSCMPipeline, *configs: SolverConfig | DiffusionTuningConfig
+) -> HVAEBackbone | DiffusionBackbone:
+    """The differentiable core of a pipeline, with the settings that were made.
+
+    Raises:
+        ValueError: If a setting was made for an HVAE, or is out of range.
+    """
+    if isinstance(pipeline, DiffusionDSCMPipeline):
+        settings = given_settings(*configs)
+        settings.pop("lora_rank", None)  # no business of the backbone
+        return pipeline.backbone(**settings)
+    refuse_for_hvae(*configs)
+    return pipeline.backbone()
 
 
 def choices_of(hint: Any) -> list[Any]:

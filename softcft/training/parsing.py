@@ -206,14 +206,19 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def model_arguments(config: Mapping[str, Any], section: str, model_class: type) -> dict[str, Any]:
+def model_arguments(
+    config: Mapping[str, Any], section: str, model_class: type, own: Sequence[str] = ()
+) -> dict[str, Any]:
     """The arguments of a model under ``model`` of a section, checked against the model's constructor.
+
+    Graph and size, and those under ``own``, the recipe sets itself.
 
     Raises:
         ValueError: If an argument is unknown. The message names it and the nearest known one.
     """
     arguments = config[section].get("model", {})
-    known = [name for name in inspect.signature(model_class).parameters if name not in ("self", "graph", "sample_size")]
+    own = ("self", "graph", "sample_size", *own)
+    known = [name for name in inspect.signature(model_class).parameters if name not in own]
     for name in arguments:
         if name not in known:
             raise ValueError(f"{section}.model: {model_class.__name__} takes no '{name}'{_suggest(name, known)}")

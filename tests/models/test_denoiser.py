@@ -88,7 +88,6 @@ def test_it_listens_to_each_variable_that_is_present_and_to_no_other(denoiser: C
 
 
 @torch.no_grad()
-@torch.no_grad()
 @pytest.mark.parametrize("attention", [False, True])
 def test_a_network_of_more_channels_sees_patches(attention: bool) -> None:
     denoiser = ConditionalDenoiser(make_unet(attention, 4), ParentEncoder(GRAPH.to_list(), 16), make_scheduler()).eval()
@@ -217,6 +216,7 @@ def test_the_encoder_is_saved(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"out_channels": 2}, "unet must predict as many channels as it takes, 1, but predicts 2"),
         ({"embedding_dim": 8}, "makes tokens of size 8, but the time embedding of unet has 16"),
         ({"class_embed_type": None}, "unet must have class_embed_type 'identity'.* got None"),
         ({"prediction_type": "sample"}, "must be 'epsilon' or 'v_prediction', got 'sample'"),
@@ -226,10 +226,10 @@ def test_the_encoder_is_saved(tmp_path: Any) -> None:
 )
 def test_parts_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
     unet = make_unet(False)
-    if "class_embed_type" in change:
+    if change.keys() & {"class_embed_type", "out_channels"}:
         unet = UNet2DModel.from_config({**unet.config, **change})
     encoder = ParentEncoder(GRAPH.to_list(), change.get("embedding_dim", 16))
-    scheduler = {k: v for k, v in change.items() if k not in ("embedding_dim", "class_embed_type")}
+    scheduler = {k: v for k, v in change.items() if k not in ("embedding_dim", "class_embed_type", "out_channels")}
     with pytest.raises(ValueError, match=message):
         ConditionalDenoiser(unet, encoder, make_scheduler(**scheduler))
 
@@ -297,6 +297,30 @@ def test_a_network_that_has_tokens_is_taken_as_it_is() -> None:
         adopted, encoder = adopt_unet(unet, GRAPH)
         assert adopted is unet
         ConditionalDenoiser(adopted, encoder, make_scheduler())
+
+
+def test_conditions_of_another_kind_are_refused() -> None:
+    with pytest.raises(ValueError, match="conditioned on classes or on nothing, got class_embed_type 'timestep'"):
+        adopt_unet(stock_unet(class_embed_type="timestep"), GRAPH)
+    settings = {key: value for key, value in make_unet(True).config.items() if not key.startswith("_")}
+    with pytest.raises(ValueError, match="must attend to tokens of one size"):
+        adopt_unet(UNet2DConditionModel(**{**settings, "num_class_embeds": 3}), GRAPH)
+
+
+def test_a_time_embedding_of_another_size_is_taken() -> None:
+    unet = stock_unet(time_embedding_dim=24)
+    denoiser = ConditionalDenoiser(*adopt_unet(unet, GRAPH), make_scheduler())
+    x, timestep = torch.randn(2, 1, 8, 8), torch.full((2,), 300)
+    expected = unet(x, timestep).sample
+    torch.testing.assert_close(denoiser(x, timestep, draw_parents(2)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_network_is_known() -> None:
+    denoiser = make_denoiser(attention=True)
+    compiled = ConditionalDenoiser(
+        torch.compile(denoiser.unet, backend="eager"), denoiser.parent_encoder, make_scheduler()
+    )
+    assert compiled.unet.config["cross_attention_dim"] == 16
 
 
 def test_classes_that_no_variable_has_are_refused() -> None:

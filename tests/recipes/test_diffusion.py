@@ -179,6 +179,8 @@ def start(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
         (["--unet_dir", "stock/unet"], "--unet_dir and --scheduler_dir go together"),
         (["--unet_dir", "runs/diffusion/parent_encoder", "--scheduler_dir", "x"], "holds a ParentEncoder"),
         (["--unet_dir", "runs/diffusion/unet", "--scheduler_dir", "x", "--sample_size", "24"], "size 8, but .* 24"),
+        (["--unet_dir", "runs/diffusion/unet", "--scheduler_dir", "runs/diffusion/unet"], "holds a UNet2DModel"),
+        (["--latents", "--patch_size", "1", "--vae_dir", "nowhere"], "There is no VAE in --vae_dir nowhere"),
         (["--patch_size", "0"], "--patch_size must be at least 1, got 0"),
         (["--patch_size", "3"], "--patch_size 3 must divide the images' side, 16"),
         (["--vae_dir", "runs/vae"], "--vae_dir is for models of its latents; add --latents"),
@@ -186,7 +188,7 @@ def start(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
     ],
 )
 def test_mistakes_of_a_training(start: Callable[..., None], flags: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, SystemExit), match=message):
         start("train_diffusion", *flags)
 
 

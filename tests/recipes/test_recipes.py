@@ -28,7 +28,13 @@ from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, SubsetConfig
 from softcft.evaluation.report import COLUMNS
 from softcft.training.cft_trainer import CFTConfig
-from softcft.training.config import DiffusionConfig, MemoryConfig, SolverConfig, TrainingConfig
+from softcft.training.config import (
+    DiffusionConfig,
+    DiffusionTuningConfig,
+    MemoryConfig,
+    SolverConfig,
+    TrainingConfig,
+)
 from softcft.training.parsing import parse_config
 from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe
 
@@ -512,6 +518,7 @@ def parse(name: str, section: str) -> tuple[Any, ...]:
             MemoryConfig,
             CFTConfig,
             SolverConfig,
+            DiffusionTuningConfig,
             load_recipe("soft_cft").PretrainedConfig,
         ],
     }[section]
@@ -531,7 +538,7 @@ def test_shipped_configs_parse_and_agree_on_their_folder(name: str) -> None:
         assert training.output_dir == f"outputs/{name}"
         names = {"own_data": "folder", "phantom_diffusion": "phantom"}
         assert data.dataset_name == names.get(name, "mimic_cxr" if name.startswith("mimic_cxr") else name)
-    *_, cft, _, _ = parse(name, "cft")
+    *_, cft, _, _, _ = parse(name, "cft")
     assert cft.cft == "soft"
 
 

@@ -9,8 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -158,18 +160,97 @@ def test_with_utility_predictors_learn_from_every_set(run_all: Callable[..., Non
 
 
 def test_without_an_hvae_in_the_settings_the_image_model_is_a_diffusion_model(
-    run_all: Callable[..., None], folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run_all: Callable[..., None],
+    diffusion: Callable[..., list[str]],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    config = yaml.safe_load((folder / "tiny.yaml").read_text())
-    for section in ("hvae", "generate", "utility"):
-        del config[section]
-    (tmp_path / "diffusion.yaml").write_text(yaml.safe_dump(config))
-    run_all("--config", str(tmp_path / "diffusion.yaml"), "--output_dir", "runs/diffusion")
+    run_all(*diffusion())
     made = [Path(script).stem for script, *_ in calls(tmp_path)]
     assert "train_diffusion" in made
     assert "train_hvae" not in made
     assert made.count("soft_cft") == 3
     assert 'DiffusionDSCMPipeline.from_pretrained("runs/diffusion/soft")' in capfd.readouterr().out
+
+
+@pytest.fixture
+def diffusion(folder: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """The flags of a run with a diffusion model, whose settings may be changed."""
+
+    def flags(**changes: dict[str, Any]) -> list[str]:
+        config = yaml.safe_load((folder / "tiny.yaml").read_text())
+        for section in ("hvae", "generate", "utility"):
+            del config[section]
+        for section, settings in changes.items():
+            config[section] = config.get(section, {}) | settings
+        (tmp_path / "diffusion.yaml").write_text(yaml.safe_dump(config))
+        return ["--config", str(tmp_path / "diffusion.yaml"), "--output_dir", "runs/diffusion"]
+
+    return flags
+
+
+def test_a_diffusion_model_is_evaluated_under_each_guidance(
+    run_all: Callable[..., None], diffusion: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    guidance = {"cfg": {"guidance_scale": 2}, "factored": {"guidance_scale": 2, "invariant_guidance_scale": 1}}
+    evaluate = """
+import pathlib, sys
+folder = pathlib.Path(sys.argv[len(sys.argv) - sys.argv[::-1].index('--output_dir')])
+folder.mkdir(parents=True, exist_ok=True)
+scale = sys.argv[sys.argv.index('--guidance_scale') + 1] if '--guidance_scale' in sys.argv else '1'
+(folder / 'metrics.csv').write_text(f'table,value\\neffectiveness,{scale}\\ntruth,0\\n')
+"""
+    run_all(*diffusion(guidance=guidance), evaluate=evaluate.replace("\\\\", "\\"))
+    table = pd.read_csv("runs/diffusion/table1.csv")
+    assert table.to_dict("list") == {
+        "table": ["effectiveness"] * 3,
+        "value": [1, 2, 2],
+        "guidance": ["none", "cfg", "factored"],
+    }
+
+
+def test_latents_wait_for_their_vae(
+    run_all: Callable[..., None], diffusion: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    run_all(*diffusion(diffusion={"latents": True, "patch_size": 1}))
+    made = [Path(script).stem for script, *_ in calls(tmp_path)]
+    assert made.index("train_diffusion") > made.index("train_vae")
+    fine_tuned = [flags for script, *flags in calls(tmp_path) if script.endswith("soft_cft.py")]
+    assert {value(flags, "--diffusion_dir") for flags in fine_tuned} == {"runs/diffusion/diffusion"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"guidance": {"hard": {}}}, "guidance.hard: the name is taken"),
+        ({"guidance": {"cfg": {"scale": 2}}}, "guidance.cfg: unknown key 'scale'"),
+        ({"guidance": {"cfg": {"guidance_scale": "two"}}}, "--guidance_scale must be a number >= 0, got 'two'"),
+        ({"cft": {"num_inference_steps": 1}}, "--num_inference_steps must be at least 2, got 1"),
+        ({"cft": {"abduction": "edict"}}, "abduction.*'edict'"),
+        ({"diffusion": {"model": {"channels": 8}}}, "diffusion.model: UNet2DModel takes no 'channels'"),
+        ({"diffusion": {"model": {"in_channels": 8}}}, "diffusion.model: UNet2DModel takes no 'in_channels'"),
+    ],
+)
+def test_mistakes_with_a_diffusion_model_end_it_before_anything_is_made(
+    run_all: Callable[..., None],
+    diffusion: Callable[..., list[str]],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_all(*diffusion(**changes))
+    assert not (tmp_path / "calls").exists()
+
+
+def test_settings_of_diffusion_are_refused_for_an_hvae(run_all: Callable[..., None], folder: Path) -> None:
+    config = yaml.safe_load((folder / "tiny.yaml").read_text())
+    (folder / "solver.yaml").write_text(yaml.safe_dump(config | {"cft": config["cft"] | {"lora_rank": 2}}))
+    with pytest.raises(ValueError, match="--lora_rank is for diffusion models, but the image model is an HVAE"):
+        run_all("--config", "solver.yaml")
+    (folder / "solver.yaml").write_text(yaml.safe_dump(config | {"guidance": {"cfg": {"guidance_scale": 2}}}))
+    with pytest.raises(ValueError, match="The section guidance is for diffusion models"):
+        run_all("--config", "solver.yaml")
 
 
 def test_a_trial_does_not_lengthen_a_training(run_all: Callable[..., None], tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from softcft.models.denoiser import ConditionalDenoiser
-from softcft.training.lora import LoRAConfig
+from softcft.training.config import DiffusionTuningConfig
+from softcft.training.lora import adapters
 from tests.models.test_denoiser import draw_parents, make_denoiser
 
 
@@ -15,14 +16,14 @@ def test_adapters_learn_in_place_of_the_network_and_end_in_its_weights(attention
     image, timestep, parents = torch.randn(2, 1, 8, 8), torch.tensor([3, 600]), draw_parents(2)
     names, start = list(denoiser.state_dict()), {k: v.clone() for k, v in denoiser.unet.state_dict().items()}
     before = denoiser(image, timestep, parents)
-    with LoRAConfig(lora_rank=2).adapters(denoiser.unet):
+    with adapters(denoiser.unet, rank=2):
         torch.testing.assert_close(denoiser(image, timestep, parents), before, rtol=0, atol=1e-5)
-        adapters = {name: p for name, p in denoiser.unet.named_parameters() if p.requires_grad}
-        assert {name.split(".")[-3] for name in adapters} == {"lora_A", "lora_B"}
-        for parameter in adapters.values():
+        trained = {name: p for name, p in denoiser.unet.named_parameters() if p.requires_grad}
+        assert {name.split(".")[-3] for name in trained} == {"lora_A", "lora_B"}
+        for parameter in trained.values():
             nn.init.normal_(parameter, std=0.1)
         denoiser.loss(image, parents).mean().backward()
-        assert all(parameter.grad is not None and parameter.grad.any() for parameter in adapters.values())
+        assert all(parameter.grad is not None and parameter.grad.any() for parameter in trained.values())
         learned = denoiser(image, timestep, parents)
     assert list(denoiser.state_dict()) == names
     torch.testing.assert_close(denoiser(image, timestep, parents), learned, rtol=0, atol=1e-5)
@@ -34,10 +35,10 @@ def test_adapters_learn_in_place_of_the_network_and_end_in_its_weights(attention
 
 def test_without_a_rank_all_weights_learn() -> None:
     denoiser = make_denoiser()
-    with LoRAConfig().adapters(denoiser.unet):
+    with adapters(denoiser.unet, rank=None):
         assert all(parameter.requires_grad for parameter in denoiser.unet.parameters())
 
 
 def test_a_rank_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="--lora_rank must be at least 1, got 0"):
-        LoRAConfig(lora_rank=0)
+        DiffusionTuningConfig(lora_rank=0)
