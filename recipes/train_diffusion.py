@@ -39,7 +39,7 @@ def build(
     config: dict[str, Any], graph: CausalGraph, diffusion: DiffusionConfig, channels: int, size: int
 ) -> ConditionalDenoiser:
     """The network, new or trained by others, with its tokens and noise schedule."""
-    arguments = model_arguments(config, "diffusion", UNETS[diffusion.unet], ("in_channels", "out_channels"))
+    arguments = model_arguments(config, "diffusion", UNETS[diffusion.unet])
     if diffusion.unet_dir is None or diffusion.scheduler_dir is None:
         if size % diffusion.patch_size:
             raise ValueError(f"--patch_size {diffusion.patch_size} must divide the images' side, {size}.")

@@ -46,8 +46,7 @@ def main() -> None:
     )
     training = replace(training, output_dir=str(Path(training.output_dir, "vae")))
     graph = CausalGraph(config["graph"])
-    own = ("in_channels", "out_channels", "down_block_types", "up_block_types")
-    arguments = model_arguments(config, "vae", AutoencoderKL, own)
+    arguments = model_arguments(config, "vae", AutoencoderKL)
     stages = len(arguments.setdefault("block_out_channels", [32, 64, 64]))
     shrinkage = patches.patch_size * 2 ** (stages - 1)
     if data.sample_size % shrinkage:

@@ -33,6 +33,7 @@ import inspect
 import re
 import sys
 import types
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -64,6 +65,13 @@ SECTIONS = (
     "utility",
 )
 """What a YAML file may have."""
+
+SET_BY_RECIPES: defaultdict[str, tuple[str, ...]] = defaultdict(
+    lambda: ("self", "graph", "sample_size"),
+    diffusion=("self", "sample_size", "in_channels", "out_channels"),
+    vae=("self", "sample_size", "in_channels", "out_channels", "down_block_types", "up_block_types"),
+)
+"""Arguments of models that follow from data and other settings."""
 
 OWN_DATA = "own_data.yaml"
 
@@ -206,19 +214,14 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def model_arguments(
-    config: Mapping[str, Any], section: str, model_class: type, own: Sequence[str] = ()
-) -> dict[str, Any]:
+def model_arguments(config: Mapping[str, Any], section: str, model_class: type) -> dict[str, Any]:
     """The arguments of a model under ``model`` of a section, checked against the model's constructor.
-
-    Graph and size, and those under ``own``, the recipe sets itself.
 
     Raises:
         ValueError: If an argument is unknown. The message names it and the nearest known one.
     """
     arguments = config[section].get("model", {})
-    own = ("self", "graph", "sample_size", *own)
-    known = [name for name in inspect.signature(model_class).parameters if name not in own]
+    known = [name for name in inspect.signature(model_class).parameters if name not in SET_BY_RECIPES[section]]
     for name in arguments:
         if name not in known:
             raise ValueError(f"{section}.model: {model_class.__name__} takes no '{name}'{_suggest(name, known)}")
