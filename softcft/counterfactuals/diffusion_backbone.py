@@ -23,7 +23,7 @@ Generator = torch.Generator | list[torch.Generator] | None
 class DiffusionBackbone(nn.Module):
     r"""Abduction by deterministic inversion, prediction by denoising under the counterfactual parents.
 
-    Both take the same levels of noise. Abduction is never guided and has no gradient. Prediction may be guided, beyond
+    Both take the same levels of noise. Abduction is never guided. Prediction may be guided, beyond
     what the attributes make of an image (Ho and Salimans, "Classifier-free diffusion guidance", 2022). With
     :math:`\epsilon_\emptyset`, the noise that the network sees without any attributes, and weight w,
 
@@ -46,7 +46,8 @@ class DiffusionBackbone(nn.Module):
             has none of.
         guidance_scale: w. Above 1 the attributes are exaggerated.
         invariant_guidance_scale: w' of factored guidance; left out, guidance is not factored.
-        gradient_steps: Gradients flow through the last so many steps of prediction only; all if left out.
+        gradient_steps: Gradients flow through the last so many steps of prediction, and the same steps of abduction,
+            only; all if left out.
         condition_dropout: Of the fidelity, see :meth:`~softcft.models.denoiser.ConditionalDenoiser.loss`. Without any,
             fine-tuning would forget what guidance needs.
         min_snr_gamma: Of the fidelity, see there.
@@ -115,11 +116,12 @@ class DiffusionBackbone(nn.Module):
         clean = self._encode(image)
         # Before the inversion: autocast keeps its copies of the weights, and those made without gradients have none.
         loss = self.denoiser.loss(clean, parents, self.condition_dropout, self.min_snr_gamma, generator)
-        latents = invert(partial(self._denoise, parents=parents), clean, self.levels, self.abduction)
+        factual = partial(self._denoise, parents=parents)
+        latents, passed = invert(factual, clean, self.levels, self.abduction, self.gradient_steps)
         if counterfactual_parents.ndim == 2:
-            predicted = self._predict(latents, parents, counterfactual_parents)
+            predicted = self._predict(latents, passed, parents, counterfactual_parents)
         else:
-            predictions = [self._predict(latents, parents, p) for p in counterfactual_parents.unbind(dim=1)]
+            predictions = [self._predict(latents, passed, parents, p) for p in counterfactual_parents.unbind(dim=1)]
             predicted = torch.stack(predictions, dim=1)
             latents = [z[:, None].expand(-1, predicted.shape[1], -1, -1, -1) for z in latents]
         return BackboneOutput(image=predicted, fidelity=0.5 * loss.mean().log(), latents=latents)
@@ -132,17 +134,20 @@ class DiffusionBackbone(nn.Module):
             parents: Encoded attributes, shape (B, K).
         """
         variables = len(self.denoiser.parent_encoder.causal_graph)
-        return self._follow([noise], parents, torch.ones(len(noise), variables, dtype=torch.bool, device=noise.device))
+        changed = torch.ones(len(noise), variables, dtype=torch.bool, device=noise.device)
+        return self._follow([noise], None, parents, changed)
 
-    def _predict(self, latents: list[Tensor], parents: Tensor, counterfactual_parents: Tensor) -> Tensor:
+    def _predict(
+        self, latents: list[Tensor], passed: list[Tensor], parents: Tensor, counterfactual_parents: Tensor
+    ) -> Tensor:
         graph = self.denoiser.parent_encoder.causal_graph
         moved = parents != counterfactual_parents
         changed = torch.stack([moved[:, graph.slices[name]].any(dim=1) for name in graph.names], dim=1)
-        return self._follow(latents, counterfactual_parents, changed)
+        return self._follow(latents, passed, counterfactual_parents, changed)
 
-    def _follow(self, latents: list[Tensor], parents: Tensor, changed: Tensor) -> Tensor:
+    def _follow(self, latents: list[Tensor], passed: list[Tensor] | None, parents: Tensor, changed: Tensor) -> Tensor:
         guided = partial(self._denoise, parents=parents, changed=changed)
-        return self._decode(predict(guided, latents, self.levels, self.gradient_steps, self.on_step))
+        return self._decode(predict(guided, latents, self.levels, self.gradient_steps, passed, self.on_step))
 
     def _denoise(
         self, noisy: Tensor, level: int, told: int, parents: Tensor, changed: Tensor | None = None

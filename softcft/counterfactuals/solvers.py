@@ -83,8 +83,9 @@ class NoiseLevels:
         return self.mix(clean, noise, level - 1) - self.mix(clean, noise, level + 1)
 
 
-@torch.no_grad()
-def invert(denoiser: Denoiser, image: Tensor, levels: NoiseLevels, solver: Solver) -> list[Tensor]:
+def invert(
+    denoiser: Denoiser, image: Tensor, levels: NoiseLevels, solver: Solver, gradient_steps: int
+) -> tuple[list[Tensor], list[Tensor]]:
     """Find the noise that images come from.
 
     Args:
@@ -92,19 +93,29 @@ def invert(denoiser: Denoiser, image: Tensor, levels: NoiseLevels, solver: Solve
         image: Shape (B, C, H, W).
         levels: S of them.
         solver: ``ddim`` or ``bdia``.
+        gradient_steps: K, how many of the first steps gradients flow through, see :func:`predict`.
 
     Returns:
-        The images at level S (DDIM), or at levels S - 1 and S (BDIA).
+        The images at level S (DDIM), or at levels S - 1 and S (BDIA), constants; and those at level K, or K and K + 1
+        (at most the former), as functions of the network.
     """
+    tracked = torch.is_grad_enabled()
+    last = min(gradient_steps, len(levels) - (solver == "bdia"))
     # On its way up DDIM tells the network the level that it goes to, as diffusers' DDIMInverseScheduler does. So must
     # BDIA at level 0, which has no training step.
-    below, x = image, levels.mix(*denoiser(image, 0, 1), 1)
+    path = [image, levels.mix(*denoiser(image, 0, 1), 1)]
+    passed = path
     for level in range(1, len(levels)):
-        if solver == "ddim":
-            x = levels.mix(*denoiser(x, level, level + 1), level + 1)
-        else:
-            below, x = x, below - levels.leap(*denoiser(x, level, level), level)
-    return [x] if solver == "ddim" else [below, x]
+        below, x = path
+        with torch.set_grad_enabled(tracked and level < last + (solver == "bdia")):
+            if solver == "ddim":
+                path = [x, levels.mix(*denoiser(x, level, level + 1), level + 1)]
+            else:
+                path = [x, below - levels.leap(*denoiser(x, level, level), level)]
+        if level < last + (solver == "bdia"):
+            passed = path
+    kept = slice(1, None) if solver == "ddim" else slice(None)
+    return [x.detach() for x in path[kept]], passed[kept]
 
 
 def predict(
@@ -112,28 +123,37 @@ def predict(
     latents: list[Tensor],
     levels: NoiseLevels,
     gradient_steps: int,
+    passed: list[Tensor] | None = None,
     on_step: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Tensor:
     """The images that noise becomes.
+
+    Gradients flow through the last K steps; what comes before is a constant (DRaFT-K of Clark et al., "Directly
+    fine-tuning diffusion models on differentiable rewards", ICLR 2024). But to change the network also changes the
+    noise that it finds in an image: an image that is to stay the same has no gradient at all, for inversion cancels
+    what prediction does. Without ``passed`` a gradient would ask for changes that never come.
 
     Args:
         denoiser: Tells image and noise in noisy images.
         latents: Of :func:`invert`: one tensor for DDIM, two for BDIA.
         levels: The same S levels.
-        gradient_steps: How many of the last steps gradients flow through; what comes before is a constant (DRaFT-K of
-            Clark et al., "Directly fine-tuning diffusion models on differentiable rewards", ICLR 2024).
+        gradient_steps: K.
+        passed: Of :func:`invert`: what it passed at level K. Its gradient is added to that of the images there, as if
+            both were carried alike through the levels above. Left out, there is none.
         on_step: Is given the images after each step and their level, and gives back those to go on with.
     """
-    *below, x = latents
-    if not below:
-        for level in range(len(levels), 0, -1):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and level <= gradient_steps):
-                x = levels.mix(*denoiser(x, level, level), level - 1)
-                x = x if on_step is None else on_step(x, level - 1)
-        return x
-    above, x = x, below[0]
-    for level in range(len(levels) - 1, 0, -1):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and level <= gradient_steps):
-            above, x = x, above + levels.leap(*denoiser(x, level, level), level)
-            x = x if on_step is None else on_step(x, level - 1)
-    return x
+    tracked = torch.is_grad_enabled()
+    state = list(latents)
+    last = min(gradient_steps, len(levels) + 1 - len(state))
+    for level in range(len(levels) + 1 - len(state), 0, -1):
+        if level == last and tracked and passed is not None:
+            state = [x + (p - p.detach()) for x, p in zip(state, passed, strict=True)]
+        with torch.set_grad_enabled(tracked and level <= last):
+            if len(state) == 1:
+                state = [levels.mix(*denoiser(state[0], level, level), level - 1)]
+            else:
+                x, above = state
+                state = [above + levels.leap(*denoiser(x, level, level), level), x]
+            if on_step is not None:
+                state[0] = on_step(state[0], level - 1)
+    return state[0]

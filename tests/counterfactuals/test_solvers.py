@@ -59,7 +59,7 @@ def test_ddim_is_that_of_diffusers() -> None:
     expected = x
     for level, t in enumerate(inverse.timesteps, start=1):
         expected = inverse.step(bend(expected, level), t, expected).prev_sample
-    (ours,) = invert(splitting(grid, bend), x, grid, "ddim")
+    ((ours,), _) = invert(splitting(grid, bend), x, grid, "ddim", 1)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
     for level, t in zip(range(20, 0, -1), SCHEDULER.timesteps, strict=True):
         expected = SCHEDULER.step(bend(expected, level), t, expected).prev_sample
@@ -71,11 +71,11 @@ def test_bdia_finds_the_way_back(number: int) -> None:
     """To rounding, whatever the denoiser; a wild one makes more of it."""
     grid, x = levels(number), images()
     for denoiser, error in ((gaussian(grid, 0), 1e-12), (splitting(grid, bend), 1e-9)):
-        latents = invert(denoiser, x, grid, "bdia")
+        latents, _ = invert(denoiser, x, grid, "bdia", 1)
         torch.testing.assert_close(predict(denoiser, latents, grid, number), x, rtol=0, atol=error)
-        (end,) = invert(denoiser, x, grid, "ddim")
+        ((end,), _) = invert(denoiser, x, grid, "ddim", 1)
         assert (predict(denoiser, [end], grid, number) - x).abs().max() > 1e-3
-    latents = invert(gaussian(grid, 0), x.float(), grid, "bdia")
+    latents, _ = invert(gaussian(grid, 0), x.float(), grid, "bdia", 1)
     torch.testing.assert_close(predict(gaussian(grid, 0), latents, grid, number), x.float(), rtol=0, atol=1e-5)
 
 
@@ -86,7 +86,7 @@ def test_errors_fall_as_they_should() -> None:
     for number in (50, 100, 200):
         grid = levels(number)
         for solver in get_args(Solver):
-            latents = invert(gaussian(grid, 0), x, grid, solver)
+            latents, _ = invert(gaussian(grid, 0), x, grid, solver, 1)
             back[solver, number] = (predict(gaussian(grid, 0), latents, grid, 1) - x).abs().mean()
             counterfactual[solver, number] = (predict(gaussian(grid, 0.2), latents, grid, 1) - x - 0.2).abs().mean()
     for number in (50, 100):
@@ -110,7 +110,7 @@ def test_gradients_flow_through_the_last_steps(solver: Solver) -> None:
         image = predict(scaled(strength), latents, grid, steps)
         return float(torch.autograd.grad(image.square().mean(), strength)[0])
 
-    latents = invert(scaled(strength), x, grid, solver)
+    latents, _ = invert(scaled(strength), x, grid, solver, 10)
     assert not any(z.requires_grad for z in latents)
     with torch.no_grad():
         above, below = (predict(scaled(0.7 + h), latents, grid, 10).square().mean() for h in (1e-6, -1e-6))
@@ -123,6 +123,28 @@ def test_gradients_flow_through_the_last_steps(solver: Solver) -> None:
 
     image = predict(splitting(grid, partly), latents, grid, 10)
     assert gradient(3) == pytest.approx(float(torch.autograd.grad(image.square().mean(), strength)[0]), rel=1e-9)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "bdia"])
+def test_the_gradient_of_the_whole_way_is_the_true_one(solver: Solver) -> None:
+    """Up under one condition and down under another, the network changes both."""
+    grid, x = levels(10), images()
+
+    def there_and_back(strength: Tensor, shift: float, steps: int) -> Tensor:
+        up = splitting(grid, lambda x, level: strength * bend(x, level))
+        down = splitting(grid, lambda x, level: strength * bend(x + shift, level))
+        latents, passed = invert(up, x, grid, solver, steps)
+        return (predict(down, latents, grid, steps, passed) * x).mean()
+
+    strength = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    for shift in (0.0, 0.3):
+        above, below = (there_and_back(strength.detach() + h, shift, 10) for h in (1e-6, -1e-6))
+        (gradient,) = torch.autograd.grad(there_and_back(strength, shift, 10), strength)
+        assert gradient.item() == pytest.approx(float(above - below) / 2e-6, rel=1e-4, abs=1e-8)
+    if solver == "bdia":  # what comes back as it was has no gradient, through however few steps
+        for steps in (1, 3, 9):
+            (gradient,) = torch.autograd.grad(there_and_back(strength, 0.0, steps), strength)
+            assert abs(gradient.item()) < 1e-12
 
 
 @pytest.mark.parametrize("number", [0, 1, 30, 1001])
