@@ -70,8 +70,8 @@ def main() -> None:
 
 def test_images(pipeline: DiffusionDSCMPipeline, data_dir: str, number: int) -> tuple[Tensor, Tensor]:
     """The first test images in [-1, 1], and their attributes."""
-    # As many training images as the config has, or others would be made.
-    splits = load_phantom(pipeline.image_format.size, num_train=40_000, cache_dir=data_dir)
+    # As many images as the config has, or others would be made.
+    splits = load_phantom(pipeline.image_format.size, num_train=40_000, num_test=1_000, cache_dir=data_dir)
     images = ImageAttributeDataset(splits["test"], pipeline.causal_graph)
     return scale_pixels(torch.stack([images[i]["image"] for i in range(number)])), images.parents[:number]
 

@@ -26,11 +26,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
+from diffusers import AutoencoderKL
 
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, HVAEModel
 from softcft.data.sources import DataConfig, SubsetConfig, UtilityConfig
 from softcft.evaluation.report import CFT_NAMES
+from softcft.models.denoiser import UNETS
 from softcft.training.cft_trainer import CFTConfig
 from softcft.training.config import (
     DiffusionConfig,
@@ -56,7 +57,6 @@ TRAININGS = {
     "cft": ([SubsetConfig, MemoryConfig, CFTConfig, SolverConfig, DiffusionTuningConfig], None),
     "utility": ([UtilityConfig], AttributeClassifier),
 }
-UNETS = {"UNet2DModel": UNet2DModel, "UNet2DConditionModel": UNet2DConditionModel}
 TAKEN = (*TRAININGS, *CFT_NAMES, "data", "figures", "metrics", "logs", "counterfactuals")
 SEEDS = {"judge": 1000, "utility": 2000}  # added to the run's seed: no two classifiers start alike
 TAIL = 20  # lines of the log of a job that failed

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import AutoencoderKL, DDIMScheduler
 
 from softcft import CausalGraph, ConditionalDenoiser
 from softcft.data.sources import DataConfig, load_data, training_images
-from softcft.models.denoiser import adopt_unet, load_unet
+from softcft.models.denoiser import UNETS, adopt_unet, load_unet
 from softcft.models.vae import encode_latents, latent_stride
 from softcft.training.config import DiffusionConfig, MemoryConfig, TrainingConfig
 from softcft.training.loop import train
@@ -32,7 +32,6 @@ from softcft.training.objectives import DiffusionObjective
 from softcft.training.parsing import begin_run, model_arguments, parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom_diffusion.yaml"
-UNETS = {"UNet2DModel": UNet2DModel, "UNet2DConditionModel": UNet2DConditionModel}
 
 
 def build(

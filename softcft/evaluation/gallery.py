@@ -14,7 +14,7 @@ from torch import Tensor
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.evaluation.animation import write_interpolation
 from softcft.evaluation.effectiveness import counterfactual_images, image_generators, plan_counterfactuals
-from softcft.evaluation.embeddings import AttributeModes, subgroup_comparisons
+from softcft.evaluation.embeddings import AttributeModes, subgroup_comparisons, subgroups
 from softcft.evaluation.figures import (
     attribute_captions,
     cft_comparison,
@@ -33,6 +33,7 @@ Model = tuple[AttributeSCM, CounterfactualBackbone]
 """What makes counterfactuals of attributes and of images."""
 
 FRAMES = 12  # values of an interpolation
+ROWS = 3  # subgroups of a figure of shifts: what fits on a page
 COMPARED = 1  # images in the comparison of all models: what fits on a page
 RANGE = (0.02, 0.98)  # quantiles of the real values that an interpolation runs between
 TRAININGS = ("hvae", "diffusion", "hard", "soft")
@@ -140,12 +141,21 @@ def draw_shifts(
         parents: By fine-tuning, see there.
         interventions: The I variables intervened on.
         seed: Of the permutation tests.
-        folder: Gets ``shift_age`` and so on, one for each variable that has a subgroup of at least 20 images.
+        folder: Gets ``shift_age`` and so on, one for each variable that has a subgroup of at least 20 images; with more
+            subgroups than fit on a page, ``shift_age_1`` and so on.
     """
+    named, labels = ({CFT_NAMES[cft]: x for cft, x in y.items()} for y in (embeddings, parents))
     for name in graph.names:
-        if any(subgroup_comparisons(graph, modes, embeddings[c], parents[c], interventions, name) for c in embeddings):
-            named, labels = ({CFT_NAMES[cft]: x for cft, x in y.items()} for y in (embeddings, parents))
-            _save(shift_figure(graph, name, modes, named, labels, interventions, seed), folder / f"shift_{name}")
+        large = {
+            comparison.subgroup
+            for model in named
+            for comparison in subgroup_comparisons(graph, modes, named[model], labels[model], interventions, name)
+        }
+        rows = [label for label in subgroups(graph, name, next(iter(labels.values()))) if label in large]
+        pages = [rows[i : i + ROWS] for i in range(0, len(rows), ROWS)]
+        for number, shown in enumerate(pages, start=1):
+            figure = shift_figure(graph, name, modes, named, labels, interventions, seed, shown)
+            _save(figure, folder / (f"shift_{name}" if len(pages) == 1 else f"shift_{name}_{number}"))
 
 
 def draw_training_curves(output_dir: Path) -> None:

@@ -15,8 +15,13 @@ from softcft.graph import CausalGraph
 from softcft.models.parent_encoder import ParentEncoder
 from softcft.models.patches import fold_patches, unfold_patches
 
-__all__ = ["CONDITION_DROPOUT", "MIN_SNR_GAMMA", "ConditionalDenoiser", "adopt_unet", "load_unet"]
+__all__ = ["CONDITION_DROPOUT", "MIN_SNR_GAMMA", "UNETS", "ConditionalDenoiser", "adopt_unet", "load_unet"]
 
+UNETS: dict[str, type[UNet2DModel | UNet2DConditionModel]] = {
+    "UNet2DModel": UNet2DModel,
+    "UNet2DConditionModel": UNet2DConditionModel,
+}
+"""The networks that can be conditioned on attributes, by the name that diffusers saves."""
 CONDITION_DROPOUT = 0.3
 """Share of the images that lose attributes in training, unless told otherwise."""
 MIN_SNR_GAMMA = 5.0
@@ -245,11 +250,10 @@ def load_unet(folder: str | Path) -> UNet2DModel | UNet2DConditionModel:
     Raises:
         ValueError: If the folder holds a model of another class.
     """
-    classes = {c.__name__: c for c in (UNet2DModel, UNet2DConditionModel)}
     name = UNet2DModel.load_config(folder).get("_class_name")
-    if name not in classes:
-        raise ValueError(f"{folder} holds a {name}, and not one of {sorted(classes)}.")
-    return classes[name].from_pretrained(folder)
+    if name not in UNETS:
+        raise ValueError(f"{folder} holds a {name}, and not one of {sorted(UNETS)}.")
+    return UNETS[name].from_pretrained(folder)
 
 
 def _attends(unet: UNet2DModel | UNet2DConditionModel) -> bool:
