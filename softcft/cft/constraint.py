@@ -6,6 +6,10 @@ g = fidelity - slack the gradient of the published objective is (multiplier + da
 Lagrangian. Where the constraint holds with room to spare, that expression turns negative and *worsens* the fidelity
 until the constraint is tight. The inequality form max(0, multiplier + damping * g) leaves such a model alone; it is
 the default here.
+
+The published code takes g from the batch at hand; here it is that of the last step, the mean over all its images. So
+the loss is a mean over images: it makes no difference how many processes and accumulated batches share them. And noise
+of g that comes from the images of a batch does not go together with that of their gradient.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ class LagrangianConstraint(nn.Module):
 
     slack: Tensor
     multiplier: Tensor
+    weight: Tensor
 
     def __init__(self, slack: float, damping: float, learning_rate: float, inequality: bool = True) -> None:
         super().__init__()
@@ -45,13 +50,24 @@ class LagrangianConstraint(nn.Module):
         # Buffers: saved and resumed with the training state, but no business of the image model's optimizer.
         self.register_buffer("slack", torch.tensor(float(slack)))
         self.register_buffer("multiplier", torch.zeros(()))
+        self.register_buffer("weight", torch.zeros(()))
 
     def forward(self, fidelity: Tensor) -> Tensor:
-        """The term to add to the guidance loss: its gradient is (multiplier + damping * violation) * grad fidelity."""
-        violation = fidelity - self.slack
-        weight = self.multiplier + self.damping * violation.detach()
-        return (weight.clamp_min(0) if self.inequality else weight) * violation
+        """The term to add to the guidance loss: its gradient is (multiplier + damping * violation) * grad fidelity.
+
+        Args:
+            fidelity: Scalar, of the batch at hand. The violation in the weight is that of the last :meth:`ascend`.
+        """
+        # Not the buffer itself: it may move on before the gradient is taken.
+        return self.weight.clone() * (fidelity - self.slack)
 
     def ascend(self, fidelity: float) -> None:
-        """Move the multiplier up where ``fidelity`` violates the constraint and down, not below 0, where it holds."""
-        self.multiplier.add_(self.learning_rate * (fidelity - self.slack)).clamp_(min=0)
+        """Move the multiplier up where ``fidelity`` violates the constraint and down, not below 0, where it holds.
+
+        Args:
+            fidelity: The mean over all images of a step.
+        """
+        violation = fidelity - self.slack
+        self.multiplier.add_(self.learning_rate * violation).clamp_(min=0)
+        weight = self.multiplier + self.damping * violation
+        self.weight.copy_(weight.clamp_min(0) if self.inequality else weight)

@@ -58,8 +58,8 @@ class Objective(Protocol):
                 ``parents``, encoded (B, K); attribute mechanisms see ``parents`` alone.
 
         Returns:
-            Scalar tensors, under the same keys at every call: ``loss``, a mean over the batch, which is minimised; and
-            any metrics to be averaged and logged.
+            Scalar tensors, under the same keys at every call: ``loss``, a mean over the images of the batch, which is
+            minimised; and any metrics to be averaged and logged.
         """
         ...
 

@@ -1,4 +1,10 @@
-"""What each model is trained on: modules that turn a batch into a loss, run by :func:`softcft.training.loop.train`."""
+"""What each model is trained on: modules that turn a batch into a loss, run by :func:`softcft.training.loop.train`.
+
+Each loss is a mean over the images of its batch. So many images make the same step however they are cut into processes
+and accumulated batches, but for the noise, which each process draws for itself, and for batch normalisation, whose
+statistics are of one forward pass. What has to be known of all images together, such as the error of a classifier or
+the violation of a constraint, is a buffer that follows the steps. (The VAE, a yardstick of the evaluation, does not.)
+"""
 
 from __future__ import annotations
 
@@ -53,14 +59,19 @@ class SCMObjective(nn.Module):
 class ClassifierObjective(nn.Module):
     """Maximum likelihood of all attributes given the image, in nats per image, summed over variables.
 
-    A continuous variable's likelihood is normal with the scale that fits the batch best, which makes its loss half
-    the log of the mean squared error: no weight has to be chosen to balance years against classes.
-    Missing attributes (NaN) are left out.
+    A continuous variable's likelihood is normal, and its variance the moving average of the squared error, which starts
+    at that of a blind guess: no weight has to be chosen to balance years against classes. Missing attributes (NaN) are
+    left out.
     """
+
+    squared_errors: Tensor
 
     def __init__(self, classifier: AttributeClassifier) -> None:
         super().__init__()
         self.classifier = classifier.train()
+        variables = classifier.causal_graph.variables
+        self.continuous = [variable.name for variable in variables if variable.kind == "continuous"]
+        self.register_buffer("squared_errors", torch.full((len(self.continuous),), 1 / 3))
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1], and ``parents`` (B, K)."""
@@ -70,14 +81,20 @@ class ClassifierObjective(nn.Module):
         losses = {}
         for name, loss in attribute_losses(graph, logits, parents.nan_to_num()).items():
             known = ~parents[:, graph.slices[name]].isnan().any(dim=1)
-            losses[name] = (loss * known).sum() / known.sum().clamp_min(1)
-        for variable in graph.variables:
-            if variable.kind == "continuous":
-                losses[variable.name] = 0.5 * torch.log(losses[variable.name] + 1e-6)
+            losses[name] = (loss * known).mean()
+        errors = {name: losses[name].detach() for name in self.continuous}
+        for name, variance in zip(self.continuous, self.squared_errors.clamp_min(1e-6).unbind(), strict=True):
+            losses[name] = 0.5 * (losses[name] / variance + torch.log(variance))
         return {
             "loss": torch.stack(list(losses.values())).sum(),
             **{f"loss/{name}": loss for name, loss in losses.items()},
+            **{f"squared_error/{name}": error for name, error in errors.items()},
         }
+
+    def after_step(self, metrics: dict[str, float]) -> None:
+        """Follow the squared errors, in encoded units."""
+        errors = torch.tensor([metrics[f"squared_error/{name}"] for name in self.continuous])
+        self.squared_errors.lerp_(errors.to(self.squared_errors), 0.1)
 
 
 class HVAEObjective(nn.Module):

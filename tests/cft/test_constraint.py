@@ -43,7 +43,12 @@ def test_the_published_form_gives_room_away_until_the_constraint_is_tight() -> N
 
 
 def gradient(constraint: LagrangianConstraint, x: float) -> float:
-    """Of the term, at fidelity x^2."""
+    """Of the term, at fidelity x^2, as it was in the step before."""
+    multiplier = constraint.multiplier.clone()
+    constraint.learning_rate, rate = 0.0, constraint.learning_rate
+    constraint.ascend(x**2)
+    constraint.learning_rate = rate
+    assert torch.equal(constraint.multiplier, multiplier)
     variable = torch.tensor(x, requires_grad=True)
     constraint(variable.square()).backward()
     assert variable.grad is not None
@@ -80,14 +85,31 @@ def test_the_multiplier_follows_the_violation_and_stops_at_zero() -> None:
 
 def test_a_term_keeps_its_gradient_when_the_multiplier_moves_on() -> None:
     constraint = LagrangianConstraint(slack=0.0, damping=0.0, learning_rate=1.0)
-    constraint.multiplier.fill_(2.0)
+    constraint.multiplier.fill_(1.0)
+    constraint.ascend(1.0)
     seen: list[Tensor] = []
     for fidelity in (1.0, 2.0):
         variable = torch.tensor(fidelity, requires_grad=True)
-        constraint(variable).backward()
+        term = constraint(variable)
         constraint.ascend(fidelity)
+        term.backward()
         seen.append(variable.grad)
     assert [g.item() for g in seen] == [2.0, 3.0]
+
+
+def test_however_a_batch_is_cut_it_has_the_same_gradient() -> None:
+    constraint = LagrangianConstraint(slack=1.0, damping=50.0, learning_rate=0.1)
+    constraint.ascend(1.2)
+    fidelities = torch.tensor([0.3, 1.9, 1.4, 0.6], requires_grad=True)
+    whole, parts = (
+        torch.autograd.grad(loss, fidelities)[0]
+        for loss in (
+            constraint(fidelities.mean()),
+            (constraint(fidelities[:2].mean()) + constraint(fidelities[2:].mean())) / 2,
+        )
+    )
+    assert torch.equal(whole, parts)
+    assert (whole > 0).all()
 
 
 def test_state_travels_with_checkpoints_and_is_no_parameter() -> None:
@@ -97,6 +119,7 @@ def test_state_travels_with_checkpoints_and_is_no_parameter() -> None:
     other.load_state_dict(constraint.state_dict())
     assert other.slack == -1.25
     assert other.multiplier == constraint.multiplier == 2.125
+    assert other.weight == constraint.weight == 2.125 + 4.25
     assert list(constraint.parameters()) == []
 
 

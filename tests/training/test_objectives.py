@@ -175,12 +175,10 @@ def test_classifier_objective_needs_no_weights(phantoms: dict[str, Tensor]) -> N
     logits, parents = objective.classifier(phantoms["image"]).logits, phantoms["parents"]
     columns = PHANTOM_GRAPH.slices
     age, sex, race, disease = (logits[:, columns[name]] for name in ("age", "sex", "race", "disease"))
-    # Of a normal density whose variance is fitted to the batch, constants left out: 1/2 log(mean squared error).
-    variance = (age - parents[:, columns["age"]]).square().mean()
+    # Of a normal density with the variance of ages that are guessed blindly, the constant left out.
+    ages = torch.distributions.Normal(age, math.sqrt(1 / 3))
     expected = {
-        "age": -torch.distributions.Normal(age, variance.sqrt()).log_prob(parents[:, columns["age"]]).mean()
-        - 0.5 * math.log(2 * math.pi)
-        - 0.5,
+        "age": -ages.log_prob(parents[:, columns["age"]]).mean() - 0.5 * math.log(2 * math.pi),
         "sex": F.binary_cross_entropy_with_logits(sex, parents[:, columns["sex"]]),
         "race": F.cross_entropy(race, parents[:, columns["race"]]),
         "disease": F.binary_cross_entropy_with_logits(disease, parents[:, columns["disease"]]),
@@ -188,6 +186,17 @@ def test_classifier_objective_needs_no_weights(phantoms: dict[str, Tensor]) -> N
     for name, value in expected.items():
         torch.testing.assert_close(scalars[f"loss/{name}"], value, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(scalars["loss"], torch.stack([scalars[f"loss/{name}"] for name in expected]).sum())
+    torch.testing.assert_close(scalars["squared_error/age"], (age - parents[:, columns["age"]]).square().mean())
+
+
+def test_the_variance_of_a_classifier_follows_its_error() -> None:
+    objective = ClassifierObjective(classifier())
+    errors = [1 / 3]
+    for error in (0.1, 0.4, *[0.02] * 100):
+        objective.after_step({"squared_error/age": error, "loss": 0.0})
+        errors.append(0.9 * errors[-1] + 0.1 * error)
+        assert objective.squared_errors.item() == pytest.approx(errors[-1], rel=1e-4)
+    assert errors[-1] == pytest.approx(0.02, rel=1e-2)
 
 
 def test_classifier_objective_leaves_out_what_is_missing(phantoms: dict[str, Tensor]) -> None:
@@ -199,9 +208,9 @@ def test_classifier_objective_leaves_out_what_is_missing(phantoms: dict[str, Ten
     logits = objective.classifier(phantoms["image"]).logits
     sex, race = logits[:1, columns["sex"]], logits[-1:, columns["race"]]
     labels = phantoms["parents"]
-    expected = {
-        "sex": F.binary_cross_entropy_with_logits(sex, labels[:1, columns["sex"]]),
-        "race": F.cross_entropy(race, labels[-1:, columns["race"]]),
+    expected = {  # the likelihood of what is known, by image
+        "sex": F.binary_cross_entropy_with_logits(sex, labels[:1, columns["sex"]]) / 64,
+        "race": F.cross_entropy(race, labels[-1:, columns["race"]]) / 64,
         "disease": torch.tensor(0.0),
         "age": objective(phantoms)["loss/age"],
     }
@@ -303,6 +312,7 @@ def test_only_the_backbone_gets_gradients(mode: str, phantoms: dict[str, Tensor]
 def test_scalars_add_up(phantoms: dict[str, Tensor]) -> None:
     objective = cft()
     objective.constraint.multiplier.fill_(0.7)
+    objective.constraint.ascend(5.1)
     scalars = objective(phantoms)
     assert set(scalars) == {
         "loss",
@@ -314,10 +324,9 @@ def test_scalars_add_up(phantoms: dict[str, Tensor]) -> None:
     assert all(value.ndim == 0 for value in scalars.values())
     total = torch.stack([scalars[f"guidance/{name}"] for name in PHANTOM_GRAPH.names]).sum()
     torch.testing.assert_close(scalars["guidance"], total)
-    violation = scalars["fidelity"] - 5
-    expected = scalars["guidance"] + torch.clamp(0.7 + 10 * violation, min=0) * violation
+    expected = scalars["guidance"] + (0.7 + 0.5 * 0.1 + 10 * 0.1) * (scalars["fidelity"] - 5)
     torch.testing.assert_close(scalars["loss"], expected)
-    assert scalars["multiplier"].item() == pytest.approx(0.7)
+    assert scalars["multiplier"].item() == pytest.approx(0.75)
 
 
 def test_after_step_moves_the_multiplier() -> None:
