@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -59,6 +59,7 @@ from softcft.models.vae import image_posterior
 from softcft.pipelines.query import load_pipeline
 from softcft.training.config import SolverConfig, make_backbone
 from softcft.training.parsing import begin_run, parse_config
+from softcft.training.precision import PRECISION_HELP, Precision, choose_precision
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 CYCLES = 10  # of null interventions, and of ways there and back
@@ -99,9 +100,7 @@ class EvaluateConfig:
             "and predictions for each intervention."
         },
     )
-    mixed_precision: Literal["no", "bf16", "fp16"] = field(
-        default="no", metadata={"help": "Type of the forward pass of image models and classifiers."}
-    )
+    mixed_precision: Precision = field(default="no", metadata={"help": PRECISION_HELP})
     seed: int = field(default=0, metadata={"help": "Seed of interventions, abduction and resamples."})
     grid_images: int = field(
         default=3, metadata={"help": "Number of test images in the figures; three square ones fill a page."}
@@ -380,7 +379,7 @@ def main() -> None:
     pipelines, judge, vae = load_models(settings, graph, data.sample_size)
     backbones = {cft: make_backbone(pipeline, solver).eval() for cft, pipeline in pipelines.items()}
     truth = true_counterfactuals(data, graph, mnist_dir=settings.mnist_dir)
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    accelerator = Accelerator(mixed_precision=choose_precision(settings.mixed_precision))
     with accelerator.main_process_first():  # the others find the data in the cache
         splits = load_data(data, graph, config["columns"])
         images = NumberedImages(ImageAttributeDataset(splits["test"], graph))

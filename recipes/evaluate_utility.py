@@ -11,7 +11,6 @@ real images, with 95 % intervals of a bootstrap over subjects.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 import torch
@@ -26,6 +25,7 @@ from softcft.evaluation.bootstrap import bootstrap_weights
 from softcft.evaluation.report import CFT_NAMES
 from softcft.evaluation.utility import REAL, utility_rows
 from softcft.training.parsing import parse_config, read_config
+from softcft.training.precision import PRECISION_HELP, Precision, choose_precision
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 # Settings of the training that would else be what the change from real images shows.
@@ -39,9 +39,7 @@ class EvaluateUtilityConfig:
     output_dir: str = field(metadata={"help": "Folder of the whole run, which also gets metrics/utility.csv."})
     num_resamples: int = field(default=1000, metadata={"help": "Resamples of the bootstrap. 0 gives no intervals."})
     eval_batch_size: int = field(default=250, metadata={"help": "Images per forward pass and process."})
-    mixed_precision: Literal["no", "bf16", "fp16"] = field(
-        default="no", metadata={"help": "Type of the forward pass of the predictors."}
-    )
+    mixed_precision: Precision = field(default="no", metadata={"help": PRECISION_HELP})
     seed: int = field(default=0, metadata={"help": "Seed of the bootstrap; the table names it."})
 
     def __post_init__(self) -> None:
@@ -100,7 +98,7 @@ def main() -> None:
     )
     graph = CausalGraph(config["graph"])
     predictors = load_predictors(settings.output_dir, graph)
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    accelerator = Accelerator(mixed_precision=choose_precision(settings.mixed_precision))
     with accelerator.main_process_first():  # the others find the data in the cache
         rows = load_data(data, graph, config["columns"])["test"]
         images = ImageAttributeDataset(rows, graph)

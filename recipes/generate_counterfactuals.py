@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,7 @@ from softcft.graph import Intervention
 from softcft.pipelines.query import load_pipeline
 from softcft.training.config import SolverConfig, given_settings, make_backbone
 from softcft.training.parsing import begin_run, parse_config
+from softcft.training.precision import PRECISION_HELP, Precision, choose_precision
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 SHARD = 1024  # training images whose counterfactuals are in one file: what an interruption may cost
@@ -69,9 +70,7 @@ class GenerateConfig:
         default=None, metadata={"help": "Only the first so many training images that miss no value. Left out: all."}
     )
     generate_batch_size: int = field(default=256, metadata={"help": "Images per forward pass and process."})
-    mixed_precision: Literal["no", "bf16", "fp16"] = field(
-        default="no", metadata={"help": "Type of the forward pass of the image model."}
-    )
+    mixed_precision: Precision = field(default="no", metadata={"help": PRECISION_HELP})
     seed: int = field(default=0, metadata={"help": "Seed of abduction, and of the values of continuous variables."})
 
     def __post_init__(self) -> None:
@@ -317,7 +316,7 @@ def main() -> None:
         raise ValueError(f"The graph has a variable {name!r}, which is a column of its own here; rename it.")
     pipelines = {folder: load_pipeline(folder, graph, data.sample_size) for folder in settings.pipelines}
     backbones = {folder: make_backbone(pipeline, solver).eval() for folder, pipeline in pipelines.items()}
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    accelerator = Accelerator(mixed_precision=choose_precision(settings.mixed_precision))
     with accelerator.main_process_first():  # the others find the data in the cache
         images = ImageAttributeDataset(load_data(data, graph, config["columns"])["train"], graph)
     rows = images.complete[: settings.num_images]

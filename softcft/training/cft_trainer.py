@@ -21,6 +21,7 @@ from softcft.models.classifier import AttributeClassifier
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import CFTObjective
+from softcft.training.precision import choose_precision
 
 __all__ = ["CFTConfig", "CFTTrainer"]
 
@@ -117,7 +118,7 @@ class CFTTrainer:
     @torch.no_grad()
     def measure_fidelity(self, dataset: Dataset[Any]) -> float:
         """Mean fidelity of the model as it is on the first ``slack_images`` images, in the training's precision."""
-        accelerator = Accelerator(mixed_precision=self.config.mixed_precision)
+        accelerator = Accelerator(mixed_precision=choose_precision(self.config.mixed_precision))
         self.objective.to(accelerator.device)
         size = self.cft.slack_images
         if not isinstance(dataset, IterableDataset):

@@ -13,6 +13,7 @@ from softcft.counterfactuals.solvers import Solver
 from softcft.models.denoiser import CONDITION_DROPOUT, MIN_SNR_GAMMA
 from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
 from softcft.pipelines.dscm import DSCMPipeline
+from softcft.training.precision import PRECISION_HELP, Precision
 
 __all__ = [
     "DiffusionConfig",
@@ -98,10 +99,7 @@ class TrainingConfig:
             "(1 + n) / (10 + n) after n steps, so that short runs forget the initial weights. 0 turns it off."
         },
     )
-    mixed_precision: Literal["no", "bf16", "fp16"] = field(
-        default="no",
-        metadata={"help": "Type of the forward pass; weights stay float32. bf16 needs no loss scaling, fp16 a GPU."},
-    )
+    mixed_precision: Precision = field(default="no", metadata={"help": PRECISION_HELP})
     checkpointing_steps: int = field(
         default=500,
         metadata={"help": "Save a resumable checkpoint each so many steps, and at the end. 0 turns it off."},

@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from tqdm.auto import tqdm
 
 from softcft.training.config import TrainingConfig
+from softcft.training.precision import choose_precision
 
 __all__ = ["AfterStep", "Objective", "train"]
 
@@ -116,7 +117,7 @@ def train(  # noqa: C901  # one algorithm, told in order
 
     accelerator = Accelerator(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        mixed_precision=config.mixed_precision,
+        mixed_precision=choose_precision(config.mixed_precision),
         log_with=config.report_to,
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
         step_scheduler_with_optimizer=False,  # else it steps once per process, and the schedule ends early
