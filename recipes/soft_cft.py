@@ -14,7 +14,6 @@ decides. Reads the sections data, graph and cft. Writes a complete pipeline into
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from accelerate import PartialState
 from diffusers import AutoencoderKL, DDIMScheduler
 
 from softcft import (
@@ -39,6 +38,7 @@ from softcft.training.config import (
 )
 from softcft.training.lora import adapters
 from softcft.training.parsing import begin_run, parse_config
+from softcft.training.processes import this_process
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
@@ -136,11 +136,11 @@ def main() -> None:
             f"--sample_size is {data.sample_size}, but {image_dir} was trained with {pipeline.image_format.size}."
         )
     backbone = make_backbone(pipeline, solver, tuning)
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         begin_run(config, "cft", training.output_dir)
 
     if cft.cft != "none":
-        with PartialState().main_process_first():  # the others find the data in the cache
+        with this_process().main_process_first():  # the others find the data in the cache
             splits = load_data(data, graph, config["columns"])
         images = training_images(splits["train"], data, graph, config["columns"])
         network = pipeline.hvae if "hvae" in folders else pipeline.unet
@@ -149,7 +149,7 @@ def main() -> None:
         with adapters(network, tuning.lora_rank):
             trainer = CFTTrainer(backbone, pipeline.attribute_scm, pipeline.classifier, training, cft)
             trainer.train(images.subset(subset.half, complete=True))
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         backbone.eval()
         pipeline.to("cpu").save_pretrained(training.output_dir)
         print(f"Saved a pipeline to {training.output_dir}. Use it by")

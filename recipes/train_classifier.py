@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, Subset
 
@@ -35,6 +34,7 @@ from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import ClassifierObjective
 from softcft.training.parsing import begin_run, model_arguments, parse_config
+from softcft.training.processes import this_process
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
@@ -108,7 +108,7 @@ def main() -> None:
             f"--ema_decay must be 0 for a classifier, got {training.ema_decay}: the average would be of its weights, "
             "but not of its batch normalisation statistics."
         )
-    with PartialState().main_process_first():  # the others find the data in the cache
+    with this_process().main_process_first():  # the others find the data in the cache
         splits = load_data(data, graph, config["columns"])
         train_images = training_images(splits["train"], data, graph, config["columns"])
         if role.role == "utility":
@@ -120,10 +120,10 @@ def main() -> None:
     arguments["backbone"] = {"num_channels": train_images.image_channels, **arguments.get("backbone", {})}
     set_seed(training.seed)
     classifier = AttributeClassifier(graph=graph.to_list(), **arguments)
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         begin_run(config, role.role, training.output_dir)
     train(ClassifierObjective(classifier), learned, training, name=role.role)
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         labels = validation_images.parents.to(classifier.device)
         classifier.eval().calibrate(predict(classifier, validation_images), labels)
         classifier.save_pretrained(training.output_dir)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, DDIMScheduler
 
@@ -30,6 +29,7 @@ from softcft.training.config import DiffusionConfig, MemoryConfig, TrainingConfi
 from softcft.training.loop import train
 from softcft.training.objectives import DiffusionObjective
 from softcft.training.parsing import begin_run, model_arguments, parse_config
+from softcft.training.processes import this_process
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom_diffusion.yaml"
 
@@ -94,7 +94,7 @@ def main() -> None:
     graph = CausalGraph(config["graph"])
     vae = load_vae(diffusion.vae_dir or Path(training.output_dir, "vae")) if diffusion.latents else None
     training = replace(training, output_dir=str(Path(training.output_dir, "diffusion")))
-    with PartialState().main_process_first():  # the others find the data in the cache
+    with this_process().main_process_first():  # the others find the data in the cache
         splits = load_data(data, graph, config["columns"])
     images = training_images(splits["train"], data, graph, config["columns"])
 
@@ -106,13 +106,13 @@ def main() -> None:
             _, channels, size, _ = encode_latents(vae, torch.zeros(1, channels, size, size)).shape
     set_seed(training.seed)
     denoiser = build(config, graph, diffusion, channels, size)
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         begin_run(config, "diffusion", training.output_dir)
     if memory.gradient_checkpointing:
         denoiser.unet.enable_gradient_checkpointing()
     objective = DiffusionObjective(denoiser, vae, diffusion.condition_dropout, diffusion.min_snr_gamma)
     train(objective, images.subset(complete=True), training, name="diffusion")
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         parts = {"unet": denoiser.unet, "parent_encoder": denoiser.parent_encoder, "vae": vae}
         for name, part in parts.items():
             if part is not None:

@@ -8,7 +8,6 @@ Reads the sections data, graph and hvae. Writes the HVAEModel into --output_dir/
 from dataclasses import replace
 from pathlib import Path
 
-from accelerate import PartialState
 from accelerate.utils import set_seed
 
 from softcft import CausalGraph, HVAEModel
@@ -17,6 +16,7 @@ from softcft.training.config import MemoryConfig, TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import HVAEObjective
 from softcft.training.parsing import begin_run, model_arguments, parse_config
+from softcft.training.processes import this_process
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
@@ -29,7 +29,7 @@ def main() -> None:
     training = replace(training, output_dir=str(Path(training.output_dir, "hvae")))
     graph = CausalGraph(config["graph"])
     arguments = model_arguments(config, "hvae", HVAEModel)
-    with PartialState().main_process_first():  # the others find the data in the cache
+    with this_process().main_process_first():  # the others find the data in the cache
         splits = load_data(data, graph, config["columns"])
     images = training_images(splits["train"], data, graph, config["columns"])
 
@@ -37,12 +37,12 @@ def main() -> None:
     hvae = HVAEModel(
         graph=graph.to_list(), sample_size=images.sample_size, in_channels=images.image_channels, **arguments
     )
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         begin_run(config, "hvae", training.output_dir)
     if memory.gradient_checkpointing:
         hvae.enable_gradient_checkpointing()
     train(HVAEObjective(hvae), images.subset(complete=True), training, name="hvae")
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         hvae.eval().save_pretrained(training.output_dir)
         print(f"Saved to {training.output_dir}")
 

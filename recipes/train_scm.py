@@ -8,7 +8,6 @@ Reads the sections data, graph and scm. Writes the AttributeSCM into --output_di
 from dataclasses import replace
 from pathlib import Path
 
-from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch.utils.data import StackDataset
 
@@ -19,6 +18,7 @@ from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import SCMObjective
 from softcft.training.parsing import begin_run, model_arguments, parse_config
+from softcft.training.processes import this_process
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
@@ -31,17 +31,17 @@ def main() -> None:
     training = replace(training, output_dir=str(Path(training.output_dir, "scm")))
     graph = CausalGraph(config["graph"])
     arguments = model_arguments(config, "scm", AttributeSCM)
-    with PartialState().main_process_first():  # the others find the data in the cache
+    with this_process().main_process_first():  # the others find the data in the cache
         splits = load_data(data, graph, config["columns"])
     learned = training_images(splits["train"], data, graph, config["columns"]).parents
     validation = ImageAttributeDataset(splits["validation"], graph).parents
 
     set_seed(training.seed)
     scm = AttributeSCM(graph=graph.to_list(), **arguments)
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         begin_run(config, "scm", training.output_dir)
     train(SCMObjective(scm), StackDataset(parents=learned), training, name="scm")
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         scm.eval().save_pretrained(training.output_dir)
         nats = scm.log_prob(validation.to(scm.device)).mean().item()
         print(f"Attribute mechanisms: log likelihood {nats:.3f} nats per image on validation data.")

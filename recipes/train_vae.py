@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader, Dataset
@@ -26,6 +25,7 @@ from softcft.training.config import PatchConfig, TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import VAEObjective
 from softcft.training.parsing import begin_run, model_arguments, parse_config
+from softcft.training.processes import this_process
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 SCALE_IMAGES = 1000
@@ -54,7 +54,7 @@ def main() -> None:
             f"--sample_size must be a multiple of {shrinkage}, got {data.sample_size}: patches of {patches.patch_size} "
             f"pixels, halved {stages - 1} times. Change --patch_size, or the stages in vae.model.block_out_channels."
         )
-    with PartialState().main_process_first():  # the others find the data in the cache
+    with this_process().main_process_first():  # the others find the data in the cache
         splits = load_data(data, graph, config["columns"])
     images = training_images(splits["train"], data, graph, config["columns"])
 
@@ -68,10 +68,10 @@ def main() -> None:
         up_block_types=["UpDecoderBlock2D"] * stages,
         **arguments,
     )
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         begin_run(config, "vae", training.output_dir)
     train(VAEObjective(vae), images.subset(), training, name="vae")
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         shift_factor, scaling_factor = measure_scale(vae.eval(), images)
         vae.register_to_config(shift_factor=shift_factor, scaling_factor=scaling_factor)
         vae.save_pretrained(training.output_dir)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from accelerate import PartialState
 from accelerate.logging import get_logger
+
+from softcft.training.processes import this_process
 
 __all__ = ["PRECISION_HELP", "Precision", "choose_precision"]
 
@@ -21,7 +22,7 @@ PRECISION_HELP = (
 
 def choose_precision(setting: Precision) -> Literal["no", "bf16", "fp16"]:
     """What to give Accelerate as ``mixed_precision``: ``auto`` becomes bf16 or no, all else stays."""
-    device = PartialState().device.type
+    device = this_process().device.type
     fast = torch.cuda.is_bf16_supported() if device == "cuda" else device == "cpu" and _cpu_computes_bf16()
     if setting == "bf16" and device == "cpu" and not fast:
         logger.warning("--mixed_precision bf16 is very slow on this CPU, which has no such instructions; try auto.")
