@@ -28,6 +28,7 @@ from softcft import (
 from softcft.data.sources import DataConfig, SubsetConfig, load_data, training_images
 from softcft.models.denoiser import load_unet
 from softcft.training.cft_trainer import CFTConfig, CFTTrainer
+from softcft.training.checkpoints import save_whole
 from softcft.training.config import (
     DiffusionTuningConfig,
     MemoryConfig,
@@ -151,7 +152,7 @@ def main() -> None:
             trainer.train(images.subset(subset.half, complete=True))
     if this_process().is_main_process:
         backbone.eval()
-        pipeline.to("cpu").save_pretrained(training.output_dir)
+        save_whole(training.output_dir, pipeline.to("cpu"))
         print(f"Saved a pipeline to {training.output_dir}. Use it by")
         settings = "".join(f", {name}={value!r}" for name, value in given_settings(solver).items())  # as it has learned
         call = f"(image, parents=..., do=...{settings})"

@@ -30,6 +30,7 @@ from softcft.data.own import read_table
 from softcft.data.schema import ImageAttributeDataset, scale_pixels
 from softcft.data.sources import DataConfig, SubsetConfig, UtilityConfig, load_data, training_images
 from softcft.evaluation.metrics import variable_metrics
+from softcft.training.checkpoints import save_whole
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import ClassifierObjective
@@ -126,7 +127,7 @@ def main() -> None:
     if this_process().is_main_process:
         labels = validation_images.parents.to(classifier.device)
         classifier.eval().calibrate(predict(classifier, validation_images), labels)
-        classifier.save_pretrained(training.output_dir)
+        save_whole(training.output_dir, classifier)
         logits = predict(classifier, validation_images)
         print(f"The {'predictor' if role.role == 'utility' else role.role} on validation data:")
         for variable in graph.variables:

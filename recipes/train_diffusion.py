@@ -25,6 +25,7 @@ from softcft import CausalGraph, ConditionalDenoiser
 from softcft.data.sources import DataConfig, load_data, training_images
 from softcft.models.denoiser import UNETS, adopt_unet, load_unet
 from softcft.models.vae import encode_latents, latent_stride
+from softcft.training.checkpoints import save_whole
 from softcft.training.config import DiffusionConfig, MemoryConfig, TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import DiffusionObjective
@@ -113,13 +114,16 @@ def main() -> None:
     objective = DiffusionObjective(denoiser, vae, diffusion.condition_dropout, diffusion.min_snr_gamma)
     train(objective, images.subset(complete=True), training, name="diffusion")
     if this_process().is_main_process:
-        parts = {"unet": denoiser.unet, "parent_encoder": denoiser.parent_encoder, "vae": vae}
-        for name, part in parts.items():
-            if part is not None:
-                part.eval().save_pretrained(Path(training.output_dir, name))
-            else:  # of a model that was here before
-                shutil.rmtree(Path(training.output_dir, name), ignore_errors=True)
-        denoiser.scheduler.save_pretrained(Path(training.output_dir, "scheduler"))
+        parts = {
+            "unet": denoiser.unet.eval(),
+            "parent_encoder": denoiser.parent_encoder,
+            "scheduler": denoiser.scheduler,
+        }
+        if vae is None:  # of a model that was here before
+            shutil.rmtree(Path(training.output_dir, "vae"), ignore_errors=True)
+        else:
+            parts["vae"] = vae
+        save_whole(training.output_dir, **parts)
         print(f"Saved to {training.output_dir}")
 
 

@@ -12,6 +12,7 @@ from accelerate.utils import set_seed
 
 from softcft import CausalGraph, HVAEModel
 from softcft.data.sources import DataConfig, load_data, training_images
+from softcft.training.checkpoints import save_whole
 from softcft.training.config import MemoryConfig, TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import HVAEObjective
@@ -43,7 +44,7 @@ def main() -> None:
         hvae.enable_gradient_checkpointing()
     train(HVAEObjective(hvae), images.subset(complete=True), training, name="hvae")
     if this_process().is_main_process:
-        hvae.eval().save_pretrained(training.output_dir)
+        save_whole(training.output_dir, hvae.eval())
         print(f"Saved to {training.output_dir}")
 
 

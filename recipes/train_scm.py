@@ -14,6 +14,7 @@ from torch.utils.data import StackDataset
 from softcft import AttributeSCM, CausalGraph
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, load_data, training_images
+from softcft.training.checkpoints import save_whole
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import SCMObjective
@@ -42,7 +43,7 @@ def main() -> None:
         begin_run(config, "scm", training.output_dir)
     train(SCMObjective(scm), StackDataset(parents=learned), training, name="scm")
     if this_process().is_main_process:
-        scm.eval().save_pretrained(training.output_dir)
+        save_whole(training.output_dir, scm.eval())
         nats = scm.log_prob(validation.to(scm.device)).mean().item()
         print(f"Attribute mechanisms: log likelihood {nats:.3f} nats per image on validation data.")
         print(f"Saved to {training.output_dir}")

@@ -21,6 +21,7 @@ from softcft import CausalGraph
 from softcft.data.schema import scale_pixels
 from softcft.data.sources import DataConfig, load_data, training_images
 from softcft.models.vae import image_posterior
+from softcft.training.checkpoints import save_whole
 from softcft.training.config import PatchConfig, TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import VAEObjective
@@ -74,7 +75,7 @@ def main() -> None:
     if this_process().is_main_process:
         shift_factor, scaling_factor = measure_scale(vae.eval(), images)
         vae.register_to_config(shift_factor=shift_factor, scaling_factor=scaling_factor)
-        vae.save_pretrained(training.output_dir)
+        save_whole(training.output_dir, vae)
         print(f"Saved to {training.output_dir}")
 
 

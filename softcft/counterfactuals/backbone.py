@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
+
+from softcft.noise import Generator
 
 __all__ = ["BackboneOutput", "CounterfactualBackbone"]
 
@@ -40,7 +41,7 @@ class CounterfactualBackbone(Protocol):
         image: Tensor,
         parents: Tensor,
         counterfactual_parents: Tensor,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generator = None,
     ) -> BackboneOutput:
         """Abduct the noise of images given their parents, predict images given other parents.
 

@@ -14,10 +14,9 @@ from softcft.counterfactuals.backbone import BackboneOutput
 from softcft.counterfactuals.solvers import NoiseLevels, Solver, invert, predict
 from softcft.models.denoiser import CONDITION_DROPOUT, MIN_SNR_GAMMA, ConditionalDenoiser
 from softcft.models.vae import decode_latents, encode_latents
+from softcft.noise import Generator, uniform
 
 __all__ = ["DiffusionBackbone"]
-
-Generator = torch.Generator | list[torch.Generator] | None
 
 
 class DiffusionBackbone(nn.Module):
@@ -115,7 +114,10 @@ class DiffusionBackbone(nn.Module):
         """
         clean = self._encode(image)
         # Before the inversion: autocast keeps its copies of the weights, and those made without gradients have none.
-        loss = self.denoiser.loss(clean, parents, self.condition_dropout, self.min_snr_gamma, generator)
+        # At evenly spread times, for it is a mean over the batch; by one for each image they would not be.
+        one = generator[0] if isinstance(generator, list) else generator
+        times = (uniform((1,), one, clean.device) + torch.arange(len(clean), device=clean.device) / len(clean)) % 1
+        loss = self.denoiser.loss(clean, parents, self.condition_dropout, self.min_snr_gamma, generator, times)
         factual = partial(self._denoise, parents=parents)
         latents, passed = invert(factual, clean, self.levels, self.abduction, self.gradient_steps)
         if counterfactual_parents.ndim == 2:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from softcft.counterfactuals.backbone import BackboneOutput
 from softcft.models.hvae import HVAEModel, HVAEOutput
+from softcft.noise import Generator
 
 __all__ = ["Effect", "HVAEBackbone"]
 
 Effect = Literal["direct", "indirect", "total"]
-Generator = torch.Generator | list[torch.Generator] | None
 
 
 class HVAEBackbone(nn.Module):

@@ -27,6 +27,7 @@ from softcft.evaluation.metrics import logit_shift, variable_metrics
 from softcft.graph import CausalGraph, Intervention
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
+from softcft.noise import seeded_generator
 
 __all__ = [
     "counterfactual_images",
@@ -95,7 +96,7 @@ def plan_counterfactuals(
     factual = parents.to(attribute_scm.device)
     plan = torch.empty(len(parents), len(interventions), graph.width)
     for i, place in enumerate(places):
-        generator = _seeded(seed, INTERVENTION_STREAM, place)
+        generator = seeded_generator(seed, INTERVENTION_STREAM, place)
         intervention = intervene_on(graph, graph.names[place], factual, generator)
         plan[:, i] = attribute_scm.counterfactual(factual, intervention, generator)
     return plan
@@ -151,7 +152,7 @@ def image_generators(rows: Sequence[int], seed: int) -> list[torch.Generator]:
         rows: The B images' numbers.
         seed: At least 0.
     """
-    return [_seeded(seed, IMAGE_STREAM, row) for row in rows]
+    return [seeded_generator(seed, IMAGE_STREAM, row) for row in rows]
 
 
 @torch.no_grad()
@@ -235,13 +236,6 @@ def effectiveness_rows(
 
 def _no_interval(values: np.ndarray) -> tuple[float, float, float]:
     return float(values[0]), math.nan, math.nan
-
-
-def _seeded(seed: int, stream: int, index: int) -> torch.Generator:
-    """A generator on the CPU, the same wherever the models are. Seeds that differ by little give unrelated numbers."""
-    # The CPU's generator takes no more than 32 bits.
-    state = np.random.SeedSequence(seed, spawn_key=(stream, index)).generate_state(1)
-    return torch.Generator().manual_seed(int(state[0]))
 
 
 def _check(graph: CausalGraph, labels: Tensor, logits: Mapping[str, Tensor], interventions: Sequence[str]) -> None:

@@ -36,10 +36,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from softcft.graph import CausalGraph, Intervention, Variable
+from softcft.noise import Generator
 
 __all__ = ["AttributeSCM"]
-
-Generator = torch.Generator | list[torch.Generator] | None
 
 
 def _without_autocast(method: Callable[..., Tensor]) -> Callable[..., Tensor]:

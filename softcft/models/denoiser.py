@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from softcft.graph import CausalGraph
 from softcft.models.parent_encoder import ParentEncoder
 from softcft.models.patches import fold_patches, unfold_patches
+from softcft.noise import Generator, uniform
 
 __all__ = ["CONDITION_DROPOUT", "MIN_SNR_GAMMA", "UNETS", "ConditionalDenoiser", "adopt_unet", "load_unet"]
 
@@ -26,8 +27,6 @@ CONDITION_DROPOUT = 0.3
 """Share of the images that lose attributes in training, unless told otherwise."""
 MIN_SNR_GAMMA = 5.0
 """Largest weight of an image's error in training, unless told otherwise."""
-
-Generator = torch.Generator | list[torch.Generator] | None
 
 
 class ConditionalDenoiser(nn.Module):
@@ -132,6 +131,7 @@ class ConditionalDenoiser(nn.Module):
         condition_dropout: float = 0.0,
         min_snr_gamma: float | None = None,
         generator: Generator = None,
+        time: Tensor | None = None,
     ) -> Tensor:
         r"""Mean squared error of the prediction for images at random times, given some of their attributes, shape (B,).
 
@@ -145,19 +145,23 @@ class ConditionalDenoiser(nn.Module):
                 than this: Hang et al., "Efficient diffusion training via min-SNR weighting" (ICCV 2023), who recommend
                 5. Left out: the plain error of the prediction.
             generator: Makes times, dropout and noise reproducible; a list has one generator per image.
+            time: Of each image, in [0, 1), shape (B,): 0 is no noise, 1 pure noise. Left out, they are drawn: spread
+                evenly by one generator, independent by a list of them.
 
         Returns:
             One error per image; their mean over random times is what training minimises.
         """
         steps, variables = len(self.alphas_cumprod), len(self.parent_encoder.causal_graph)
-        time, loses, number, order = _rand((len(image), 3 + variables), generator, image.device).split(
+        drawn, loses, number, order = uniform((len(image), 3 + variables), generator, image.device).split(
             [1, 1, 1, variables], dim=1
         )
-        if not isinstance(generator, list):
+        if time is None and isinstance(generator, list):
+            time = drawn[:, 0]
+        elif time is None:
             # Spread evenly from one random start: each is uniform still, but their mean loss varies less.
             # Kingma et al., "Variational diffusion models" (NeurIPS 2021), appendix I.1.
-            time = (time[:1] + torch.arange(len(image), device=time.device)[:, None] / len(image)) % 1
-        timestep = (time[:, 0] * steps).long().clamp_max(steps - 1)
+            time = (drawn[0] + torch.arange(len(image), device=image.device) / len(image)) % 1
+        timestep = (time.to(image.device) * steps).long().clamp_max(steps - 1)
         lost = torch.where(loses < condition_dropout, 1 + (number * variables).long().clamp_max(variables - 1), 0)
         present = order.argsort(dim=1).argsort(dim=1) >= lost
         epsilon = randn_tensor(image.shape, generator=generator, device=image.device, dtype=torch.float32)
@@ -263,8 +267,3 @@ def _attends(unet: UNet2DModel | UNet2DConditionModel) -> bool:
 
 def _time_embedding_size(unet: UNet2DModel | UNet2DConditionModel) -> int:
     return unet.config["time_embedding_dim"] or 4 * unet.config["block_out_channels"][0]
-
-
-def _rand(shape: tuple[int, int], generator: Generator, device: torch.device) -> Tensor:
-    """Uniform numbers in [0, 1], each row from its own generator where there are several."""
-    return torch.special.ndtr(randn_tensor(shape, generator=generator, device=device, dtype=torch.float32))

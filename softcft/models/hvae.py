@@ -49,10 +49,9 @@ from softcft.models.hvae_blocks import (
 )
 from softcft.models.likelihoods import discretised_gaussian_log_prob
 from softcft.models.normals import draw_normal, normal_kl
+from softcft.noise import Generator
 
 __all__ = ["HVAEModel", "HVAEOutput", "HVAEPriorOutput"]
-
-Generator = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass

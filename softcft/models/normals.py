@@ -8,6 +8,8 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from softcft.noise import Generator
+
 __all__ = ["draw_normal", "normal_kl"]
 
 
@@ -54,9 +56,7 @@ def normal_kl(q_loc: Tensor, q_log_scale: Tensor, p_loc: Tensor, p_log_scale: Te
     return cast("Tensor", _NormalKL.apply(q_loc, q_log_scale, p_loc, p_log_scale))
 
 
-def draw_normal(
-    loc: Tensor, log_scale: Tensor, generator: torch.Generator | list[torch.Generator] | None = None
-) -> Tensor:
+def draw_normal(loc: Tensor, log_scale: Tensor, generator: Generator = None) -> Tensor:
     """One draw, differentiable in both arguments.
 
     Args:

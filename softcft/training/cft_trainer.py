@@ -18,6 +18,7 @@ from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.data.schema import scale_pixels
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
+from softcft.noise import seeded_generator
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import CFTObjective
@@ -126,13 +127,13 @@ class CFTTrainer:
             dataset = Subset(dataset, range(size))
         batch_size = self.config.train_batch_size
         batches = islice(DataLoader(dataset, batch_size), -(-size // batch_size))
-        generator = torch.Generator().manual_seed(self.config.seed)
         total, images = 0.0, 0
         for batch in tqdm(batches, desc="measuring fidelity", disable=not accelerator.is_main_process):
             image = scale_pixels(batch["image"].to(accelerator.device))
             parents = batch["parents"].to(accelerator.device)
+            generators = [seeded_generator(self.config.seed, images + i) for i in range(len(image))]
             with accelerator.autocast():
-                output = self.objective.backbone.counterfactual(image, parents, parents, generator)
+                output = self.objective.backbone.counterfactual(image, parents, parents, generators)
             total += output.fidelity.item() * len(image)
             images += len(image)
         return total / images

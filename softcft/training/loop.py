@@ -4,9 +4,10 @@ An *objective* is a module that holds the models and whose ``forward`` turns a b
 itself is what Accelerate wraps, a loss may call any method of any of its models and still be trained on many GPUs.
 
 Exactness: on the CPU, a run that was interrupted and resumed gives the same weights, bit for bit, as one that was not.
-The checkpoint holds weights, buffers, moving average, optimizer, schedule and random states; the data order is a
-function of seed and step alone. The data set must play along: equal index, equal sample. Random augmentation belongs
-into the objective, whose random state is in the checkpoint (and where it runs on the GPU).
+The checkpoint holds weights, buffers, moving average, optimizer, schedule, random states of all processes and the open
+line of the log. The order of the data is a function of the seed alone, and each image's noise one of the seed and of
+its place in that order: so it makes no difference either into how many processes and accumulated batches a step is cut.
+The data set must play along: equal index, equal sample. Random augmentation belongs into the objective.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -31,7 +34,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from tqdm.auto import tqdm
 
+from softcft.training.checkpoints import (
+    PARTIAL_CHECKPOINT,
+    checkpoint_to_resume,
+    load_checkpoint,
+    replace_file,
+    save_checkpoint,
+    set_aside,
+)
 from softcft.training.config import TrainingConfig
+from softcft.training.interruption import StopSignals, explain_memory, next_batch
 from softcft.training.precision import choose_precision
 
 __all__ = ["AfterStep", "Objective", "train"]
@@ -39,7 +51,6 @@ __all__ = ["AfterStep", "Objective", "train"]
 logger = get_logger(__name__)
 
 METRICS = "metrics.jsonl"
-PARTIAL_CHECKPOINT = "partial-checkpoint"
 MAX_CONSECUTIVE_SKIPS = 50
 """So many steps skipped in a row end the run: the weights no longer move, and waiting will not help."""
 
@@ -51,12 +62,13 @@ class Objective(Protocol):
     never calls ``train()`` or ``eval()``: the objective puts its models into the right mode, once.
     """
 
-    def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Evaluate a batch.
 
         Args:
             batch: What the data set gives, collated: ``image``, uint8 or floats in [-1, 1], (B, C, H, W), and
-                ``parents``, encoded (B, K); attribute mechanisms see ``parents`` alone.
+                ``parents``, encoded (B, K); attribute mechanisms see ``parents`` alone. And ``seeds``, a list of one
+                integer for each image, of which its noise should follow; those of a run are consecutive.
 
         Returns:
             Scalar tensors, under the same keys at every call: ``loss``, a mean over the images of the batch, which is
@@ -105,12 +117,16 @@ def train(  # noqa: C901  # one algorithm, told in order
 
     Raises:
         FileNotFoundError: If the checkpoint to resume from does not exist.
-        ValueError: If the data set is empty, nothing requires a gradient, the output folder has checkpoints of steps
-            yet to come, or the objective returns no ``loss`` or something that is not a scalar.
-        RuntimeError: If 50 steps in a row were skipped, or all there were.
+        ValueError: If the data set is empty, nothing requires a gradient, the checkpoint to resume from is damaged or
+            of another model, the output folder has checkpoints of steps yet to come, or the objective returns no
+            ``loss`` or something that is not a scalar.
+        RuntimeError: If 50 steps in a row were skipped, or all there were; if weights or buffers are not finite, memory
+            does not suffice, or the data cannot be read.
+        OSError: If a checkpoint cannot be written.
+        SystemExit: After SIGTERM or SIGINT and a checkpoint, with the exit status that these signals have.
     """
     output_dir = Path(config.output_dir)
-    resume_from, first_step = _checkpoint_to_resume(config, output_dir)
+    resume_from, first_step, damaged = checkpoint_to_resume(config, output_dir)
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     if not parameters:
         raise ValueError(f"Nothing to train: no parameter of {type(objective).__name__} requires a gradient.")
@@ -149,77 +165,95 @@ def train(  # noqa: C901  # one algorithm, told in order
     if streamed:
         dataloader.base_dataloader.generator = generator  # Accelerate drops it
     ema = EMAModel(parameters, decay=config.ema_decay, foreach=True) if config.ema_decay else None
-    if ema:
-        accelerator.register_for_checkpointing(ema)
+    log = _Log(output_dir / METRICS)
     if resume_from is not None:
-        accelerator.load_state(str(resume_from))
-        if ema:
-            ema.to(accelerator.device)
+        log.open_line = load_checkpoint(accelerator, ema, resume_from)
     logger.info(f"Training {name} from {resume_from or 'the start'} to step {total} in {output_dir}.")
     is_main = accelerator.is_main_process
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(output_dir / PARTIAL_CHECKPOINT, ignore_errors=True)
-        _truncate_metrics(output_dir / METRICS, first_step)
+        set_aside(damaged)
+        log.truncate(first_step)
     accelerator.init_trackers(name, {k: v for k, v in asdict(config).items() if v is not None})  # it chokes on None
 
     batches = iter(dataloader)
-    window: list[dict[str, float]] = []  # the metrics of each step taken since the last line of the log
-    window_start, skipped, skipped_in_a_row = time.perf_counter(), 0, 0
+    skipped_in_a_row = 0
     steps = range(first_step + 1, total + 1)
     progress = tqdm(steps, initial=first_step, total=total, desc=name, disable=not is_main)
-    for step in progress:
-        output: dict[str, Tensor] = {}
-        for _ in range(config.gradient_accumulation_steps):
-            with accelerator.accumulate(wrapped):
-                scalars = wrapped(next(batches))
-                _check_scalars(scalars, objective)
-                accelerator.backward(scalars["loss"])
-            for key, value in scalars.items():
-                output[key] = output.get(key, 0) + value.detach().float() / config.gradient_accumulation_steps
-        grad_norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
-
-        # One transfer per step. A NaN on one process makes the mean NaN on all, so that all of them skip together.
-        means = accelerator.reduce(torch.stack([*output.values(), grad_norm.float()]), reduction="mean").tolist()
-        metrics = dict(zip([*output, "grad_norm"], means, strict=True))
-        learning_rate = scheduler.get_last_lr()[0]
-        loss, norm = metrics["loss"], metrics["grad_norm"]
-        if math.isfinite(loss) and math.isfinite(norm) and norm <= config.skip_grad_norm:
-            optimizer.step()
-            scheduler.step()
-            if isinstance(objective, AfterStep):
-                objective.after_step(metrics)
-            if ema:
-                ema.step(parameters)
-            window.append(metrics)
-            skipped_in_a_row = 0
-        else:
-            if accelerator.scaler is not None:
-                accelerator.scaler.update()  # fp16: lowers the loss scale after an overflow
-            skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
-            if skipped_in_a_row == MAX_CONSECUTIVE_SKIPS:
-                raise RuntimeError(
-                    f"{name}: skipped {skipped_in_a_row} steps in a row, the last one (step {step}) with loss "
-                    f"{loss:.6g} and gradient norm {norm:.6g}. Lower --learning_rate, or raise --skip_grad_norm (now "
-                    f"{config.skip_grad_norm:g}) if such gradients are usual here."
+    with StopSignals() as signals:
+        for step in progress:
+            output: dict[str, Tensor] = {}
+            buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]
+            for part in range(config.gradient_accumulation_steps):
+                batch = next_batch(batches, name, step, config.dataloader_num_workers)
+                place = (step - 1) * step_size + config.train_batch_size * (
+                    part * accelerator.num_processes + accelerator.process_index
                 )
-        optimizer.zero_grad()
-        progress.set_postfix(loss=f"{loss:.4g}")
+                seeds = [config.seed * 2**48 + place + i for i in range(config.train_batch_size)]
+                with accelerator.accumulate(wrapped), explain_memory(config):
+                    scalars = wrapped({**batch, "seeds": seeds})
+                    _check_scalars(scalars, objective)
+                    accelerator.backward(scalars["loss"])
+                for key, value in scalars.items():
+                    output[key] = output.get(key, 0) + value.detach().float() / config.gradient_accumulation_steps
+            grad_norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
 
-        if step % config.logging_steps == 0 or step == total:
-            line = {key: sum(metrics[key] for metrics in window) / len(window) for key in (window or [{}])[0]}
-            images_per_second = (len(window) + skipped) * step_size / (time.perf_counter() - window_start)
-            line |= {"lr": learning_rate, "skipped": skipped, "images_per_second": images_per_second}
-            accelerator.log(line, step=step)
-            if is_main:
-                with (output_dir / METRICS).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": step, **line}) + "\n")
-            window, window_start, skipped = [], time.perf_counter(), 0
-        if (every := config.checkpointing_steps) and (step % every == 0 or step == total):
-            _save_checkpoint(accelerator, output_dir, step, config.checkpoints_total_limit)
+            # One transfer per step. A NaN on one process makes the mean NaN on all, so that all of them skip together;
+            # and a signal that one of them got stops all.
+            stop = grad_norm.new_tensor(float(signals.received > 0), dtype=torch.float32)
+            means = accelerator.reduce(torch.stack([*output.values(), grad_norm.float(), stop]), "mean").tolist()
+            metrics, stopped = dict(zip([*output, "grad_norm"], means[:-1], strict=True)), means[-1] > 0
+            learning_rate = scheduler.get_last_lr()[0]
+            loss, norm = metrics["loss"], metrics["grad_norm"]
+            if math.isfinite(loss) and math.isfinite(norm) and norm <= config.skip_grad_norm:
+                with explain_memory(config):
+                    optimizer.step()
+                scheduler.step()
+                if isinstance(objective, AfterStep):
+                    objective.after_step(metrics)
+                if ema:
+                    ema.step(parameters)
+                log.take(metrics)
+                skipped_in_a_row = 0
+            else:
+                for buffer, before in buffers:  # such as the statistics of a batch normalisation that saw a NaN
+                    buffer.copy_(before)
+                if accelerator.scaler is not None:
+                    accelerator.scaler.update()  # fp16: lowers the loss scale after an overflow
+                log.skip()
+                skipped_in_a_row += 1
+                if skipped_in_a_row == MAX_CONSECUTIVE_SKIPS:
+                    raise RuntimeError(
+                        f"{name}: skipped {skipped_in_a_row} steps in a row, the last one (step {step}) with loss "
+                        f"{loss:.6g} and gradient norm {norm:.6g}. Lower --learning_rate, or raise --skip_grad_norm "
+                        f"(now {config.skip_grad_norm:g}) if such gradients are usual here. Checkpoints are kept."
+                    )
+            optimizer.zero_grad()
+            progress.set_postfix(loss=f"{loss:.4g}")
+
+            if step % config.logging_steps == 0 or step == total:
+                line = log.close_line(step, learning_rate, step_size, write=is_main)
+                accelerator.log(line, step=step)
+            every = config.checkpointing_steps
+            if every and (step % every == 0 or step == total or stopped):
+                _check_finite(objective, name, step)
+                save_checkpoint(accelerator, ema, output_dir, step, config.checkpoints_total_limit, log.open_line)
+            if stopped:
+                break
 
     for tracker in accelerator.trackers:
         tracker.finish()
+    if signals.received or (steps and stopped):
+        number = signals.received or signal.SIGTERM
+        saved = f"checkpoint-{step} is saved" if every else "nothing is saved, for --checkpointing_steps is 0"
+        if is_main:
+            progress.close()
+            sys.stderr.write(
+                f"{name}: stopped by {signal.Signals(number).name} after step {step} of {total}; {saved}. The same "
+                "command with --resume_from_checkpoint latest goes on from there.\n"
+            )
+        raise SystemExit(128 + number)
     if skipped_in_a_row and skipped_in_a_row == total - first_step:
         raise RuntimeError(
             f"{name}: all {skipped_in_a_row} steps were skipped, the last one with loss {loss:.6g} and gradient norm "
@@ -229,6 +263,48 @@ def train(  # noqa: C901  # one algorithm, told in order
     if ema:
         ema.copy_to(parameters)
     return accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+
+
+class _Log:
+    """The lines of metrics.jsonl: averages over the steps since the last line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.taken: list[dict[str, float]] = []
+        self.skipped, self.started, self.steps = 0, time.perf_counter(), 0
+
+    @property
+    def open_line(self) -> dict[str, Any]:
+        """What the next line will be made of; belongs into a checkpoint."""
+        return {"taken": self.taken, "skipped": self.skipped}
+
+    @open_line.setter
+    def open_line(self, state: dict[str, Any]) -> None:
+        self.taken, self.skipped = list(state["taken"]), state["skipped"]
+
+    def take(self, metrics: dict[str, float]) -> None:
+        self.taken.append(metrics)
+        self.steps += 1
+
+    def skip(self) -> None:
+        self.skipped += 1
+        self.steps += 1
+
+    def close_line(self, step: int, learning_rate: float, step_size: int, write: bool) -> dict[str, float]:
+        line = {key: sum(metrics[key] for metrics in self.taken) / len(self.taken) for key in (self.taken or [{}])[0]}
+        speed = self.steps * step_size / (time.perf_counter() - self.started)
+        line |= {"lr": learning_rate, "skipped": self.skipped, "images_per_second": speed}
+        if write:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **line}) + "\n")
+        self.taken, self.skipped, self.started, self.steps = [], 0, time.perf_counter(), 0
+        return line
+
+    def truncate(self, last_step: int) -> None:
+        """Drop the lines after the checkpoint: the resumed run writes them again."""
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
+        replace_file(self.path, "".join(line for line in whole if json.loads(line)["step"] <= last_step))
 
 
 class _EndlessShuffle(Sampler[int]):
@@ -257,51 +333,11 @@ def _check_scalars(scalars: dict[str, Tensor], objective: nn.Module) -> None:
             raise ValueError(f"{type(objective).__name__} must return scalars, got '{key}' of shape {shape}.")
 
 
-def _truncate_metrics(path: Path, last_step: int) -> None:
-    """Drop the lines after the checkpoint: the resumed run writes them again."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
-    path.write_text("".join(line for line in whole if json.loads(line)["step"] <= last_step), encoding="utf-8")
-
-
-def _save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, total_limit: int) -> None:
-    # The rename comes last and is atomic: what is named checkpoint-N is whole.
-    partial = output_dir / PARTIAL_CHECKPOINT
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        partial.rename(output_dir / f"checkpoint-{step}")
-        for outdated in _checkpoints(output_dir)[:-total_limit] if total_limit else []:
-            shutil.rmtree(outdated)
-    accelerator.wait_for_everyone()
-
-
-def _checkpoint_to_resume(config: TrainingConfig, output_dir: Path) -> tuple[Path | None, int]:
-    """The checkpoint to resume from, if any, and its step, which no other checkpoint of the run may be past."""
-    checkpoints = _checkpoints(output_dir)
-    path = None
-    if config.resume_from_checkpoint == "latest":
-        path = checkpoints[-1] if checkpoints else None
-    elif config.resume_from_checkpoint is not None:
-        path = Path(config.resume_from_checkpoint)
-        if not path.is_dir():
-            raise FileNotFoundError(f"--resume_from_checkpoint {path}: there is no such folder.")
-    step = 0 if path is None else _step_of(path)
-    if later := [checkpoint.name for checkpoint in checkpoints if _step_of(checkpoint) > step]:
-        raise ValueError(
-            f"--output_dir {output_dir} already has {', '.join(later)}, but this run starts after step {step}: "
-            "pass --resume_from_checkpoint latest, or another --output_dir."
+def _check_finite(objective: nn.Module, name: str, step: int) -> None:
+    """A checkpoint must be worth going back to."""
+    broken = [key for key, tensor in objective.state_dict().items() if not tensor.isfinite().all()]
+    if broken:
+        raise RuntimeError(
+            f"{name}: after step {step} {broken[0]} is not finite, nor are {len(broken) - 1} others. No checkpoint of "
+            "it is saved; those before are kept. Lower --learning_rate and go on with --resume_from_checkpoint latest."
         )
-    return path, step
-
-
-def _checkpoints(output_dir: Path) -> list[Path]:
-    """All whole checkpoints, oldest first."""
-    return sorted(output_dir.glob("checkpoint-*"), key=_step_of)
-
-
-def _step_of(checkpoint: Path) -> int:
-    number = checkpoint.name.removeprefix("checkpoint-")
-    if not number.isdigit() or number == checkpoint.name:
-        raise ValueError(f"A checkpoint's folder must be named checkpoint-STEP, got {checkpoint}.")
-    return int(number)

@@ -1,14 +1,16 @@
 """What each model is trained on: modules that turn a batch into a loss, run by :func:`softcft.training.loop.train`.
 
-Each loss is a mean over the images of its batch. So many images make the same step however they are cut into processes
-and accumulated batches, but for the noise, which each process draws for itself, and for batch normalisation, whose
-statistics are of one forward pass. What has to be known of all images together, such as the error of a classifier or
-the violation of a constraint, is a buffer that follows the steps. (The VAE, a yardstick of the evaluation, does not.)
+Each loss is a mean over the images of its batch, and each image has noise of its own, which follows from the batch's
+``seeds``. So many images make the same step however they are cut into processes and accumulated batches. What has to be
+known of all images together, such as the error of a classifier or the violation of a constraint, is a buffer that
+follows the steps. Three things remain that are of one forward pass: the statistics of batch normalisation, the error of
+the VAE (a yardstick of the evaluation), and the log in the fidelity of a diffusion model.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -27,6 +29,7 @@ from softcft.models.denoiser import CONDITION_DROPOUT, MIN_SNR_GAMMA, Conditiona
 from softcft.models.hvae import HVAEModel
 from softcft.models.patches import fold_patches
 from softcft.models.vae import encode_latents
+from softcft.noise import Generator, seeded_generator, spread_evenly
 
 __all__ = [
     "CFTObjective",
@@ -40,6 +43,16 @@ __all__ = [
 ROUNDING_ERROR = (2 / 255) ** 2 / 12
 """Mean squared error of pixels in [-1, 1] that were rounded to 8 bits."""
 
+Batch = dict[str, Any]
+"""See :class:`softcft.training.loop.Objective`."""
+
+
+def image_generators(batch: Batch) -> Generator:
+    """A generator for each image of a batch, on its device, or PyTorch's global one for all if it has no ``seeds``."""
+    seeds = batch.get("seeds")
+    device = batch["image"].device
+    return None if seeds is None else [seeded_generator(seed, device=device) for seed in seeds]
+
 
 class SCMObjective(nn.Module):
     """Maximum likelihood of the attribute mechanisms, in nats per image.
@@ -51,7 +64,7 @@ class SCMObjective(nn.Module):
         super().__init__()
         self.scm = scm.train()
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss of a batch with ``parents`` (B, K)."""
         return {"loss": -self.scm(batch["parents"]).mean()}
 
@@ -73,7 +86,7 @@ class ClassifierObjective(nn.Module):
         self.continuous = [variable.name for variable in variables if variable.kind == "continuous"]
         self.register_buffer("squared_errors", torch.full((len(self.continuous),), 1 / 3))
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1], and ``parents`` (B, K)."""
         graph = self.classifier.causal_graph
         logits = self.classifier(scale_pixels(batch["image"])).logits
@@ -104,9 +117,9 @@ class HVAEObjective(nn.Module):
         super().__init__()
         self.hvae = hvae.train()
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1], and ``parents`` (B, K)."""
-        output = self.hvae(scale_pixels(batch["image"]), batch["parents"])
+        output = self.hvae(scale_pixels(batch["image"]), batch["parents"], image_generators(batch))
         return {"loss": output.nelbo.mean(), "nll": output.nll.mean(), "kl": output.kl.mean()}
 
 
@@ -133,13 +146,15 @@ class DiffusionObjective(nn.Module):
         self.condition_dropout = condition_dropout
         self.min_snr_gamma = min_snr_gamma
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1], and ``parents`` (B, K)."""
         image, parents = scale_pixels(batch["image"]), batch["parents"]
         if self.vae is not None:
             with torch.no_grad():
                 image = encode_latents(self.vae, image)
-        loss = self.denoiser.loss(image, parents, self.condition_dropout, self.min_snr_gamma).mean()
+        times = spread_evenly(batch["seeds"]) if "seeds" in batch else None
+        generators = image_generators(batch)
+        loss = self.denoiser.loss(image, parents, self.condition_dropout, self.min_snr_gamma, generators, times).mean()
         return {"loss": loss, "denoising": loss}
 
 
@@ -157,12 +172,13 @@ class VAEObjective(nn.Module):
         super().__init__()
         self.vae = vae.train()
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1]; other entries are ignored."""
         patches = fold_patches(scale_pixels(batch["image"]), self.vae.config["in_channels"])
         moments = self.vae.encode(patches).latent_dist.parameters
         posterior = DiagonalGaussianDistribution(moments.float())  # whatever the compute type
-        error = (self.vae.decode(posterior.sample()).sample.float() - patches).square().mean()
+        latents = posterior.sample(image_generators(batch))  # type: ignore[arg-type]  # a list will do
+        error = (self.vae.decode(latents).sample.float() - patches).square().mean()
         nll = 0.5 * (torch.log(2 * math.pi * (error + ROUNDING_ERROR)) + 1)
         kl = posterior.kl().mean() / patches[0].numel()
         return {"loss": nll + kl, "nll": nll, "kl": kl}
@@ -203,15 +219,17 @@ class CFTObjective(nn.Module):
         self.constraint = constraint
         self.mode = mode
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1], and ``parents`` (B, K)."""
         image, parents = scale_pixels(batch["image"]), batch["parents"]
         graph = self.guide.causal_graph
         with torch.no_grad():
-            intervention = draw_interventions(graph, parents)
-            counterfactual_parents = self.attribute_scm.counterfactual(parents, intervention)
+            generators = image_generators(batch)
+            others = self.attribute_scm.sample(len(parents), generator=generators).to(parents)
+            intervention = draw_interventions(graph, parents, others, generators)
+            counterfactual_parents = self.attribute_scm.counterfactual(parents, intervention, generators)
             factual_prediction = self.guide.predict(image)
-        output = self.backbone.counterfactual(image, parents, counterfactual_parents)
+        output = self.backbone.counterfactual(image, parents, counterfactual_parents, generators)
         targets = counterfactual_targets(
             graph, intervention.mask, counterfactual_parents, factual_prediction, self.mode
         )

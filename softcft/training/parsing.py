@@ -43,6 +43,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+from softcft.training.checkpoints import replace_file
 from softcft.training.config import choices_of
 
 __all__ = ["SECTIONS", "begin_run", "model_arguments", "parse_config", "read_config"]
@@ -203,7 +204,7 @@ def begin_run(config: Mapping[str, Any], section: str, output_dir: str | Path) -
                     "the setting to go on with that run, or choose another --output_dir, or delete the folder."
                 )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False), encoding="utf-8")
+    replace_file(path, yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False))
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -352,8 +352,7 @@ class Recorder(nn.Module):
 def test_an_unchanged_image_costs_only_what_should_have_changed(
     phantoms: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # One image alone has no other age to take, so interventions are drawn for all and the image's own is used.
-    drawn = draw_interventions(PHANTOM_GRAPH, phantoms["parents"])
+    drawn = draw_interventions(PHANTOM_GRAPH, phantoms["parents"], phantoms["parents"].roll(1, dims=0))
     # The prediction on an image that stayed itself is its own soft target; a hard label is not.
     objective = cft(backbone=Recorder())
     for i in range(20):

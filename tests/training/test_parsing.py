@@ -204,7 +204,10 @@ def test_help_teaches(path, capsys):
         ("hvae: {learning_rate: '1e-3'}", r"toy.yaml: hvae.learning_rate must be float, got '1e-3' \(str\)"),
         ("hvae: {learning_rate: }", r"toy.yaml: hvae.learning_rate must be float, got None"),
         ("hvae: {output_dir: 7}", r"toy.yaml: hvae.output_dir must be str, got 7 \(int\)"),
-        ("hvae: {mixed_precision: fp8}", r"hvae.mixed_precision must be one of \['auto', 'no', 'bf16', 'fp16'\], got 'fp8'"),
+        (
+            "hvae: {mixed_precision: fp8}",
+            r"hvae.mixed_precision must be one of \['auto', 'no', 'bf16', 'fp16'\], got 'fp8'",
+        ),
         ("hvae: {report_to: paper}", r"toy.yaml: hvae.report_to must be one of \['tensorboard', .* got 'paper'"),
         ("hvae: {}\ndata: {augment: 1}", r"toy.yaml: data.augment must be bool, got 1 \(int\)"),
         ("graph: []\nhvae: {output_dir: x, learning_rate: -1}", r"--learning_rate must be > 0 and finite, got -1.0"),

@@ -1,0 +1,46 @@
+"""Random numbers that are an image's own: they depend on a seed, and not on the batch or process that it comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+__all__ = ["Generator", "seeded_generator", "spread_evenly", "uniform"]
+
+Generator = torch.Generator | list[torch.Generator] | None
+"""One for a batch, a list with one for each image, or PyTorch's global one."""
+
+GOLDEN_RATIO = 0x9E3779B97F4A7C15  # its fractional part, times 2^64
+
+
+def seeded_generator(seed: int, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for each seed and key. Those that differ by little give unrelated numbers.
+
+    Args:
+        seed: At least 0.
+        key: Numbers of at least 0: what is random, which image.
+        device: Where the numbers are drawn. Those of a CPU are the same wherever the models are.
+    """
+    # The CPU's generator takes no more than 32 bits.
+    state = np.random.SeedSequence(seed, spawn_key=key).generate_state(1)
+    return torch.Generator(device).manual_seed(int(state[0]))
+
+
+def uniform(shape: tuple[int, ...], generator: Generator, device: torch.device) -> Tensor:
+    """Uniform numbers in [0, 1], float32, each row from its own generator where there are several."""
+    return torch.special.ndtr(randn_tensor(shape, generator=generator, device=device, dtype=torch.float32))
+
+
+def spread_evenly(places: Sequence[int]) -> Tensor:
+    """Numbers in [0, 1), such that those of consecutive places are about as evenly spread as they can be, shape (B,).
+
+    They are the fractional parts of multiples of the golden ratio (Weyl's sequence).
+
+    Args:
+        places: B integers.
+    """
+    return torch.tensor([(place * GOLDEN_RATIO % 2**64) / 2**64 for place in places]).clamp_max(1 - 2**-24)

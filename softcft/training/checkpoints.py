@@ -1,0 +1,263 @@
+"""Checkpoints and models that are whole or not there, whatever happens while they are written.
+
+Both are written into a folder of another name, forced to the disk, and renamed last. A checkpoint also has a list of
+its files with their sizes and SHA-256, so that one which was damaged later is told from a whole one.
+
+No pickle of a checkpoint is ever unpickled: weights and their moving average are safetensors, and PyTorch reads the
+state of optimizer and random generators as tensors and numbers only (``weights_only``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from diffusers.training_utils import EMAModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from softcft.training.config import TrainingConfig
+
+__all__ = ["checkpoint_to_resume", "load_checkpoint", "replace_file", "save_checkpoint", "save_whole", "set_aside"]
+
+logger = get_logger(__name__)
+
+FILES = "files.json"
+AVERAGE = "average.safetensors"
+OPEN_LINE = "open-line.json"
+PARTIAL_CHECKPOINT = "partial-checkpoint"
+PARTIAL_MODEL = "partial-model"
+REPLACED_MODEL = "replaced-model"
+MARKERS = ("model_index.json", "config.json", "unet")
+"""What a folder must have to be loaded as a pipeline, a model, or a diffusion model. It comes last and goes first."""
+
+
+def save_checkpoint(
+    accelerator: Accelerator,
+    average: EMAModel | None,
+    output_dir: Path,
+    step: int,
+    total_limit: int,
+    open_line: dict[str, Any],
+) -> None:
+    """Save the state of a training as ``checkpoint-STEP``, and delete what is beyond the limit. All processes call it.
+
+    Args:
+        accelerator: Has prepared the objective, its optimizer and its schedule.
+        average: The moving average of the weights, if there is one.
+        output_dir: Folder of the run.
+        step: The last step taken.
+        total_limit: Number of checkpoints to keep; 0 keeps all.
+        open_line: What the next line of the log will be made of, plain data.
+
+    Raises:
+        OSError: If it cannot be written, for want of room for instance. What was there before stays.
+    """
+    partial, checkpoint = output_dir / PARTIAL_CHECKPOINT, output_dir / f"checkpoint-{step}"
+    with _writing(partial, f"{checkpoint}", f"or lower --checkpoints_total_limit, now {total_limit or 'none'}"):
+        accelerator.save_state(str(partial))
+        if average is not None and accelerator.is_main_process:
+            weights = {str(i): weight.contiguous() for i, weight in enumerate(average.shadow_params)}
+            save_file(weights, partial / AVERAGE, metadata={"steps": str(average.optimization_step)})
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            (partial / OPEN_LINE).write_text(json.dumps(open_line), encoding="utf-8")
+            files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+            listed = {str(path.relative_to(partial)): _describe(path) for path in files}
+            (partial / FILES).write_text(json.dumps(listed, indent=1), encoding="utf-8")
+            _sync(partial)
+            partial.rename(checkpoint)
+            _sync_folder(output_dir)
+            for outdated in _checkpoints(output_dir)[:-total_limit] if total_limit else []:
+                outdated.rename(partial)  # half a folder must not keep the name
+                shutil.rmtree(partial)
+    accelerator.wait_for_everyone()
+
+
+def load_checkpoint(accelerator: Accelerator, average: EMAModel | None, checkpoint: Path) -> dict[str, Any]:
+    """Bring a training back to the state of a checkpoint, whose files are whole. All processes call it.
+
+    Returns:
+        The open line of the log.
+
+    Raises:
+        ValueError: If it is of another training: other weights, with or without a moving average.
+    """
+    if (average is not None) != (checkpoint / AVERAGE).is_file():
+        have, need = ("no", "a") if average is not None else ("a", "no")
+        raise ValueError(
+            f"{checkpoint} has {have} moving average of the weights, but --ema_decay asks for {need} one: restore the "
+            "setting, or start anew in another --output_dir."
+        )
+    try:
+        accelerator.load_state(str(checkpoint))
+    except RuntimeError as error:  # PyTorch's, with a line for each tensor
+        raise ValueError(f"{checkpoint} is of another model: {str(error).splitlines()[0]}") from error
+    if average is not None:
+        with safe_open(checkpoint / AVERAGE, framework="pt") as file:
+            average.shadow_params = [file.get_tensor(str(i)) for i in range(len(average.shadow_params))]
+            average.optimization_step = int(file.metadata()["steps"])
+        average.to(accelerator.device)
+    return json.loads((checkpoint / OPEN_LINE).read_text(encoding="utf-8"))
+
+
+def checkpoint_to_resume(config: TrainingConfig, output_dir: Path) -> tuple[Path | None, int, list[Path]]:
+    """Which checkpoint a run goes on from. Changes nothing.
+
+    Returns:
+        The checkpoint, if any; its step; and newer ones that are damaged, for :func:`set_aside`.
+
+    Raises:
+        FileNotFoundError: If the checkpoint that was asked for does not exist.
+        ValueError: If it is damaged, or the folder has whole checkpoints of steps yet to come.
+    """
+    checkpoints, damaged, path = _checkpoints(output_dir), [], None
+    if config.resume_from_checkpoint == "latest":
+        for path in reversed(checkpoints):
+            if (damage := find_damage(path)) is None:
+                break
+            logger.warning(f"{path} is damaged, so the one before it is used: {damage}.", main_process_only=True)
+            damaged.append(path)
+        else:
+            path = None
+    elif config.resume_from_checkpoint is not None:
+        path = Path(config.resume_from_checkpoint)
+        if not path.is_dir():
+            raise FileNotFoundError(f"--resume_from_checkpoint {path}: there is no such folder.")
+        step_of(path)
+        if damage := find_damage(path):
+            raise ValueError(f"--resume_from_checkpoint {path} is damaged: {damage}. Use another, or 'latest'.")
+    step = 0 if path is None else step_of(path)
+    if later := [c.name for c in checkpoints if step_of(c) > step and c not in damaged]:
+        raise ValueError(
+            f"--output_dir {output_dir} already has {', '.join(later)}, but this run starts after step {step}: "
+            "pass --resume_from_checkpoint latest, or another --output_dir."
+        )
+    return path, step, damaged
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint: a file that is missing or not as it was written; None if it is whole."""
+    try:
+        listed = json.loads((checkpoint / FILES).read_text(encoding="utf-8"))
+        for name, described in listed.items():
+            if _describe(checkpoint / name) != described:
+                return f"{name} is not as it was written"
+    except FileNotFoundError as error:
+        return f"{Path(str(error.filename)).name} is missing"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"it cannot be read ({error})"
+    return None
+
+
+def set_aside(damaged: list[Path]) -> None:
+    """Rename damaged checkpoints: their steps will be taken again, and somebody may want to look at them."""
+    for path in damaged:
+        aside = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+
+
+def save_whole(folder: str | Path, model: Any = None, **parts: Any) -> None:
+    """Save a model or pipeline, or several parts in folders of their names, so that it loads only when it is whole.
+
+    Args:
+        folder: Where; what else it has is left alone.
+        model: What has ``save_pretrained``; its files go into the folder itself.
+        parts: What goes into folders in it.
+
+    Raises:
+        OSError: If it cannot be written. An old model in the folder stays.
+    """
+    folder = Path(folder)
+    partial, replaced = folder / PARTIAL_MODEL, folder / REPLACED_MODEL
+    for left in (partial, replaced):
+        shutil.rmtree(left, ignore_errors=True)
+    with _writing(partial, f"the model in {folder}", "and run the same command again"):
+        partial.mkdir(parents=True)
+        if model is not None:
+            model.save_pretrained(partial)
+        for name, part in parts.items():
+            part.save_pretrained(partial / name)
+        _sync(partial)
+    names = sorted((path.name for path in partial.iterdir()), key=lambda name: name in MARKERS)
+    replaced.mkdir()
+    for name in reversed(names):
+        if (folder / name).exists():
+            (folder / name).rename(replaced / name)
+    for name in names:
+        (partial / name).rename(folder / name)
+    _sync_folder(folder)
+    for left in (partial, replaced):
+        shutil.rmtree(left)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a text file, whose old content stays until the new one is whole."""
+    new = path.with_name(f"{path.name}.new")
+    with _writing(new, str(path), "and run the same command again"):
+        new.write_text(text, encoding="utf-8")
+        os.replace(new, path)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint, from its name; raises ValueError if that is no checkpoint's."""
+    number = checkpoint.name.removeprefix("checkpoint-")
+    if not number.isdigit() or number == checkpoint.name:
+        raise ValueError(f"A checkpoint's folder must be named checkpoint-STEP, got {checkpoint}.")
+    return int(number)
+
+
+def _checkpoints(output_dir: Path) -> list[Path]:
+    """All checkpoints, oldest first."""
+    return sorted(output_dir.glob("checkpoint-*"), key=step_of)
+
+
+@contextmanager
+def _writing(path: Path, what: str, remedy: str) -> Iterator[None]:
+    """Says what could not be written and why, and leaves nothing of it."""
+    try:
+        yield
+    except Exception as error:  # OSError, or what safetensors and PyTorch make of it
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        there = next(folder for folder in path.absolute().parents if folder.is_dir())
+        free = shutil.disk_usage(there).free / 2**20
+        raise OSError(
+            f"Could not save {what}: {error}. Nothing that was saved before is lost. If the disk is full ({free:,.0f} "
+            f"MiB are free), make room, {remedy}."
+        ) from error
+
+
+def _describe(path: Path) -> list[Any]:
+    with path.open("rb") as file:
+        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+
+def _sync(folder: Path) -> None:
+    """Force a folder and all that is in it to the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            _sync_folder(path)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
