@@ -18,6 +18,7 @@ import yaml
 
 from softcft import CausalGraph
 from softcft.convert import NOT_CONVERTED, convert_hvae, load_checkpoint
+from softcft.training.checkpoints import save_whole
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
         model = convert_hvae(checkpoint, graph)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
-    model.save_pretrained(out_dir)
+    save_whole(out_dir, model)
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"Saved {parameters:,} parameters for {model.config.sample_size}x{model.config.sample_size} images and\n")

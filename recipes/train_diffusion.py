@@ -114,11 +114,8 @@ def main() -> None:
     objective = DiffusionObjective(denoiser, vae, diffusion.condition_dropout, diffusion.min_snr_gamma)
     train(objective, images.subset(complete=True), training, name="diffusion")
     if this_process().is_main_process:
-        parts = {
-            "unet": denoiser.unet.eval(),
-            "parent_encoder": denoiser.parent_encoder,
-            "scheduler": denoiser.scheduler,
-        }
+        denoiser.eval()
+        parts = {name: getattr(denoiser, name) for name in ("unet", "parent_encoder", "scheduler")}
         if vae is None:  # of a model that was here before
             shutil.rmtree(Path(training.output_dir, "vae"), ignore_errors=True)
         else:

@@ -111,7 +111,8 @@ class CFTTrainer:
 
     def train(self, dataset: Dataset[Any]) -> nn.Module:
         """Fine-tune on ``{"image": (C, H, W), uint8 or in [-1, 1], "parents": (K,)}``; returns the backbone."""
-        self.objective.constraint.slack.fill_(self.measure_fidelity(dataset))
+        fidelity = self.measure_fidelity(dataset)  # moves all buffers to the device: not before, in one expression
+        self.objective.constraint.slack.fill_(fidelity)
         logger.info("The pretrained model's fidelity, held by the constraint: %.4f.", self.objective.constraint.slack)
         train(self.objective, dataset, self.config, name=f"{self.cft.cft}-cft")
         return self.objective.backbone

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from softcft.training.config import TrainingConfig
+from softcft.training.interruption import KILLED
 
 __all__ = ["checkpoint_to_resume", "load_checkpoint", "replace_file", "save_checkpoint", "save_whole", "set_aside"]
 
@@ -89,7 +91,8 @@ def load_checkpoint(accelerator: Accelerator, average: EMAModel | None, checkpoi
         The open line of the log.
 
     Raises:
-        ValueError: If it is of another training: other weights, with or without a moving average.
+        ValueError: If it is of another training (other weights, with or without a moving average), or holds what might
+            run code.
     """
     if (average is not None) != (checkpoint / AVERAGE).is_file():
         have, need = ("no", "a") if average is not None else ("a", "no")
@@ -101,6 +104,11 @@ def load_checkpoint(accelerator: Accelerator, average: EMAModel | None, checkpoi
         accelerator.load_state(str(checkpoint))
     except RuntimeError as error:  # PyTorch's, with a line for each tensor
         raise ValueError(f"{checkpoint} is of another model: {str(error).splitlines()[0]}") from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{checkpoint} is refused, for it holds more than tensors and numbers: reading it might run code. Use a "
+            "checkpoint of your own, or start anew in another --output_dir."
+        ) from error
     if average is not None:
         with safe_open(checkpoint / AVERAGE, framework="pt") as file:
             average.shadow_params = [file.get_tensor(str(i)) for i in range(len(average.shadow_params))]
@@ -231,6 +239,8 @@ def _writing(path: Path, what: str, remedy: str) -> Iterator[None]:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+        if KILLED in str(error):
+            raise
         there = next(folder for folder in path.absolute().parents if folder.is_dir())
         free = shutil.disk_usage(there).free / 2**20
         raise OSError(

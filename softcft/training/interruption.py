@@ -14,7 +14,10 @@ import torch
 
 from softcft.training.config import TrainingConfig
 
-__all__ = ["StopSignals", "explain_memory", "next_batch"]
+__all__ = ["KILLED", "StopSignals", "explain_faults", "next_batch"]
+
+KILLED = "DataLoader worker (pid"
+"""How PyTorch's error begins when a process that loads data was killed. It may interrupt the program anywhere."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -51,38 +54,44 @@ class StopSignals:
 
 
 @contextmanager
-def explain_memory(config: TrainingConfig) -> Iterator[None]:
-    """Says what to lower where there is not enough memory.
+def explain_faults(name: str, config: TrainingConfig) -> Iterator[None]:
+    """Says what to do where memory does not suffice or a process that loads data was killed.
 
     Raises:
-        RuntimeError: In place of PyTorch's and Python's errors.
+        RuntimeError: In place of PyTorch's and Python's errors. That of a killed process may come at any time.
     """
+    again = "--resume_from_checkpoint latest goes on from the last checkpoint."
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not known:
-            raise
-        raise RuntimeError(
-            f"Out of memory: {str(error).splitlines()[0]} Lower --train_batch_size (now {config.train_batch_size}) and "
-            "raise --gradient_accumulation_steps by the same factor, which makes the same steps; or try "
-            f"--mixed_precision bf16 (now {config.mixed_precision}), or --gradient_checkpointing for an image model. "
-            "--resume_from_checkpoint latest goes on from the last checkpoint."
-        ) from error
+        what = str(error).strip().partition("\n")[0]
+        if KILLED in what:
+            raise RuntimeError(
+                f"{name}: {what} If that was for want of memory, lower --dataloader_num_workers (now "
+                f"{config.dataloader_num_workers}). {again}"
+            ) from error
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in what:
+            raise RuntimeError(
+                f"{name}: out of memory. {what} Lower --train_batch_size (now {config.train_batch_size}) and raise "
+                "--gradient_accumulation_steps by the same factor, for the same steps; or try --mixed_precision "
+                f"bf16 (now {config.mixed_precision}), or --gradient_checkpointing for an image model. {again}"
+            ) from error
+        raise
 
 
-def next_batch(batches: Iterator[dict[str, Any]], name: str, step: int, num_workers: int) -> dict[str, Any]:
+def next_batch(batches: Iterator[dict[str, Any]], name: str, step: int) -> dict[str, Any]:
     """The next batch.
 
     Raises:
-        RuntimeError: If it cannot be read: files that are gone, a process that was killed.
+        RuntimeError: If it cannot be read, for files that are gone for instance.
     """
     try:
         return next(batches)
-    except Exception as error:  # of many kinds: whatever files, networks and the processes that read them may do
-        killed = "DataLoader worker" in str(error) and "killed" in str(error)
-        advice = f" For want of memory? Then lower --dataloader_num_workers (now {num_workers})." if killed else ""
+    except Exception as error:  # of many kinds: whatever files and networks may do
+        if KILLED in str(error):
+            raise
+        what = str(error).strip().splitlines() or [type(error).__name__]  # another process's ends with what it was
         raise RuntimeError(
-            f"{name}: the data of step {step} cannot be read: {error}.{advice} The last checkpoint is whole: "
+            f"{name}: the data cannot be read any more at step {step}: {what[-1]}. The last checkpoint is whole: "
             "--resume_from_checkpoint latest goes on from there."
         ) from error

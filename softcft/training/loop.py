@@ -43,7 +43,7 @@ from softcft.training.checkpoints import (
     set_aside,
 )
 from softcft.training.config import TrainingConfig
-from softcft.training.interruption import StopSignals, explain_memory, next_batch
+from softcft.training.interruption import StopSignals, explain_faults, next_batch
 from softcft.training.precision import choose_precision
 
 __all__ = ["AfterStep", "Objective", "train"]
@@ -181,17 +181,17 @@ def train(  # noqa: C901  # one algorithm, told in order
     skipped_in_a_row = 0
     steps = range(first_step + 1, total + 1)
     progress = tqdm(steps, initial=first_step, total=total, desc=name, disable=not is_main)
-    with StopSignals() as signals:
+    with StopSignals() as signals, explain_faults(name, config):
         for step in progress:
             output: dict[str, Tensor] = {}
             buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]
             for part in range(config.gradient_accumulation_steps):
-                batch = next_batch(batches, name, step, config.dataloader_num_workers)
+                batch = next_batch(batches, name, step)
                 place = (step - 1) * step_size + config.train_batch_size * (
                     part * accelerator.num_processes + accelerator.process_index
                 )
                 seeds = [config.seed * 2**48 + place + i for i in range(config.train_batch_size)]
-                with accelerator.accumulate(wrapped), explain_memory(config):
+                with accelerator.accumulate(wrapped):
                     scalars = wrapped({**batch, "seeds": seeds})
                     _check_scalars(scalars, objective)
                     accelerator.backward(scalars["loss"])
@@ -207,8 +207,7 @@ def train(  # noqa: C901  # one algorithm, told in order
             learning_rate = scheduler.get_last_lr()[0]
             loss, norm = metrics["loss"], metrics["grad_norm"]
             if math.isfinite(loss) and math.isfinite(norm) and norm <= config.skip_grad_norm:
-                with explain_memory(config):
-                    optimizer.step()
+                optimizer.step()
                 scheduler.step()
                 if isinstance(objective, AfterStep):
                     objective.after_step(metrics)

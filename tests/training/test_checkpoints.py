@@ -1,0 +1,267 @@
+"""What is written while a training runs is whole or not there: damage, full disks, models that are replaced."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from softcft.training import loop
+from softcft.training.checkpoints import _describe, find_damage, replace_file, save_whole
+from tests.training.test_loop import Adaptive, checkpoints, equal, fresh_accelerate, lines, run, settings, without_speed
+
+__all__ = ["fresh_accelerate"]
+
+SOURCES = Path(loop.__file__).parents[2]
+FIELDS = {"ema_decay": 0.9, "checkpointing_steps": 2, "logging_steps": 3}
+
+
+def vae(width: int = 8) -> AutoencoderKL:
+    return AutoencoderKL(block_out_channels=[width], norm_num_groups=4, latent_channels=2)
+
+
+def weights(folder: Path) -> torch.Tensor:
+    return AutoencoderKL.from_pretrained(folder).encoder.conv_in.weight
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cut(tmp_path):
+    """A run of 6 steps with checkpoints, the first half of one of 10."""
+    run(tmp_path / "run", Adaptive(), **FIELDS)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def whole(tmp_path):
+    return run(tmp_path / "whole", Adaptive(), max_train_steps=10, **FIELDS)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "no list", "garbled list"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(cut, whole, damage, caplog):
+    newest = cut / "checkpoint-6"
+    assert find_damage(newest) is None
+    victim = newest / "model.safetensors"
+    if damage == "truncate":
+        os.truncate(victim, victim.stat().st_size // 2)
+    elif damage == "flip":
+        content = bytearray(victim.read_bytes())
+        content[-3] ^= 1
+        victim.write_bytes(content)
+    elif damage == "delete":
+        victim.unlink()
+    elif damage == "no list":
+        (newest / "files.json").unlink()
+    else:
+        (newest / "files.json").write_text('{"model')
+    resumed = run(cut, Adaptive(), max_train_steps=10, resume_from_checkpoint="latest", **FIELDS)
+    assert equal(resumed, whole)
+    told = caplog.text
+    assert "checkpoint-6 is damaged, so the one before it is used" in told
+    assert ("files.json" if "list" in damage else "model.safetensors") in told or damage == "garbled list"
+    assert checkpoints(cut) == ["checkpoint-10", "checkpoint-6", "checkpoint-8"]
+    assert (cut / "damaged-checkpoint-6").is_dir()
+    assert find_damage(cut / "checkpoint-6") is None
+    assert without_speed(lines(cut)) == without_speed(lines(cut.parent / "whole"))
+
+
+def test_where_all_are_damaged_the_run_starts_anew(cut, whole):
+    for folder in cut.glob("checkpoint-*"):
+        (folder / "optimizer.bin").write_bytes(b"")
+    resumed = run(cut, Adaptive(), max_train_steps=10, resume_from_checkpoint="latest", **FIELDS)
+    assert equal(resumed, whole)
+    assert without_speed(lines(cut)) == without_speed(lines(cut.parent / "whole"))
+
+
+def test_a_damaged_checkpoint_that_was_asked_for_is_refused(cut):
+    newest = cut / "checkpoint-6"
+    os.truncate(newest / "optimizer.bin", 10)
+    with pytest.raises(ValueError, match=r"checkpoint-6 is damaged: optimizer.bin .*Use another, or 'latest'"):
+        run(cut, Adaptive(), max_train_steps=10, resume_from_checkpoint=str(newest), **FIELDS)
+    assert checkpoints(cut) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+
+
+def test_a_checkpoint_of_another_training_is_refused(cut):
+    with pytest.raises(ValueError, match=r"has a moving average of the weights, but --ema_decay asks for no one"):
+        run(cut, Adaptive(), max_train_steps=10, resume_from_checkpoint="latest", **{**FIELDS, "ema_decay": 0})
+    other = Adaptive()
+    other.linear = torch.nn.Linear(3, 2)
+    with pytest.raises(ValueError, match=r"checkpoint-6 is of another model"):
+        run(cut, other, max_train_steps=10, resume_from_checkpoint="latest", **FIELDS)
+
+
+def test_no_pickle_of_a_checkpoint_runs_code(cut, tmp_path):
+    """Even where somebody has made the list of files agree with it."""
+
+    class Payload:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    victim = cut / "checkpoint-6" / "optimizer.bin"
+    victim.write_bytes(pickle.dumps(Payload(), protocol=2))
+    listed = json.loads((cut / "checkpoint-6" / "files.json").read_text())
+    (cut / "checkpoint-6" / "files.json").write_text(json.dumps(listed | {"optimizer.bin": _describe(victim)}))
+    assert find_damage(cut / "checkpoint-6") is None
+    with pytest.raises(ValueError, match=r"checkpoint-6 is refused, for it holds more than tensors and numbers"):
+        run(cut, Adaptive(), max_train_steps=10, resume_from_checkpoint="latest", **FIELDS)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    class Bursts(Adaptive):
+        def after_step(self, metrics):
+            super().after_step(metrics)
+            if self.multiplier > 1:
+                self.multiplier.fill_(torch.inf)
+
+    with pytest.raises(RuntimeError, match=r"toy: after step \d+ multiplier is not finite.* those before are kept"):
+        run(tmp_path, Bursts(), max_train_steps=99, checkpointing_steps=1, learning_rate=1e-3)
+    assert checkpoints(tmp_path)
+    assert all(find_damage(folder) is None for folder in tmp_path.glob("checkpoint-*"))
+
+
+# ---- full disks -----------------------------------------------------------------------------------------------------
+
+FULL = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {sources!r})
+from tests.training.test_loop import Adaptive, numbers, settings
+from softcft.training.loop import train
+import torch
+config = settings(Path({folder!r}), max_train_steps=50, checkpointing_steps=1, checkpoints_total_limit=0)
+train(Adaptive(), numbers(), config, name="toy")
+"""
+
+needs_namespaces = pytest.mark.skipif(
+    shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], check=False).returncode != 0,
+    reason="a full disk is a small tmpfs, which takes a mount namespace of its own (unshare -rm)",
+)
+
+
+@needs_namespaces
+def test_a_full_disk_ends_the_run_and_leaves_what_was_saved(tmp_path):
+    disk, copy = tmp_path / "disk", tmp_path / "copy"
+    disk.mkdir()
+    script = tmp_path / "full.py"
+    script.write_text(FULL.format(sources=str(SOURCES), folder=str(disk / "run")))
+    # The mount ends with the shell's namespace, so what is left is copied out of it.
+    shell = f"mount -t tmpfs -o size=96k none {disk} && {sys.executable} {script}; rc=$?; cp -r {disk} {copy}; exit $rc"
+    result = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", shell],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert "OSError: Could not save" in last
+    assert "Nothing that was saved before is lost" in last
+    assert "--checkpoints_total_limit" in last
+    left = sorted((copy / "run").glob("checkpoint-*"))
+    assert left
+    assert all(find_damage(folder) is None for folder in left)
+    assert not (copy / "run" / "partial-checkpoint").exists()
+    # With room, it goes on and ends as if nothing had been.
+    fields = {"max_train_steps": 8, "checkpointing_steps": 1, "checkpoints_total_limit": 0}
+    newest = max(int(folder.name.removeprefix("checkpoint-")) for folder in left)
+    assert newest < 8
+    resumed = run(copy / "run", Adaptive(), resume_from_checkpoint="latest", **fields)
+    assert equal(resumed, run(tmp_path / "whole", Adaptive(), **fields))
+
+
+@needs_namespaces
+def test_a_full_disk_leaves_the_old_model(tmp_path):
+    disk, copy = tmp_path / "disk", tmp_path / "copy"
+    disk.mkdir()
+    save_whole(tmp_path / "old", vae())
+    script = tmp_path / "replace.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(SOURCES)!r})\n"
+        "from tests.training.test_checkpoints import vae\nfrom softcft.training.checkpoints import save_whole\n"
+        f"save_whole({str(disk / 'model')!r}, vae(64))\n"
+    )
+    room = 4 + sum(path.stat().st_size for path in (tmp_path / "old").iterdir()) // 1024 + 64
+    shell = (
+        f"mount -t tmpfs -o size={room}k none {disk} && cp -r {tmp_path / 'old'} {disk / 'model'} && "
+        f"{sys.executable} {script}; rc=$?; cp -r {disk} {copy}; exit $rc"
+    )
+    result = subprocess.run(["unshare", "-rm", "sh", "-c", shell], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert f"Could not save the model in {disk / 'model'}" in result.stderr
+    assert "make room, and run the same command again" in result.stderr
+    assert torch.equal(weights(copy / "model"), weights(tmp_path / "old"))
+    assert sorted(os.listdir(copy / "model")) == sorted(os.listdir(tmp_path / "old"))
+
+
+# ---- models ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_replaced(tmp_path):
+    first, second = vae(), vae()
+    save_whole(tmp_path, first)
+    (tmp_path / "metrics.jsonl").write_text("mine")
+    save_whole(tmp_path, second)
+    assert torch.equal(weights(tmp_path), second.encoder.conv_in.weight)
+    assert not torch.equal(weights(tmp_path), first.encoder.conv_in.weight)
+    names = {"config.json", "diffusion_pytorch_model.safetensors", "metrics.jsonl"}
+    assert set(os.listdir(tmp_path)) == names
+
+
+def test_parts_have_folders_of_their_own(tmp_path):
+    save_whole(tmp_path, one=vae(), two=vae(16))
+    assert weights(tmp_path / "one").shape[0] == 8
+    assert weights(tmp_path / "two").shape[0] == 16
+
+
+@pytest.mark.parametrize("moves", range(5))
+def test_killed_while_a_model_is_replaced_it_is_the_old_the_new_or_none(tmp_path, monkeypatch, moves):
+    """The moves one by one: after each of them the process may end."""
+    old, new = vae(), vae()
+    save_whole(tmp_path, old)
+    done = []
+    rename = Path.rename
+
+    def dies(self, target):
+        if len(done) == moves:
+            raise KeyboardInterrupt
+        done.append(target)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", dies)
+    try:
+        save_whole(tmp_path, new)
+    except KeyboardInterrupt:
+        assert moves < 4
+    monkeypatch.undo()
+    if (tmp_path / "config.json").exists():
+        expected = old if moves == 0 else new
+        assert torch.equal(weights(tmp_path), expected.encoder.conv_in.weight)
+    save_whole(tmp_path, new)
+    assert torch.equal(weights(tmp_path), new.encoder.conv_in.weight)
+    assert not {"partial-model", "replaced-model"} & set(os.listdir(tmp_path))
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "config.yaml"
+    replace_file(path, "one")
+    replace_file(path, "two")
+    assert path.read_text() == "two"
+    with pytest.raises(OSError, match=r"Could not save .*config.yaml: .*run the same command again"):
+        replace_file(tmp_path / "none" / "config.yaml", "x")
+    assert os.listdir(tmp_path) == ["config.yaml"]
+
+
+def test_settings_name_the_limit(tmp_path):
+    with pytest.raises(ValueError, match="--checkpoints_total_limit must be >= 0, got -1"):
+        settings(tmp_path, checkpoints_total_limit=-1)

@@ -1,0 +1,260 @@
+"""What happens while a training runs, provoked for real: signals, killed workers, no memory, bad numbers."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import Dataset
+
+from softcft.training import loop
+from softcft.training.checkpoints import find_damage
+from tests.training.test_loop import (
+    Adaptive,
+    Regression,
+    checkpoints,
+    equal,
+    fresh_accelerate,
+    lines,
+    numbers,
+    run,
+    without_speed,
+)
+
+__all__ = ["fresh_accelerate"]
+
+SOURCES = str(Path(loop.__file__).parents[2])
+STEPS = 40
+FIELDS = {"max_train_steps": STEPS, "checkpointing_steps": 1000, "ema_decay": 0.9, "logging_steps": 7}
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from tests.training.test_loop import run
+from tests.training.test_interruption import FIELDS, Slow
+trained = run(Path(sys.argv[1]), Slow(), **FIELDS, resume_from_checkpoint="latest")
+torch.save(trained.state_dict(), Path(sys.argv[1], "trained.pt"))
+"""
+
+
+class Slow(Adaptive):
+    """Takes its time and tells of it, so that a signal comes in the middle."""
+
+    def forward(self, batch):
+        time.sleep(0.1)
+        return super().forward(batch)
+
+
+def start(folder: Path, processes: int) -> subprocess.Popen[str]:
+    script = folder.parent / "script.py"
+    script.write_text(SCRIPT)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(script), str(folder)]
+    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": SOURCES}
+    return subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_a_line(folder: Path) -> None:
+    """Until the first line of the log: the training is under way."""
+    until = time.monotonic() + 240
+    while not (folder / "metrics.jsonl").is_file() or not (folder / "metrics.jsonl").read_text():
+        assert time.monotonic() < until, "the training did not start"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)], ids=str
+)
+def test_a_signal_ends_the_run_with_a_checkpoint_and_it_goes_on_from_there(tmp_path, number, processes):
+    folder = tmp_path / "run"
+    process = start(folder, processes)
+    wait_for_a_line(folder)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=240)
+    assert process.returncode == 128 + number if processes == 1 else process.returncode != 0
+    (saved,) = checkpoints(folder)
+    step = int(saved.removeprefix("checkpoint-"))
+    assert 7 <= step < STEPS
+    assert find_damage(folder / saved) is None
+    assert f"{number.name}: stopping after this step" in told
+    line = f"toy: stopped by {number.name} after step {step} of {STEPS}; {saved} is saved."
+    assert told.count(line) == 1  # one process speaks for all
+    assert not (folder / "trained.pt").exists()
+
+    process = start(folder, processes)
+    _, told = process.communicate(timeout=240)
+    assert process.returncode == 0, told[-3000:]
+    if processes == 1:
+        whole = run(tmp_path / "whole", Slow(), **FIELDS)
+        trained = torch.load(folder / "trained.pt")
+        assert all(torch.equal(trained[key], value) for key, value in whole.state_dict().items())
+        # The open line of the log goes through the checkpoint, too.
+        assert without_speed(lines(folder)) == without_speed(lines(tmp_path / "whole"))
+
+
+def test_without_checkpoints_a_signal_says_that_nothing_is_saved(tmp_path, capsys):
+    class Ends(Regression):
+        def forward(self, batch):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().forward(batch)
+
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, Ends())
+    assert stopped.value.code == 143
+    assert "after step 1 of 6; nothing is saved, for --checkpointing_steps is 0" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # as it was
+
+
+def test_ctrl_c_twice_does_not_wait_for_the_step(tmp_path):
+    class Ends(Regression):
+        def forward(self, batch):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("the second one ends it at once")
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Ends(), checkpointing_steps=1)
+    assert checkpoints(tmp_path) == []
+
+
+# ---- data -----------------------------------------------------------------------------------------------------------
+
+
+class Deadly(Dataset):
+    """Kills the process that reads its sixth sample."""
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        if index == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return numbers()[index]
+
+
+@pytest.mark.parametrize("every", [0, 1], ids=["while reading", "or while saving"])
+def test_a_killed_worker_is_told(tmp_path, every):
+    message = r"toy: DataLoader worker .*(killed|exited).* lower --dataloader_num_workers \(now 1\)"
+    with pytest.raises(RuntimeError, match=message):
+        run(tmp_path, dataset=Deadly(), dataloader_num_workers=1, checkpointing_steps=every)
+    assert all(find_damage(folder) is None for folder in tmp_path.glob("checkpoint-*"))
+
+
+class Files(Dataset):
+    """Samples in files, which are deleted by and by."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        for i, sample in enumerate(numbers()):
+            torch.save(sample, folder / f"{i}.pt")
+        self.read = 0
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        self.read += 1
+        if self.read == 10:
+            for path in self.folder.iterdir():
+                path.unlink()
+        return torch.load(self.folder / f"{index}.pt")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_files_that_vanish_are_told_and_the_checkpoint_is_kept(tmp_path, workers):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(RuntimeError, match=r"toy: the data cannot be read any more at step 2: .*No such file"):
+        run(tmp_path / "run", dataset=Files(tmp_path / "data"), dataloader_num_workers=workers, checkpointing_steps=1)
+    assert checkpoints(tmp_path / "run") == ["checkpoint-1"]
+    fields = {"resume_from_checkpoint": "latest", "checkpointing_steps": 1}
+    assert equal(run(tmp_path / "run", **fields), run(tmp_path / "whole"))
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+HUNGRY = """
+import resource, sys
+from pathlib import Path
+import torch
+from tests.training.test_loop import Regression, run
+
+class Hungry(Regression):
+    def forward(self, batch):
+        scalars = super().forward(batch)
+        self.kept = torch.zeros(2**28) + scalars["loss"].detach()
+        return scalars
+
+run(Path(sys.argv[1], "enough"), Regression())
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))
+run(Path(sys.argv[1], "run"), Hungry(), gradient_accumulation_steps=2)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process, which other systems do not")
+def test_a_machine_without_enough_memory_is_told_what_to_lower(tmp_path):
+    script = tmp_path / "hungry.py"
+    script.write_text(HUNGRY)
+    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": SOURCES}
+    command = [sys.executable, str(script), str(tmp_path)]
+    result = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("RuntimeError: toy: out of memory. "), result.stderr[-3000:]
+    assert "Lower --train_batch_size (now 4) and raise --gradient_accumulation_steps by the same factor" in last
+    assert "--mixed_precision bf16 (now no)" in last
+
+
+def test_other_errors_of_an_objective_stay_what_they_are(tmp_path):
+    class Wrong(Regression):
+        def forward(self, batch):
+            return super().forward({"x": batch["x"][:, :2], "y": batch["y"]})
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+        run(tmp_path, Wrong())
+
+
+# ---- numbers --------------------------------------------------------------------------------------------------------
+
+
+class Normalised(Regression):
+    """With statistics that one bad batch would spoil for good."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, batch):
+        return super().forward({"x": self.norm(batch["x"]), "y": batch["y"]})
+
+
+def test_a_skipped_step_leaves_no_trace_in_buffers(tmp_path):
+    samples = numbers(n=8)
+    samples[3] = {"x": torch.full((3,), math.nan), "y": torch.tensor(1.0)}
+    trained = run(tmp_path, Normalised(), samples, train_batch_size=2)
+    assert sum(line["skipped"] for line in lines(tmp_path)) >= 1
+    assert all(buffer.isfinite().all() for buffer in trained.buffers())
+    assert trained.norm.num_batches_tracked == 6 - sum(line["skipped"] for line in lines(tmp_path))
+
+
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path):
+    class Diverges(Adaptive):
+        def forward(self, batch):
+            scalars = super().forward(batch)
+            return {**scalars, "loss": scalars["loss"] * (math.nan if self.multiplier > 1 else 1)}
+
+    with pytest.raises(RuntimeError, match=r"toy: skipped 50 steps in a row.* Checkpoints are kept"):
+        run(tmp_path, Diverges(), max_train_steps=999, checkpointing_steps=10, checkpoints_total_limit=2)
+    assert len(checkpoints(tmp_path)) == 2
+    for folder in tmp_path.glob("checkpoint-*"):
+        assert find_damage(folder) is None
+        assert all(tensor.isfinite().all() for tensor in load_file(folder / "model.safetensors").values())
