@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 from softcft import HVAEModel
-from softcft.training.checkpoints import find_damage
+from softcft.training.checkpoints import find_damage, step_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "tests" / "recipes" / "tiny.yaml"
@@ -47,36 +47,40 @@ def start(folder: Path, steps: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True)
 
 
+def newest(run: Path) -> int:
+    """The step of the newest checkpoint."""
+    return max((step_of(path) for path in run.glob("checkpoint-*")), default=0)
+
+
+def new(path: Path, since: float) -> bool:
+    """Whether a folder was made or changed since, and is not what an earlier kill has left."""
+    try:
+        return path.stat().st_ctime > since
+    except FileNotFoundError:
+        return False
+
+
 def kill(process: subprocess.Popen[bytes], run: Path, aim: str, chance: random.Random) -> str:
     """Wait for the moment, then kill; what was hit, or 'ended' if the run was over before."""
-    before = len(list(run.glob("checkpoint-*")))
-    moment = None if aim != "anywhere" else time.monotonic() + chance.uniform(0.5, 20)
-    wanted = run / ("partial-checkpoint" if aim == "checkpoint" else "partial-model")
-    skip = chance.randrange(3) if aim == "checkpoint" else 0  # not always the first one
-    there = False
+    started, before = time.time(), newest(run)
+    saving = {"checkpoint": run / "partial-checkpoint", "model": run / "partial-model"}
+    moment = started + chance.uniform(0.5, 18)
     while process.poll() is None:
-        if moment is not None and time.monotonic() >= moment:
+        if aim == "anywhere" and time.time() >= moment:
             break
-        now = wanted.exists()
-        if moment is None and now and not there:
-            if skip == 0:
-                time.sleep(chance.uniform(0, 0.02))
-                break
-            skip -= 1
-        there = now
-        if moment is None:
-            time.sleep(0.0005)
-        else:
-            time.sleep(min(0.01, max(0.0, moment - time.monotonic())))
+        if aim != "anywhere" and new(saving[aim], started):
+            time.sleep(chance.uniform(0, 0.03))
+            break
+        time.sleep(0.0005)
     else:
         return "ended"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    if (run / "partial-checkpoint").exists():
+    if new(saving["checkpoint"], started):
         return "while saving a checkpoint"
-    if (run / "partial-model").exists() or (run / "replaced-model").exists():
+    if new(saving["model"], started) or new(run / "replaced-model", started):
         return "while saving the model"
-    return "before a new checkpoint" if len(list(run.glob("checkpoint-*"))) == before else "between checkpoints"
+    return "before a new checkpoint" if newest(run) == before else "between checkpoints"
 
 
 def leftovers(run: Path) -> list[str]:
@@ -105,7 +109,7 @@ def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30, help="Number of SIGKILLs that hit a run. (default: 30)")
-    parser.add_argument("--steps", type=int, default=300, help="Optimizer steps of the training. (default: 300)")
+    parser.add_argument("--steps", type=int, default=2000, help="Optimizer steps of the training. (default: 2000)")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the moments. (default: 0)")
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
@@ -126,8 +130,7 @@ def main() -> None:
             if hit != "ended":
                 hits[hit] += 1
                 broken += leftovers(run)
-                step = max((int(path.name[11:]) for path in run.glob("checkpoint-*")), default=0)
-                print(f"kill {hits.total():3d}  {hit:26s} newest checkpoint: {step}", flush=True)
+                print(f"kill {hits.total():3d}  {hit:26s} newest checkpoint: {newest(run)}", flush=True)
             elif aim != "model":
                 print("the run was over; kills go on, of the same command that has nothing left to train", flush=True)
         if code := start(parts, arguments.steps).wait():
