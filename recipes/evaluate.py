@@ -60,6 +60,7 @@ from softcft.pipelines.query import load_pipeline
 from softcft.training.config import SolverConfig, make_backbone
 from softcft.training.parsing import begin_run, parse_config
 from softcft.training.precision import PRECISION_HELP, Precision, choose_precision
+from softcft.training.preparation import main_process_first
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 CYCLES = 10  # of null interventions, and of ways there and back
@@ -379,10 +380,10 @@ def main() -> None:
     pipelines, judge, vae = load_models(settings, graph, data.sample_size)
     backbones = {cft: make_backbone(pipeline, solver).eval() for cft, pipeline in pipelines.items()}
     truth = true_counterfactuals(data, graph, mnist_dir=settings.mnist_dir)
-    accelerator = Accelerator(mixed_precision=choose_precision(settings.mixed_precision))
-    with accelerator.main_process_first():  # the others find the data in the cache
+    with main_process_first():  # the others find the data in the cache
         splits = load_data(data, graph, config["columns"])
         images = NumberedImages(ImageAttributeDataset(splits["test"], graph))
+    accelerator = Accelerator(mixed_precision=choose_precision(settings.mixed_precision))
     if len(images) < 2:
         raise ValueError(
             f"The test split must have images that miss no value, at least 2, but has {len(images)} of "

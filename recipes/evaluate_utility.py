@@ -26,6 +26,7 @@ from softcft.evaluation.report import CFT_NAMES
 from softcft.evaluation.utility import REAL, utility_rows
 from softcft.training.parsing import parse_config, read_config
 from softcft.training.precision import PRECISION_HELP, Precision, choose_precision
+from softcft.training.preparation import main_process_first
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 # Settings of the training that would else be what the change from real images shows.
@@ -98,10 +99,10 @@ def main() -> None:
     )
     graph = CausalGraph(config["graph"])
     predictors = load_predictors(settings.output_dir, graph)
-    accelerator = Accelerator(mixed_precision=choose_precision(settings.mixed_precision))
-    with accelerator.main_process_first():  # the others find the data in the cache
+    with main_process_first():  # the others find the data in the cache
         rows = load_data(data, graph, config["columns"])["test"]
         images = ImageAttributeDataset(rows, graph)
+    accelerator = Accelerator(mixed_precision=choose_precision(settings.mixed_precision))
     for predictor in predictors.values():
         predictor.to(accelerator.device)
     logits, labels = predict(predictors, images.subset(complete=True), settings.eval_batch_size, accelerator)

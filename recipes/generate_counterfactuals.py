@@ -45,6 +45,7 @@ from softcft.pipelines.query import load_pipeline
 from softcft.training.config import SolverConfig, given_settings, make_backbone
 from softcft.training.parsing import begin_run, parse_config
 from softcft.training.precision import PRECISION_HELP, Precision, choose_precision
+from softcft.training.preparation import main_process_first
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 SHARD = 1024  # training images whose counterfactuals are in one file: what an interruption may cost
@@ -316,9 +317,9 @@ def main() -> None:
         raise ValueError(f"The graph has a variable {name!r}, which is a column of its own here; rename it.")
     pipelines = {folder: load_pipeline(folder, graph, data.sample_size) for folder in settings.pipelines}
     backbones = {folder: make_backbone(pipeline, solver).eval() for folder, pipeline in pipelines.items()}
-    accelerator = Accelerator(mixed_precision=choose_precision(settings.mixed_precision))
-    with accelerator.main_process_first():  # the others find the data in the cache
+    with main_process_first():  # the others find the data in the cache
         images = ImageAttributeDataset(load_data(data, graph, config["columns"])["train"], graph)
+    accelerator = Accelerator(mixed_precision=choose_precision(settings.mixed_precision))
     rows = images.complete[: settings.num_images]
     if len(rows) < (wanted := settings.num_images or 2):
         raise ValueError(f"--num_images is {wanted}, but only {len(rows)} training images miss no value; lower it.")

@@ -38,7 +38,8 @@ from softcft.training.config import (
     make_backbone,
 )
 from softcft.training.lora import adapters
-from softcft.training.parsing import begin_run, parse_config
+from softcft.training.parsing import parse_config
+from softcft.training.preparation import begin_training, main_process_first
 from softcft.training.processes import this_process
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
@@ -137,11 +138,10 @@ def main() -> None:
             f"--sample_size is {data.sample_size}, but {image_dir} was trained with {pipeline.image_format.size}."
         )
     backbone = make_backbone(pipeline, solver, tuning)
-    if this_process().is_main_process:
-        begin_run(config, "cft", training.output_dir)
+    begin_training(config, "cft", training.output_dir)
 
     if cft.cft != "none":
-        with this_process().main_process_first():  # the others find the data in the cache
+        with main_process_first():  # the others find the data in the cache
             splits = load_data(data, graph, config["columns"])
         images = training_images(splits["train"], data, graph, config["columns"])
         network = pipeline.hvae if "hvae" in folders else pipeline.unet

@@ -34,7 +34,8 @@ from softcft.training.checkpoints import save_whole
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import ClassifierObjective
-from softcft.training.parsing import begin_run, model_arguments, parse_config
+from softcft.training.parsing import model_arguments, parse_config
+from softcft.training.preparation import begin_training, main_process_first
 from softcft.training.processes import this_process
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
@@ -109,7 +110,7 @@ def main() -> None:
             f"--ema_decay must be 0 for a classifier, got {training.ema_decay}: the average would be of its weights, "
             "but not of its batch normalisation statistics."
         )
-    with this_process().main_process_first():  # the others find the data in the cache
+    with main_process_first():  # the others find the data in the cache
         splits = load_data(data, graph, config["columns"])
         train_images = training_images(splits["train"], data, graph, config["columns"])
         if role.role == "utility":
@@ -121,8 +122,7 @@ def main() -> None:
     arguments["backbone"] = {"num_channels": train_images.image_channels, **arguments.get("backbone", {})}
     set_seed(training.seed)
     classifier = AttributeClassifier(graph=graph.to_list(), **arguments)
-    if this_process().is_main_process:
-        begin_run(config, role.role, training.output_dir)
+    begin_training(config, role.role, training.output_dir)
     train(ClassifierObjective(classifier), learned, training, name=role.role)
     if this_process().is_main_process:
         labels = validation_images.parents.to(classifier.device)

@@ -29,7 +29,8 @@ from softcft.training.checkpoints import save_whole
 from softcft.training.config import DiffusionConfig, MemoryConfig, TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import DiffusionObjective
-from softcft.training.parsing import begin_run, model_arguments, parse_config
+from softcft.training.parsing import model_arguments, parse_config
+from softcft.training.preparation import begin_training, main_process_first
 from softcft.training.processes import this_process
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom_diffusion.yaml"
@@ -95,7 +96,7 @@ def main() -> None:
     graph = CausalGraph(config["graph"])
     vae = load_vae(diffusion.vae_dir or Path(training.output_dir, "vae")) if diffusion.latents else None
     training = replace(training, output_dir=str(Path(training.output_dir, "diffusion")))
-    with this_process().main_process_first():  # the others find the data in the cache
+    with main_process_first():  # the others find the data in the cache
         splits = load_data(data, graph, config["columns"])
     images = training_images(splits["train"], data, graph, config["columns"])
 
@@ -107,8 +108,7 @@ def main() -> None:
             _, channels, size, _ = encode_latents(vae, torch.zeros(1, channels, size, size)).shape
     set_seed(training.seed)
     denoiser = build(config, graph, diffusion, channels, size)
-    if this_process().is_main_process:
-        begin_run(config, "diffusion", training.output_dir)
+    begin_training(config, "diffusion", training.output_dir)
     if memory.gradient_checkpointing:
         denoiser.unet.enable_gradient_checkpointing()
     objective = DiffusionObjective(denoiser, vae, diffusion.condition_dropout, diffusion.min_snr_gamma)

@@ -16,7 +16,8 @@ from softcft.training.checkpoints import save_whole
 from softcft.training.config import MemoryConfig, TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import HVAEObjective
-from softcft.training.parsing import begin_run, model_arguments, parse_config
+from softcft.training.parsing import model_arguments, parse_config
+from softcft.training.preparation import begin_training, main_process_first
 from softcft.training.processes import this_process
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
@@ -30,7 +31,7 @@ def main() -> None:
     training = replace(training, output_dir=str(Path(training.output_dir, "hvae")))
     graph = CausalGraph(config["graph"])
     arguments = model_arguments(config, "hvae", HVAEModel)
-    with this_process().main_process_first():  # the others find the data in the cache
+    with main_process_first():  # the others find the data in the cache
         splits = load_data(data, graph, config["columns"])
     images = training_images(splits["train"], data, graph, config["columns"])
 
@@ -38,8 +39,7 @@ def main() -> None:
     hvae = HVAEModel(
         graph=graph.to_list(), sample_size=images.sample_size, in_channels=images.image_channels, **arguments
     )
-    if this_process().is_main_process:
-        begin_run(config, "hvae", training.output_dir)
+    begin_training(config, "hvae", training.output_dir)
     if memory.gradient_checkpointing:
         hvae.enable_gradient_checkpointing()
     train(HVAEObjective(hvae), images.subset(complete=True), training, name="hvae")

@@ -18,7 +18,8 @@ from softcft.training.checkpoints import save_whole
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import SCMObjective
-from softcft.training.parsing import begin_run, model_arguments, parse_config
+from softcft.training.parsing import model_arguments, parse_config
+from softcft.training.preparation import begin_training, main_process_first
 from softcft.training.processes import this_process
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
@@ -32,15 +33,14 @@ def main() -> None:
     training = replace(training, output_dir=str(Path(training.output_dir, "scm")))
     graph = CausalGraph(config["graph"])
     arguments = model_arguments(config, "scm", AttributeSCM)
-    with this_process().main_process_first():  # the others find the data in the cache
+    with main_process_first():  # the others find the data in the cache
         splits = load_data(data, graph, config["columns"])
     learned = training_images(splits["train"], data, graph, config["columns"]).parents
     validation = ImageAttributeDataset(splits["validation"], graph).parents
 
     set_seed(training.seed)
     scm = AttributeSCM(graph=graph.to_list(), **arguments)
-    if this_process().is_main_process:
-        begin_run(config, "scm", training.output_dir)
+    begin_training(config, "scm", training.output_dir)
     train(SCMObjective(scm), StackDataset(parents=learned), training, name="scm")
     if this_process().is_main_process:
         save_whole(training.output_dir, scm.eval())

@@ -25,7 +25,8 @@ from softcft.training.checkpoints import save_whole
 from softcft.training.config import PatchConfig, TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import VAEObjective
-from softcft.training.parsing import begin_run, model_arguments, parse_config
+from softcft.training.parsing import model_arguments, parse_config
+from softcft.training.preparation import begin_training, main_process_first
 from softcft.training.processes import this_process
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
@@ -55,7 +56,7 @@ def main() -> None:
             f"--sample_size must be a multiple of {shrinkage}, got {data.sample_size}: patches of {patches.patch_size} "
             f"pixels, halved {stages - 1} times. Change --patch_size, or the stages in vae.model.block_out_channels."
         )
-    with this_process().main_process_first():  # the others find the data in the cache
+    with main_process_first():  # the others find the data in the cache
         splits = load_data(data, graph, config["columns"])
     images = training_images(splits["train"], data, graph, config["columns"])
 
@@ -69,8 +70,7 @@ def main() -> None:
         up_block_types=["UpDecoderBlock2D"] * stages,
         **arguments,
     )
-    if this_process().is_main_process:
-        begin_run(config, "vae", training.output_dir)
+    begin_training(config, "vae", training.output_dir)
     train(VAEObjective(vae), images.subset(), training, name="vae")
     if this_process().is_main_process:
         shift_factor, scaling_factor = measure_scale(vae.eval(), images)

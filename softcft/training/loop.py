@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -51,6 +51,7 @@ __all__ = ["AfterStep", "Objective", "train"]
 logger = get_logger(__name__)
 
 METRICS = "metrics.jsonl"
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 MAX_CONSECUTIVE_SKIPS = 50
 """So many steps skipped in a row end the run: the weights no longer move, and waiting will not help."""
 
@@ -117,9 +118,9 @@ def train(  # noqa: C901  # one algorithm, told in order
 
     Raises:
         FileNotFoundError: If the checkpoint to resume from does not exist.
-        ValueError: If the data set is empty, nothing requires a gradient, the checkpoint to resume from is damaged or
-            of another model, the output folder has checkpoints of steps yet to come, or the objective returns no
-            ``loss`` or something that is not a scalar.
+        ValueError: If Accelerate is set to cut weights into pieces, the data set is empty, nothing requires a gradient,
+            the checkpoint to resume from is damaged or of another model, the output folder has checkpoints of steps yet
+            to come, or the objective returns no ``loss`` or something that is not a scalar.
         RuntimeError: If 50 steps in a row were skipped, or all there were; if weights or buffers are not finite, memory
             does not suffice, or the data cannot be read.
         OSError: If a checkpoint cannot be written.
@@ -138,7 +139,12 @@ def train(  # noqa: C901  # one algorithm, told in order
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
         step_scheduler_with_optimizer=False,  # else it steps once per process, and the schedule ends early
     )
-    set_seed(config.seed, device_specific=True)  # each process its own noise
+    if accelerator.distributed_type in SHARDED:
+        raise ValueError(
+            f"Accelerate is set to {accelerator.distributed_type.value}, which cuts weights into pieces: moving "
+            "average, checkpoints and constraint want whole ones. Choose distributed_type MULTI_GPU, see recipes/accelerate."
+        )
+    set_seed(config.seed, device_specific=True)  # of what has no seeds of its own, such as dropout
 
     betas = (config.adam_beta1, config.adam_beta2)
     optimizer = torch.optim.AdamW(
@@ -178,7 +184,7 @@ def train(  # noqa: C901  # one algorithm, told in order
     accelerator.init_trackers(name, {k: v for k, v in asdict(config).items() if v is not None})  # it chokes on None
 
     batches = iter(dataloader)
-    skipped_in_a_row = 0
+    skipped_in_a_row, stopped = 0, False
     steps = range(first_step + 1, total + 1)
     progress = tqdm(steps, initial=first_step, total=total, desc=name, disable=not is_main)
     with StopSignals() as signals, explain_faults(name, config):
@@ -243,8 +249,8 @@ def train(  # noqa: C901  # one algorithm, told in order
 
     for tracker in accelerator.trackers:
         tracker.finish()
-    if signals.received or (steps and stopped):
-        number = signals.received or signal.SIGTERM
+    if stopped:
+        number = signals.received or signal.SIGTERM  # another process may be the one that got it
         saved = f"checkpoint-{step} is saved" if every else "nothing is saved, for --checkpointing_steps is 0"
         if is_main:
             progress.close()

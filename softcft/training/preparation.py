@@ -1,0 +1,68 @@
+"""What all processes of a run do together before they train, so that none of them waits for one that has failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+
+from softcft.training.parsing import begin_run
+from softcft.training.processes import this_process
+
+__all__ = ["begin_training", "main_process_first"]
+
+
+@contextmanager
+def main_process_first() -> Iterator[bool]:
+    """Do something on the main process and then on the others, which find what it has prepared.
+
+    Where it fails on one process, all of them end at once: this one with its error, the others without one. Else they
+    would wait ten minutes for a process that is gone, or be ended in the midst of errors of their own.
+
+    Yields:
+        Whether this is the main process.
+    """
+    is_main = this_process().is_main_process
+    if not is_main:
+        _meet()
+    try:
+        yield is_main
+    except (Exception, SystemExit):
+        gather_object([False])
+        raise
+    if is_main:
+        _meet()
+    _meet()
+
+
+def begin_training(config: Mapping[str, Any], section: str, output_dir: str | Path) -> None:
+    """:func:`~softcft.training.parsing.begin_run` on the main process, once all processes see one folder.
+
+    Raises:
+        ValueError: If processes see different checkpoints, so that some would go on and others start anew; or if the
+            folder holds a run with other settings.
+    """
+    this_process()
+    seen = gather_object([sorted(path.name for path in Path(output_dir).glob("checkpoint-*"))])
+    with main_process_first() as is_main:
+        for process, checkpoints in enumerate(seen if is_main else []):
+            if checkpoints != seen[0]:
+                raise ValueError(
+                    f"--output_dir {output_dir}: the main process sees {', '.join(seen[0]) or 'no checkpoint'}, but "
+                    f"process {process} sees {', '.join(checkpoints) or 'none'}. It must be one folder that all "
+                    "machines share."
+                )
+        if is_main:
+            begin_run(config, section, output_dir)
+
+
+def _meet() -> None:
+    """Wait for all processes; end this one if another has failed."""
+    succeeded = gather_object([True])
+    if not all(succeeded):
+        # The main process tells where to look: the output of another machine may be in another file.
+        told = f"Process {succeeded.index(False)} failed, see its error."
+        raise SystemExit(told if this_process().is_main_process else 1)
