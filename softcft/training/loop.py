@@ -142,7 +142,7 @@ def train(  # noqa: C901  # one algorithm, told in order
     if accelerator.distributed_type in SHARDED:
         raise ValueError(
             f"Accelerate is set to {accelerator.distributed_type.value}, which cuts weights into pieces: moving "
-            "average, checkpoints and constraint want whole ones. Choose distributed_type MULTI_GPU, see recipes/accelerate."
+            "average, checkpoints and constraint want whole ones. Choose MULTI_GPU, see recipes/accelerate."
         )
     set_seed(config.seed, device_specific=True)  # of what has no seeds of its own, such as dropout
 
