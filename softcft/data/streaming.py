@@ -162,7 +162,8 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
 
 def _every(rows: datasets.IterableDataset, step: int, first: int) -> datasets.IterableDataset:
     """Every so many of the rows, beginning with one of the first ones."""
-    return rows.filter(lambda _, index: index % step == first, with_indices=True)
+    # Each worker would else decode them all, to look at none, and the first damaged one would end it.
+    return rows.decode(False).filter(lambda _, index: index % step == first, with_indices=True).decode(True)
 
 
 def _tables(
