@@ -104,8 +104,8 @@ def load_mimic_cxr(
 
     Raises:
         FileNotFoundError: If a folder or table is missing.
-        ValueError: If a table is damaged, lacks a column, is there twice or has an id that is a path; if a split is left without images; if an
-            argument is out of range; with ``on_error="raise"``, if a row or image is damaged.
+        ValueError: If a table is damaged, lacks a column, is there twice or has a path as an id; if a split is left
+            without images; if an argument is out of range; with ``on_error="raise"``, if a row or image is damaged.
     """
     _check_resolution(resolution)
     selection = select_mimic_cxr(root, sample_csv_dir=sample_csv_dir, on_error=on_error)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Image, config
 from huggingface_hub.constants import HF_HUB_CACHE
 
-__all__ = ["check_files", "check_pictures"]
+__all__ = ["check_files", "check_paths"]
 
 FIX = "Correct it or leave it out: what a data set names must be inside of it."
 BATCH = 1_000  # rows that are looked at together
@@ -53,7 +53,7 @@ def check_files(dataset_name: str, files: list[str]) -> None:
                     raise ValueError(f"{file}, {row}: the picture {name!r} is not in the folder of this table. {FIX}")
 
 
-def check_pictures(rows: Dataset, column: str, dataset_name: str, first: int = 0) -> None:
+def check_paths(rows: Dataset, column: str, dataset_name: str, first: int = 0) -> None:
     """Refuse a table with pictures elsewhere, before any is read.
 
     Args:

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from softcft.data.mimic_cxr import load_mimic_cxr
 from softcft.data.morphomnist import MORPHOMNIST_GRAPH, load_morphomnist
 from softcft.data.own import as_text, is_missing, make_splits, read_table, translate
-from softcft.data.paths import check_pictures
+from softcft.data.paths import check_paths
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.pixels import picture_shape, prepare_images
 from softcft.data.schema import ImageAttributeDataset
@@ -247,7 +247,7 @@ def load_data(
     keep = [] if subject is None else [subject]
     splits = DatasetDict({split: translate(rows, graph, columns, keep) for split, rows in splits.items()})
     for rows in splits.values():
-        check_pictures(rows, "image", name)
+        check_paths(rows, "image", name)
     splits = make_splits(splits, numbers, config.group_column, config.data_seed)
 
     channels = config.image_channels or picture_shape(splits["train"])[0]

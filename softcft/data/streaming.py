@@ -19,7 +19,7 @@ from datasets import Dataset, Image, concatenate_datasets
 from torch import Tensor
 
 from softcft.data.own import read_table, translate
-from softcft.data.paths import check_pictures
+from softcft.data.paths import check_paths
 from softcft.data.pixels import fit_picture, open_picture, picture_shape, prepare_images
 from softcft.data.schema import encode_rows
 from softcft.graph import CausalGraph
@@ -173,7 +173,7 @@ def _tables(
     seen = 0
     for batch in rows.decode(False).iter(size):
         table = translate(Dataset.from_dict(batch, features=rows.features).flatten(), graph, columns)
-        check_pictures(table, "image", dataset_name, seen)
+        check_paths(table, "image", dataset_name, seen)
         seen += len(table)
         yield table.cast_column("image", Image(decode=False))
 

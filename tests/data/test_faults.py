@@ -287,8 +287,7 @@ def test_a_folder_that_vanishes_in_the_middle_of_an_epoch_of_a_stream(
     next(batches)
     shutil.rmtree(folder / "pictures")
     with pytest.raises(OSError, match=rf"{folder}: 64 images in a row cannot be read; the last is {folder}/pictures/"):
-        for _ in range(30):
-            next(batches)
+        list(islice(batches, 30))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -319,8 +318,7 @@ def test_a_killed_worker_is_an_error_and_the_data_are_as_before() -> None:
     with pytest.raises(
         RuntimeError, match=r"DataLoader worker \(pid\(?s?\)? ?\d+\) (is killed by signal|exited unexp)"
     ):
-        for _ in range(64):
-            next(batches)
+        list(batches)
     assert [int(batch["image"][0, 0, 0, 0]) for batch in loader] == list(range(64))
 
 
