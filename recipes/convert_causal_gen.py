@@ -14,11 +14,10 @@ Attribute mechanisms and classifiers are trained anew, see train_scm.py and trai
 import argparse
 from pathlib import Path
 
-import yaml
-
 from softcft import CausalGraph
 from softcft.convert import NOT_CONVERTED, convert_hvae, load_checkpoint
 from softcft.training.checkpoints import save_whole
+from softcft.training.parsing import read_config
 
 
 def main() -> None:
@@ -43,9 +42,12 @@ def main() -> None:
     if (out_dir / "config.json").exists():
         raise SystemExit(f"{out_dir} holds a model already; give another folder or delete it.")
     graph = None
-    if arguments.graph is not None:
-        graph = CausalGraph(yaml.safe_load(Path(arguments.graph).read_text())["graph"])
     try:
+        if arguments.graph is not None:
+            config = read_config(Path(arguments.graph))
+            if "graph" not in config:
+                raise ValueError(f"--graph {arguments.graph} has no section 'graph'; it has {sorted(config)}.")
+            graph = CausalGraph(config["graph"])
         checkpoint = load_checkpoint(arguments.checkpoint)
         if arguments.architecture is not None:
             checkpoint = checkpoint._replace(hparams=load_checkpoint(arguments.architecture).hparams)

@@ -56,6 +56,7 @@ from softcft.evaluation.gallery import draw_counterfactuals, draw_interpolations
 from softcft.evaluation.report import CFT_NAMES, COLUMNS, write_report
 from softcft.evaluation.truth import ExpressionProbe, probe_rows, truth_errors, truth_rows
 from softcft.models.vae import image_posterior
+from softcft.models.weights import load_safetensors
 from softcft.pipelines.query import load_pipeline
 from softcft.training.config import SolverConfig, make_backbone
 from softcft.training.parsing import begin_run, parse_config
@@ -365,7 +366,7 @@ def load_models(
     for folder, pipeline in zip(settings.pipelines, pipelines.values(), strict=True):
         if pipeline.classifier is None:
             raise ValueError(f"--pipelines: {folder} has no classifier, so there is no guide to test with.")
-    return pipelines, judge, AutoencoderKL.from_pretrained(settings.vae_dir).eval()
+    return pipelines, judge, load_safetensors(AutoencoderKL, settings.vae_dir).eval()
 
 
 def main() -> None:

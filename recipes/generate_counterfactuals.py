@@ -38,6 +38,7 @@ from softcft import CausalGraph, CounterfactualBackbone
 from softcft.data.pixels import encode_pixels
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, load_data
+from softcft.data.whole import check_whole
 from softcft.evaluation.effectiveness import counterfactual_images
 from softcft.evaluation.report import CFT_NAMES
 from softcft.graph import Intervention
@@ -116,8 +117,9 @@ class CounterfactualSet:
     settings: dict[str, Any]
 
     def files(self) -> list[Path]:
-        """The files of all shards; refuses files that were made with other settings."""
+        """The files of all shards; refuses files that were made with other settings, or cut short since."""
         for path in sorted(self.folder.glob("train-*.parquet")):
+            check_whole(path)
             before = json.loads((pq.read_schema(path).metadata or {}).get(METADATA, b"{}"))
             for key, value in self.settings.items():
                 if before.get(key) != value:

@@ -27,6 +27,7 @@ from softcft import (
 )
 from softcft.data.sources import DataConfig, SubsetConfig, load_data, training_images
 from softcft.models.denoiser import load_unet
+from softcft.models.weights import load_safetensors
 from softcft.training.cft_trainer import CFTConfig, CFTTrainer
 from softcft.training.checkpoints import save_whole
 from softcft.training.config import (
@@ -106,7 +107,7 @@ def load_pipeline(folders: dict[str, Path]) -> DSCMPipeline | DiffusionDSCMPipel
         scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
         attribute_scm=scm,
         classifier=guide,
-        vae=AutoencoderKL.from_pretrained(folder / "vae") if (folder / "vae").is_dir() else None,
+        vae=load_safetensors(AutoencoderKL, folder / "vae") if (folder / "vae").is_dir() else None,
     )
 
 

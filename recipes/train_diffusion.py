@@ -25,6 +25,7 @@ from softcft import CausalGraph, ConditionalDenoiser
 from softcft.data.sources import DataConfig, load_data, training_images
 from softcft.models.denoiser import UNETS, adopt_unet, load_unet
 from softcft.models.vae import encode_latents, latent_stride
+from softcft.models.weights import load_safetensors
 from softcft.training.checkpoints import save_whole
 from softcft.training.config import DiffusionConfig, MemoryConfig, TrainingConfig
 from softcft.training.loop import train
@@ -79,7 +80,7 @@ def load_vae(folder: str | Path) -> AutoencoderKL:
             f"There is no VAE in --vae_dir {folder}. Make it, with the same flags, by\n"
             "    accelerate launch recipes/train_vae.py"
         )
-    return AutoencoderKL.from_pretrained(folder).eval()
+    return load_safetensors(AutoencoderKL, folder).eval()
 
 
 def main() -> None:

@@ -104,8 +104,8 @@ def load_mimic_cxr(
 
     Raises:
         FileNotFoundError: If a folder or table is missing.
-        ValueError: If a table is damaged, lacks a column or is there twice; if a split is left without images; if an
-            argument is out of range; with ``on_error="raise"``, if a row or image is damaged.
+        ValueError: If a table is damaged, lacks a column, is there twice or has a path as an id; if a split is left
+            without images; if an argument is out of range; with ``on_error="raise"``, if a row or image is damaged.
     """
     _check_resolution(resolution)
     selection = select_mimic_cxr(root, sample_csv_dir=sample_csv_dir, on_error=on_error)
@@ -269,6 +269,13 @@ def _read(path: Path, columns: Sequence[str], either: Sequence[str] = ()) -> pd.
     return table
 
 
+def _check_ids(path: Path, rows: pd.DataFrame) -> None:
+    """Refuse ids that are paths: those of the images are made of them, and would lead out of their folder."""
+    for name in IDS:
+        for line, value in rows[name][rows[name].str.contains(r"[/\\]", na=False)].items():
+            raise ValueError(f"{path}, line {int(str(line)) + 2}: {name} {value!r} is no id but a path; get it anew.")
+
+
 def _read_unique(path: Path, keys: list[str], columns: Sequence[str], funnel: _Funnel) -> pd.DataFrame:
     """A table with one row for each key. Of several the first counts, and the others are reported."""
     table = _read(path, [*keys, *columns])
@@ -282,6 +289,7 @@ def _filter_tables(tables: dict[str, Path], funnel: _Funnel) -> pd.DataFrame:
     """Rules 1 to 4, in the order of the notebook."""
     path = tables[METADATA]
     rows = _read(path, [*IDS, "ViewPosition", "StudyDate"])
+    _check_ids(path, rows)
     funnel.count("images in the metadata", rows)
     numbered = rows["subject_id"].str.fullmatch(r"\d+", na=False) & rows["study_id"].str.fullmatch(r"\d+", na=False)
     rows = funnel.keep(
@@ -367,6 +375,7 @@ def _read_samples(metadata: Path, folder: Path, funnel: _Funnel) -> pd.DataFrame
     rows = pd.concat(parts, ignore_index=True)
     rows["dicom_id"] = rows["path_preproc"].str.extract(r"(?:^|/)s\d+_([^/]+)\.jpg$", expand=False)
     images = _read_unique(metadata, ["dicom_id"], ["subject_id", "study_id"], funnel).dropna()
+    _check_ids(metadata, images)
     rows = rows.merge(images, on="dicom_id", how="left")
     several = rows.groupby("subject_id")["split"].nunique()
     if (several > 1).any():

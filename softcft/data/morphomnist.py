@@ -145,6 +145,8 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
 
 
 def _read_csv(path: Path) -> dict[str, list[float]]:
+    if not path.read_bytes().endswith(b"\n"):  # or the last number may be half of one
+        raise ValueError(f"{path} is cut short, for its last line has no end; {SOURCE}.")
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         names = reader.fieldnames or []

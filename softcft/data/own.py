@@ -16,6 +16,7 @@ The graph says which variables there are. Where the table has other names or val
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,10 +31,12 @@ from datasets import (
     IterableDatasetDict,
     Value,
     concatenate_datasets,
-    load_dataset,
+    load_dataset_builder,
     load_from_disk,
 )
 
+from softcft.data.paths import check_files
+from softcft.data.whole import check_whole, read_cache
 from softcft.graph import CausalGraph, Variable
 
 __all__ = [
@@ -70,7 +73,8 @@ def read_table(
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it cannot be read, or has several splits of which none is ``train``.
+        ValueError: If it cannot be read, has a file that was cut short or one that is elsewhere
+            (:func:`~softcft.data.paths.check_files`), or has several splits of which none is ``train``.
     """
     folder = Path(dataset_name)
     if not folder.is_dir() and (dataset_name.startswith((".", "/", "~")) or dataset_name.count("/") != 1):
@@ -78,12 +82,7 @@ def read_table(
             f"--dataset_name {dataset_name} is no folder, and no data set of the Hub is called so (owner/name)."
         )
     try:
-        if streaming:
-            rows = load_dataset(dataset_name, config_name, streaming=True)
-        elif (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            rows = load_from_disk(dataset_name)
-        else:
-            rows = load_dataset(dataset_name, config_name)
+        rows = _read(dataset_name, config_name, streaming)
     except Exception as error:  # of many kinds, which datasets does not list
         hub = "" if folder.is_dir() else " is no folder, and as a data set of the Hub it"
         raise ValueError(f"--dataset_name {dataset_name}{hub} cannot be read: {error}") from error
@@ -100,6 +99,20 @@ def read_table(
         return IterableDatasetDict(splits)
     # What is nested, as the .json files of WebDataset are, becomes columns such as "json.age".
     return DatasetDict({name: rows.with_format(None).flatten() for name, rows in splits.items()})
+
+
+def _read(dataset_name: str, config_name: str | None, streaming: bool) -> Dataset | DatasetDict | IterableDatasetDict:
+    folder = Path(dataset_name)
+    if not streaming and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        for path in sorted(folder.rglob("*.arrow")):
+            check_whole(path)
+        return load_from_disk(dataset_name)
+    builder = load_dataset_builder(dataset_name, config_name)
+    files = [str(file) for split in (builder.config.data_files or {}).values() for file in split]
+    check_files(dataset_name, files)
+    for file in filter(os.path.isfile, files):
+        check_whole(file)
+    return builder.as_streaming_dataset() if streaming else read_cache(builder)
 
 
 def make_splits(

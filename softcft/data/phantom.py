@@ -21,11 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Features, Image, Value
+from datasets import DatasetDict, Features, Image, Value
+from datasets.packaged_modules.generator.generator import Generator
 from torch import Tensor
 from torch.nn import functional as F
 
 from softcft.data.pixels import encode_pixels
+from softcft.data.whole import read_cache
 from softcft.graph import CausalGraph, Variable
 
 __all__ = [
@@ -320,12 +322,14 @@ def load_phantom(
     columns = {v.name: Value("float64" if v.kind == "continuous" else "string") for v in PHANTOM_GRAPH.variables}
     return DatasetDict(
         {
-            split: Dataset.from_generator(
-                _rows,
-                features=Features({"image": Image(), **columns}),
-                cache_dir=cache_dir,
-                gen_kwargs={"split": split, "n": n, "resolution": resolution, "seed": seed, "version": VERSION},
-            )
+            split: read_cache(
+                Generator(
+                    generator=_rows,
+                    features=Features({"image": Image(), **columns}),
+                    cache_dir=cache_dir,
+                    gen_kwargs={"split": split, "n": n, "resolution": resolution, "seed": seed, "version": VERSION},
+                )
+            )["train"]
             for split, n in zip(SPLITS, (num_train, num_validation, num_test), strict=True)
         }
     )

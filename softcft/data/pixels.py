@@ -21,10 +21,13 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
+from datasets.packaged_modules.generator.generator import Generator
 from datasets.utils.file_utils import xopen
 from PIL import Image as PILImage
 from PIL import ImageOps
 from tqdm.auto import tqdm
+
+from softcft.data.whole import read_cache
 
 __all__ = ["encode_pixels", "fit_picture", "is_grey", "open_picture", "picture_shape", "prepare_images", "read_pixels"]
 
@@ -159,7 +162,7 @@ def prepare_images(
     """Decode, resize (:func:`fit_picture`) and cache all images of a data set, a thousand at a time.
 
     What was prepared once is read from the cache, also by a run after one that was interrupted. A picture whose file
-    has changed since is prepared anew.
+    has changed since, or that could not be read then and can now, is prepared anew.
 
     Args:
         rows: A data set with a column ``image``: paths, encoded pictures, or a :class:`datasets.Image` of them.
@@ -174,6 +177,7 @@ def prepare_images(
         The rows with prepared images, other columns unchanged, and what was wrong with those that were left out.
 
     Raises:
+        FileNotFoundError: If the folder of all the pictures goes away while they are read.
         ValueError: If ``channels`` is neither 1 nor 3, if no picture can be read, or, with ``on_error="raise"``, one.
     """
     if channels not in MODES:
@@ -183,16 +187,28 @@ def prepare_images(
     if _are_prepared(pictures, size, channels):
         return rows.cast_column("image", Image()), []
     chunks, problems, good = [], [], []
+    folder = _common_folder(pictures)
     with tqdm(total=len(rows), desc=desc, unit="image") as progress, _quiet():
         for start in range(0, len(rows), CHUNK):
             chunk = pictures.select(range(start, min(start + CHUNK, len(rows))))
-            prepared = Dataset.from_generator(
-                _prepare,
+            builder = Generator(
+                generator=_prepare,
                 features=Features({"image": Image(), "problem": Value("string")}),
                 cache_dir=None if cache_dir is None else str(cache_dir),
-                gen_kwargs={"pictures": chunk, "size": size, "channels": channels, "num_workers": num_workers},
-                fingerprint=_key(chunk, size, channels),
+                gen_kwargs={
+                    "pictures": chunk,
+                    "size": size,
+                    "channels": channels,
+                    "num_workers": num_workers,
+                    "folder": folder,
+                },
+                config_id=f"default-fingerprint={_key(chunk, size, channels)}",
             )
+            prepared = read_cache(builder)["train"]
+            # What went wrong once need not be wrong now: a folder was not to be reached, or a file not to be read.
+            wrong = chunk.select([i for i, problem in enumerate(prepared["problem"]) if problem is not None])
+            if any(_prepare_one(row, size, channels)["problem"] is None for row in wrong):
+                prepared = read_cache(builder, anew=True)["train"]
             for i, problem in enumerate(prepared["problem"], start=start):
                 if problem is None:
                     good.append(i)
@@ -228,20 +244,51 @@ def _are_prepared(pictures: Dataset, size: int, channels: int) -> bool:
     )
 
 
-def _prepare(pictures: Dataset, size: int, channels: int, num_workers: int | None) -> Iterator[dict[str, Any]]:
-    """The images of a chunk, prepared, or the ``problem`` that prevented it."""
+def _prepare(
+    pictures: Dataset, size: int, channels: int, num_workers: int | None, folder: str | None
+) -> Iterator[dict[str, Any]]:
+    """The images of a chunk, prepared, or the ``problem`` that prevented it; ends if the folder of all is gone."""
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
-        try:
-            with open_picture(row["image"]) as picture:
-                return {"image": encode_pixels(fit_picture(picture, size, channels)), "problem": None}
-        except Exception as error:  # of many kinds; one picture must not end it all
-            return {"image": None, "problem": f"{(row['image'] or {}).get('path') or 'An image'}: {error}"}
+        prepared = _prepare_one(row, size, channels)
+        if prepared["problem"] is not None and folder is not None and not _has_files(folder):
+            raise FileNotFoundError(
+                f"The folder of the images, {folder}, is gone or empty; bring it back and start again: "
+                "what was prepared before is kept."
+            )
+        return prepared
 
     # Threads suffice: PIL lets go of Python's lock while it decodes and resizes.
     with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
         for start in range(0, len(pictures), AHEAD):  # the pool would else read all at once
             yield from pool.map(prepare, pictures.select(range(start, min(start + AHEAD, len(pictures)))))
+
+
+def _prepare_one(row: dict[str, Any], size: int, channels: int) -> dict[str, Any]:
+    try:
+        with open_picture(row["image"]) as picture:
+            return {"image": encode_pixels(fit_picture(picture, size, channels)), "problem": None}
+    except Exception as error:  # of many kinds; one picture must not end it all
+        return {"image": None, "problem": f"{(row['image'] or {}).get('path') or 'An image'}: {error}"}
+
+
+def _common_folder(pictures: Dataset) -> str | None:
+    """The folder that all pictures are below which are files; none if there are none such, or not to begin with."""
+    folders = set()
+    for batch in pictures.with_format("arrow").iter(CHUNK):
+        stored = batch["image"]
+        paths = pc.if_else(pc.is_null(pc.struct_field(stored, "bytes")), pc.struct_field(stored, "path"), None)
+        folders |= {os.path.dirname(os.path.abspath(p)) for p in paths.to_pylist() if p is not None and "://" not in p}
+    folder = os.path.commonpath(folders) if folders else None
+    return folder if folder is not None and _has_files(folder) else None
+
+
+def _has_files(folder: str) -> bool:
+    """Whether a folder is there, and not only the empty place of a disk that is not."""
+    if not os.path.isdir(folder):
+        return False
+    with os.scandir(folder) as entries:
+        return any(True for _ in entries)
 
 
 def _key(pictures: Dataset, size: int, channels: int) -> str:

@@ -8,12 +8,14 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Image
 from tqdm.auto import tqdm
 
+from softcft.data.paths import check_paths
 from softcft.data.pixels import fit_picture, is_grey, open_picture, picture_shape
 from softcft.data.sources import DataConfig
 
@@ -87,7 +89,14 @@ def check_pictures(
     except (TypeError, ValueError) as error:
         report.errors.append(f"Column {column!r} holds no pictures: {error}. Name theirs by columns: {{image: ...}}.")
         return
+    try:
+        for rows in stored.values():
+            check_paths(rows, column, config.dataset_name)
+    except ValueError as error:
+        report.errors.append(str(error))
+        return
     _check_files(stored, column, report)
+    _check_links(stored, column, config, report)
     channels: int | None = config.image_channels
     if channels is None:
         try:
@@ -134,6 +143,26 @@ def _check_files(stored: Mapping[str, Dataset], column: str, report: DataReport)
         report.warnings.append(
             f"{len(lost)} pictures are not there, for instance {lost[0]}: their rows would be left out. Correct the "
             "names, or remove the rows."
+        )
+
+
+def _check_links(stored: Mapping[str, Dataset], column: str, config: DataConfig, report: DataReport) -> None:
+    """Links are followed, see :mod:`softcft.data.paths`; but nobody should follow a stranger's without knowing."""
+    if not os.path.isdir(config.dataset_name):
+        return
+    folder = os.path.realpath(config.dataset_name)
+    links = [
+        f"{picture['path']} to {target}"
+        for rows in stored.values()
+        if not (rows[0][column] or {}).get("bytes")
+        for picture in rows[column]
+        if _is_there((picture or {}).get("path")) and "://" not in picture["path"]
+        if not Path(target := os.path.realpath(picture["path"])).is_relative_to(folder)
+    ]
+    if links:
+        report.warnings.append(
+            f"{len(links)} pictures are links out of the folder, for instance {links[0]}. They are followed: see where "
+            "they lead, if the folder comes from somebody else."
         )
 
 

@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from softcft.data.mimic_cxr import load_mimic_cxr
 from softcft.data.morphomnist import MORPHOMNIST_GRAPH, load_morphomnist
 from softcft.data.own import as_text, is_missing, make_splits, read_table, translate
+from softcft.data.paths import check_paths
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.pixels import picture_shape, prepare_images
 from softcft.data.schema import ImageAttributeDataset
@@ -188,7 +189,9 @@ def training_images(
     """The training images of :func:`load_data` for the training loop, whether they are prepared or streamed."""
     if isinstance(rows, Dataset):
         return ImageAttributeDataset(rows, graph)
-    return StreamedImages(rows, graph, columns, config.sample_size, config.image_channels, config.data_seed)
+    return StreamedImages(
+        rows, config.dataset_name, graph, columns, config.sample_size, config.image_channels, config.data_seed
+    )
 
 
 def load_data(
@@ -231,6 +234,7 @@ def load_data(
             numbers,
             config.data_dir,
         )
+    name = str(config.data_dir) if config.dataset_name == "mimic_cxr" else config.dataset_name
     if config.dataset_name == "phantom":
         splits = load_phantom(config.sample_size, seed=config.data_seed, cache_dir=config.data_dir, **made)
     elif config.dataset_name == "morphomnist":
@@ -238,11 +242,12 @@ def load_data(
     elif config.dataset_name == "mimic_cxr" and not Path(str(config.data_dir), "dataset_dict.json").is_file():
         splits = load_mimic_cxr(str(config.data_dir), config.sample_size, on_error=config.on_error)
     else:
-        name = str(config.data_dir) if config.dataset_name == "mimic_cxr" else config.dataset_name
         splits = read_table(name, config.dataset_config_name)
     subject = _subject_column(config)
     keep = [] if subject is None else [subject]
-    splits = DatasetDict({name: translate(rows, graph, columns, keep) for name, rows in splits.items()})
+    splits = DatasetDict({split: translate(rows, graph, columns, keep) for split, rows in splits.items()})
+    for rows in splits.values():
+        check_paths(rows, "image", name)
     splits = make_splits(splits, numbers, config.group_column, config.data_seed)
 
     channels = config.image_channels or picture_shape(splits["train"])[0]

@@ -19,6 +19,7 @@ from datasets import Dataset, Image, concatenate_datasets
 from torch import Tensor
 
 from softcft.data.own import read_table, translate
+from softcft.data.paths import check_paths
 from softcft.data.pixels import fit_picture, open_picture, picture_shape, prepare_images
 from softcft.data.schema import encode_rows
 from softcft.graph import CausalGraph
@@ -29,16 +30,19 @@ logger = logging.getLogger(__name__)
 
 BUFFER = 1_000
 BATCH = 64  # rows that are translated at once
+LOST = 64  # images that cannot be read, one after the other, before it ends
 HELD_OUT = {"validation": 2_000, "test": 10_000}
 
 
 class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
     """Examples as :class:`~softcft.data.schema.ImageAttributeDataset` gives them, one after the other without end.
 
-    Images that cannot be read are left out, each with a warning.
+    Images that cannot be read are left out, each with a warning. But where :data:`LOST` in a row cannot, it is not they
+    that are damaged, but the folder or the connection that is gone: that is an error.
 
     Args:
         rows: A data set that is streamed.
+        dataset_name: Where it comes from: pictures elsewhere are refused, see :mod:`softcft.data.paths`.
         graph: The causal graph.
         columns: Where the table has other names or values than the graph, see :mod:`softcft.data.own`.
         sample_size: Height and width of the images in pixels.
@@ -57,6 +61,7 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
     def __init__(
         self,
         rows: datasets.IterableDataset,
+        dataset_name: str,
         graph: CausalGraph,
         columns: Mapping[str, Any] | None,
         sample_size: int,
@@ -64,13 +69,15 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
         seed: int = 0,
     ) -> None:
         self._rows = rows
+        self._dataset_name = dataset_name
         self._graph = graph
         self._columns = columns
         self._seed = seed
         self._half: Literal["even", "odd", "all"] = "all"
         self._only_complete = False
         self._skipped = 0
-        first = next(_tables(self._rows, BATCH, self._graph, self._columns), None)
+        self._unread = 0  # images one after the other
+        first = next(self._tables(self._rows), None)
         if first is None:
             raise ValueError(
                 "rows is empty; if validation and test images were taken off it, lower --num_validation and --num_test."
@@ -98,8 +105,7 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
     @property
     def parents(self) -> Tensor:
         """Encoded attributes of all rows, float32 of shape (N, K), NaN where missing. Reads all, decodes no image."""
-        tables = _tables(self._rows, BATCH, self._graph, self._columns)
-        return torch.cat([encode_rows(table, self._graph) for table in tables])
+        return torch.cat([encode_rows(table, self._graph) for table in self._tables(self._rows)])
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Go through the rows, again and again. Of several workers each decodes its share of them."""
@@ -112,7 +118,7 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
             seen = given = 0
             # One file at a time: several would be read by threads.
             shuffled = rows.shuffle(seed=self._seed + epoch, buffer_size=BUFFER, max_buffer_input_shards=1)
-            for table in _tables(shuffled, BATCH, self._graph, self._columns):
+            for table in self._tables(shuffled):
                 seen += len(table)
                 if to_skip >= len(table):
                     to_skip -= len(table)
@@ -130,6 +136,9 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
                     f"None of the {seen} rows has an image that can be read and all values that are needed."
                 )
 
+    def _tables(self, rows: datasets.IterableDataset) -> Iterator[Dataset]:
+        return _tables(rows, BATCH, self._dataset_name, self._graph, self._columns)
+
     def _example(self, stored: dict[str, Any] | None, parents: Tensor) -> dict[str, Tensor] | None:
         if self._only_complete and parents.isnan().any():
             return None
@@ -137,24 +146,36 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
             with open_picture(stored) as picture:
                 pixels = fit_picture(picture, self.sample_size, self.image_channels)
         except Exception as error:  # of many kinds; one picture must not end it all
-            logger.warning("%s is left out: %s", (stored or {}).get("path") or "An image", error)
+            path = (stored or {}).get("path") or "An image"
+            self._unread += 1
+            if self._unread == LOST:
+                raise OSError(
+                    f"{self._dataset_name}: {LOST} images in a row cannot be read; the last is {path}: {error}. See "
+                    "that its files are still there and can be reached."
+                ) from error
+            logger.warning("%s is left out: %s", path, error)
             return None
+        self._unread = 0
         image = torch.from_numpy(pixels.copy()).view(self.sample_size, self.sample_size, self.image_channels)
         return {"image": image.permute(2, 0, 1), "parents": parents}
 
 
 def _every(rows: datasets.IterableDataset, step: int, first: int) -> datasets.IterableDataset:
     """Every so many of the rows, beginning with one of the first ones."""
-    return rows.filter(lambda _, index: index % step == first, with_indices=True)
+    # Each worker would else decode them all, to look at none, and the first damaged one would end it.
+    return rows.decode(False).filter(lambda _, index: index % step == first, with_indices=True).decode(True)
 
 
 def _tables(
-    rows: datasets.IterableDataset, size: int, graph: CausalGraph, columns: Mapping[str, Any] | None
+    rows: datasets.IterableDataset, size: int, dataset_name: str, graph: CausalGraph, columns: Mapping[str, Any] | None
 ) -> Iterator[Dataset]:
     """The rows in tables of the given size, with the columns of the graph and images that are not decoded."""
+    seen = 0
     for batch in rows.decode(False).iter(size):
-        table = Dataset.from_dict(batch, features=rows.features).flatten()
-        yield translate(table, graph, columns).cast_column("image", Image(decode=False))
+        table = translate(Dataset.from_dict(batch, features=rows.features).flatten(), graph, columns)
+        check_paths(table, "image", dataset_name, seen)
+        seen += len(table)
+        yield table.cast_column("image", Image(decode=False))
 
 
 def stream_splits(
@@ -195,11 +216,11 @@ def stream_splits(
             held_out[name], train = train.take(numbers[name]), train.skip(numbers[name])
     if "train" in numbers:
         train = train.take(numbers["train"])
-    channels = StreamedImages(train, graph, columns, sample_size, image_channels).image_channels
+    channels = StreamedImages(train, dataset_name, graph, columns, sample_size, image_channels).image_channels
     prepared = {}
     for name, rows in held_out.items():
         parts = []
-        for table in _tables(rows, BUFFER, graph, columns):
+        for table in _tables(rows, BUFFER, dataset_name, graph, columns):
             part, problems = prepare_images(table, sample_size, channels, cache_dir=cache_dir, desc=f"{name} images")
             parts.append(part)
             if problems:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.animation import PillowWriter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from softcft.evaluation.figures import PLAIN_TEXT
 
 __all__ = ["write_interpolation"]
 
@@ -16,6 +19,7 @@ CELL = 1.6  # inches
 FONT_SIZE = 10.0
 
 
+@rc_context(PLAIN_TEXT)
 def write_interpolation(
     path: str | Path, images: Mapping[str, Tensor], captions: Sequence[str], frames_per_second: int = 6
 ) -> None:

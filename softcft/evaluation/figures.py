@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 FONT_SIZE = 9.0
+# What users write is text: a name with dollar signs is no formula, least of all one with an error in it.
+PLAIN_TEXT: dict[Any, Any] = {"text.parse_math": False}
 VALUE_FONT_SIZE = 7.5
 CELL = 1.25  # inches
 WRAP = 18  # characters to a line over or under an image
@@ -96,6 +99,7 @@ def value_captions(graph: CausalGraph, name: str, parents: Tensor) -> list[str]:
     return [f"{float(f'{value:.3g}'):g} {variable.unit}".rstrip() for value in values]
 
 
+@rc_context(PLAIN_TEXT)
 def counterfactual_grid(
     image: Tensor,
     counterfactuals: Mapping[str, Tensor],
@@ -124,6 +128,7 @@ def counterfactual_grid(
     return cft_comparison(image, {"": counterfactuals}, captions, values)
 
 
+@rc_context(PLAIN_TEXT)
 def cft_comparison(
     image: Tensor,
     counterfactuals: Mapping[str, Mapping[str, Tensor]],
@@ -168,6 +173,7 @@ def cft_comparison(
     return _draw_grid(blocks, headings)
 
 
+@rc_context(PLAIN_TEXT)
 def example_grid(image: Mapping[str, Tensor], captions: Mapping[str, Sequence[str]]) -> Figure:
     """Show real images in rows, such as one row for each category.
 
@@ -211,6 +217,7 @@ def example_grid(image: Mapping[str, Tensor], captions: Mapping[str, Sequence[st
     return figure
 
 
+@rc_context(PLAIN_TEXT)
 def training_curves(records_by_run: Mapping[str, Sequence[Mapping[str, Any]]], keys: Mapping[str, str]) -> Figure:
     """Plot metrics of training runs over the optimizer steps.
 

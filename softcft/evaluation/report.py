@@ -346,40 +346,57 @@ def _title(name: str) -> str:
 
 
 def _markdown(title: str, tables: Iterable[ReportTable]) -> str:
-    parts = [f"# {title}"]
+    parts = [f"# {_plain(title)}"]
     for table in tables:
         lines = [table.frame.columns.tolist(), ["---"] * table.frame.shape[1], *table.frame.to_numpy().tolist()]
-        cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+        cells = [[_plain(str(cell)) for cell in line] for line in lines]
         parts += [f"## {table.title}", table.caption, "\n".join(f"| {' | '.join(line)} |" for line in cells)]
     return "\n\n".join(parts) + "\n"
 
 
 def _latex(title: str, tables: Iterable[ReportTable]) -> str:
-    parts = [f"% {title}: needs the packages booktabs and graphicx"]
+    parts = [f"% {' '.join(title.split())}: needs the packages booktabs and graphicx"]
     for table in tables:
-        body = table.frame.style.hide(axis="index").to_latex(hrules=True, column_format="l" * table.frame.shape[1])
+        frame = table.frame.map(_escape).rename(columns=_escape)
+        body = frame.style.hide(axis="index").to_latex(hrules=True, column_format="l" * frame.shape[1])
         parts.append(
             f"\\begin{{table}}\n\\caption{{\\textbf{{{_escape(table.title)}.}} {_escape(table.caption)}}}\n"
-            f"\\resizebox{{\\linewidth}}{{!}}{{%\n{_escape(body.strip())}%\n}}\n\\end{{table}}"
+            f"\\resizebox{{\\linewidth}}{{!}}{{%\n{body.strip()}%\n}}\n\\end{{table}}"
         )
     return "\n\n".join(parts) + "\n"
 
 
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is: no HTML, no formula, no link."""
+    return text.translate(MARKDOWN).replace("](", "]\\(")
+
+
 def _escape(text: str) -> str:
-    for sign, command in LATEX.items():
-        text = text.replace(sign, command)
-    return text
+    """Text that LaTeX shows as it is."""
+    return text.translate(LATEX)
 
 
-LATEX = {
-    "%": r"\%",
-    "_": r"\_",
-    "é": r"\'e",
-    "²": "$^2$",
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-    "·": r"$\cdot$",
-}
+MARKDOWN = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "} | {sign: f"\\{sign}" for sign in "\\`*|$"}
+)
+LATEX = str.maketrans(
+    {
+        **{sign: f"\\{sign}" for sign in "%_&$#{}"},
+        "\\": r"\textbackslash{}",
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+        "|": r"\textbar{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "\n": " ",
+        "\r": " ",
+        "é": r"\'e",
+        "²": "$^2$",
+        "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$",
+        "·": r"$\cdot$",
+    }
+)
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 78rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
 table { border-collapse: collapse; margin: 0.6rem 0; font-size: 13px; font-variant-numeric: tabular-nums; }

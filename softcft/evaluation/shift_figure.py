@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -21,7 +22,7 @@ from softcft.evaluation.embeddings import (
     subgroup_comparisons,
     subgroups,
 )
-from softcft.evaluation.figures import FONT_SIZE, LINE_COLORS, VALUE_FONT_SIZE
+from softcft.evaluation.figures import FONT_SIZE, LINE_COLORS, PLAIN_TEXT, VALUE_FONT_SIZE
 from softcft.graph import CausalGraph
 
 __all__ = ["shift_figure"]
@@ -38,6 +39,7 @@ Dashes = str | tuple[int, tuple[float, ...]]
 DASHES: tuple[Dashes, ...] = ("-", (0, (4, 1.5)), (0, (1.2, 1)), (0, (5, 1.2, 1.2, 1.2)))
 
 
+@rc_context(PLAIN_TEXT)
 def shift_figure(
     graph: CausalGraph,
     name: str,

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from softcft.graph import CausalGraph, Intervention, Variable
+from softcft.models.weights import SafetensorsOnly
 from softcft.noise import Generator
 
 __all__ = ["AttributeSCM"]
@@ -52,7 +53,7 @@ def _without_autocast(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-class AttributeSCM(ModelMixin, ConfigMixin):
+class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
     """Structural causal model of the attributes of an image.
 
     Values are encoded tensors of shape (B, K), see :class:`~softcft.graph.CausalGraph`. Noise has the same shape, each

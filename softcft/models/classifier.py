@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig
 
 from softcft.graph import CausalGraph
+from softcft.models.weights import SafetensorsOnly
 
 __all__ = ["AttributeClassifier", "AttributeClassifierOutput", "attribute_losses"]
 
@@ -38,7 +39,7 @@ class AttributeClassifierOutput(BaseOutput):
     embedding: Tensor
 
 
-class AttributeClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers declares config_name twice
+class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers declares config_name twice
     """A transformers vision backbone with one linear head per variable of the graph.
 
     Args:

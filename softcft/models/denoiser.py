@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from softcft.graph import CausalGraph
 from softcft.models.parent_encoder import ParentEncoder
 from softcft.models.patches import fold_patches, unfold_patches
+from softcft.models.weights import load_safetensors
 from softcft.noise import Generator, uniform
 
 __all__ = ["CONDITION_DROPOUT", "MIN_SNR_GAMMA", "UNETS", "ConditionalDenoiser", "adopt_unet", "load_unet"]
@@ -252,12 +253,13 @@ def load_unet(folder: str | Path) -> UNet2DModel | UNet2DConditionModel:
     """A UNet of either class, as diffusers saves it.
 
     Raises:
-        ValueError: If the folder holds a model of another class.
+        ValueError: If the folder holds a model of another class, or pickled weights.
     """
     name = UNet2DModel.load_config(folder).get("_class_name")
     if name not in UNETS:
         raise ValueError(f"{folder} holds a {name}, and not one of {sorted(UNETS)}.")
-    return UNETS[name].from_pretrained(folder)
+    unet: UNet2DModel | UNet2DConditionModel = load_safetensors(UNETS[name], folder)
+    return unet
 
 
 def _attends(unet: UNet2DModel | UNet2DConditionModel) -> bool:

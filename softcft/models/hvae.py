@@ -49,6 +49,7 @@ from softcft.models.hvae_blocks import (
 )
 from softcft.models.likelihoods import discretised_gaussian_log_prob
 from softcft.models.normals import draw_normal, normal_kl
+from softcft.models.weights import SafetensorsOnly
 from softcft.noise import Generator
 
 __all__ = ["HVAEModel", "HVAEOutput", "HVAEPriorOutput"]
@@ -94,7 +95,7 @@ class HVAEPriorOutput(BaseOutput):
     injections: list[Tensor]
 
 
-class HVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers declares config_name twice
+class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers declares config_name twice
     """Conditional hierarchical VAE with a discretised Gaussian likelihood.
 
     Args:

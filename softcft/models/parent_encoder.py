@@ -10,11 +10,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from softcft.graph import CausalGraph
+from softcft.models.weights import SafetensorsOnly
 
 __all__ = ["ParentEncoder"]
 
 
-class ParentEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers declares config_name twice
+class ParentEncoder(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers declares config_name twice
     """One token for each variable, which can be left out of an image one by one.
 
     A variable that is left out has a learned token of its own. Leaving out some of them in training is what lets

@@ -23,6 +23,7 @@ from softcft.models.denoiser import ConditionalDenoiser
 from softcft.models.parent_encoder import ParentEncoder
 from softcft.models.patches import patch_size_of
 from softcft.models.vae import latent_stride
+from softcft.models.weights import SafetensorsOnly
 from softcft.pipelines.images import Images, OutputType, check_output_type, from_tensor
 from softcft.pipelines.query import (
     DSCMPipelineOutput,
@@ -39,7 +40,7 @@ __all__ = ["DiffusionDSCMPipeline"]
 StepCallback = Callable[["DiffusionDSCMPipeline", int, int, dict[str, Tensor]], dict[str, Tensor]]
 
 
-class DiffusionDSCMPipeline(DiffusionPipeline):
+class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  # as DSCMPipeline
     """A deep structural causal model whose image mechanism is a conditional diffusion model.
 
     Args:

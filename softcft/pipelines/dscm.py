@@ -12,6 +12,7 @@ from softcft.graph import CausalGraph
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.models.hvae import HVAEModel
+from softcft.models.weights import SafetensorsOnly
 from softcft.pipelines.images import Images, OutputType, check_output_type, from_tensor
 from softcft.pipelines.query import (
     DSCMPipelineOutput,
@@ -26,7 +27,7 @@ from softcft.pipelines.query import (
 __all__ = ["DSCMPipeline", "DSCMPipelineOutput"]
 
 
-class DSCMPipeline(DiffusionPipeline):
+class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  # theirs is annotated in another way
     """A deep structural causal model: a causal model of the attributes of an image and an image mechanism.
 
     Args:

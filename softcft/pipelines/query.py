@@ -18,6 +18,7 @@ from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.graph import CausalGraph, Intervention
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
+from softcft.models.weights import load_safetensors
 from softcft.pipelines.images import Images, OutputType, check_output_type, from_tensor, to_numpy, to_tensor
 
 __all__ = [
@@ -190,9 +191,10 @@ def load_pipeline(folder: str | Path, graph: CausalGraph, sample_size: int) -> D
         sample_size: Height and width of the images.
 
     Raises:
-        ValueError: If it is none of softcft's, or was trained with another graph or images of another size.
+        ValueError: If it is none of softcft's, has pickled weights, or was trained with another graph or images of
+            another size.
     """
-    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline = load_safetensors(DiffusionPipeline, folder)
     if not hasattr(pipeline, "causal_graph"):
         raise ValueError(f"--pipelines: {folder} holds a {type(pipeline).__name__}, and no pipeline of softcft.")
     if pipeline.causal_graph != graph:

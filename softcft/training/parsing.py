@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import math
 import re
 import sys
 import types
@@ -75,6 +76,7 @@ SET_BY_RECIPES: defaultdict[str, tuple[str, ...]] = defaultdict(
 """Arguments of models that follow from data and other settings."""
 
 OWN_DATA = "own_data.yaml"
+MOST_ENTRIES = 100_000  # of a YAML file: a few lines of aliases can stand for more than any memory holds
 
 FREE_SETTINGS = (
     "checkpointing_steps",
@@ -260,9 +262,25 @@ _Loader.add_implicit_resolver(
 
 def _load(path: Path) -> Any:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        if _entries(node, {}) > MOST_ENTRIES:
+            raise ValueError(
+                f"{path} has more than {MOST_ENTRIES:,} entries, with those that aliases (*name) repeat; write fewer."
+            )
+        return None if node is None else loader.construct_document(node)
+    except (RecursionError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
+
+
+def _entries(node: Any, known: dict[int, float]) -> float:
+    """How many there are in a node, where each alias counts as much as what it repeats."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is known, for one that holds itself has no end
+        content = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for entry in content for part in (entry if isinstance(entry, tuple) else (entry,))]
+        known[id(node)] = 1 + sum(_entries(part, known) for part in parts)
+    return known[id(node)]
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -270,7 +288,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no YAML, or has a section of another name than those of :data:`SECTIONS`.
+        ValueError: If it is no YAML, too large a one, or has a section of another name than those of :data:`SECTIONS`.
     """
     if not path.is_file():
         raise FileNotFoundError(f"--config {path}: there is no such file.")

@@ -4,6 +4,7 @@ import gzip
 import importlib.util
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,9 +21,11 @@ from sklearn.utils import shuffle
 
 from softcft.data import mimic_cxr, pixels
 from softcft.data.mimic_cxr import load_mimic_cxr, read_mimic_cxr, select_mimic_cxr
+from softcft.data.own import read_table
 from softcft.data.phantom import PHANTOM_GRAPH
 from softcft.data.schema import ImageAttributeDataset
 from tests.data.mimic_cxr_tree import MimicTree, make_mimic_tree, split_sizes, write_table
+from tests.killed import run_until_killed
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "prepare_mimic_cxr.py"
@@ -313,7 +316,7 @@ def test_a_duplicated_study_or_patient_yields_one_image(tree: MimicTree, table: 
         ("patients", "anchor_year", None, "age is known", "must give an age, got 60, nan, 21520506"),
         ("metadata", "StudyDate", None, "age is known", "must give an age, got 60, 2150, nan"),
         ("metadata", "subject_id", None, "ids are complete", "line 5: subject_id and study_id must be numbers"),
-        ("metadata", "study_id", "50/../1", "ids are complete", "line 5: subject_id and study_id must be numbers"),
+        ("metadata", "study_id", "50..1", "ids are complete", "line 5: subject_id and study_id must be numbers"),
         ("metadata", "dicom_id", None, "ids are complete", "line 5: subject_id and study_id must be numbers"),
     ],
 )
@@ -330,6 +333,16 @@ def test_a_damaged_row_is_left_out_and_named(
     assert f"{step}: 1 left out: {selection.problems[0]}" in caplog.text
     with pytest.raises(ValueError, match=r"Repair or remove it, or leave out such rows by on_error='skip'"):
         select_mimic_cxr(tree.root, on_error="raise")
+
+
+@pytest.mark.parametrize("value", ["../../../secret", "/data/secret", "a/b", "..\\\\secret"])
+@pytest.mark.parametrize("column", ["subject_id", "study_id", "dicom_id"])
+def test_an_id_that_is_a_path_is_refused_before_any_image_is_read(tree: MimicTree, column: str, value: str) -> None:
+    tree.metadata[3][column] = value
+    with pytest.raises(
+        ValueError, match=rf"metadata.csv.gz, line 5: {column} '{re.escape(repr(value)[1:-1])}' is no id"
+    ):
+        select_mimic_cxr(tree.write())
 
 
 def test_missing_ids_of_two_tables_do_not_match(tree: MimicTree) -> None:
@@ -564,6 +577,16 @@ def test_an_image_listed_twice_is_one_and_a_subject_of_two_lists_an_error(
         select_mimic_cxr(tree.root, sample_csv_dir=write_samples(tree, samples, tmp_path / "meta"))
 
 
+def test_an_id_of_the_metadata_that_is_a_path_is_refused_for_lists_too(
+    tree: MimicTree, samples: dict, tmp_path: Path
+) -> None:
+    tree.metadata[-1]["subject_id"] = "60/../../../secret"
+    with pytest.raises(
+        ValueError, match=r"metadata.csv.gz, line \d+: subject_id '60/../../../secret' is no id but a path"
+    ):
+        select_mimic_cxr(tree.root, sample_csv_dir=write_samples(tree, samples, tmp_path / "meta"))
+
+
 def test_missing_lists(tree: MimicTree, samples: dict, tmp_path: Path) -> None:
     folder = write_samples(tree, samples, tmp_path / "meta")
     (folder / "mimic.sample.val.csv").unlink()
@@ -631,6 +654,20 @@ def test_the_recipe(complete: Path, tmp_path: Path) -> None:
     assert "White, Asian or Black" in result.stdout
     assert "train            24 images of     24 subjects" in result.stdout
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == ["out"]
+
+
+def test_the_recipe_that_is_killed_leaves_no_half_data_set(complete: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["--root", str(complete), "--output_dir", str(out), "--resolution", "16"]
+    run_until_killed(RECIPE, arguments, tmp_path, "open", "out.unfinished/validation/state.json")
+    assert not out.exists()
+    assert (tmp_path / "out.unfinished" / "train" / "state.json").is_file()
+    with pytest.raises(ValueError, match=r"out.unfinished cannot be read: .*validation/state.json"):
+        read_table(str(tmp_path / "out.unfinished"))
+    result = run(tmp_path, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert [len(rows) for rows in load_from_disk(out).values()] == split_sizes(40)
+    assert not (tmp_path / "out.unfinished").exists()
 
 
 @pytest.fixture

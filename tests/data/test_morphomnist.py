@@ -200,7 +200,9 @@ def _only_magic(_: bytes) -> bytes:
             lambda data: data.replace(b"thick", b"thin"),
             r"train-morpho.csv has no column \['thickness'\]; it has \[",
         ),
-        (TABLE, lambda data: b"", r"train-morpho.csv has no column \['index', 'thickness', 'intensity'\]"),
+        (TABLE, lambda data: b"\n", r"train-morpho.csv has no column \['index', 'thickness', 'intensity'\]"),
+        (TABLE, lambda data: b"", r"train-morpho.csv is cut short, for its last line has no end"),
+        (TABLE, lambda data: data[:-2], r"train-morpho.csv is cut short, for its last line has no end; copy it anew"),
         (TABLE, lambda data: data.replace(b",1.07,", b",thick,"), r"line 9: thickness must be a number, got 'thick'"),
         (TABLE, lambda data: data.replace(b"1.07,107", b"1.07"), r"line 9: intensity must be a number, got None"),
         (TABLE, lambda data: data.replace(b"\n7,", b"\n8,"), r"train-morpho.csv, line 9: index must be 7, got '8'"),
@@ -211,6 +213,21 @@ def test_a_damaged_file_is_named_with_the_damage(folder: Path, name: str, change
     (folder / name).write_bytes(change((folder / name).read_bytes()))
     with pytest.raises(ValueError, match=message):
         load_morphomnist(folder, num_validation=5)
+
+
+@pytest.mark.parametrize("name", [IMAGES, LABELS, TABLE])
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_no_part_of_a_file_is_taken_for_the_whole(folder: Path, name: str, is_packed: bool) -> None:
+    path = folder / name
+    if not is_packed and path.suffix == ".gz":
+        path = folder / path.stem
+        path.write_bytes(gzip.decompress((folder / name).read_bytes()))
+        (folder / name).unlink()
+    whole = path.read_bytes()
+    for size in {0, 1, 10, 18, len(whole) // 3, len(whole) // 2, len(whole) - 9, len(whole) - 4, len(whole) - 1}:
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=path.name):
+            load_morphomnist(folder, num_validation=5)
 
 
 @pytest.mark.parametrize(

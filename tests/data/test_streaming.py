@@ -48,7 +48,7 @@ def save(table: Dataset, folder: Path, split: str = "train", files: int = 3) -> 
 
 def stream(folder: Path, **arguments: object) -> StreamedImages:
     rows = read_table(str(folder), streaming=True)["train"]
-    return StreamedImages(rows, GRAPH, COLUMNS, SIZE, **arguments)
+    return StreamedImages(rows, str(folder), GRAPH, COLUMNS, SIZE, **arguments)
 
 
 def numbers(examples: list[dict]) -> list[int]:
@@ -75,7 +75,7 @@ def test_each_time_round_gives_each_image_once_in_another_order(folder: Path) ->
 def test_examples_are_those_of_a_prepared_data_set(folder: Path, tmp_path: Path) -> None:
     table = translate(read_table(str(folder))["train"], GRAPH, COLUMNS)
     prepared = ImageAttributeDataset(prepare_images(table, 5, 3, cache_dir=tmp_path / "cache")[0], GRAPH)
-    streamed = StreamedImages(read_table(str(folder), streaming=True)["train"], GRAPH, COLUMNS, 5, 3)
+    streamed = StreamedImages(read_table(str(folder), streaming=True)["train"], str(folder), GRAPH, COLUMNS, 5, 3)
     by_age = {float(example["parents"][0]): example for example in islice(streamed, N)}
     for i in range(N):
         for key, value in prepared[i].items():
@@ -133,18 +133,18 @@ def test_nothing_to_learn_from_is_an_error(tmp_path: Path) -> None:
 def test_first_rows_are_checked_at_once(folder: Path) -> None:
     table = read_table(str(folder), streaming=True)["train"]
     with pytest.raises(ValueError, match=r"no column \['age'\]"):
-        StreamedImages(table, GRAPH, None, SIZE)
+        StreamedImages(table, str(folder), GRAPH, None, SIZE)
     with pytest.raises(ValueError, match=r"'ill' does not know: 'healthy' .* 'sick'"):
-        StreamedImages(table, GRAPH, {"age": "years", "ill": {"values": {0: "healthy", 1: "sick"}}}, SIZE)
+        StreamedImages(table, str(folder), GRAPH, {"age": "years", "ill": {"values": {0: "healthy", 1: "sick"}}}, SIZE)
     with pytest.raises(ValueError, match="rows is empty"):
-        StreamedImages(table.take(0), GRAPH, COLUMNS, SIZE)
+        StreamedImages(table.take(0), str(folder), GRAPH, COLUMNS, SIZE)
 
 
 def test_splits_are_taken_off_the_training_rows(folder: Path, tmp_path: Path) -> None:
     made = {"train": 10, "validation": 4, "test": 6}
     splits = stream_splits(str(folder), None, GRAPH, COLUMNS, SIZE, numbers=made, cache_dir=str(tmp_path / "cache"))
     held_out = [ImageAttributeDataset(splits[name], GRAPH).parents for name in ("validation", "test")]
-    train = StreamedImages(splits["train"], GRAPH, COLUMNS, SIZE).parents
+    train = StreamedImages(splits["train"], str(folder), GRAPH, COLUMNS, SIZE).parents
     assert [len(held_out[0]), len(held_out[1]), len(train)] == [4, 6, 10]
     assert len(torch.cat([*held_out, train]).unique(dim=0)) == 20
 

@@ -20,10 +20,12 @@ from datasets import Dataset, load_dataset
 from PIL import Image
 
 from softcft import DSCMPipeline, HVAEBackbone
+from softcft.data.own import read_table
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.schema import ImageAttributeDataset
 from softcft.evaluation.effectiveness import image_generators
 from softcft.training.parsing import parse_config
+from tests.killed import run_until_killed
 from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe, make_pipeline
 
 SHARD = 20  # of 64 training images: four files, the last one with four of them
@@ -174,6 +176,35 @@ def test_a_run_that_was_stopped_goes_on_and_makes_the_same_files(
     assert "Generated 152 images" in capsys.readouterr().out  # of 192: all but the first shard of race
     generate("stopped", "--attributes", "race", "sex")
     assert "Generated 0 images" in capsys.readouterr().out
+
+
+def test_a_run_that_is_killed_leaves_no_half_file_and_goes_on(generate: Generate, folder: Path) -> None:
+    whole = contents(generate("unkilled", "--attributes", "race", "sex"))
+    script = folder / "generate.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(RECIPES)!r})\n"
+        f"import generate_counterfactuals as recipe; recipe.SHARD = {SHARD}; recipe.main()\n"
+    )
+    flags = ["--config", str(TINY), "--pipelines", "runs/soft", "--output_dir", "killed", "--attributes", "race", "sex"]
+    run_until_killed(script, flags, folder, "os.rename", ".train-", count=4)  # two sets have their first files
+    sets = folder / "killed" / "counterfactuals" / "soft"
+    left = [f"race/train-0000{i}-of-00004.parquet" for i in (0, 1)] + ["sex/train-00000-of-00004.parquet"]
+    assert contents(sets) == {name: whole[name] for name in left}
+    assert (sets / "sex" / ".train-00001-of-00004.parquet").is_file()
+    assert len(read_table(str(sets / "sex"))["train"]) == SHARD  # what is hidden is no part of it
+    recipe = load_recipe("train_classifier")
+    real = ImageAttributeDataset(load_phantom(16, 64, 48, 40, cache_dir=str(folder / "data"))["train"], PHANTOM_GRAPH)
+    with pytest.raises(ValueError, match=r"sex must have the counterfactuals .* has those of 20: .*let it finish"):
+        recipe.utility_images(real, None, sets / "sex")
+    assert contents(generate("killed", "--attributes", "race", "sex")) == whole
+    assert not list(sets.rglob(".*"))
+
+
+def test_a_file_that_was_cut_short_is_refused(generate: Generate) -> None:
+    path = generate("cut", "--attributes", "sex", "--num_images", "20") / "sex" / "train-00000-of-00001.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=rf"{path.name} is cut short"):
+        generate("cut", "--attributes", "sex", "--num_images", "20")
 
 
 def test_two_processes_make_the_files_of_one(generate: Generate, folder: Path) -> None:

@@ -1,0 +1,121 @@
+"""What a data set names must be its own: no table of it may lead to pictures elsewhere on the machine.
+
+Names are judged as they are written, and links in the file system are followed. A table travels, with whatever its
+author wrote into it; a link is there because somebody with access to the folder put it there, as those do who keep
+pictures in a store. ``check_data.py`` counts the links that leave the folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets import Dataset, Image, config
+from huggingface_hub.constants import HF_HUB_CACHE
+
+__all__ = ["check_files", "check_paths"]
+
+FIX = "Correct it or leave it out: what a data set names must be inside of it."
+BATCH = 1_000  # rows that are looked at together
+
+
+def check_files(dataset_name: str, files: list[str]) -> None:
+    """Refuse a data set whose own description or table of pictures leads out of it.
+
+    Args:
+        dataset_name: The folder, or the name of a data set of the Hub.
+        files: The files that it consists of, as its folders and its ``README.md`` tell :mod:`datasets`.
+
+    Raises:
+        ValueError: If one is elsewhere, or a ``metadata`` table beside the pictures names one elsewhere. The message
+            has the row and the path.
+    """
+    folders = _folders(dataset_name)
+    for file in files:
+        # A data set of the Hub may consist of downloads from other places, but not of files of this machine.
+        is_download = not os.path.isdir(dataset_name) and re.match(r"(hf|https?)://", file)
+        if not is_download and not _is_inside(file, dataset_name, folders):
+            raise ValueError(f"{dataset_name}: its README.md names the file {file}, which is elsewhere. {FIX}")
+        if os.path.basename(file) in ("metadata.csv", "metadata.jsonl", "metadata.parquet") and os.path.isfile(file):
+            try:
+                names = list(_file_names(Path(file)))
+            except (csv.Error, ValueError):  # it is no table, which datasets will tell
+                continue
+            for row, name in names:
+                if "://" in name or os.path.isabs(name) or os.path.normpath(name.replace("\\", "/")).startswith(".."):
+                    raise ValueError(f"{file}, {row}: the picture {name!r} is not in the folder of this table. {FIX}")
+
+
+def check_paths(rows: Dataset, column: str, dataset_name: str, first: int = 0) -> None:
+    """Refuse a table with pictures elsewhere, before any is read.
+
+    Args:
+        rows: A table.
+        column: Its column of pictures, or of their paths.
+        dataset_name: The folder that it was read from, or the name of a data set of the Hub.
+        first: The number of its first row.
+
+    Raises:
+        ValueError: If the path of a picture leads out of the data set. The message has the row and the path.
+    """
+    folders = _folders(dataset_name)
+    for batch in (
+        rows.select_columns([column]).cast_column(column, Image(decode=False)).with_format("arrow").iter(BATCH)
+    ):
+        stored = batch[column]
+        paths = pc.if_else(pc.is_null(pc.struct_field(stored, "bytes")), pc.struct_field(stored, "path"), None)
+        for row, path in enumerate(paths.to_pylist(), start=first):
+            if path is not None and not _is_inside(path, dataset_name, folders):
+                raise ValueError(f"{dataset_name}, row {row}: the picture {path!r} is not in this data set. {FIX}")
+        first += len(batch)
+
+
+def _folders(dataset_name: str) -> list[Path]:
+    """Where the files of a data set may be."""
+    if os.path.isdir(dataset_name):
+        own = [os.path.abspath(dataset_name), os.path.realpath(dataset_name)]
+    else:
+        own = [os.path.join(HF_HUB_CACHE, f"datasets--{dataset_name.replace('/', '--')}")]
+    # Archives are unpacked there, and what has an address is downloaded there.
+    return [Path(os.path.abspath(folder)) for folder in (*own, config.DOWNLOADED_DATASETS_PATH)]
+
+
+def _is_inside(path: str, dataset_name: str, folders: list[Path]) -> bool:
+    """Whether a path, perhaps one into an archive such as ``zip://a.png::/data/pictures.zip``, is of a data set."""
+    *members, path = path.split("::")
+    if not all(member.startswith("zip://") for member in members):
+        return False
+    if "://" in path:
+        return path.startswith(f"hf://datasets/{dataset_name}@")
+    return any(Path(os.path.abspath(path)).is_relative_to(folder) for folder in folders)
+
+
+def _file_names(path: Path) -> Iterator[tuple[str, str]]:
+    """Where in a table of pictures which file is named. What is no table, datasets itself will tell."""
+
+    def of(row: Any) -> Iterator[str]:
+        for key, value in row.items() if isinstance(row, dict) else ():
+            if isinstance(key, str) and key.endswith(("file_name", "file_names")):
+                yield from (name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str))
+
+    if path.suffix == ".parquet":
+        names = [name for name in pq.read_schema(path).names if name.endswith(("file_name", "file_names"))]
+        for number, row in enumerate(pq.read_table(path, columns=names).to_pylist()):
+            yield from ((f"row {number}", name) for name in of(row))
+        return
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        if path.suffix == ".csv":
+            reader = csv.DictReader(file)
+            for row in reader:
+                yield from ((f"line {reader.line_num}", name) for name in of(row))
+        else:
+            for number, line in enumerate(file, start=1):
+                if "file_name" in line:
+                    yield from ((f"line {number}", name) for name in of(json.loads(line)))

@@ -1,0 +1,59 @@
+"""Weights come from safetensors and from nothing else: to read a pickle may run code that is in the file.
+
+diffusers prefers safetensors, but takes a pickle where there are none. All that softcft loads goes through this module,
+which does not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+__all__ = ["SafetensorsOnly", "load_safetensors"]
+
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+
+
+class SafetensorsOnly:
+    """Comes before diffusers' ``ModelMixin`` or ``DiffusionPipeline`` among the bases of a class."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """Load from a folder or the Hub, as any class of diffusers, but from safetensors only.
+
+        Args:
+            pretrained_model_name_or_path: The folder, or the name of a repository of the Hub.
+            kwargs: As those of diffusers.
+
+        Raises:
+            ValueError: If there are pickled weights instead, or ``use_safetensors=False``.
+            OSError: If there are no weights.
+        """
+        _refuse_pickles(pretrained_model_name_or_path, kwargs)
+        loaded: Self = super().from_pretrained(  # type: ignore[misc]  # the next base has it
+            pretrained_model_name_or_path, **kwargs | {"use_safetensors": True}
+        )
+        return loaded
+
+
+def load_safetensors(loading_class: type, folder: str | Path, **kwargs: Any) -> Any:
+    """Load a model or a pipeline of a class that is diffusers' own, as :meth:`SafetensorsOnly.from_pretrained`."""
+    _refuse_pickles(folder, kwargs)
+    return loading_class.from_pretrained(folder, **kwargs | {"use_safetensors": True})  # type: ignore[attr-defined]
+
+
+def _refuse_pickles(name: str | Path, kwargs: dict[str, Any]) -> None:
+    """Look at a folder, and at those of a pipeline's parts that are not given as such."""
+    if kwargs.get("use_safetensors") is False:
+        raise ValueError("use_safetensors must not be False: softcft reads no pickles; leave it out.")
+    folder = Path(name, kwargs.get("subfolder") or "")
+    parts = [path.parent for path in folder.glob("*/config.json") if path.parent.name not in kwargs]
+    for part in (folder, *sorted(parts if (folder / "model_index.json").is_file() else [])):
+        files = list(part.iterdir()) if part.is_dir() else []
+        pickles = sorted(file.name for file in files if file.suffix in PICKLES)
+        if pickles and not any(file.suffix == ".safetensors" for file in files):
+            raise ValueError(
+                f"{part} has {' and '.join(pickles)}, and no .safetensors: softcft reads no pickles, for that may run "
+                "code from the file. A checkpoint of causal-gen is converted by recipes/convert_causal_gen.py; for "
+                "other weights that you trust, load them with diffusers and save them by save_pretrained."
+            )
