@@ -52,10 +52,10 @@ def shown(value: Any) -> str:
     return _Shown().repr(value)
 
 
-def is_finite(value: Any) -> bool:
-    """Whether a value is a plain number, and one that floats can hold."""
+def is_finite(value: Any, largest: float = sys.float_info.max) -> bool:
+    """Whether a value is a plain number within ``-largest..largest``, by default one that floats can hold."""
     # Compared, not converted: an int may be too large for a float.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= largest
 
 
 def check_number(name: str, value: Any, least: float = -math.inf, above: float = -math.inf) -> None:

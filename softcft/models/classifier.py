@@ -145,8 +145,8 @@ def _make_trunk(backbone: dict[str, Any]) -> PreTrainedModel:
     model_type = backbone["model_type"]
     if str(model_type) not in CONFIG_MAPPING:
         raise ValueError(
-            f"backbone has the model_type {shown(model_type)}, which transformers does not know; use one such as 'resnet', "
-            "'convnextv2' or 'regnet'."
+            f"backbone has the model_type {shown(model_type)}, which transformers does not know; use one such as "
+            "'resnet', 'convnextv2' or 'regnet'."
         )
     with _named(backbone):
         config = AutoConfig.for_model(**backbone)

@@ -197,8 +197,8 @@ class DiffusionDSCMPipeline(DiffusionPipeline):
                 changed = given.get("latents", latents) if isinstance(given, dict) else given
                 if not isinstance(changed, Tensor) or changed.shape != latents.shape or not isinstance(given, dict):
                     raise ValueError(
-                        f"callback_on_step_end must return a dict, with latents of shape {tuple(latents.shape)} if with "
-                        f"any, got {shown(given)}."
+                        f"callback_on_step_end must return a dict, with latents of shape {tuple(latents.shape)} if "
+                        f"with any, got {shown(given)}."
                     )
                 return changed
 

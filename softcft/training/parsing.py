@@ -124,7 +124,10 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, told in or
     flags.add_argument(
         "--config",
         metavar="FILE",
-        help=f"YAML file with the settings. (default: {default_config}; with --dataset_name, {OWN_DATA} beside it)",
+        help="YAML file with the settings. (default: {}; with --dataset_name, {} beside it)".format(
+            str(default_config).replace("%", "%%"),  # argparse fills in what follows a single one
+            OWN_DATA,
+        ),
     )
     flags.add_argument(
         "--graph",

@@ -14,53 +14,14 @@ from softcft.graph import CausalGraph
 from tests.properties.junk import JUNK, OBJECTS
 
 MODES = [
-    "1",
-    "L",
-    "P",
-    "RGB",
-    "RGBA",
-    "CMYK",
-    "YCbCr",
-    "LAB",
-    "HSV",
-    "I",
-    "F",
-    "LA",
-    "PA",
-    "RGBX",
-    "RGBa",
-    "La",
-    "I;16",
-]
+    "1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "RGBX", "RGBa", "La", "I;16",
+]  # fmt: skip
 BAD_NUMBERS = [
-    None,
-    "50",
-    "",
-    b"2",
-    math.nan,
-    math.inf,
-    -math.inf,
-    -1e30,
-    1e39,
-    10**400,
-    -(10**400),
-    True,
-    3j,
-    {},
-    {"a": 1},
-]
+    None, "50", "", b"2", math.nan, math.inf, -math.inf, -1e30, 1e39, 10**400, -(10**400), True, 3j, {}, {"a": 1},
+]  # fmt: skip
 BAD_NUMBERS += [
-    set(),
-    [None],
-    ["50"],
-    [[2.0]],
-    [math.nan],
-    [],
-    [2.0] * 7,
-    np.array(["2"]),
-    np.zeros((2, 2)),
-    np.array([1j]),
-]
+    set(), [None], ["50"], [[2.0]], [math.nan], [], [2.0] * 7, np.array(["2"]), np.zeros((2, 2)), np.array([1j]),
+]  # fmt: skip
 BAD_NUMBERS += [
     [np.array([1, 2])],
     torch.tensor([math.nan]),
@@ -75,23 +36,8 @@ BAD_NUMBERS += [
     torch.eye(3).to_sparse(),
 ]
 BAD_CATEGORIES = [
-    None,
-    "nobody",
-    "",
-    " male",
-    "63",
-    0.0,
-    1.5,
-    True,
-    math.nan,
-    -1,
-    b"male",
-    [None],
-    [],
-    [[]],
-    {},
-    object(),
-]
+    None, "nobody", "", " male", "63", 0.0, 1.5, True, math.nan, -1, b"male", [None], [], [[]], {}, object(),
+]  # fmt: skip
 BAD_CATEGORIES += [
     {"male"},
     ["nobody"],
@@ -200,34 +146,14 @@ def bad_images(draw: st.DrawFn, size: int) -> Any:
         bad = bad if draw(st.booleans()) else np.asarray(bad)
     elif kind == "dtype":
         dtypes = [
-            "i1",
-            "i2",
-            "u2",
-            "i4",
-            "u8",
-            ">i4",
-            "?",
-            "c8",
-            "c16",
-            "U3",
-            "S3",
-            "O",
-            "M8[s]",
-            "m8[s]",
-            [("a", "f4")],
-        ]
+            "i1", "i2", "u2", "i4", "u8", ">i4", "?", "c8", "c16", "U3", "S3", "O", "M8[s]", "m8[s]", [("a", "f4")],
+        ]  # fmt: skip
         bad = np.zeros((size, size), dtype=draw(st.sampled_from(dtypes)))
     elif kind == "shape":
         shapes = [
-            (),
-            (size,),
-            (size, size, 2),
-            (3, size, size),
-            (1, size, size),
-            (2, 2, size, size),
-            (size, size, 1, 1),
+            (), (size,), (size, size, 2), (3, size, size), (1, size, size), (2, 2, size, size), (size, size, 1, 1),
             (0, size, size, 1),
-        ]
+        ]  # fmt: skip
         shapes += [(2, size, size, 3), (1, 1, size, size, 1), (size, 0), (0, 0), (size, size + 1)]
         bad = np.zeros(draw(st.sampled_from(shapes)), draw(st.sampled_from([np.float32, np.uint8])))
     elif kind == "range":
@@ -241,15 +167,9 @@ def bad_images(draw: st.DrawFn, size: int) -> Any:
     elif kind == "tensor":
         tensor = torch.full((1, size, size), 0.5)
         forms = [
-            tensor.int(),
-            tensor.bool(),
-            tensor + 0j,
-            tensor[0],
-            tensor[None, None],
-            tensor[:, 1:],
-            tensor.expand(3, -1, -1),
-            tensor[:0],
-        ]
+            tensor.int(), tensor.bool(), tensor + 0j, tensor[0], tensor[None, None], tensor[:, 1:],
+            tensor.expand(3, -1, -1), tensor[:0],
+        ]  # fmt: skip
         forms += [
             tensor.to("meta"),
             tensor.to_sparse(),
@@ -264,72 +184,22 @@ def bad_images(draw: st.DrawFn, size: int) -> Any:
 
 
 BAD_GENERATORS = [
-    0,
-    42,
-    "0",
-    True,
-    [],
-    [None],
-    [torch.Generator()] * 4,
-    [torch.Generator(), 1],
-    (torch.Generator(),),
-    torch.Generator,
-    object(),
-]
+    0, 42, "0", True, [], [None], [torch.Generator()] * 4, [torch.Generator(), 1], (torch.Generator(),),
+    torch.Generator, object(),
+]  # fmt: skip
 BAD_CHOICES = [
-    None,
-    "",
-    "PIL",
-    "latent",
-    0,
-    True,
-    b"pil",
-    [],
-    ["pil"],
-    {},
-    np.array(["pil", "np"]),
-    torch.zeros(2),
-    object(),
+    None, "", "PIL", "latent", 0, True, b"pil", [], ["pil"], {}, np.array(["pil", "np"]), torch.zeros(2), object(),
     "x" * 1000,
-]
+]  # fmt: skip
 BAD_FLAGS = [None, 0, 1, "yes", "no", [], [True], np.array([True, False]), torch.tensor([0, 1]), object()]
 BAD_STEPS = [
-    None,
-    0,
-    1,
-    -1,
-    3,
-    7,
-    999,
-    1001,
-    2.5,
-    10.0,
-    "10",
-    b"10",
-    True,
-    math.nan,
-    math.inf,
-    10**30,
-    [10],
-    np.array([2, 5]),
+    None, 0, 1, -1, 3, 7, 999, 1001, 2.5, 10.0, "10", b"10", True, math.nan, math.inf, 10**30, [10], np.array([2, 5]),
     torch.tensor([2, 5]),
-]
+]  # fmt: skip
 BAD_SCALES = [
-    -1,
-    -0.1,
-    math.nan,
-    math.inf,
-    -math.inf,
-    "1",
-    b"1",
-    True,
-    [1.0],
-    3j,
-    10**400,
-    np.array([1.0, 2.0]),
-    torch.ones(2),
+    -1, -0.1, math.nan, math.inf, -math.inf, "1", b"1", True, [1.0], 3j, 10**400, np.array([1.0, 2.0]), torch.ones(2),
     object(),
-]
+]  # fmt: skip
 
 SHARED = {
     "generator": BAD_GENERATORS,

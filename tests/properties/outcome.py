@@ -48,7 +48,8 @@ def attempt(call: Callable[..., Any], *args: Any, **kwargs: Any) -> str | None:
         given = reprlib.repr((args, kwargs))
         if not is_refusal(error):
             raise AssertionError(f"{type(error).__name__} that is not softcft's: {error}\nfor {given}") from error
-        assert _computed == before, f"refused after networks have computed: {error}\nfor {given}"
+        if _computed != before:
+            raise AssertionError(f"refused after networks have computed: {error}\nfor {given}") from error
         tally["refused"] += 1
         return str(error)
     tally["worked"] += 1

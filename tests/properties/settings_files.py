@@ -41,23 +41,23 @@ HINTS = {
     for section, types_ in RECIPES.items()
 }
 
+WORDS = [10**30, -(10**30), 10**400, 1e308, "1e-3", "007", "no", "~", "2020-01-01", "\t", "é\u202e", "%s"]
 PLAIN = st.recursive(
-    st.one_of(
-        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=6),
-        st.sampled_from([10**30, -(10**30), 10**400, 1e308, "1e-3", "007", "no", "~", "2020-01-01", "\t", "é\u202e", "%s"]),
-    ),
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=6), st.sampled_from(WORDS)),
     lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.one_of(st.text(max_size=4), st.integers(), st.none()), inner, max_size=3)
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.one_of(st.text(max_size=4), st.integers(), st.none()), inner, max_size=3),
     ),
     max_leaves=4,
-)  # fmt: skip
+)
 """What plain YAML can hold."""
 
 BROKEN_YAML = [
-    "[", "{", "}", "a: b: c", "\t- a", "a:\n\t- b", "*nobody", "&a &b 1", "'", '"', "- a\nb: c", "? [a]\n: b\n: c", "%YAML 9", "@", "`x`",
-    "!!int x", "!!int ''", "!!int 0x", "!!float x", "!!float ''", "!!bool x", "!!timestamp x", "!!timestamp 2020-13-45", "!!binary é", "!!null x: 1",
-    "!!python/object/apply:os.system [ls]", "!nobody 1", "!!map 3", "!!seq {a: 1}", "!!omap {a: 1}", "!!pairs 3", "!!set [a]", "{<<: 3}", "{[a]: 1}",
-    "{{a: 1}: 2}", "--- 1\n--- 2", "\x00", "\x07", "9" * 5000, "[" * 3000, "{a: " * 3000, "&a [*a]", "&a {a: *a}", "- " * 2000,
+    "[", "{", "}", "a: b: c", "\t- a", "a:\n\t- b", "*nobody", "&a &b 1", "'", '"', "- a\nb: c", "? [a]\n: b\n: c",
+    "%YAML 9", "@", "`x`", "!!int x", "!!int ''", "!!int 0x", "!!float x", "!!float ''", "!!bool x", "!!timestamp x",
+    "!!timestamp 2020-13-45", "!!binary é", "!!null x: 1", "!!python/object/apply:os.system [ls]", "!nobody 1",
+    "!!map 3", "!!seq {a: 1}", "!!omap {a: 1}", "!!pairs 3", "!!set [a]", "{<<: 3}", "{[a]: 1}", "{{a: 1}: 2}",
+    "--- 1\n--- 2", "\x00", "\x07", "9" * 5000, "[" * 3000, "{a: " * 3000, "&a [*a]", "&a {a: *a}", "- " * 2000,
 ]  # fmt: skip
 """Texts that are no values of YAML, or none that end."""
 
@@ -133,7 +133,11 @@ def bad_settings(draw: st.DrawFn) -> tuple[str, str, str]:
         where = draw(st.sampled_from(["{bad}\n{text}", "{text}\n{bad}\n", "{text}\nutility: {bad}\n", "{bad}"]))
         text = where.format(bad=bad, text=yaml.dump(settings))
         return section, text, ""
-    return section, yaml.dump(settings, Dumper=_Dumper, allow_unicode=draw(st.booleans()), default_flow_style=draw(st.booleans())), word
+    return (
+        section,
+        yaml.dump(settings, Dumper=_Dumper, allow_unicode=draw(st.booleans()), default_flow_style=draw(st.booleans())),
+        word,
+    )
 
 
 @st.composite
@@ -165,30 +169,22 @@ def spoiled_settings(draw: st.DrawFn) -> tuple[str, str]:
     return section, text
 
 
+FLAG_WORDS = [
+    "", "-1", "0", "1", "2", "1e400", "nan", "inf", "-inf", "9" * 5000, "1" * 400, "true", "False", "x" * 5000, "\x00",
+    "a/b", "..", "/", "--", "-", "=", "@x", "%s", "none", "None", "[1]", "bf16", "ddim", "phantom", "morphomnist",
+    "\udcff",
+]  # fmt: skip
+
+
 @st.composite
 def flags(draw: st.DrawFn) -> tuple[str, list[str]]:
     """A section and a command line with anything in it."""
     section = draw(st.sampled_from(sorted(RECIPES)))
     names = st.sampled_from(["--config", "--graph", "--dataset_name", *(f"--{name}" for name in HINTS[section])])
-    words = st.one_of(
-        st.text(max_size=5),
-        st.sampled_from(["", "-1", "0", "1", "2", "1e400", "nan", "inf", "-inf", "9" * 5000, "1" * 400, "true", "False", "x" * 5000, "\x00", "a/b", "..", "/", "--",
-                         "-", "=", "@x", "%s", "none", "None", "[1]", "bf16", "ddim", "phantom", "morphomnist", "\udcff"]),
-    )  # fmt: skip
+    words = st.one_of(st.text(max_size=5), st.sampled_from(FLAG_WORDS))
     argv: list[str] = []
     for _ in range(draw(st.integers(1, 3))):
         name = draw(st.one_of(names, names, names, words))
-        form = draw(st.sampled_from(["two", "two", "one", "alone", "many"]))
-        argv += (
-            [f"{name}={draw(words)}"]
-            if form == "one"
-            else [
-                name,
-                *draw(
-                    st.lists(
-                        words, min_size=form != "alone", max_size=0 if form == "alone" else 1 + 2 * (form == "many")
-                    )
-                ),
-            ]
-        )
+        given = draw(st.lists(words, max_size=2))
+        argv += [f"{name}={given[0]}"] if len(given) == 2 and draw(st.booleans()) else [name, *given]
     return section, argv

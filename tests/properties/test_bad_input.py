@@ -5,6 +5,7 @@ Sizes that are fine but do not fit into memory are left out: there the machine r
 """
 
 import io
+import math
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from softcft import (
     HVAEModel,
     Intervention,
     ParentEncoder,
+    Variable,
 )
 from softcft.data.phantom import PHANTOM_GRAPH
 from softcft.training.parsing import begin_run, parse_config
@@ -34,7 +36,7 @@ from tests.properties.graphs import bad_graphs, good_graphs, spoiled_graphs
 from tests.properties.junk import JUNK, OBJECTS
 from tests.properties.models import BAD_WHOLE, CLASSIFIER, ENCODER, HVAE, bad_arguments, bad_entries, bad_tensors
 from tests.properties.models import SCM as SCM_ARGUMENTS
-from tests.properties.outcome import attempt, refuse, tally
+from tests.properties.outcome import attempt, is_refusal, refuse, tally
 from tests.properties.settings_files import RECIPES, bad_settings, flags, small, spoiled_settings
 
 
@@ -142,7 +144,8 @@ def test_bad_tensors_are_refused_by_the_model_of_the_attributes(data: st.DataObj
     else:
         mask = data.draw(bad_tensors(DO.mask)) if function == "mask" else torch.ones_like(DO.mask)
         do = Intervention(VALUES if function == "mask" else entries, mask)
-        do = data.draw(st.sampled_from([do, do, do, data.draw(JUNK.filter(lambda x: x is not None))]))
+        if data.draw(st.integers(0, 3)) == 0:
+            do = data.draw(st.sampled_from([thing for thing in OBJECTS if thing is not None]))
         if function == "do in sample":
             refuse("intervention", SCM.sample, 3, do)
         elif function == "do in predict":
@@ -277,7 +280,7 @@ def read(folder: Path, section: str, text: str | None, argv: list[str] = []) -> 
     """Read settings, and if they are taken, write them and read them again."""
     path = folder / "settings.yaml"
     path.write_text(yaml.dump(small(section)) if text is None else text, encoding="utf-8", errors="surrogatepass")
-    config, *read = parse_config(section, *RECIPES[section], default_config=path, argv=argv)
+    config, *_ = parse_config(section, *RECIPES[section], default_config=path, argv=argv)
     config["output_dir"] = str(folder / "run")
     begin_run(config, section, folder / "run")
     again, *_ = parse_config(
@@ -313,13 +316,14 @@ def test_flags_with_anything_in_them_work_or_are_refused(folder: Path, case: tup
 
 
 def attempt_usage(call: Any, *args: Any) -> None:
-    """Attempt, where argparse may end the program in its own way: usage and what is wrong with the flag, no traceback."""
+    """Attempt, where the program may also end in argparse's way: with usage and what is wrong, and no traceback."""
     said = io.StringIO()
     try:
         with redirect_stderr(said):
             attempt(call, *args)
     except SystemExit as exit_:
-        assert isinstance(exit_.code, str) or (exit_.code == 2 and "error: " in said.getvalue())
+        if not isinstance(exit_.code, str) and not (exit_.code == 2 and "error: " in said.getvalue()):
+            raise
         tally["refused"] += 1
 
 
@@ -353,6 +357,44 @@ def test_models_are_made_of_anything_or_refuse_it(name: str, data: st.DataObject
         attempt(model, **{**good, argument: data.draw(JUNK)})
 
 
+# ---- what no property prints ----------------------------------------------------------------------------------
+
+LONG = 10**5000
+"""An integer of more digits than Python prints."""
+
+
+@pytest.mark.parametrize(
+    ("word", "call"),
+    [
+        ("age", lambda: PHANTOM_GRAPH.encode({**calls.row(PHANTOM_GRAPH, 0), "age": LONG})),
+        ("sex", lambda: PHANTOM_GRAPH.encode_do({"sex": LONG}, 1)),
+        ("no variable", lambda: PHANTOM_GRAPH.encode_do({LONG: 1}, 1)),
+        ("low", lambda: CausalGraph([{"name": "a", "kind": "continuous", "low": -LONG, "high": LONG}])),
+        ("z_dim", lambda: HVAEModel(**{**HVAE, "z_dim": LONG})),
+        ("beta", lambda: HVAEModel(**{**HVAE, "beta": LONG})),
+        ("num_inference_steps", lambda: PIPELINES["diffusion"][0].sample(num_inference_steps=LONG)),
+        ("guidance_scale", lambda: PIPELINES["diffusion"][0].sample(guidance_scale=LONG)),
+        ("num_images", lambda: PIPELINES["hvae"][0].sample(LONG)),
+    ],
+)
+def test_integers_longer_than_python_prints_are_refused(word: str, call: Any) -> None:
+    refuse(word, call)
+
+
+@pytest.mark.parametrize("given_back", [None, 3, {"latents": None}, {"latents": torch.zeros(1)}])
+def test_callbacks_that_give_back_nothing_useful_are_refused(given_back: Any) -> None:
+    image, values = torch.full((1, 1, 8, 8), 0.5), calls.row(GRAPH, 0)
+    with pytest.raises(ValueError, match=r"callback_on_step_end must return a dict") as error:
+        PIPELINES["diffusion"][0](image, values, num_inference_steps=2, callback_on_step_end=lambda *_: given_back)
+    assert is_refusal(error.value)
+
+
+def test_what_a_logarithm_cannot_hold_decodes_to_infinity() -> None:
+    """A classifier's mean of an odd image may lie far beyond the range."""
+    volume = Variable(name="volume", kind="continuous", low=1, high=1000, log=True)
+    assert volume.decode(torch.tensor([[-1.0], [1e4]])) == [1.0, math.inf]
+
+
 # ---- all together ---------------------------------------------------------------------------------------------------
 
 
@@ -368,4 +410,4 @@ def test_more_than_5000_inputs_were_refused(request: pytest.FixtureRequest) -> N
     if not {name for name in globals() if name.startswith("test_")} - {"test_dscm", "test_diffusion_dscm"} <= here:
         pytest.skip("counts the inputs of all tests of this file, and some of them were left out")
     assert tally["refused"] > 5000
-    assert tally["worked"] > 300
+    assert tally["worked"] > 200
