@@ -120,6 +120,9 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, told in or
             unknown; or if a config type refuses a value. The message names file, key and value.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    for argument in argv:
+        if argument.startswith("--") and argument.endswith("=--"):  # of which argparse makes an empty list
+            raise ValueError(f"argument '{argument}' needs a value, got '--', which only separates arguments.")
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     flags.add_argument(
         "--config",

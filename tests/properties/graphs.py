@@ -61,7 +61,9 @@ def _spoil_field(draw: st.DrawFn, variable: dict[str, Any]) -> str:
     }
     field = draw(st.sampled_from(sorted(bad)))
     variable[field] = draw(bad[field])
-    is_its_own_parent = field == "parents" and isinstance(variable[field], list) and variable["name"] in variable[field]
+    is_its_own_parent = (
+        field == "parents" and isinstance(variable[field], list) and variable[field] == [variable["name"]]
+    )
     return "cycle" if is_its_own_parent else "parent" if field == "parents" else field
 
 

@@ -52,11 +52,10 @@ BAD_TRUNKS = [
     {"model_type": ["resnet"]}, {"model_type": "bert"},
 ]  # fmt: skip
 BAD_TRUNKS += [TRUNK | {key: value} for key, value in [
-    ("hidden_sizes", []), ("hidden_sizes", "8"), ("hidden_sizes", [None]), ("hidden_sizes", [-8]),
-    ("hidden_sizes", 8), ("hidden_sizes", ["8"]),
-    ("layer_type", "nobody"), ("layer_type", 3), ("depths", []), ("depths", ["1"]), ("depths", None),
-    ("num_channels", "1"), ("num_channels", -1),
-    ("embedding_size", None), ("hidden_act", "nobody"), (3, 4), (None, 1),
+    ("hidden_sizes", []), ("hidden_sizes", "8"), ("hidden_sizes", [None]), ("hidden_sizes", [-8]), ("hidden_sizes", 8),
+    ("hidden_sizes", ["8"]), ("layer_type", "nobody"), ("layer_type", 3), ("depths", []), ("depths", ["1"]),
+    ("depths", None), ("num_channels", "1"), ("num_channels", -1), ("embedding_size", None), ("hidden_act", "nobody"),
+    (3, 4), (None, 1),
 ]]  # fmt: skip
 GOOD_SCALES = CLASSIFIER["scales"]
 BAD_SCALES = [3, [], "age", {}, {"age": 1.0}, GOOD_SCALES | {"weight": 1.0}, GOOD_SCALES | {3: 1.0}, {1: 1.0, "a": 2.0}]

@@ -71,14 +71,14 @@ def test_good_graphs_work(variables: Any) -> None:
     assert attempt(use, variables) is None
 
 
-@examples(1000)
+@examples(700)
 @given(bad_graphs())
 def test_bad_graphs_are_refused(case: tuple[Any, str]) -> None:
     variables, word = case
     refuse(word, CausalGraph, variables)
 
 
-@examples(600)
+@examples(400)
 @given(spoiled_graphs())
 def test_graphs_with_anything_in_them_work_or_are_refused(variables: Any) -> None:
     attempt(use, variables)
@@ -123,7 +123,7 @@ VALUES = PHANTOM_GRAPH.encode({name: values for name, values in test_dscm.PARENT
 DO = PHANTOM_GRAPH.encode_do({"age": 40, "race": "White"}, 3)
 
 
-@examples(500)
+@examples(400)
 @given(st.data())
 def test_bad_tensors_are_refused_by_the_model_of_the_attributes(data: st.DataObject) -> None:
     function = data.draw(
@@ -294,21 +294,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("settings")
 
 
-@examples(700)
+@examples(450)
 @given(case=bad_settings())
 def test_bad_settings_are_refused(folder: Path, case: tuple[str, str, str]) -> None:
     section, text, word = case
     refuse(word, read, folder, section, text)
 
 
-@examples(300)
+@examples(200)
 @given(case=spoiled_settings())
 def test_files_with_anything_in_them_work_or_are_refused(folder: Path, case: tuple[str, str]) -> None:
     section, text = case
     attempt_usage(read, folder, section, text)
 
 
-@examples(300)
+@examples(200)
 @given(case=flags())
 def test_flags_with_anything_in_them_work_or_are_refused(folder: Path, case: tuple[str, list[str]]) -> None:
     section, argv = case
