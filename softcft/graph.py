@@ -2,15 +2,8 @@
 
 A :class:`CausalGraph` is plain data. It travels inside the config of every model, so that a checkpoint knows its own
 variables, categories and units. At the public surface values are in natural units and category *names*
-(``{"age": 63, "sex": "female"}``); inside the library they are one encoded tensor of shape (B, K):
-
-===========  =======  =====================================================================
-kind         columns  encoding
-===========  =======  =====================================================================
-binary       1        0 for ``categories[0]``, 1 for ``categories[1]``
-categorical  C        one-hot over ``categories``
-continuous   1        ``low..high`` mapped linearly to [-1, 1]; with ``log``, its logarithm
-===========  =======  =====================================================================
+(``{"age": 63, "sex": "female"}``); inside the library they are one encoded tensor of shape (B, K), the columns of each
+variable side by side, see :mod:`softcft.variable`.
 
 The image is not listed: every variable of the graph is a parent of the image. ``"image"``, the name of its column, is
 no name of a variable.
@@ -18,185 +11,21 @@ no name of a variable.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import networkx as nx
 import torch
 from torch import Tensor
 
+from softcft.arguments import check_whole, shown
+from softcft.variable import Variable, has_no_values, is_list
+
 __all__ = ["CausalGraph", "Intervention", "Variable"]
 
-Kind = Literal["binary", "categorical", "continuous"]
 Values = Mapping[str, Any]
 """Values in natural units by variable name: a scalar or a category name, or a sequence of them, one per image."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variable:
-    """One attribute of the image.
-
-    Attributes:
-        name: Unique name.
-        kind: ``"binary"``, ``"categorical"`` or ``"continuous"``.
-        parents: Names of the variables that cause this one.
-        categories: Category names of a discrete variable, in encoding order; exactly two if binary.
-        low: Smallest value of a continuous variable, in ``unit``. Mapped to -1.
-        high: Largest value of a continuous variable, in ``unit``. Mapped to 1.
-        log: Encode the logarithm of a continuous variable, for volumes, doses and the like; ``low`` must be above 0.
-        unit: Unit of a continuous variable, for people and figures.
-
-    Raises:
-        ValueError: If the name is empty or ``"image"``, the kind is unknown, or categories or range do not fit it.
-    """
-
-    name: str
-    kind: Kind
-    parents: tuple[str, ...] = ()
-    categories: tuple[str, ...] = ()
-    low: float | None = None
-    high: float | None = None
-    log: bool = False
-    unit: str = ""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise ValueError(f"Variable needs a non-empty string as its name, got {self.name!r}.")
-        if self.name == "image":
-            raise ValueError(
-                "Variable 'image': this is the name of the image's column; leave the image out, or rename the "
-                "variable. Every variable is a parent of the image."
-            )
-        for field in ("parents", "categories"):
-            names = getattr(self, field)
-            if isinstance(names, str) or not isinstance(names, Sequence):
-                raise ValueError(
-                    f"Variable '{self.name}': {field} must be a list of names, got {names!r}; "
-                    f"give a list, or leave {field} out if there are none."
-                )
-            # JSON and YAML give lists; a tuple keeps the variable hashable.
-            names = tuple(str(name) for name in names)
-            object.__setattr__(self, field, names)
-            if len(set(names)) != len(names):
-                raise ValueError(f"Variable '{self.name}': {field} has duplicates: {list(names)}.")
-        if self.kind == "continuous":
-            self._check_range()
-        elif self.kind in ("binary", "categorical"):
-            self._check_categories()
-        else:
-            raise ValueError(
-                f"Variable '{self.name}': unknown kind {self.kind!r}; use 'binary', 'categorical' or 'continuous'."
-            )
-
-    def _check_range(self) -> None:
-        if self.categories:
-            raise ValueError(f"Variable '{self.name}' is continuous and takes no categories, got {self.categories}.")
-        for bound in (self.low, self.high):
-            if isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound):
-                raise ValueError(
-                    f"Variable '{self.name}' is continuous and needs finite low and high, got low={self.low!r}, "
-                    f"high={self.high!r}; give both as numbers, without quotes."
-                )
-        if not self.low < self.high:  # type: ignore[operator]
-            raise ValueError(f"Variable '{self.name}': low must be below high, got low={self.low}, high={self.high}.")
-        if not isinstance(self.log, bool):
-            raise ValueError(f"Variable '{self.name}': log must be true or false, got {self.log!r}.")
-        if self.log and not self.low > 0:  # type: ignore[operator]
-            raise ValueError(f"Variable '{self.name}': log needs a low above 0, got low={self.low}.")
-
-    def _check_categories(self) -> None:
-        if self.low is not None or self.high is not None or self.log:
-            raise ValueError(
-                f"Variable '{self.name}' is {self.kind} and takes no low, high or log, got low={self.low!r}, "
-                f"high={self.high!r}, log={self.log!r}; leave them out."
-            )
-        if self.kind == "binary" and len(self.categories) != 2:
-            raise ValueError(
-                f"Variable '{self.name}' is binary and needs exactly two categories, got {list(self.categories)}."
-            )
-        if len(self.categories) < 2:
-            raise ValueError(
-                f"Variable '{self.name}' is categorical and needs at least two categories, got {list(self.categories)}."
-            )
-
-    @property
-    def width(self) -> int:
-        """Number of columns of the encoded variable."""
-        return len(self.categories) if self.kind == "categorical" else 1
-
-    def encode(self, values: Any) -> Tensor:
-        """Encode values in natural units.
-
-        Args:
-            values: A scalar or a sequence (list, array or tensor) of length B: numbers in [low, high] for a
-                continuous variable, category names for a discrete one.
-
-        Returns:
-            Encoded values, float32 of shape (B, width); B is 1 for a scalar.
-
-        Raises:
-            ValueError: If a value is not a number, is NaN, lies outside [low, high], or is no category.
-        """
-        if isinstance(values, Tensor) or hasattr(values, "tolist"):
-            values = values.tolist()
-        values = values if isinstance(values, Sequence) and not isinstance(values, str) else [values]
-        # Lists of NumPy or PyTorch scalars are lists of plain numbers to the caller.
-        values = [value.item() if hasattr(value, "item") else value for value in values]
-        if self.kind == "continuous":
-            return torch.tensor([self._encode_number(value) for value in values], dtype=torch.float32)[:, None]
-        index = torch.tensor([self._index(value) for value in values], dtype=torch.long)
-        if self.kind == "binary":
-            return index[:, None].float()
-        return torch.nn.functional.one_hot(index, self.width).float()
-
-    def _encode_number(self, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"'{self.name}' must be a number{self._in_unit()}, got {value!r}.")
-        assert self.low is not None and self.high is not None
-        # Float32 round trips may overshoot the ends by a hair; that is not the caller's mistake.
-        slack = 1e-5 * (self.high - self.low)
-        if not self.low - slack <= value <= self.high + slack:  # also false for NaN
-            raise ValueError(
-                f"'{self.name}' must lie in [{self.low:g}, {self.high:g}]{self._in_unit()}, got {value!r}."
-            )
-        low, high = self._encoded_range()
-        if self.log:
-            value = math.log(value)
-        return min(max(2 * (value - low) / (high - low) - 1, -1.0), 1.0)
-
-    def _encoded_range(self) -> tuple[float, float]:
-        assert self.low is not None and self.high is not None
-        return (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
-
-    def _in_unit(self) -> str:
-        return f" {self.unit}" if self.unit else ""
-
-    def _index(self, value: Any) -> int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = str(value)  # digits and grades are categories that people write as numbers
-        if value not in self.categories:
-            raise ValueError(f"'{self.name}' has no category {value!r}; use one of {list(self.categories)}.")
-        return self.categories.index(value)
-
-    def decode(self, encoded: Tensor) -> list[Any]:
-        """Decode to natural units; the inverse of :meth:`encode`.
-
-        Args:
-            encoded: Shape (B, width). Discrete columns may hold probabilities: the most probable category is taken.
-
-        Returns:
-            B numbers (continuous) or category names (discrete).
-        """
-        if self.kind == "continuous":
-            assert self.low is not None and self.high is not None
-            low, high = self._encoded_range()
-            digits = 6 - math.floor(math.log10(self.high - self.low))  # float32 holds no more of them
-            values = [low + (value + 1) / 2 * (high - low) for value in encoded[:, 0].double().tolist()]
-            return [round(math.exp(value) if self.log else value, digits) for value in values]
-        index = (encoded[:, 0] > 0.5).long() if self.kind == "binary" else encoded.argmax(dim=1)
-        return [self.categories[i] for i in index.tolist()]
 
 
 class Intervention(NamedTuple):
@@ -241,10 +70,10 @@ class CausalGraph:
     """
 
     def __init__(self, variables: Sequence[Variable | Mapping[str, Any]]) -> None:
-        if isinstance(variables, str) or not isinstance(variables, Sequence):
+        if not is_list(variables):
             raise ValueError(
-                f"The variables of a causal graph must be a list, got {variables!r}; give one Variable or dict for "
-                "each, such as {'name': 'age', 'kind': 'continuous', 'low': 0, 'high': 100}."
+                f"The variables of a causal graph must be a list, got {shown(variables)}; give one Variable or "
+                "dict for each, such as {'name': 'age', 'kind': 'continuous', 'low': 0, 'high': 100}."
             )
         self.variables = tuple(v if isinstance(v, Variable) else _variable_from_dict(v) for v in variables)
         if not self.variables:
@@ -279,8 +108,8 @@ class CausalGraph:
 
     def __getitem__(self, name: str) -> Variable:
         """The variable of that name; raises ValueError with the known names if there is none."""
-        if name not in self.names:
-            raise ValueError(f"The graph has no variable '{name}'; it has {list(self.names)}.")
+        if not isinstance(name, str) or name not in self.names:
+            raise ValueError(f"The graph has no variable {shown(name)}; it has {list(self.names)}.")
         return self.variables[self.names.index(name)]
 
     def __eq__(self, other: object) -> bool:
@@ -307,13 +136,13 @@ class CausalGraph:
 
     def descendants(self, name: str) -> frozenset[str]:
         """All variables that ``name`` causes, directly or not, itself excluded."""
-        self[name]
+        self[name]  # refuses what it has not
         return frozenset(nx.descendants(self._dag, name))
 
-    def affected_by(self, names: str | Collection[str]) -> frozenset[str]:
+    def affected_by(self, names: str | Sequence[str] | Set[str]) -> frozenset[str]:
         """The variables that an intervention on ``names`` may move: themselves and all their descendants."""
-        names = [names] if isinstance(names, str) else names
-        return frozenset(names).union(*(self.descendants(name) for name in names))
+        several: Any = names if is_list(names) or isinstance(names, Set) else [names]
+        return frozenset[str]().union(*(self.descendants(name) | {name} for name in several))
 
     def affected(self, mask: Tensor) -> Tensor:
         """Which variables each image's intervention may move.
@@ -323,13 +152,24 @@ class CausalGraph:
 
         Returns:
             Intervened variables and their descendants, bool of shape (B, V).
+
+        Raises:
+            ValueError: If ``mask`` has another shape or type.
         """
+        self._check_shape("mask", mask, "V", len(self))
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask must be bool, got {mask.dtype}.")
         return mask.float() @ torch.tensor(self._reach, device=mask.device) > 0
 
     def expand(self, per_variable: Tensor) -> Tensor:
-        """Repeat each variable's entry over its encoded columns: (B, V) to (B, K)."""
+        """Repeat each variable's entry over its encoded columns: (B, V) to (B, K).
+
+        Raises:
+            ValueError: If ``per_variable`` has another shape.
+        """
+        self._check_shape("per_variable", per_variable, "V", len(self))
         widths = torch.tensor([v.width for v in self.variables], device=per_variable.device)
-        return per_variable.repeat_interleave(widths, dim=1)
+        return per_variable.repeat_interleave(widths, dim=1, output_size=self.width)
 
     # ---- values -----------------------------------------------------------------------------------------------
 
@@ -346,6 +186,7 @@ class CausalGraph:
         Raises:
             ValueError: If a variable is missing or unknown, a value is invalid, or lengths disagree.
         """
+        self._check_mapping(values)
         missing = [name for name in self.names if name not in values]
         if missing:
             raise ValueError(f"No value given for {missing}; the graph needs {list(self.names)}.")
@@ -358,6 +199,7 @@ class CausalGraph:
         Raises:
             ValueError: If a variable is unknown, a value is invalid, or lengths disagree with ``batch_size``.
         """
+        check_whole("batch_size", batch_size)
         values = torch.zeros(batch_size, self.width)
         mask = torch.zeros(batch_size, len(self), dtype=torch.bool)
         for name, column in self._encode_each(do, batch_size).items():
@@ -366,8 +208,9 @@ class CausalGraph:
         return Intervention(values, mask)
 
     def _encode_each(self, values: Values, batch_size: int | None) -> dict[str, Tensor]:
-        if not isinstance(values, Mapping):
-            raise ValueError(f"Values must be a dict from variable name to value, got {type(values).__name__}.")
+        self._check_mapping(values)
+        if batch_size is not None:
+            check_whole("batch_size", batch_size)
         columns = {name: self[name].encode(value) for name, value in values.items()}
         size = batch_size or max((len(column) for column in columns.values()), default=1)
         for name, column in columns.items():
@@ -376,24 +219,46 @@ class CausalGraph:
         return {name: column.expand(size, -1) for name, column in columns.items()}
 
     def decode(self, encoded: Tensor) -> dict[str, list[Any]]:
-        """Decode a tensor of shape (B, K) to B natural values per variable; the inverse of :meth:`encode`."""
-        if encoded.ndim != 2 or encoded.shape[1] != self.width:
-            raise ValueError(f"Expected encoded values of shape (B, {self.width}), got {tuple(encoded.shape)}.")
+        """Decode a tensor of shape (B, K) to B natural values per variable; the inverse of :meth:`encode`.
+
+        Raises:
+            ValueError: If ``encoded`` has another shape.
+        """
+        self.check_encoded("encoded", encoded)
         return {v.name: v.decode(encoded[:, self.slices[v.name]]) for v in self.variables}
+
+    def check_encoded(self, argument: str, encoded: Tensor) -> None:
+        """Raise ValueError, which names the argument, if it is no tensor of real numbers of shape (B, K)."""
+        self._check_shape(argument, encoded, "K", self.width)
+        if encoded.is_complex() or has_no_values(encoded):
+            raise ValueError(f"{argument} must be a dense tensor of real numbers, got {shown(encoded)}.")
+
+    def _check_shape(self, argument: str, given: Any, letter: str, width: int) -> None:
+        if not isinstance(given, Tensor):
+            raise ValueError(f"{argument} must be a tensor of shape (B, {letter}), got {shown(given)}.")
+        if given.ndim != 2 or given.shape[1] != width:
+            raise ValueError(
+                f"{argument} must have the shape (B, {letter}) with {letter} = {width}, got {tuple(given.shape)}."
+            )
+
+    @staticmethod
+    def _check_mapping(values: Any) -> None:
+        if not isinstance(values, Mapping):
+            raise ValueError(f"Values must be a dict from variable name to value, got {type(values).__name__}.")
 
 
 def _variable_from_dict(fields: Mapping[str, Any]) -> Variable:
     if not isinstance(fields, Mapping):
         raise ValueError(
-            f"Each of the variables must be a Variable or a dict of its fields, got {fields!r}; "
+            f"Each of the variables must be a Variable or a dict of its fields, got {shown(fields)}; "
             f"use the fields {list(Variable.__dataclass_fields__)}."
         )
-    unknown = sorted(set(fields) - set(Variable.__dataclass_fields__), key=str)
+    unknown = [field for field in fields if field not in Variable.__dataclass_fields__]
     if unknown:
         raise ValueError(
-            f"Variable '{fields.get('name', '?')}' has unknown fields {unknown}; "
+            f"Variable {shown(fields.get('name', '?'))} has unknown fields {shown(unknown)}; "
             f"use {list(Variable.__dataclass_fields__)}."
         )
     if "name" not in fields or "kind" not in fields:
-        raise ValueError(f"A variable needs a name and a kind, got {dict(fields)}.")
+        raise ValueError(f"A variable needs a name and a kind, got {shown(dict(fields))}.")
     return Variable(**fields)

@@ -384,5 +384,5 @@ def test_invalid_do_is_refused(graph):
 
 @pytest.mark.parametrize("shape", [(2, 8), (9,), (1, 2, 9)])
 def test_decoding_another_shape_is_refused(graph, shape):
-    with pytest.raises(ValueError, match=r"Expected encoded values of shape \(B, 9\), got \("):
+    with pytest.raises(ValueError, match=r"encoded must have the shape \(B, K\) with K = 9, got \("):
         graph.decode(torch.zeros(shape))

@@ -10,6 +10,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
+from softcft.arguments import check_choice, check_number, check_whole
 from softcft.counterfactuals.backbone import BackboneOutput
 from softcft.counterfactuals.solvers import NoiseLevels, Solver, invert, predict
 from softcft.models.denoiser import CONDITION_DROPOUT, MIN_SNR_GAMMA, ConditionalDenoiser
@@ -55,7 +56,7 @@ class DiffusionBackbone(nn.Module):
 
     Raises:
         ValueError: If there is no such ``abduction``, ``num_inference_steps`` or ``gradient_steps`` does not fit the
-            scheduler, or a guidance scale is negative.
+            scheduler, or a guidance scale is no finite number or negative.
     """
 
     def __init__(
@@ -72,21 +73,21 @@ class DiffusionBackbone(nn.Module):
         on_step: Callable[[Tensor, int], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        if abduction not in get_args(Solver):
-            raise ValueError(f"abduction must be one of {list(get_args(Solver))}, got {abduction!r}.")
-        for name, scale in (
-            ("guidance_scale", guidance_scale),
-            ("invariant_guidance_scale", invariant_guidance_scale),
-        ):
-            if scale is not None and not scale >= 0:
-                raise ValueError(f"{name} must not be negative, got {scale}.")
-        if gradient_steps is not None and not 1 <= gradient_steps <= num_inference_steps:
-            raise ValueError(
-                f"gradient_steps must be from 1 to num_inference_steps ({num_inference_steps}), got {gradient_steps}."
-            )
+        check_choice("abduction", abduction, get_args(Solver))
+        check_number("guidance_scale", guidance_scale, least=0)
+        if invariant_guidance_scale is not None:
+            check_number("invariant_guidance_scale", invariant_guidance_scale, least=0)
+        levels = NoiseLevels.spaced(denoiser.alphas_cumprod, num_inference_steps)
+        if gradient_steps is not None:
+            check_whole("gradient_steps", gradient_steps)
+            if gradient_steps > num_inference_steps:
+                raise ValueError(
+                    f"gradient_steps must be from 1 to num_inference_steps ({num_inference_steps}), got "
+                    f"{gradient_steps}."
+                )
         self.denoiser = denoiser
         self.vae = None if vae is None else vae.requires_grad_(False)
-        self.levels = NoiseLevels.spaced(denoiser.alphas_cumprod, num_inference_steps)
+        self.levels = levels
         self.abduction = abduction
         self.guidance_scale = guidance_scale
         self.invariant_guidance_scale = invariant_guidance_scale

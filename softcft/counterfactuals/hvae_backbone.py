@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from softcft.arguments import check_choice
 from softcft.counterfactuals.backbone import BackboneOutput
 from softcft.models.hvae import HVAEModel, HVAEOutput
 from softcft.noise import Generator
@@ -51,8 +52,7 @@ class HVAEBackbone(nn.Module):
 
     def __init__(self, model: HVAEModel, effect: Effect = "direct") -> None:
         super().__init__()
-        if effect not in get_args(Effect):
-            raise ValueError(f"effect must be one of {list(get_args(Effect))}, got {effect!r}.")
+        check_choice("effect", effect, get_args(Effect))
         if effect != "direct" and not model.config["conditional_prior"]:
             raise ValueError(
                 f"effect is {effect!r}, but this model has an exogenous prior and no latent mediator: its only effect "

@@ -29,6 +29,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from softcft.arguments import shown
+
 __all__ = ["Denoiser", "NoiseLevels", "Solver", "invert", "predict"]
 
 Solver = Literal["ddim", "bdia"]
@@ -59,13 +61,13 @@ class NoiseLevels:
             number: S.
 
         Raises:
-            ValueError: If S does not divide T, or is below 2.
+            ValueError: If S is no whole number, does not divide T, or is below 2.
         """
         steps = len(alphas_cumprod)
-        if number < 2 or steps % number:
+        if not isinstance(number, int) or number < 2 or steps % number:
             raise ValueError(
                 f"num_inference_steps must be at least 2 and divide the {steps} training steps of the scheduler, so "
-                f"that levels are evenly spaced, got {number}."
+                f"that levels are evenly spaced, got {shown(number)}."
             )
         timesteps = [(i + 1) * steps // number - 1 for i in range(number)]
         kept = [1.0, *alphas_cumprod[timesteps].double().tolist()]

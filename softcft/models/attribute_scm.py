@@ -35,6 +35,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from softcft.arguments import check_generator, check_whole, check_wholes, shown
 from softcft.graph import CausalGraph, Intervention, Variable
 from softcft.models.weights import SafetensorsOnly
 from softcft.noise import Generator
@@ -68,7 +69,8 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
         causal_graph: The graph built from ``graph``.
 
     Raises:
-        ValueError: If the graph is invalid or ``num_bins`` is below 2.
+        ValueError: If the graph is invalid, ``num_bins`` is no whole number of at least 2, or ``hidden_features`` no
+            list of whole numbers of at least 1.
 
     Example:
         >>> scm = AttributeSCM([
@@ -89,8 +91,8 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
         self, graph: list[dict[str, Any]], num_bins: int = 8, hidden_features: Sequence[int] = (64, 64)
     ) -> None:
         super().__init__()
-        if num_bins < 2:
-            raise ValueError(f"num_bins must be at least 2, got {num_bins}.")
+        check_whole("num_bins", num_bins, least=2)
+        check_wholes("hidden_features", hidden_features)
         self.causal_graph = CausalGraph(graph)
         # A list in graph order: as keys of a ModuleDict, names such as "type" or "v1.2" would clash.
         self.mechanisms = nn.ModuleList()
@@ -121,7 +123,7 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
         Raises:
             ValueError: If ``values`` are not encoded values of this graph.
         """
-        self._check_width("values", values)
+        self._check_encoded("values", values)
         graph = self.causal_graph
         known = torch.stack([~values[:, columns].isnan().any(dim=1) for columns in graph.slices.values()], dim=1)
         # What is missing is given any valid value, and the terms that it enters the weight 0.
@@ -146,7 +148,7 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
             Noise, shape (B, K), of which :meth:`predict` makes ``values`` again.
 
         Raises:
-            ValueError: If ``values`` are not encoded values of this graph, or there are not B generators in the list.
+            ValueError: If ``values`` are not encoded values of this graph, or ``generator`` is none, nor a list of B.
         """
         columns = self._columns(values)
         normal = self._split(self._normal(len(values), generator, values.dtype))
@@ -155,7 +157,6 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
         ]
         return torch.cat(noise, dim=1)
 
-    @_without_autocast
     def predict(self, noise: Tensor, intervention: Intervention | None = None) -> Tensor:
         """Run the mechanisms, causes before effects, on given noise.
 
@@ -167,12 +168,19 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
             Encoded values, shape (B, K).
 
         Raises:
-            ValueError: If ``noise`` or ``intervention`` has the wrong shape.
+            ValueError: If ``noise`` has the wrong shape or NaN, or ``intervention`` the wrong shape or values.
         """
-        self._check_width("noise", noise)
+        self._check_encoded("noise", noise)
+        if noise.isnan().any():
+            raise ValueError(f"noise must be numbers, got NaN in {int(noise.isnan().sum())} places.")
+        if intervention is not None:
+            self._check_intervention(intervention, len(noise))
+        return self._predict(noise, intervention)
+
+    @_without_autocast
+    def _predict(self, noise: Tensor, intervention: Intervention | None) -> Tensor:
         if intervention is None:
             intervention = Intervention(noise, noise.new_zeros(len(noise), len(self.causal_graph), dtype=torch.bool))
-        self._check_intervention(intervention, len(noise))
         noises, given, columns = self._split(noise), self._split(intervention.values), dict[str, Tensor]()
         for name in self.causal_graph.causal_order:
             value = self._mechanism(name).predict(noises[name], self._parents(name, columns))
@@ -197,15 +205,15 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
             Counterfactual encoded values, shape (B, K).
 
         Raises:
-            ValueError: If ``values`` are not encoded values of this graph, ``intervention`` has the wrong shape, or
-                there are not B generators in the list.
+            ValueError: If ``values`` are not encoded values of this graph, ``intervention`` has the wrong shape or
+                values, or ``generator`` is none, nor a list of B.
         """
-        self._check_width("values", values)
+        self._check_encoded("values", values)
         self._check_intervention(intervention, len(values))
         given = torch.where(self.causal_graph.expand(intervention.mask), intervention.values, values)
         # What cannot move is held at its factual value: so it is exact, for itself and as a parent of what can.
         held = intervention.mask | ~self.causal_graph.affected(intervention.mask)
-        return self.predict(self.abduct(values, generator), Intervention(given, held))
+        return self._predict(self.abduct(values, generator), Intervention(given, held))
 
     @torch.no_grad()
     def sample(self, n: int, intervention: Intervention | None = None, generator: Generator = None) -> Tensor:
@@ -220,11 +228,15 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
             Encoded values, shape (n, K), without gradient.
 
         Raises:
-            ValueError: If ``intervention`` has the wrong shape, or there are not n generators in the list.
+            ValueError: If ``n`` is no whole number of at least 1, ``intervention`` has the wrong shape or values, or
+                ``generator`` is none, nor a list of n.
         """
+        check_whole("n", n)
+        if intervention is not None:
+            self._check_intervention(intervention, n)
         normal = self._split(self._normal(n, generator, self.dtype))
         noise = torch.cat([self._mechanism(name).noise(normal[name]) for name in self.causal_graph.names], dim=1)
-        return self.predict(noise, intervention)
+        return self._predict(noise, intervention)
 
     def _mechanism(self, name: str) -> Any:
         return self.mechanisms[self.causal_graph.names.index(name)]
@@ -234,8 +246,7 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
         return torch.cat(parents, dim=1).to(self.dtype) if parents else None
 
     def _normal(self, n: int, generator: Generator, dtype: torch.dtype) -> Tensor:
-        if isinstance(generator, list) and len(generator) != n:
-            raise ValueError(f"generator is a list of {len(generator)} for a batch of {n}; give one, or a list of {n}.")
+        check_generator(generator, n)
         dtype = torch.promote_types(dtype, torch.float32)
         return randn_tensor((n, self.causal_graph.width), generator=generator, device=self.device, dtype=dtype)
 
@@ -244,39 +255,65 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
 
     def _columns(self, values: Tensor) -> dict[str, Tensor]:
         """The checked values of each variable."""
-        self._check_width("values", values)
-        columns = self._split(values.to(torch.promote_types(values.dtype, torch.float32)))
-        valid = torch.stack([_is_encoded(variable, columns[variable.name]) for variable in self.causal_graph.variables])
-        if not valid.all():
-            wrong = [name for name, good in zip(self.causal_graph.names, valid.tolist(), strict=True) if not good]
-            raise ValueError(
-                f"values are not encoded for {wrong}: binary columns must be 0 or 1, categorical ones one-hot, "
-                f"continuous ones in [-1, 1]; use causal_graph.encode."
-            )
-        return columns
+        self._check_values(values)
+        return self._split(values.to(torch.promote_types(values.dtype, torch.float32)))
 
-    def _check_width(self, argument: str, encoded: Tensor) -> None:
-        if encoded.ndim != 2 or encoded.shape[1] != self.causal_graph.width:
-            raise ValueError(
-                f"{argument} must have the encoded shape (B, {self.causal_graph.width}), got {tuple(encoded.shape)}."
-            )
+    def _check_values(self, values: Tensor) -> None:
+        self._check_encoded("values", values)
+        self._refuse("values are", ~self._is_encoded(values))
+
+    def _check_encoded(self, argument: str, encoded: Tensor) -> None:
+        self.causal_graph.check_encoded(argument, encoded)
+        if self._is_elsewhere(encoded):
+            raise ValueError(f"{argument} is on {encoded.device}, but the model is on {self.device}; move one of them.")
+
+    def _is_elsewhere(self, tensor: Tensor) -> bool:
+        here, there = self.device, tensor.device
+        return (here.type, here.index or 0) != (there.type, there.index or 0)  # a CPU may be called cpu or cpu:0
 
     def _check_intervention(self, intervention: Intervention, batch_size: int) -> None:
-        expected = (batch_size, self.causal_graph.width), (batch_size, len(self.causal_graph))
-        shapes = tuple(intervention.values.shape), tuple(intervention.mask.shape)
-        if shapes != expected or intervention.mask.dtype != torch.bool:
+        if not isinstance(intervention, Intervention):
+            raise ValueError(f"intervention must be made by causal_graph.encode_do, got {shown(intervention)}.")
+        values, mask = intervention
+        self._check_encoded("values of intervention", values)
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.layout != torch.strided:
             raise ValueError(
-                f"intervention must have values of shape {expected[0]} and a bool mask of shape {expected[1]}, got "
-                f"{shapes[0]} and {intervention.mask.dtype} {shapes[1]}; use causal_graph.encode_do."
+                f"mask of intervention must be a bool tensor, got {shown(mask)}; use causal_graph.encode_do."
+            )
+        expected = (batch_size, self.causal_graph.width), (batch_size, len(self.causal_graph))
+        if (tuple(values.shape), tuple(mask.shape)) != expected or self._is_elsewhere(mask):
+            raise ValueError(
+                f"intervention must have values of shape {expected[0]} and a bool mask of shape {expected[1]} on "
+                f"{self.device}, got {tuple(values.shape)} and {tuple(mask.shape)} on {mask.device}; use "
+                f"causal_graph.encode_do."
+            )
+        self._refuse("values of intervention are", mask & ~self._is_encoded(values))
+
+    def _is_encoded(self, values: Tensor) -> Tensor:
+        """Which values encode one of their variable: bool of shape (B, V), False for NaN."""
+        valid = [
+            _is_encoded(variable, column)
+            for variable, column in zip(self.causal_graph.variables, self._split(values).values(), strict=True)
+        ]
+        return torch.stack(valid, dim=1)
+
+    def _refuse(self, subject: str, invalid: Tensor) -> None:
+        if invalid.any():
+            wrong = [
+                name for name, bad in zip(self.causal_graph.names, invalid.any(dim=0).tolist(), strict=True) if bad
+            ]
+            raise ValueError(
+                f"{subject} not encoded for {wrong}: binary columns must be 0 or 1, categorical ones one-hot, "
+                f"continuous ones in [-1, 1]; use causal_graph.encode."
             )
 
 
 def _is_encoded(variable: Variable, value: Tensor) -> Tensor:
-    """Whether a variable's columns (B, width) are valid: a scalar bool, False for NaN."""
+    """Which rows of a variable's columns (B, width) are valid: bool of shape (B,)."""
     if variable.kind == "continuous":
-        return (value.abs() <= 1 + 1e-4).all()
-    zero_or_one = ((value == 0) | (value == 1)).all()
-    return zero_or_one if variable.kind == "binary" else zero_or_one & (value.sum(dim=1) == 1).all()
+        return (value.abs() <= 1 + 1e-4).all(dim=1)
+    zero_or_one = ((value == 0) | (value == 1)).all(dim=1)
+    return zero_or_one if variable.kind == "binary" else zero_or_one & (value.sum(dim=1) == 1)
 
 
 # ---- mechanisms ---------------------------------------------------------------------------------------------------

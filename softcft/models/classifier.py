@@ -7,6 +7,8 @@ Modern Neural Networks", 2017): soft targets of an over-confident guide would be
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +19,9 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
+from softcft.arguments import check_number, shown
 from softcft.graph import CausalGraph
 from softcft.models.weights import SafetensorsOnly
 
@@ -51,8 +54,8 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
             error in encoded units (continuous). Measured by :meth:`calibrate`; 1 before.
 
     Raises:
-        ValueError: If the backbone has no known ``model_type`` or no ``hidden_sizes``, or ``scales`` names other
-            variables than the graph.
+        ValueError: If the graph is invalid; the backbone has no known ``model_type``, no ``hidden_sizes``, or settings
+            that make no model; or ``scales`` names other variables than the graph, or is not above 0.
     """
 
     column_scales: Tensor
@@ -64,16 +67,20 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
     ) -> None:
         super().__init__()
         self.causal_graph = CausalGraph(graph)
-        self.trunk = AutoModel.from_config(_trunk_config(backbone))
+        columns = self._columns(scales)
+        self.trunk = _make_trunk(backbone)
         self.heads = nn.Linear(self.trunk.config.hidden_sizes[-1], self.causal_graph.width)
-        self.register_buffer("column_scales", self._columns(scales), persistent=False)
+        self.register_buffer("column_scales", columns, persistent=False)
         is_continuous = [v.kind == "continuous" for v in self.causal_graph.variables for _ in range(v.width)]
         self.register_buffer("is_continuous", torch.tensor(is_continuous), persistent=False)
 
     def _columns(self, scales: dict[str, float] | None) -> Tensor:
         names = self.causal_graph.names
-        if scales is not None and set(scales) != set(names):
-            raise ValueError(f"scales must name the variables {list(names)}, got {sorted(scales)}.")
+        if scales is not None:
+            if not isinstance(scales, Mapping) or set(scales) != set(names):
+                raise ValueError(f"scales must name the variables {list(names)}, got {shown(scales)}.")
+            for name, scale in scales.items():
+                check_number(f"scales[{name!r}]", scale, above=0)
         per_variable = torch.tensor([[1.0 if scales is None else scales[name] for name in names]])
         return self.causal_graph.expand(per_variable)[0]
 
@@ -133,22 +140,36 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
         self.register_to_config(scales=scales)
 
 
-def _trunk_config(backbone: dict[str, Any]) -> PretrainedConfig:
-    if "model_type" not in backbone:
-        raise ValueError(f"backbone needs a 'model_type' such as 'resnet' or 'convnextv2', got {backbone}.")
+def _make_trunk(backbone: dict[str, Any]) -> PreTrainedModel:
+    if not isinstance(backbone, Mapping) or "model_type" not in backbone:
+        raise ValueError(f"backbone needs a 'model_type' such as 'resnet' or 'convnextv2', got {shown(backbone)}.")
     model_type = backbone["model_type"]
     if str(model_type) not in CONFIG_MAPPING:
         raise ValueError(
-            f"backbone has the model_type {model_type!r}, which transformers does not know; use one such as 'resnet', "
-            "'convnextv2' or 'regnet'."
+            f"backbone has the model_type {shown(model_type)}, which transformers does not know; use one such as "
+            "'resnet', 'convnextv2' or 'regnet'."
         )
-    config = AutoConfig.for_model(**backbone)
+    with _named(backbone):
+        config = AutoConfig.for_model(**backbone)
     if not getattr(config, "hidden_sizes", None):
         raise ValueError(
             f"backbone has the model_type {model_type!r}, whose configuration has no hidden_sizes; use an image model "
             "that has them and a pooled output, such as 'resnet', 'convnextv2' or 'regnet'."
         )
-    return config
+    with _named(backbone):
+        return AutoModel.from_config(config)
+
+
+@contextmanager
+def _named(backbone: Mapping[str, Any]) -> Iterator[None]:
+    """Say whose mistake it is: transformers checks little, and fails wherever it happens to."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"backbone must be a configuration of transformers, but of {shown(backbone)} it makes no model: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _fit_temperature(logits: Tensor, targets: Tensor) -> float:

@@ -39,6 +39,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from softcft.arguments import check_choice, check_flag, check_number, check_whole, check_wholes, shown
 from softcft.graph import CausalGraph
 from softcft.models.hvae_blocks import (
     MAX_LOG_SCALE,
@@ -118,7 +119,8 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         beta: Weight of the KL in the NELBO; 1 is the evidence lower bound, more makes the model obey its parents more.
 
     Raises:
-        ValueError: If the lists differ in length, sizes do not divide, or a value is out of range.
+        ValueError: If the graph is invalid, the lists differ in length, sizes do not divide, or a value is out of
+            range.
     """
 
     _supports_gradient_checkpointing = True
@@ -145,12 +147,9 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         beta: float = 1.0,
     ) -> None:
         super().__init__()
-        _check_config(self.config)
         self.causal_graph = CausalGraph(graph)
         parents_dim = self.causal_graph.width
-        for name, column in (("parents_scale", parents_scale), ("parents_shift", parents_shift)):
-            if column is not None and len(column) != parents_dim:
-                raise ValueError(f"{name} needs {parents_dim} entries, one per encoded column, got {len(column)}.")
+        _check_config(self.config, parents_dim)
         patch_channels = in_channels * patch_size**2
 
         self.stem = nn.Conv2d(patch_channels, channels[0], 7, padding=3)
@@ -371,19 +370,19 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
             )
 
 
-def _check_config(config: Mapping[str, Any]) -> None:  # noqa: C901  # one check per argument
+def _check_config(config: Mapping[str, Any], parents_dim: int) -> None:  # noqa: C901  # one check per argument
     # Without a bias at 1x1 the decoder would start from nothing, without a latent there would be no abduction.
-    for name in ("in_channels", "patch_size", "z_dim", "z_max_resolution", "bias_max_resolution"):
-        if not isinstance(config[name], int) or config[name] < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {config[name]!r}.")
+    for name in ("sample_size", "in_channels", "patch_size", "z_dim", "z_max_resolution", "bias_max_resolution"):
+        check_whole(name, config[name])
     minimum = {"resolutions": 1, "channels": 4, "encoder_blocks": 0, "decoder_blocks": 1}
     for name, least in minimum.items():
         values = config[name]
-        if not isinstance(values, list | tuple) or any(not isinstance(v, int) or v < least for v in values):
-            raise ValueError(f"{name} must be a list of whole numbers of at least {least}, got {values!r}.")
+        check_wholes(name, values, least)
         if len(values) != len(config["resolutions"]):
             raise ValueError(f"{name} needs one entry per resolution {config['resolutions']}, got {values}.")
     resolutions, size, patch = config["resolutions"], config["sample_size"], config["patch_size"]
+    if not resolutions:
+        raise ValueError("resolutions must have an entry, got [].")
     if resolutions[0] * patch != size:
         raise ValueError(f"resolutions[0] must be sample_size / patch_size = {size}/{patch}, got {resolutions[0]}.")
     if resolutions[-1] != 1:
@@ -392,9 +391,12 @@ def _check_config(config: Mapping[str, Any]) -> None:  # noqa: C901  # one check
         raise ValueError(f"Each entry of resolutions must divide the one before, got {resolutions}.")
     if any(width % 4 for width in config["channels"]):
         raise ValueError(f"channels must be multiples of 4, got {config['channels']}.")
-    if config["block_type"] not in ("bottleneck", "light"):
-        raise ValueError(f"block_type must be 'bottleneck' or 'light', got {config['block_type']!r}.")
-    if not isinstance(config["conditional_prior"], bool):
-        raise ValueError(f"conditional_prior must be true or false, got {config['conditional_prior']!r}.")
-    if not isinstance(config["beta"], int | float) or not 0 < config["beta"] < math.inf:
-        raise ValueError(f"beta must be positive and finite, got {config['beta']!r}.")
+    for name in ("parents_scale", "parents_shift"):
+        column = config[name]
+        if column is not None and not (isinstance(column, list | tuple) and len(column) == parents_dim):
+            raise ValueError(f"{name} needs {parents_dim} entries, one per encoded column, got {shown(column)}.")
+        for i, value in enumerate(column or ()):
+            check_number(f"{name}[{i}]", value)
+    check_choice("block_type", config["block_type"], ("bottleneck", "light"))
+    check_flag("conditional_prior", config["conditional_prior"])
+    check_number("beta", config["beta"], above=0)

@@ -9,6 +9,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from softcft.arguments import check_whole
 from softcft.graph import CausalGraph
 from softcft.models.weights import SafetensorsOnly
 
@@ -25,11 +26,15 @@ class ParentEncoder(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[m
         graph: The causal graph as plain data (:meth:`CausalGraph.to_list`).
         embedding_dim: Size of a token: the ``cross_attention_dim`` of a ``UNet2DConditionModel``, or the size of the
             time embedding of a ``UNet2DModel``, four times its first block's channels.
+
+    Raises:
+        ValueError: If the graph is invalid, or ``embedding_dim`` is no whole number of at least 1.
     """
 
     @register_to_config
     def __init__(self, graph: list[dict[str, Any]], embedding_dim: int) -> None:
         super().__init__()
+        check_whole("embedding_dim", embedding_dim)
         self.causal_graph = CausalGraph(graph)
         self.encoders = nn.ModuleList(
             nn.Sequential(nn.Linear(1, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim))

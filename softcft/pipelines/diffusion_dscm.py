@@ -11,9 +11,11 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from softcft.arguments import check_flag, shown
 from softcft.counterfactuals.diffusion_backbone import DiffusionBackbone
 from softcft.counterfactuals.solvers import Solver
 from softcft.graph import CausalGraph
@@ -31,7 +33,7 @@ from softcft.pipelines.query import (
     ImageFormat,
     Values,
     answer,
-    check_graphs,
+    check_parts,
     draw_attributes,
 )
 
@@ -54,7 +56,8 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         vae: Optional too: where given, the network works on its latents.
 
     Raises:
-        ValueError: If the components' causal graphs differ, or unet, parent_encoder and scheduler do not fit together.
+        ValueError: If a component is of another class, the causal graphs differ, or unet, parent_encoder and scheduler
+            do not fit together.
 
     Example:
         >>> from softcft import DiffusionDSCMPipeline
@@ -87,17 +90,25 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         vae: AutoencoderKL | None,
     ) -> None:
         super().__init__()
-        parts = {"parent_encoder": parent_encoder, "attribute_scm": attribute_scm, "classifier": classifier}
-        check_graphs(**{name: part.causal_graph for name, part in parts.items() if part is not None})
+        parts = {
+            "unet": unet,
+            "parent_encoder": parent_encoder,
+            "scheduler": scheduler,
+            "attribute_scm": attribute_scm,
+            "classifier": classifier,
+            "vae": vae,
+        }
+        kinds = {
+            "unet": (UNet2DModel, UNet2DConditionModel),
+            "parent_encoder": (ParentEncoder,),
+            "scheduler": (SchedulerMixin,),
+            "attribute_scm": (AttributeSCM,),
+            "classifier": (AttributeClassifier, type(None)),
+            "vae": (AutoencoderKL, type(None)),
+        }
+        check_parts(parts, kinds)
         ConditionalDenoiser(unet, parent_encoder, scheduler)  # refuses parts that do not fit
-        self.register_modules(
-            unet=unet,
-            parent_encoder=parent_encoder,
-            scheduler=scheduler,
-            attribute_scm=attribute_scm,
-            classifier=classifier,
-            vae=vae,
-        )
+        self.register_modules(**parts)
 
     def backbone(self, **settings: Any) -> DiffusionBackbone:
         """The differentiable core of this pipeline, on the models as they are.
@@ -164,8 +175,11 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
 
         Raises:
             ValueError: As :meth:`softcft.DSCMPipeline.__call__`, and if a setting of the diffusion model is out of
-                range.
+                range, or the callback is no function or gives back no such dict.
         """
+        check_flag("return_dict", return_dict)
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise ValueError(f"callback_on_step_end must be a function, got {shown(callback_on_step_end)}.")
         backbone = self.backbone(
             num_inference_steps=num_inference_steps,
             abduction=abduction,
@@ -181,7 +195,13 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
                     return latents
                 timestep = backbone.levels.timesteps[level]
                 given = callback_on_step_end(self, steps - 1 - level, timestep, {"latents": latents})
-                return given.get("latents", latents)
+                changed = given.get("latents", latents) if isinstance(given, dict) else given
+                if not isinstance(changed, Tensor) or changed.shape != latents.shape or not isinstance(given, dict):
+                    raise ValueError(
+                        f"callback_on_step_end must return a dict, with latents of shape {tuple(latents.shape)} if "
+                        f"with any, got {shown(given)}."
+                    )
+                return changed
 
             backbone.on_step = on_step
             output = answer(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from softcft.arguments import check_flag
 from softcft.counterfactuals.hvae_backbone import Effect, HVAEBackbone
 from softcft.graph import CausalGraph
 from softcft.models.attribute_scm import AttributeSCM
@@ -20,7 +21,7 @@ from softcft.pipelines.query import (
     ImageFormat,
     Values,
     answer,
-    check_graphs,
+    check_parts,
     draw_attributes,
 )
 
@@ -37,7 +38,7 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
             output and can infer attributes that the caller does not know.
 
     Raises:
-        ValueError: If the components' causal graphs differ.
+        ValueError: If a component is of another class, or the causal graphs differ.
 
     Example:
         >>> import softcft
@@ -62,7 +63,8 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
     def __init__(self, hvae: HVAEModel, attribute_scm: AttributeSCM, classifier: AttributeClassifier | None) -> None:
         super().__init__()
         parts = {"hvae": hvae, "attribute_scm": attribute_scm, "classifier": classifier}
-        check_graphs(**{name: part.causal_graph for name, part in parts.items() if part is not None})
+        optional = (AttributeClassifier, type(None))
+        check_parts(parts, {"hvae": (HVAEModel,), "attribute_scm": (AttributeSCM,), "classifier": optional})
         self.register_modules(hvae=hvae, attribute_scm=attribute_scm, classifier=classifier)
 
     def backbone(self, effect: Effect = "direct") -> HVAEBackbone:
@@ -125,12 +127,14 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
         Raises:
             ValueError: If an image has the wrong type, size, channels or range; a variable or category is unknown, a
                 value is out of range or missing; numbers of images, values or generators disagree; the effect is
-                unknown or the model has it not; or the classifier is needed and missing, or in training mode.
+                unknown or the model has it not; any other argument is of the wrong type; or the classifier is needed
+                and missing, or in training mode.
 
         Example:
             >>> pipe(image, parents={"age": 63}, do={"age": [20, 40, 60]}).images  # doctest: +SKIP
             [<PIL.Image.Image ...>, <PIL.Image.Image ...>, <PIL.Image.Image ...>]
         """
+        check_flag("return_dict", return_dict)
         output = answer(
             self.backbone(effect),
             self.attribute_scm,

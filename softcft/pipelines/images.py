@@ -6,12 +6,14 @@ images a silent change is worse than an error, so here every mismatch is one.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from softcft.arguments import check_choice
 
 __all__ = ["Images", "OutputType", "check_output_type", "from_tensor", "to_numpy", "to_tensor"]
 
@@ -66,8 +68,7 @@ def to_numpy(images: Tensor) -> np.ndarray:
 
 def check_output_type(output_type: str, channels: int) -> None:
     """Raise ValueError if :func:`from_tensor` cannot turn images of that many channels into ``output_type``."""
-    if output_type not in ("pil", "np", "pt"):
-        raise ValueError(f"output_type must be 'pil', 'np' or 'pt', got {output_type!r}.")
+    check_choice("output_type", output_type, get_args(OutputType))
     if output_type == "pil" and channels not in PIL_MODES:
         raise ValueError(f"output_type='pil' needs 1 or 3 channels, the model has {channels}; use 'np' or 'pt'.")
 
@@ -80,7 +81,7 @@ def _pixels(name: str, image: Any, channels: int, size: int) -> Tensor:
                 f"{name} is a PIL image of mode {image.mode!r}, but the model takes {_takes(channels)}. Convert colour "
                 f"with image.convert(...); scale more than 8 bits to an array in [0, 1]."
             )
-        image = np.asarray(image)
+        image = _read(name, image)
     if isinstance(image, np.ndarray):
         image = _channels_first(name, image)
     if not isinstance(image, Tensor):
@@ -89,6 +90,8 @@ def _pixels(name: str, image: Any, channels: int, size: int) -> Tensor:
         )
     if image.ndim != 3:
         raise ValueError(f"{name} must be a tensor of shape (C, H, W) or (B, C, H, W), got {tuple(image.shape)}.")
+    if image.is_meta or image.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor with values, got {image.layout} on {image.device}.")
     _check_dtype(name, image.dtype, image.dtype == torch.uint8 or image.is_floating_point())
     if image.shape[0] != channels:
         raise ValueError(
@@ -106,13 +109,24 @@ def _pixels(name: str, image: Any, channels: int, size: int) -> Tensor:
     return pixels
 
 
+def _read(name: str, image: Image.Image) -> np.ndarray:
+    """The pixels of a picture, which may still lie in its file."""
+    try:
+        image.load()
+        return np.asarray(image)
+    except Exception as error:  # of many kinds, which Pillow does not list
+        raise ValueError(f"{name} cannot be read: {error}. Its file is damaged, or was closed too early.") from error
+
+
 def _channels_first(name: str, image: np.ndarray) -> Tensor:
     if image.ndim not in (2, 3):
         raise ValueError(f"{name} must be an array of shape (H, W), (H, W, C) or (B, H, W, C), got {image.shape}.")
     _check_dtype(name, image.dtype, image.dtype == np.uint8 or image.dtype.kind == "f")
+    image = np.asarray(image)  # of subclasses that index or compute in their own way
     image = image[:, :, None] if image.ndim == 2 else image
     # A copy: PyTorch wants neither read-only nor flipped arrays, nor foreign byte order or exotic floats.
-    return torch.from_numpy(image.transpose(2, 0, 1).astype(np.uint8 if image.dtype == np.uint8 else np.float32))
+    with np.errstate(over="ignore"):  # what is too large for float32 is refused as infinite
+        return torch.from_numpy(image.transpose(2, 0, 1).astype(np.uint8 if image.dtype == np.uint8 else np.float32))
 
 
 def _check_dtype(name: str, dtype: Any, is_valid: bool) -> None:

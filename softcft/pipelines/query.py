@@ -14,6 +14,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
+from softcft.arguments import check_flag, check_generator, check_whole
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.graph import CausalGraph, Intervention
 from softcft.models.attribute_scm import AttributeSCM
@@ -27,7 +28,7 @@ __all__ = [
     "ImageFormat",
     "Values",
     "answer",
-    "check_graphs",
+    "check_parts",
     "draw_attributes",
     "load_pipeline",
 ]
@@ -106,13 +107,15 @@ def answer(
 
     # 1. Check everything before any work.
     check_output_type(output_type, image_format.channels)
+    check_flag("infer_missing_parents", infer_missing_parents)
     if classifier is not None and classifier.training:
         raise ValueError("The classifier is in training mode and would predict something else; call .eval() on it.")
     factual = to_tensor(image, image_format.channels, image_format.size).to(device, image_format.dtype)
     known = _encode_values("parents", graph, parents, len(factual))
     intervention = _encode_values("do", graph, do, len(factual) if len(factual) > 1 else None)
     batch_size = len(intervention.values)
-    generators = _check_generators(generator, batch_size, share=len(factual) < batch_size)
+    check_generator(generator, batch_size)
+    generators = _share(generator, batch_size) if len(factual) < batch_size else generator
     missing = [name for name, is_known in zip(graph.names, known.mask.all(dim=0).tolist(), strict=True) if not is_known]
     if missing and not infer_missing_parents:
         raise ValueError(
@@ -173,12 +176,11 @@ def draw_attributes(
     Raises:
         ValueError: See there.
     """
-    if not isinstance(num_images, int) or num_images < 1:
-        raise ValueError(f"num_images must be a positive integer, got {num_images!r}.")
+    check_whole("num_images", num_images)
     intervention = _encode_values("do", attribute_scm.causal_graph, do, num_images)
-    generators = _check_generators(generator, num_images)
+    check_generator(generator, num_images)
     return attribute_scm.sample(
-        num_images, Intervention(*(t.to(attribute_scm.device) for t in intervention)), generators
+        num_images, Intervention(*(t.to(attribute_scm.device) for t in intervention)), generator
     )
 
 
@@ -204,16 +206,23 @@ def load_pipeline(folder: str | Path, graph: CausalGraph, sample_size: int) -> D
     return pipeline
 
 
-def check_graphs(**graphs: CausalGraph) -> None:
-    """Refuse components that were trained with different causal graphs.
+def check_parts(parts: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> None:
+    """Refuse components of another kind than a pipeline wants, or that were trained with different causal graphs.
 
     Args:
-        graphs: By the name of the component.
+        parts: By the name of the component.
+        kinds: The classes that each may have.
 
     Raises:
-        ValueError: If a graph differs from the first one. The message says in what.
+        ValueError: If a part has none of its classes, or its graph differs from the first one. The message says in
+            what.
     """
-    (first, graph), *others = graphs.items()
+    for name, part in parts.items():
+        # A compiled network is of another class, and has the one that it was made of in it.
+        if not isinstance(getattr(part, "_orig_mod", part), kinds[name]):
+            expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds[name])
+            raise ValueError(f"{name} must be {expected}, got {type(part).__name__}.")
+    (first, graph), *others = [(name, p.causal_graph) for name, p in parts.items() if hasattr(p, "causal_graph")]
     for name, other in others:
         if other != graph:
             difference = _difference(first, graph, name, other)
@@ -234,9 +243,12 @@ def _encode_values(
             raise ValueError(
                 f"{argument} is a list of {len(values)} dicts for {batch_size or 1} images; give one for each."
             )
-        rows = [_encode_values(f"{argument}[{i}]", graph, row, 1) for i, row in enumerate(values)]
+        rows = [_encode_row(f"{argument}[{i}]", graph, row, 1) for i, row in enumerate(values)]
         return Intervention(torch.cat([row.values for row in rows]), torch.cat([row.mask for row in rows]))
-    values = {} if values is None else values
+    return _encode_row(argument, graph, {} if values is None else values, batch_size)
+
+
+def _encode_row(argument: str, graph: CausalGraph, values: Values, batch_size: int | None) -> Intervention:
     if not isinstance(values, Mapping):
         raise ValueError(f"{argument} must be a dict from variable name to value, got {type(values).__name__}.")
     try:
@@ -247,14 +259,9 @@ def _encode_values(
         raise ValueError(f"{argument}: {error}") from error
 
 
-def _check_generators(generator: Generator, batch_size: int, share: bool = False) -> Generator:
-    """Check generators. If the batch shares one image, let each row draw the same noise from its own copy."""
-    given = generator if isinstance(generator, list) else [] if generator is None else [generator]
-    if not all(isinstance(one, torch.Generator) for one in given):
-        raise ValueError(f"generator must be a torch.Generator or a list of them, got {generator!r}.")
-    if isinstance(generator, list) and len(generator) != batch_size:
-        raise ValueError(f"generator is a list of {len(generator)} for a batch of {batch_size}; give one for each.")
-    if isinstance(generator, list) or not share:
+def _share(generator: Generator, batch_size: int) -> list[torch.Generator]:
+    """Let each row of a batch that shares one image draw the same noise, from its own copy of the generator."""
+    if isinstance(generator, list):
         return generator
     if generator is None:
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))

@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from softcft.arguments import check_number
 from softcft.counterfactuals.diffusion_backbone import DiffusionBackbone
 from softcft.counterfactuals.hvae_backbone import HVAEBackbone
 from softcft.counterfactuals.solvers import Solver
@@ -127,8 +128,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "logging_steps"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
+        self._check("seed", 0 <= self.seed < 2**32, "in [0, 2**32), which is what NumPy takes")
         for name in (
-            "seed",
             "lr_warmup_steps",
             "checkpointing_steps",
             "checkpoints_total_limit",
@@ -285,8 +286,8 @@ class SolverConfig:
             raise ValueError(f"--abduction must be one of {list(get_args(Solver))}, got {self.abduction!r}.")
         for name in ("guidance_scale", "invariant_guidance_scale"):
             scale = getattr(self, name)
-            if scale is not None and not (isinstance(scale, int | float) and scale >= 0):
-                raise ValueError(f"--{name} must be a number >= 0, got {scale!r}.")
+            if scale is not None:
+                check_number(f"--{name}", scale, least=0)
 
 
 @dataclass(kw_only=True)

@@ -38,12 +38,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
+from os.path import isfile  # unlike Path.is_file, False of what cannot be the name of a file
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
+from softcft.arguments import is_finite, shown
 from softcft.training.checkpoints import replace_file
 from softcft.training.config import choices_of
 
@@ -121,11 +123,17 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, told in or
             unknown; or if a config type refuses a value. The message names file, key and value.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    for argument in argv:
+        if argument.startswith("--") and argument.endswith("=--"):  # of which argparse makes an empty list
+            raise ValueError(f"argument '{argument}' needs a value, got '--', which only separates arguments.")
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     flags.add_argument(
         "--config",
         metavar="FILE",
-        help=f"YAML file with the settings. (default: {default_config}; with --dataset_name, {OWN_DATA} beside it)",
+        help="YAML file with the settings. (default: {}; with --dataset_name, {} beside it)".format(
+            str(default_config).replace("%", "%%"),  # argparse fills in what follows a single one
+            OWN_DATA,
+        ),
     )
     flags.add_argument(
         "--graph",
@@ -241,6 +249,15 @@ CHANGED = (":bool", ":float", ":int", ":timestamp")  # scalars that PyYAML reads
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with the booleans and numbers of YAML 1.2. Codes such as 007 and dates are words."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """A node's value. What PyYAML cannot make of a node it says in many ways, ``!!bool maybe`` by a KeyError."""
+        try:
+            return super().construct_object(node, deep=True)  # then one that contains itself is refused, too
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"this is no {node.tag.rpartition(':')[2]}", node.start_mark
+            ) from error
+
     yaml_implicit_resolvers = {  # noqa: RUF012  # PyYAML reads this class attribute
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(CHANGED)]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -261,8 +278,9 @@ _Loader.add_implicit_resolver(
 
 
 def _load(path: Path) -> Any:
+    content = path.read_bytes()
     try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
+        loader = _Loader(content.decode())
         node = loader.get_single_node()
         if _entries(node, {}) > MOST_ENTRIES:
             raise ValueError(
@@ -290,7 +308,7 @@ def read_config(path: Path) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no YAML, too large a one, or has a section of another name than those of :data:`SECTIONS`.
     """
-    if not path.is_file():
+    if not isfile(path):
         raise FileNotFoundError(f"--config {path}: there is no such file.")
     config = _mapping(_load(path), str(path))
     for name in config:
@@ -316,12 +334,12 @@ def _default_config(argv: Sequence[str], default_config: Path) -> Path:
     if dataset_name is None:
         return default_config
     named = default_config.with_name(f"{Path(dataset_name).name}.yaml")
-    return named if Path(dataset_name).name == dataset_name and named.is_file() else default_config.with_name(OWN_DATA)
+    return named if Path(dataset_name).name == dataset_name and isfile(named) else default_config.with_name(OWN_DATA)
 
 
 def _read_graph(path: Path) -> dict[str, Any]:
     """Sections ``graph`` and ``columns`` from a file of their own."""
-    if not path.is_file():
+    if not isfile(path):
         raise FileNotFoundError(f"--graph {path}: there is no such file.")
     content = _load(path)
     sections = {"graph": content} if isinstance(content, list) else _mapping(content, f"--graph {path}")
@@ -336,7 +354,7 @@ def _read_graph(path: Path) -> dict[str, Any]:
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     """The value as a dict; nothing after the colon means an empty one."""
     if value is not None and not isinstance(value, Mapping):
-        raise ValueError(f"{where} must be a mapping of keys to values, got {value!r}.")
+        raise ValueError(f"{where} must be a mapping of keys to values, got {shown(value)}.")
     return {str(key): entry for key, entry in (value or {}).items()}
 
 
@@ -346,19 +364,19 @@ def _cast(value: Any, hint: Any, where: str) -> Any:
         if value is None and type(None) in get_args(hint):
             return None
         (hint,) = (option for option in get_args(hint) if option is not type(None))
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = is_finite(value) or (isinstance(value, float) and hint is float)  # infinity turns a limit off
     if get_origin(hint) is list and isinstance(value, list):
         return [_cast(entry, get_args(hint)[0], where) for entry in value]
     if hint is float and is_number:
         return float(value)
-    if hint is int and is_number and float(value).is_integer():
+    if hint is int and is_number and float(value).is_integer() and abs(value) < 2**63:
         return int(value)  # also 1e5, which YAML takes for a float
-    if get_origin(hint) is Literal and value in get_args(hint):
+    if get_origin(hint) is Literal and type(value) in map(type, get_args(hint)) and value in get_args(hint):
         return value
     if hint in (bool, str) and isinstance(value, hint):
         return value
     expected = f"one of {choices_of(hint)}" if get_origin(hint) is Literal else getattr(hint, "__name__", str(hint))
-    raise ValueError(f"{where} must be {expected}, got {value!r} ({type(value).__name__}).")
+    raise ValueError(f"{where} must be {expected}, got {shown(value)} ({type(value).__name__}).")
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:

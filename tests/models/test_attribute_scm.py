@@ -400,18 +400,18 @@ def test_autocast_does_not_round_the_mechanisms(scm):
 def test_wrong_arguments_are_named(scm):
     values = factual(scm, 4)
     null = scm.causal_graph.encode_do({}, 4)
-    with pytest.raises(ValueError, match=r"num_bins must be at least 2, got 1"):
+    with pytest.raises(ValueError, match=r"num_bins must be a whole number of at least 2, got 1"):
         AttributeSCM(GRAPH, num_bins=1)
     with pytest.raises(ValueError, match="unknown parent 'sex'"):
         AttributeSCM(GRAPH[:1])
     for call in (scm.log_prob, scm.abduct, lambda wrong: scm.counterfactual(wrong, null)):
-        with pytest.raises(ValueError, match=r"values must have the encoded shape \(B, 9\), got \(4, 8\)"):
+        with pytest.raises(ValueError, match=r"values must have the shape \(B, K\) with K = 9, got \(4, 8\)"):
             call(values[:, 1:])
-    with pytest.raises(ValueError, match=r"noise must have the encoded shape \(B, 9\), got \(9,\)"):
+    with pytest.raises(ValueError, match=r"noise must have the shape \(B, K\) with K = 9, got \(9,\)"):
         scm.predict(values[0])
     with pytest.raises(ValueError, match=r"values of shape \(4, 9\) and a bool mask of shape \(4, 6\), got \(2, 9\)"):
         scm.counterfactual(values, scm.causal_graph.encode_do({}, 2))
-    with pytest.raises(ValueError, match=r"bool mask of shape \(4, 6\).* torch.float32 \(4, 6\)"):
+    with pytest.raises(ValueError, match="mask of intervention must be a bool tensor"):
         scm.predict(values, Intervention(null.values, null.mask.float()))
     with pytest.raises(ValueError, match="generator is a list of 2 for a batch of 4"):
         scm.abduct(values, [seeded(0), seeded(1)])

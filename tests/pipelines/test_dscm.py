@@ -374,10 +374,10 @@ def test_sample_under_an_intervention(pipe):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_images": 0}, "num_images must be a positive integer, got 0"),
+        ({"num_images": 0}, "num_images must be a whole number of at least 1, got 0"),
         ({"num_images": 2, "do": {"age": [20, 30, 40]}}, "do: 'age' has 3 values for a batch of 2"),
         ({"num_images": 2, "generator": seeds(0)}, "generator is a list of 1 for a batch of 2"),
-        ({"output_type": "latent"}, "output_type must be 'pil', 'np' or 'pt', got 'latent'"),
+        ({"output_type": "latent"}, r"output_type must be one of \['pil', 'np', 'pt'\], got 'latent'"),
     ],
 )
 def test_bad_sample_arguments(pipe, arguments, message):
@@ -491,7 +491,7 @@ def test_parents_of_one_image_are_one_set(pipe, images):
         ({"generator": []}, "generator is a list of 0 for a batch of 3"),
         ({"generator": 42}, "generator must be a torch.Generator or a list of them, got 42"),
         ({"generator": [*seeds(0, 1), 2]}, "generator must be a torch.Generator or a list of them"),
-        ({"output_type": "latent"}, "output_type must be 'pil', 'np' or 'pt', got 'latent'"),
+        ({"output_type": "latent"}, r"output_type must be one of \['pil', 'np', 'pt'\], got 'latent'"),
     ],
 )
 def test_other_bad_arguments(pipe, images, arguments, message):

@@ -1,0 +1,102 @@
+"""How a bad argument is refused: before any work, by its name, its value and what it must be.
+
+Nothing is converted or guessed here. Every check raises ValueError or returns without a word.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+import sys
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+
+__all__ = [
+    "check_choice",
+    "check_flag",
+    "check_generator",
+    "check_number",
+    "check_whole",
+    "check_wholes",
+    "is_finite",
+    "shown",
+]
+
+MOST = 2**31 - 1  # of what is counted; sizes beyond overflow before they run out of memory
+
+
+class _Shown(reprlib.Repr):
+    """Whatever the value is, short: it may be a whole data set, contain itself, or be what Python refuses to print."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 300
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = 20
+
+    def repr_int(self, value: int, level: int) -> str:
+        return repr(value) if value.bit_length() < 300 else f"{'-' * (value < 0)}10^{value.bit_length() * 3 // 10}"
+
+    def repr_dict(self, value: dict[Any, Any], level: int) -> str:  # as it stands, not sorted
+        if level <= 0:
+            return "{...}"
+        first = islice(value.items(), self.maxdict)
+        pairs = [f"{self.repr1(key, level - 1)}: {self.repr1(entry, level - 1)}" for key, entry in first]
+        return "{" + ", ".join([*pairs, "..."] if len(value) > self.maxdict else pairs) + "}"
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: its ``repr``, shortened where that is long."""
+    return _Shown().repr(value)
+
+
+def is_finite(value: Any, largest: float = sys.float_info.max) -> bool:
+    """Whether a value is a plain number within ``-largest..largest``, by default one that floats can hold."""
+    # Compared, not converted: an int may be too large for a float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= largest
+
+
+def check_number(name: str, value: Any, least: float = -math.inf, above: float = -math.inf) -> None:
+    """Raise ValueError if ``value`` is no finite number, is below ``least``, or is not above ``above``."""
+    if not (is_finite(value) and value >= least and value > above):
+        rule = f" of at least {least:g}" if least > -math.inf else f" above {above:g}" if above > -math.inf else ""
+        raise ValueError(f"{name} must be a finite number{rule}, got {shown(value)}.")
+
+
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Raise ValueError if ``value`` is no int, is below ``least``, or is beyond what can be counted."""
+    if not _is_whole(value, least):
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {shown(value)}.")
+
+
+def check_wholes(name: str, values: Any, least: int = 1) -> None:
+    """Raise ValueError if ``values`` is no list of such whole numbers as :func:`check_whole` wants."""
+    if not isinstance(values, list | tuple) or not all(_is_whole(value, least) for value in values):
+        raise ValueError(f"{name} must be a list of whole numbers of at least {least}, got {shown(values)}.")
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= MOST
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise ValueError if ``value`` is not True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {shown(value)}.")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise ValueError if ``value`` is not one of some words."""
+    if not isinstance(value, str) or value not in choices:  # an array is compared entry by entry
+        raise ValueError(f"{name} must be one of {list(choices)}, got {shown(value)}.")
+
+
+def check_generator(generator: Any, batch_size: int) -> None:
+    """Raise ValueError if ``generator`` is no generator, no list of one for each of a batch, and not None."""
+    given = generator if isinstance(generator, list) else [] if generator is None else [generator]
+    if not all(isinstance(one, torch.Generator) for one in given):
+        raise ValueError(f"generator must be a torch.Generator or a list of them, got {shown(generator)}.")
+    if isinstance(generator, list) and len(generator) != batch_size:
+        raise ValueError(f"generator is a list of {len(generator)} for a batch of {batch_size}; give one for each.")

@@ -1,0 +1,209 @@
+"""One attribute of an image: what values it takes, and how they become columns of a tensor.
+
+===========  =======  =====================================================================
+kind         columns  encoding
+===========  =======  =====================================================================
+binary       1        0 for ``categories[0]``, 1 for ``categories[1]``
+categorical  C        one-hot over ``categories``
+continuous   1        ``low..high`` mapped linearly to [-1, 1]; with ``log``, its logarithm
+===========  =======  =====================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from softcft.arguments import is_finite, shown
+
+__all__ = ["Kind", "Variable", "has_no_values", "is_list"]
+
+Kind = Literal["binary", "categorical", "continuous"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variable:
+    """One attribute of the image.
+
+    Attributes:
+        name: Unique name.
+        kind: ``"binary"``, ``"categorical"`` or ``"continuous"``.
+        parents: Names of the variables that cause this one.
+        categories: Category names of a discrete variable, in encoding order; exactly two if binary.
+        low: Smallest value of a continuous variable, in ``unit``. Mapped to -1.
+        high: Largest value of a continuous variable, in ``unit``. Mapped to 1.
+        log: Encode the logarithm of a continuous variable, for volumes, doses and the like; ``low`` must be above 0.
+        unit: Unit of a continuous variable, for people and figures.
+
+    Raises:
+        ValueError: If the name is empty or ``"image"``, the kind is unknown, or categories or range do not fit it.
+    """
+
+    name: str
+    kind: Kind
+    parents: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"Variable needs a non-empty string as its name, got {shown(self.name)}.")
+        if self.name == "image":
+            raise ValueError(
+                "Variable 'image': this is the name of the image's column; leave the image out, or rename the "
+                "variable. Every variable is a parent of the image."
+            )
+        for field in ("parents", "categories"):
+            names = getattr(self, field)
+            if not is_list(names) or not all(isinstance(n, str | int) and not isinstance(n, bool) for n in names):
+                raise ValueError(
+                    f"Variable '{self.name}': {field} must be a list of names, got {shown(names)}; "
+                    f"give a list, or leave {field} out if there are none."
+                )
+            # JSON and YAML give lists; a tuple keeps the variable hashable. Digits and grades are names, too.
+            names = tuple(name if isinstance(name, str) else shown(name) for name in names)
+            object.__setattr__(self, field, names)
+            if len(set(names)) != len(names):
+                raise ValueError(f"Variable '{self.name}': {field} has duplicates: {list(names)}.")
+        if not isinstance(self.unit, str):
+            raise ValueError(
+                f"Variable '{self.name}': unit must be a string, got {shown(self.unit)}; put it in quotes."
+            )
+        if not isinstance(self.log, bool):
+            raise ValueError(f"Variable '{self.name}': log must be true or false, got {shown(self.log)}.")
+        if not isinstance(self.kind, str) or self.kind not in get_args(Kind):
+            raise ValueError(
+                f"Variable '{self.name}': unknown kind {shown(self.kind)}; use 'binary', 'categorical' or 'continuous'."
+            )
+        if self.kind == "continuous":
+            self._check_range()
+        else:
+            self._check_categories()
+
+    def _check_range(self) -> None:
+        if self.categories:
+            raise ValueError(f"Variable '{self.name}' is continuous and takes no categories, got {self.categories}.")
+        largest = torch.finfo(torch.float32).max  # values come in float32, too
+        if not all(is_finite(bound, largest) for bound in (self.low, self.high)):
+            raise ValueError(
+                f"Variable '{self.name}' is continuous and needs finite low and high, got low={shown(self.low)}, "
+                f"high={shown(self.high)}; give both as numbers, without quotes, of at most {largest:.1e}."
+            )
+        if self.log and not self.low > 0:  # type: ignore[operator]
+            raise ValueError(f"Variable '{self.name}': log needs a low above 0, got low={self.low}.")
+        if not self.low < self.high or len({float(end) for end in self._encoded_range()}) < 2:  # type: ignore[operator]
+            raise ValueError(f"Variable '{self.name}': low must be below high, got low={self.low}, high={self.high}.")
+
+    def _check_categories(self) -> None:
+        if self.low is not None or self.high is not None or self.log:
+            raise ValueError(
+                f"Variable '{self.name}' is {self.kind} and takes no low, high or log, got low={shown(self.low)}, "
+                f"high={shown(self.high)}, log={self.log}; leave them out."
+            )
+        if self.kind == "binary" and len(self.categories) != 2:
+            raise ValueError(
+                f"Variable '{self.name}' is binary and needs exactly two categories, got {list(self.categories)}."
+            )
+        if len(self.categories) < 2:
+            raise ValueError(
+                f"Variable '{self.name}' is categorical and needs at least two categories, got {list(self.categories)}."
+            )
+
+    @property
+    def width(self) -> int:
+        """Number of columns of the encoded variable."""
+        return len(self.categories) if self.kind == "categorical" else 1
+
+    def encode(self, values: Any) -> Tensor:
+        """Encode values in natural units.
+
+        Args:
+            values: A scalar or a sequence (list, array or tensor) of length B: numbers in [low, high] for a
+                continuous variable, category names for a discrete one.
+
+        Returns:
+            Encoded values, float32 of shape (B, width); B is 1 for a scalar.
+
+        Raises:
+            ValueError: If a value is not a number, is NaN, lies outside [low, high], or is no category.
+        """
+        if hasattr(values, "tolist") and not has_no_values(values):
+            values = values.tolist()
+        # Lists of NumPy or PyTorch scalars are lists of plain numbers to the caller.
+        values = [
+            value.item() if getattr(value, "ndim", None) == 0 and not has_no_values(value) else value
+            for value in (values if is_list(values) else [values])
+        ]
+        if self.kind == "continuous":
+            return torch.tensor([self._encode_number(value) for value in values], dtype=torch.float32)[:, None]
+        index = torch.tensor([self._index(value) for value in values], dtype=torch.long)
+        if self.kind == "binary":
+            return index[:, None].float()
+        return torch.nn.functional.one_hot(index, self.width).float()
+
+    def _encode_number(self, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"'{self.name}' must be a number{self._in_unit()}, got {shown(value)}.")
+        assert self.low is not None and self.high is not None
+        # Float32 round trips may overshoot the ends by a hair; that is not the caller's mistake.
+        below, above = (self.low, self.high) if self.log else (self.high - self.low,) * 2
+        if not self.low - 1e-5 * below <= value <= self.high + 1e-5 * above:  # also false for NaN
+            raise ValueError(
+                f"'{self.name}' must lie in [{self.low:g}, {self.high:g}]{self._in_unit()}, got {shown(value)}."
+            )
+        low, high = self._encoded_range()
+        if self.log:
+            value = math.log(value)
+        return min(max(2 * (value - low) / (high - low) - 1, -1.0), 1.0)
+
+    def _encoded_range(self) -> tuple[float, float]:
+        assert self.low is not None and self.high is not None
+        return (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+
+    def _in_unit(self) -> str:
+        return f" {self.unit}" if self.unit else ""
+
+    def _index(self, value: Any) -> int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = shown(value)  # digits and grades are categories that people write as numbers
+        if not isinstance(value, str) or value not in self.categories:
+            raise ValueError(f"'{self.name}' has no category {shown(value)}; use one of {list(self.categories)}.")
+        return self.categories.index(value)
+
+    def decode(self, encoded: Tensor) -> list[Any]:
+        """Decode to natural units; the inverse of :meth:`encode`.
+
+        Args:
+            encoded: Shape (B, width). Discrete columns may hold probabilities: the most probable category is taken.
+
+        Returns:
+            B numbers (continuous) or category names (discrete).
+        """
+        if self.kind == "continuous":
+            assert self.low is not None and self.high is not None
+            low, high = self._encoded_range()
+            values = low + (encoded[:, 0].double() + 1) / 2 * (high - low)
+            digits = 6 - math.floor(math.log10(high - low))  # float32 holds no more of them
+            if self.log:  # to round a logarithm is to round to significant digits
+                return [float(f"{value:.{digits + 1}g}") for value in values.exp().tolist()]
+            return [round(value, digits) for value in values.tolist()]
+        index = (encoded[:, 0] > 0.5).long() if self.kind == "binary" else encoded.argmax(dim=1)
+        return [self.categories[i] for i in index.tolist()]
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value is a list, a tuple or the like, and not one word."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
+
+
+def has_no_values(value: Any) -> bool:
+    """Whether a value is a tensor that cannot be read entry by entry."""
+    return isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided)
