@@ -128,20 +128,24 @@ def test_splits_are_drawn_and_groups_kept() -> None:
     assert report.lines[0].startswith("Images: train 100")
 
 
-def test_pictures_that_cannot_be_read_are_named() -> None:
+def test_pictures_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     deep = io.BytesIO()
     PILImage.fromarray(np.full((8, 8), 4000, "u2")).save(deep, "PNG")
     pictures = {
         3: {"bytes": b"no picture", "path": "broken.png"},
         4: {"bytes": deep.getvalue(), "path": "deep.png"},
-        5: {"bytes": None, "path": "/no/where.png"},
+        5: {"bytes": None, "path": str(tmp_path / "where.png")},
     }
-    report = check(splits(200, pictures))
+    report = check(splits(200, pictures), dataset_name=str(tmp_path))
     assert report.errors == []
     (unreadable,) = report.warnings
     assert unreadable.startswith("3 of 200 pictures cannot be used: broken.png: cannot identify")
     assert "deep.png: more than 8 bits per channel" in unreadable
-    assert check(splits(200, pictures), on_error="raise").errors[0].startswith("3 of 200 pictures cannot be used")
+    assert (
+        check(splits(200, pictures), dataset_name=str(tmp_path), on_error="raise")
+        .errors[0]
+        .startswith("3 of 200 pictures cannot be used")
+    )
     assert check(splits(40, {i: pictures[4] for i in range(40)})).errors[-1].startswith("40 of 40 pictures cannot be")
 
 
@@ -151,10 +155,10 @@ def test_files_that_are_not_there_are_looked_for_beyond_the_sample(
     monkeypatch.setattr("softcft.data.report_pictures.SAMPLE", 4)
     (tmp_path / "0.png").write_bytes(png(0))
     there = {"bytes": None, "path": str(tmp_path / "0.png")}
-    pictures = {**dict.fromkeys(range(200), there), 55: {"bytes": None, "path": "/no/where.png"}}
-    assert check(splits(200, pictures)).warnings[0] == (
-        "1 pictures are not there, for instance /no/where.png: their rows would be left out. Correct the names, or "
-        "remove the rows."
+    pictures = {**dict.fromkeys(range(200), there), 55: {"bytes": None, "path": str(tmp_path / "where.png")}}
+    assert check(splits(200, pictures), dataset_name=str(tmp_path)).warnings[0] == (
+        f"1 pictures are not there, for instance {tmp_path}/where.png: their rows would be left out. Correct the "
+        "names, or remove the rows."
     )
 
 
