@@ -19,6 +19,7 @@ below that folder. What it measures does not depend on the number of processes.
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from os.path import isfile  # unlike Path.is_file, False of what cannot be the name of a file
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ class EvaluateConfig:
         needed[Path(self.judge_dir, "config.json")] = "train_classifier.py --role judge"
         needed[Path(self.vae_dir, "config.json")] = "train_vae.py"
         for file, maker in needed.items():
-            if not file.is_file():
+            if not isfile(file):
                 raise SystemExit(
                     f"There is no {file}. Make it, with the same flags, by\n    accelerate launch recipes/{maker}"
                 )

@@ -20,6 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from os.path import isfile  # unlike Path.is_file, False of what cannot be the name of a file
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class GenerateConfig:
                 f"--pipelines: folders must have different names of {', '.join(CFT_NAMES)}, got {self.pipelines}."
             )
         for folder in map(Path, self.pipelines):
-            if not (folder / "model_index.json").is_file():
+            if not isfile(folder / "model_index.json"):
                 raise SystemExit(
                     f"There is no pipeline in {folder}. Make it, with the same flags, by\n    accelerate launch "
                     f"recipes/soft_cft.py --cft {folder.name} --output_dir {folder.parent}"

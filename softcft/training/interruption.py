@@ -79,7 +79,7 @@ def explain_faults(name: str, config: TrainingConfig) -> Iterator[None]:
         raise
 
 
-def next_batch(batches: Iterator[dict[str, Any]], name: str, step: int) -> dict[str, Any]:
+def next_batch(batches: Iterator[dict[str, Any]], name: str, step: int, num_workers: int) -> dict[str, Any]:
     """The next batch.
 
     Raises:
@@ -90,6 +90,8 @@ def next_batch(batches: Iterator[dict[str, Any]], name: str, step: int) -> dict[
     except Exception as error:  # of many kinds: whatever files and networks may do
         if KILLED in str(error):
             raise
+        if isinstance(error, ConnectionError) and num_workers:  # while it was handing over a tensor
+            raise RuntimeError(f"{KILLED} unknown) was killed: {error}.") from error
         what = str(error).strip().splitlines() or [type(error).__name__]  # another process's ends with what it was
         raise RuntimeError(
             f"{name}: the data cannot be read any more at step {step}: {what[-1]}. The last checkpoint is whole: "

@@ -192,7 +192,7 @@ def train(  # noqa: C901  # one algorithm, told in order
             output: dict[str, Tensor] = {}
             buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]
             for part in range(config.gradient_accumulation_steps):
-                batch = next_batch(batches, name, step)
+                batch = next_batch(batches, name, step, config.dataloader_num_workers)
                 place = (step - 1) * step_size + config.train_batch_size * (
                     part * accelerator.num_processes + accelerator.process_index
                 )

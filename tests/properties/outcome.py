@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 import softcft
 
 OURS = (ValueError, TypeError, FileNotFoundError)
-SOURCE = Path(softcft.__file__).parent
+SOURCES = (Path(softcft.__file__).parent, Path(softcft.__file__).parents[1] / "recipes")
 
 tally: Counter[str] = Counter()
 """How many inputs were refused, and how many worked."""
@@ -36,7 +36,8 @@ def is_refusal(error: BaseException) -> bool:
         last = last.tb_next
     code = last.tb_frame.f_code
     is_raised = dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
-    return isinstance(error, OURS) and is_raised and SOURCE in Path(code.co_filename).parents and str(error) != ""
+    is_ours = any(source in Path(code.co_filename).parents for source in SOURCES)
+    return isinstance(error, OURS) and is_raised and is_ours and str(error) != ""
 
 
 def attempt(call: Callable[..., Any], *args: Any, **kwargs: Any) -> str | None:

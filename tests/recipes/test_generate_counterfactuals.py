@@ -246,7 +246,7 @@ def test_a_set_is_not_mixed_of_two(generate: Generate, folder: Path, monkeypatch
             r"sex/train-00000-of-00002.parquet was made with seed = 0, now it is 1: ",
         ),
         (["--num_images", "60"], r"made with num_images = 30, now it is 60: restore the setting, choose another --out"),
-        (["--mixed_precision", "no", "--num_images", "30"], r"made with mixed_precision = 'bf16', now it is 'no'"),
+        (["--mixed_precision", "no", "--num_images", "30"], r"made with mixed_precision = 'auto', now it is 'no'"),
         (["--data_seed", "5", "--num_images", "30"], r"made with data.data_seed = 0, now it is 5"),
     ):
         with pytest.raises(ValueError, match=message):
