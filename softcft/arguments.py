@@ -58,11 +58,14 @@ def is_finite(value: Any, largest: float = sys.float_info.max) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= largest
 
 
-def check_number(name: str, value: Any, least: float = -math.inf, above: float = -math.inf) -> None:
-    """Raise ValueError if ``value`` is no finite number, is below ``least``, or is not above ``above``."""
-    if not (is_finite(value) and value >= least and value > above):
-        rule = f" of at least {least:g}" if least > -math.inf else f" above {above:g}" if above > -math.inf else ""
-        raise ValueError(f"{name} must be a finite number{rule}, got {shown(value)}.")
+def check_number(
+    name: str, value: Any, least: float = -math.inf, above: float = -math.inf, most: float = math.inf
+) -> None:
+    """Raise ValueError if ``value`` is no finite number, is below ``least``, not above ``above``, or above ``most``."""
+    if not (is_finite(value) and least <= value <= most and value > above):
+        rules = (f" of at least {least:g}", least), (f" above {above:g}", above), (f" of at most {most:g}", most)
+        given = " and".join(rule for rule, limit in rules if math.isfinite(limit))
+        raise ValueError(f"{name} must be a finite number{given}, got {shown(value)}.")
 
 
 def check_whole(name: str, value: Any, least: int = 1) -> None:

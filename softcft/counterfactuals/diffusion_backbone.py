@@ -17,7 +17,10 @@ from softcft.models.denoiser import CONDITION_DROPOUT, MIN_SNR_GAMMA, Conditiona
 from softcft.models.vae import decode_latents, encode_latents
 from softcft.noise import Generator, uniform
 
-__all__ = ["DiffusionBackbone"]
+__all__ = ["MOST_GUIDANCE", "DiffusionBackbone"]
+
+MOST_GUIDANCE = 1000.0
+"""A hundred times what anybody uses. Much larger scales overflow, and images become NaN."""
 
 
 class DiffusionBackbone(nn.Module):
@@ -56,7 +59,7 @@ class DiffusionBackbone(nn.Module):
 
     Raises:
         ValueError: If there is no such ``abduction``, ``num_inference_steps`` or ``gradient_steps`` does not fit the
-            scheduler, or a guidance scale is no finite number or negative.
+            scheduler, or a guidance scale is no number from 0 to 1000.
     """
 
     def __init__(
@@ -74,9 +77,9 @@ class DiffusionBackbone(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("abduction", abduction, get_args(Solver))
-        check_number("guidance_scale", guidance_scale, least=0)
+        check_number("guidance_scale", guidance_scale, least=0, most=MOST_GUIDANCE)
         if invariant_guidance_scale is not None:
-            check_number("invariant_guidance_scale", invariant_guidance_scale, least=0)
+            check_number("invariant_guidance_scale", invariant_guidance_scale, least=0, most=MOST_GUIDANCE)
         levels = NoiseLevels.spaced(denoiser.alphas_cumprod, num_inference_steps)
         if gradient_steps is not None:
             check_whole("gradient_steps", gradient_steps)

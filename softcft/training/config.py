@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from softcft.arguments import check_number
-from softcft.counterfactuals.diffusion_backbone import DiffusionBackbone
+from softcft.counterfactuals.diffusion_backbone import MOST_GUIDANCE, DiffusionBackbone
 from softcft.counterfactuals.hvae_backbone import HVAEBackbone
 from softcft.counterfactuals.solvers import Solver
 from softcft.models.denoiser import CONDITION_DROPOUT, MIN_SNR_GAMMA
@@ -287,7 +287,7 @@ class SolverConfig:
         for name in ("guidance_scale", "invariant_guidance_scale"):
             scale = getattr(self, name)
             if scale is not None:
-                check_number(f"--{name}", scale, least=0)
+                check_number(f"--{name}", scale, least=0, most=MOST_GUIDANCE)
 
 
 @dataclass(kw_only=True)

@@ -196,7 +196,7 @@ BAD_STEPS = [
     None, 0, 1, -1, 3, 7, 999, 1001, 2.5, 10.0, "10", b"10", True, math.nan, math.inf, 10**30, [10], np.array([2, 5]),
     torch.tensor([2, 5]),
 ]  # fmt: skip
-BAD_SCALES = [
+BAD_SCALES = [1001, 1e308,
     -1, -0.1, math.nan, math.inf, -math.inf, "1", b"1", True, [1.0], 3j, 10**400, np.array([1.0, 2.0]), torch.ones(2),
     object(),
 ]  # fmt: skip

@@ -10,9 +10,10 @@ from typing import Any
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 import softcft
+from tests.recipes.small_pipeline import RECIPES
 
 OURS = (ValueError, TypeError, FileNotFoundError)
-SOURCES = (Path(softcft.__file__).parent, Path(softcft.__file__).parents[1] / "recipes")
+SOURCES = Path(softcft.__file__).parent, RECIPES
 
 tally: Counter[str] = Counter()
 """How many inputs were refused, and how many worked."""
@@ -29,7 +30,7 @@ register_module_forward_pre_hook(_count)  # of every network
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether a statement ``raise`` of softcft made the error, and not what softcft has called, be it Python or C."""
+    """Whether softcft or a recipe has raised the error by itself, and not what they called, be it Python or C."""
     last = error.__traceback__
     assert last is not None
     while last.tb_next is not None:

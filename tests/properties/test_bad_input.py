@@ -359,6 +359,13 @@ def test_models_are_made_of_anything_or_refuse_it(name: str, data: st.DataObject
 
 # ---- what no property prints ----------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize("flag", ["--config", "--graph"])
+@pytest.mark.parametrize("name", ["x" * 5000, "\x00", "\udcff", "nowhere.yaml"])
+def test_files_that_cannot_be_are_refused(folder: Path, flag: str, name: str) -> None:
+    refuse(flag, read, folder, "hvae", None, [flag, name])
+
+
 LONG = 10**5000
 """An integer of more digits than Python prints."""
 
