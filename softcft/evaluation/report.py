@@ -32,6 +32,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from softcft.evaluation.escaping import as_latex, as_markdown
 from softcft.graph import CausalGraph
 
 __all__ = ["CFT_NAMES", "COLUMNS", "ReportTable", "report_tables", "write_report"]
@@ -346,10 +347,10 @@ def _title(name: str) -> str:
 
 
 def _markdown(title: str, tables: Iterable[ReportTable]) -> str:
-    parts = [f"# {_plain(title)}"]
+    parts = [f"# {as_markdown(title)}"]
     for table in tables:
         lines = [table.frame.columns.tolist(), ["---"] * table.frame.shape[1], *table.frame.to_numpy().tolist()]
-        cells = [[_plain(str(cell)) for cell in line] for line in lines]
+        cells = [[as_markdown(str(cell)) for cell in line] for line in lines]
         parts += [f"## {table.title}", table.caption, "\n".join(f"| {' | '.join(line)} |" for line in cells)]
     return "\n\n".join(parts) + "\n"
 
@@ -357,46 +358,15 @@ def _markdown(title: str, tables: Iterable[ReportTable]) -> str:
 def _latex(title: str, tables: Iterable[ReportTable]) -> str:
     parts = [f"% {' '.join(title.split())}: needs the packages booktabs and graphicx"]
     for table in tables:
-        frame = table.frame.map(_escape).rename(columns=_escape)
+        frame = table.frame.map(as_latex).rename(columns=as_latex)
         body = frame.style.hide(axis="index").to_latex(hrules=True, column_format="l" * frame.shape[1])
         parts.append(
-            f"\\begin{{table}}\n\\caption{{\\textbf{{{_escape(table.title)}.}} {_escape(table.caption)}}}\n"
+            f"\\begin{{table}}\n\\caption{{\\textbf{{{as_latex(table.title)}.}} {as_latex(table.caption)}}}\n"
             f"\\resizebox{{\\linewidth}}{{!}}{{%\n{body.strip()}%\n}}\n\\end{{table}}"
         )
     return "\n\n".join(parts) + "\n"
 
 
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is: no HTML, no formula, no link."""
-    return text.translate(MARKDOWN).replace("](", "]\\(")
-
-
-def _escape(text: str) -> str:
-    """Text that LaTeX shows as it is."""
-    return text.translate(LATEX)
-
-
-MARKDOWN = str.maketrans(
-    {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "} | {sign: f"\\{sign}" for sign in "\\`*|$"}
-)
-LATEX = str.maketrans(
-    {
-        **{sign: f"\\{sign}" for sign in "%_&$#{}"},
-        "\\": r"\textbackslash{}",
-        "^": r"\textasciicircum{}",
-        "~": r"\textasciitilde{}",
-        "|": r"\textbar{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "\n": " ",
-        "\r": " ",
-        "é": r"\'e",
-        "²": "$^2$",
-        "↑": r"$\uparrow$",
-        "↓": r"$\downarrow$",
-        "·": r"$\cdot$",
-    }
-)
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 78rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
 table { border-collapse: collapse; margin: 0.6rem 0; font-size: 13px; font-variant-numeric: tabular-nums; }

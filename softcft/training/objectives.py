@@ -47,7 +47,7 @@ Batch = dict[str, Any]
 """See :class:`softcft.training.loop.Objective`."""
 
 
-def image_generators(batch: Batch) -> Generator:
+def noise_generators(batch: Batch) -> Generator:
     """A generator for each image of a batch, on its device, or PyTorch's global one for all if it has no ``seeds``."""
     seeds = batch.get("seeds")
     device = batch["image"].device
@@ -119,7 +119,7 @@ class HVAEObjective(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1], and ``parents`` (B, K)."""
-        output = self.hvae(scale_pixels(batch["image"]), batch["parents"], image_generators(batch))
+        output = self.hvae(scale_pixels(batch["image"]), batch["parents"], noise_generators(batch))
         return {"loss": output.nelbo.mean(), "nll": output.nll.mean(), "kl": output.kl.mean()}
 
 
@@ -153,7 +153,7 @@ class DiffusionObjective(nn.Module):
             with torch.no_grad():
                 image = encode_latents(self.vae, image)
         times = spread_evenly(batch["seeds"]) if "seeds" in batch else None
-        generators = image_generators(batch)
+        generators = noise_generators(batch)
         loss = self.denoiser.loss(image, parents, self.condition_dropout, self.min_snr_gamma, generators, times).mean()
         return {"loss": loss, "denoising": loss}
 
@@ -177,7 +177,7 @@ class VAEObjective(nn.Module):
         patches = fold_patches(scale_pixels(batch["image"]), self.vae.config["in_channels"])
         moments = self.vae.encode(patches).latent_dist.parameters
         posterior = DiagonalGaussianDistribution(moments.float())  # whatever the compute type
-        latents = posterior.sample(image_generators(batch))  # type: ignore[arg-type]  # a list will do
+        latents = posterior.sample(noise_generators(batch))  # type: ignore[arg-type]  # a list will do
         error = (self.vae.decode(latents).sample.float() - patches).square().mean()
         nll = 0.5 * (torch.log(2 * math.pi * (error + ROUNDING_ERROR)) + 1)
         kl = posterior.kl().mean() / patches[0].numel()
@@ -224,7 +224,7 @@ class CFTObjective(nn.Module):
         image, parents = scale_pixels(batch["image"]), batch["parents"]
         graph = self.guide.causal_graph
         with torch.no_grad():
-            generators = image_generators(batch)
+            generators = noise_generators(batch)
             others = self.attribute_scm.sample(len(parents), generator=generators).to(parents)
             intervention = draw_interventions(graph, parents, others, generators)
             counterfactual_parents = self.attribute_scm.counterfactual(parents, intervention, generators)

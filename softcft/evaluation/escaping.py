@@ -1,0 +1,37 @@
+"""What users write, such as the name of a variable, is text in every form of a report."""
+
+from __future__ import annotations
+
+__all__ = ["as_latex", "as_markdown"]
+
+MARKDOWN = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "} | {sign: f"\\{sign}" for sign in "\\`*|$"}
+)
+LATEX = str.maketrans(
+    {
+        **{sign: f"\\{sign}" for sign in "%_&$#{}"},
+        "\\": r"\textbackslash{}",
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+        "|": r"\textbar{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "\n": " ",
+        "\r": " ",
+        "é": r"\'e",
+        "²": "$^2$",
+        "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$",
+        "·": r"$\cdot$",
+    }
+)
+
+
+def as_markdown(text: str) -> str:
+    """Text that Markdown shows as it is: no HTML, no formula, no link."""
+    return text.translate(MARKDOWN).replace("](", "]\\(")
+
+
+def as_latex(text: str) -> str:
+    """Text that LaTeX shows as it is."""
+    return text.translate(LATEX)
