@@ -5,7 +5,7 @@ BIN := .venv/bin
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce reproduce-diffusion paper test check clean
+.PHONY: help reproduce reproduce-diffusion paper example test check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ paper: .venv/.installed ## Tables 1 and 2 and all figures of the paper on the ph
 		$(BIN)/python recipes/run_all.py --seed $$seed --utility --output_dir outputs/paper/seed$$seed || exit 1; \
 	done
 	$(BIN)/python recipes/report.py --runs outputs/paper/seed0 outputs/paper/seed1 outputs/paper/seed2 --output_dir outputs/paper
+
+example: .venv/.installed ## Put the pipeline of make reproduce into the package, as its example model
+	$(BIN)/python recipes/make_example.py
 
 # Two workers of one thread each: small tensors gain nothing from more threads, and threads of two workers collide.
 test: .venv/.installed ## Run the tests

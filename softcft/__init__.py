@@ -12,6 +12,7 @@ from softcft import _diffusers
 from softcft.counterfactuals.backbone import BackboneOutput, CounterfactualBackbone
 from softcft.counterfactuals.diffusion_backbone import DiffusionBackbone
 from softcft.counterfactuals.hvae_backbone import HVAEBackbone
+from softcft.example import example_model
 from softcft.graph import CausalGraph, Intervention, Variable
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
@@ -41,6 +42,7 @@ __all__ = [
     "ParentEncoder",
     "Variable",
     "__version__",
+    "example_model",
 ]
 
 _diffusers.register(DSCMPipeline, DiffusionDSCMPipeline)

@@ -1,0 +1,59 @@
+"""Make the pretrained pipeline that comes with softcft, from a run of the phantom: make reproduce, then make example.
+
+Writes the pipeline that was fine-tuned with soft labels, its networks in float16, and examples/: some test images with
+their attributes (metadata.csv).
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from softcft import DSCMPipeline, example_model
+from softcft.data.phantom import load_phantom
+from softcft.training.checkpoints import save_whole
+
+MOST_BYTES = 5_000_000  # of weights in the package
+
+
+def main() -> None:
+    """Run the recipe; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--run_dir", default="outputs/phantom", help="folder of a run of the phantom [%(default)s]")
+    parser.add_argument("--num_images", type=int, default=8, help="number of test images [%(default)s]")
+    arguments = parser.parse_args()
+    if arguments.num_images < 1:
+        parser.error(f"--num_images must be at least 1, got {arguments.num_images}.")
+    run = Path(arguments.run_dir)
+    if not (run / "soft" / "model_index.json").is_file():
+        parser.error(f"--run_dir {run} has no pipeline in {run / 'soft'}; run make reproduce first.")
+
+    pipeline = DSCMPipeline.from_pretrained(run / "soft")
+    for network in (pipeline.hvae, pipeline.classifier):
+        network.to(torch.float16)  # the SCM is tiny, and inverts its flows
+    folder = example_model()
+    save_whole(folder, pipeline)
+    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    if size > MOST_BYTES:
+        raise SystemExit(f"The weights have {size:,} bytes, more than the {MOST_BYTES:,} that the package may have.")
+
+    test = load_phantom(pipeline.image_format.size, num_train=1, num_validation=1, num_test=arguments.num_images)[
+        "test"
+    ]
+    examples = folder / "examples"
+    shutil.rmtree(examples, ignore_errors=True)
+    examples.mkdir()
+    rows = []
+    for number, row in enumerate(test):
+        row.pop("image").save(examples / f"{number}.png")
+        rows.append({"file_name": f"{number}.png", **row})
+    pd.DataFrame(rows).to_csv(examples / "metadata.csv", index=False)
+    print(f"Saved to {folder}: {size / 1e6:.1f} MB of weights, {len(rows)} images")
+
+
+if __name__ == "__main__":
+    main()
