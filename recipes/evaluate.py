@@ -2,8 +2,8 @@
 
     accelerate launch recipes/evaluate.py --config recipes/configs/phantom.yaml
 
-Each pipeline folder is named after its fine-tuning (none, hard, soft). The guide is the pipelines' own classifier; the
-judge, which had no part in their training, has the last word. Measured are
+Each pipeline folder is named after its fine-tuning (none, hard, soft, matched). The guide is the pipelines' own
+classifier; the judge, which had no part in their training, has the last word. Measured are
 
 * effectiveness and amplification (Table 1) of all test images, with intervals, and how sure and calibrated guide and
   judge are;
@@ -54,7 +54,7 @@ from softcft.evaluation.effectiveness import (
 )
 from softcft.evaluation.embeddings import AttributeModes, attribute_modes, frechet_distance, shift_rows
 from softcft.evaluation.gallery import draw_counterfactuals, draw_interpolations, draw_shifts, draw_training_curves
-from softcft.evaluation.report import CFT_NAMES, COLUMNS, write_report
+from softcft.evaluation.report import CFT_NAMES, COLUMNS, PUBLISHED_CFT, write_report
 from softcft.evaluation.truth import ExpressionProbe, probe_rows, truth_errors, truth_rows
 from softcft.models.vae import image_posterior
 from softcft.models.weights import load_safetensors
@@ -77,7 +77,9 @@ class EvaluateConfig:
     output_dir: str = field(metadata={"help": "Folder of the whole run, which also gets tables and figures."})
     pipelines: list[str] | None = field(
         default=None,
-        metadata={"help": "Pipeline folders, each named none, hard or soft. Left out: all three in OUTPUT_DIR."},
+        metadata={
+            "help": "Pipeline folders, each named none, hard, soft or matched. Left out: the first three in OUTPUT_DIR."
+        },
     )
     judge_dir: str | None = field(
         default=None,
@@ -122,7 +124,7 @@ class EvaluateConfig:
                 raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
         self.judge_dir = self.judge_dir or str(Path(self.output_dir, "judge"))
         self.vae_dir = self.vae_dir or str(Path(self.output_dir, "vae"))
-        self.pipelines = self.pipelines or [str(Path(self.output_dir, cft)) for cft in CFT_NAMES]
+        self.pipelines = self.pipelines or [str(Path(self.output_dir, cft)) for cft in PUBLISHED_CFT]
         unknown = [folder for folder in self.pipelines if Path(folder).name not in CFT_NAMES]
         if unknown:
             raise ValueError(f"--pipelines: folders must be named {', '.join(CFT_NAMES)}, got {unknown}.")

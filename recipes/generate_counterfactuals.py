@@ -41,7 +41,7 @@ from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, load_data
 from softcft.data.whole import check_whole
 from softcft.evaluation.effectiveness import counterfactual_images
-from softcft.evaluation.report import CFT_NAMES
+from softcft.evaluation.report import CFT_NAMES, PUBLISHED_CFT
 from softcft.graph import Intervention
 from softcft.pipelines.query import load_pipeline
 from softcft.training.config import SolverConfig, given_settings, make_backbone
@@ -61,7 +61,9 @@ class GenerateConfig:
     output_dir: str = field(metadata={"help": "Folder of the whole run; the images go to counterfactuals below it."})
     pipelines: list[str] | None = field(
         default=None,
-        metadata={"help": "Pipeline folders, each named none, hard or soft. Left out: all three in OUTPUT_DIR."},
+        metadata={
+            "help": "Pipeline folders, each named none, hard, soft or matched. Left out: the first three in OUTPUT_DIR."
+        },
     )
     attributes: list[str] | None = field(
         default=None, metadata={"help": "Variables to intervene on, one at a time. Left out: all discrete ones."}
@@ -83,7 +85,7 @@ class GenerateConfig:
                 raise ValueError(f"--{name} must be at least {least}, got {value}.")
         if self.seed < 0:
             raise ValueError(f"--seed must be >= 0, got {self.seed}.")
-        self.pipelines = self.pipelines or [str(Path(self.output_dir, cft)) for cft in CFT_NAMES]
+        self.pipelines = self.pipelines or [str(Path(self.output_dir, cft)) for cft in PUBLISHED_CFT]
         names = [Path(folder).name for folder in self.pipelines]
         if len(set(names)) < len(names) or not set(names) <= set(CFT_NAMES):
             raise ValueError(

@@ -1,6 +1,7 @@
 """Everything from images to the report: counterfactuals without, with hard and with soft fine-tuning.
 
     python recipes/run_all.py                                                         # the phantom: 20 minutes
+    python recipes/run_all.py --cft none hard soft matched                            # and the matched targets
     python recipes/run_all.py --dataset_name FOLDER --graph graph.yaml --output_dir outputs/mine    # your own images
     python recipes/run_all.py --config recipes/configs/morphomnist.yaml --data_dir FOLDER --seed 1
 
@@ -30,7 +31,7 @@ from diffusers import AutoencoderKL
 
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, HVAEModel
 from softcft.data.sources import DataConfig, SubsetConfig, UtilityConfig
-from softcft.evaluation.report import CFT_NAMES
+from softcft.evaluation.report import CFT_NAMES, PUBLISHED_CFT
 from softcft.models.denoiser import UNETS
 from softcft.training.cft_trainer import CFTConfig
 from softcft.training.config import (
@@ -75,12 +76,18 @@ class RunConfig:
     max_train_steps: int | None = field(
         default=None, metadata={"help": "At most so many optimizer steps in each training: a trial run."}
     )
+    cft: list[str] = field(
+        default_factory=lambda: list(PUBLISHED_CFT),
+        metadata={"help": f"Kinds of fine-tuning to compare, of {', '.join(CFT_NAMES)}."},
+    )
     utility: bool = field(
         default=False,
         metadata={"help": "Also train predictors on the counterfactuals, and test them on real images: Table 2."},
     )
 
     def __post_init__(self) -> None:
+        if not self.cft or len(set(self.cft)) < len(self.cft) or not set(self.cft) <= set(CFT_NAMES):
+            raise ValueError(f"--cft must be different ones of {', '.join(CFT_NAMES)}, got {self.cft}.")
         if self.seed < 0:
             raise ValueError(f"--seed must be >= 0, got {self.seed}.")
         if self.max_train_steps is not None and self.max_train_steps < 1:
@@ -152,6 +159,7 @@ class Plan:
 
     Attributes:
         folder: The run's folder.
+        cft: Kinds of fine-tuning.
         flags: Those of each step.
         sets: What the predictors of Table 2 learn from; none without --utility.
         guidances: The flags of the evaluations under guidance, by their name.
@@ -159,6 +167,7 @@ class Plan:
     """
 
     folder: Path
+    cft: list[str]
     flags: dict[str, list[str]]
     sets: list[str]
     guidances: dict[str, list[str]]
@@ -173,6 +182,7 @@ def plan() -> Plan:
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("output_dir", "seed", "max_train_steps"):
         own.add_argument(f"--{name}")
+    own.add_argument("--cft", nargs="+")
     own.add_argument("--utility", nargs="?")
     given, flags = own.parse_known_args()
     folder = Path(settings.output_dir)
@@ -181,7 +191,8 @@ def plan() -> Plan:
     flags += ["--output_dir", str(folder)]
 
     image_model = "diffusion" if "diffusion" in sections and "hvae" not in sections else "hvae"
-    steps = {key: [*flags, "--seed", str(settings.seed)] for key in ("generate", "evaluate")}
+    pipelines = ["--pipelines", *(str(folder / cft) for cft in settings.cft)]
+    steps = {key: [*flags, "--seed", str(settings.seed), *pipelines] for key in ("generate", "evaluate")}
     latents = False
     for section in TRAININGS:
         if section in {"hvae", "diffusion"} - {image_model} or (section == "utility" and not settings.utility):
@@ -192,11 +203,12 @@ def plan() -> Plan:
         seed = settings.seed + SEEDS.get(section, 0)
         steps[section] = [*flags, "--seed", str(seed), "--max_train_steps", str(most)]
         steps[section] += ["--resume_from_checkpoint", "latest"]
-    sets = [f"{cft}/{v.name}" for cft in CFT_NAMES for v in graph.variables if v.kind != "continuous"]
+    sets = [f"{cft}/{v.name}" for cft in settings.cft for v in graph.variables if v.kind != "continuous"]
     guidances = sections.get("guidance", {})
     if guidances and image_model == "hvae":
         raise ValueError("The section guidance is for diffusion models, but the image model is an HVAE.")
-    return Plan(folder, steps, ["real", *sets] if settings.utility else [], read_guidances(guidances, folder), latents)
+    sets = ["real", *sets] if settings.utility else []
+    return Plan(folder, settings.cft, steps, sets, read_guidances(guidances, folder), latents)
 
 
 def read_training(section: str, flags: list[str], image_model: str) -> tuple[CausalGraph, TrainingConfig, list[Any]]:
@@ -220,8 +232,7 @@ def read_training(section: str, flags: list[str], image_model: str) -> tuple[Cau
 
 def read_guidances(section: dict[str, dict[str, Any]], folder: Path) -> dict[str, list[str]]:
     """The flags of each evaluation under guidance: the same models, but tables and figures in a folder of its own."""
-    parts = ["--pipelines", *(str(folder / cft) for cft in CFT_NAMES)]
-    parts += ["--judge_dir", str(folder / "judge"), "--vae_dir", str(folder / "vae")]
+    parts = ["--judge_dir", str(folder / "judge"), "--vae_dir", str(folder / "vae")]
     guidances, known = {}, [field.name for field in fields(SolverConfig)]
     for name, settings in section.items():
         if name in TAKEN:
@@ -268,9 +279,7 @@ def main() -> None:
         for name in sets
     }
     part = [f"--{image_model}_dir", str(out / image_model)]  # whatever else the folder has
-    none, hard, soft = (
-        [str(RECIPES / "soft_cft.py"), "--cft", c, *flags["cft"], *part] for c in ("none", "hard", "soft")
-    )
+    tunings = {cft: [str(RECIPES / "soft_cft.py"), "--cft", cft, *flags["cft"], *part] for cft in reversed(planned.cft)}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(torch.cuda.device_count() or 2)]
 
     for end in (signal.SIGTERM, signal.SIGHUP):
@@ -287,8 +296,8 @@ def main() -> None:
             runner.run({image_model: image_job})
         else:
             runner.run({image_model: image_job, "guide": guide, "judge": judge, "vae": vae_job})
-        print("\n== 3/5 Fine-tuning with soft labels; beside it with hard labels", flush=True)
-        runner.run({"soft": soft, "none": none, "hard": hard})
+        print(f"\n== 3/5 Fine-tuning, two at a time: {', '.join(tunings)}", flush=True)
+        runner.run(tunings)
         print("\n== 4/5 Counterfactuals of all test images, seen by guide and judge", flush=True)
         if sets:
             runner.run({"generate": [*torchrun, generate, *flags["generate"]]})
@@ -308,11 +317,11 @@ def main() -> None:
     print(f"    {out}/metrics.csv             all numbers, tidy")
     for name in planned.guidances:
         print(f"    {out}/{name}/report.html    the same under guidance; Table 1 of all in {out}/table1.csv")
-    print(f"    {out}/figures/comparison.png  the same counterfactuals without, with hard and with soft fine-tuning")
+    print(f"    {out}/figures/comparison.png  the same counterfactuals after each fine-tuning")
     print("and ask for your own:")
     pipeline = "DSCMPipeline" if image_model == "hvae" else "DiffusionDSCMPipeline"
     print(f"    from softcft import {pipeline}")
-    print(f'    pipe = {pipeline}.from_pretrained("{out}/soft")')
+    print(f'    pipe = {pipeline}.from_pretrained("{out}/{planned.cft[-1]}")')
     print("    result = pipe(image, parents={...}, do={...})   # the variables: pipe.causal_graph")
 
 

@@ -2,10 +2,12 @@
 
     accelerate launch recipes/soft_cft.py --config recipes/configs/phantom.yaml
     accelerate launch recipes/soft_cft.py --cft hard    # the published baseline
+    accelerate launch recipes/soft_cft.py --cft matched # interventions as strong as reality, and no stronger
     accelerate launch recipes/soft_cft.py --cft none    # no fine-tuning at all
 
 Needs what train_scm.py, train_classifier.py, and train_hvae.py or train_diffusion.py made; which of the two is there
-decides. Reads the sections data, graph and cft. Writes a complete pipeline into --output_dir/none, hard or soft:
+decides. Reads the sections data, graph and cft. Writes a complete pipeline into --output_dir/none, hard, soft or
+matched:
 
     pipe = DSCMPipeline.from_pretrained("outputs/phantom/soft")
     result = pipe(image, parents={...}, do={...})

@@ -1,54 +1,172 @@
-"""What the guide should see in a counterfactual image: the difference between hard and soft counterfactual fine-tuning.
+"""What the guide should see in a counterfactual image: all that hard, soft and matched fine-tuning differ in.
 
 Algorithm 1 of the paper. Let A* be the attributes that the intervention cannot move (neither intervened on nor
 descendants):
 
-* attributes outside A* have their counterfactual value as target, as a label;
-* attributes in A* have their own label as target (``hard``), or the guide's prediction on the factual image (``soft``).
+================  ================================================  ==========================================
+mode              target of attributes outside A*                   target of attributes in A*
+================  ================================================  ==========================================
+``hard``          their counterfactual value, as a label            their own value, as a label
+``soft``          their counterfactual value, as a label            the guide's prediction on the factual image
+``matched``       what the guide says of a real image like that     the guide's prediction on the factual image
+================  ================================================  ==========================================
 
 A label asks for certainty: an image with a mild effusion (predicted at 0.65) is driven towards 1, although nobody
-touched the disease. That is attribute amplification. The soft target asks for 0.65 again.
+touched the disease. That is attribute amplification. The soft target asks for 0.65 again. For what *is* intervened on
+it still asks for certainty, which real images do not give: the matched target, :func:`matched_targets`, does not.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from softcft.graph import CausalGraph
+from softcft.variable import Variable
 
-__all__ = ["TargetMode", "counterfactual_targets"]
+__all__ = ["NEIGHBOURS", "Reference", "TargetMode", "counterfactual_targets", "matched_targets"]
 
-TargetMode = Literal["hard", "soft"]
+TargetMode = Literal["hard", "soft", "matched"]
+NEIGHBOURS = 256
+"""How many real images a prediction is ranked among, at most."""
+
+
+class Reference(NamedTuple):
+    """What the guide says of real images that it has not learned.
+
+    Attributes:
+        parents: Their encoded attributes, shape (N, K), with every category of every variable among them.
+        predictions: The guide's probabilities and means, shape (N, K).
+    """
+
+    parents: Tensor
+    predictions: Tensor
+
+    def counts(self, graph: CausalGraph, name: str) -> list[int]:
+        """Number of images of each category of a discrete variable."""
+        values = self.parents[:, graph.slices[name]]
+        ones = values.sum(dim=0)
+        return ([len(values) - int(ones)] if graph[name].kind == "binary" else []) + [int(n) for n in ones]
 
 
 def counterfactual_targets(
     graph: CausalGraph,
     intervened: Tensor,
+    parents: Tensor,
     counterfactual_parents: Tensor,
     factual_prediction: Tensor,
     mode: TargetMode,
+    reference: Reference | None = None,
 ) -> Tensor:
     """Targets of the guide on counterfactual images, for any graph and any set of interventions per image.
 
     Args:
         graph: The causal graph.
         intervened: Which variables each image's intervention sets, bool of shape (B, V).
+        parents: Encoded factual attributes, shape (B, K).
         counterfactual_parents: Encoded counterfactual attributes, shape (B, K). Those in A* are the factual labels.
         factual_prediction: The guide's probabilities and means on the factual images, shape (B, K). No gradient passes.
-        mode: ``"hard"`` or ``"soft"``.
+        mode: ``"hard"``, ``"soft"`` or ``"matched"``.
+        reference: For ``"matched"``.
 
     Returns:
         Encoded targets, shape (B, K): labels, probabilities or means.
 
     Raises:
-        ValueError: If the mode is unknown.
+        ValueError: If the mode is unknown, or there is no reference to match.
     """
     if mode == "hard":
         return counterfactual_parents
+    factual_prediction = factual_prediction.detach()
     if mode == "soft":
-        may_move = graph.expand(graph.affected(intervened))
-        return torch.where(may_move, counterfactual_parents, factual_prediction.detach())
-    raise ValueError(f"mode must be 'hard' or 'soft', got {mode!r}.")
+        moved = counterfactual_parents
+    elif mode == "matched":
+        if reference is None:
+            raise ValueError("mode 'matched' needs a reference: what the guide says of real images.")
+        moved = matched_targets(graph, parents, counterfactual_parents, factual_prediction, reference)
+    else:
+        raise ValueError(f"mode must be 'hard', 'soft' or 'matched', got {mode!r}.")
+    may_move = graph.expand(graph.affected(intervened))
+    return torch.where(may_move, moved, factual_prediction)
+
+
+def matched_targets(
+    graph: CausalGraph, parents: Tensor, counterfactual_parents: Tensor, prediction: Tensor, reference: Reference
+) -> Tensor:
+    """What the guide would say of each variable of a real image with the counterfactual attributes.
+
+    Of which one? Of the one that holds the same place among its like as the factual image does among its own: an ill
+    patient who looks less ill than 70 % of the ill ones of that age shall, made healthy, look less ill than 70 % of the
+    healthy ones. For each variable,
+
+    1. *peers* are the real images that are most like the factual one in this variable and its causes;
+    2. the *place* is the number of peers whose prediction is lower: of a continuous variable the mean, of a discrete
+       one the log-odds of the new category against the old;
+    3. *donors* are those most like the counterfactual, and the target is the prediction of the donor at that place.
+
+    This is optimal transport in one dimension: of all maps that give counterfactuals the guide's view of real images,
+    the one that keeps their order.
+
+    Args:
+        graph: The causal graph.
+        parents: Encoded factual attributes, shape (B, K).
+        counterfactual_parents: Encoded counterfactual attributes, shape (B, K).
+        prediction: The guide's probabilities and means on the factual images, shape (B, K).
+        reference: What the guide says of real images.
+
+    Returns:
+        Probabilities and means, shape (B, K).
+    """
+    targets = torch.empty_like(prediction)
+    for variable in graph.variables:
+        columns = graph.slices[variable.name]
+        peers = _most_alike(graph, variable, parents, reference)
+        donors = _most_alike(graph, variable, counterfactual_parents, reference)
+        score = _scorer(variable, parents[:, columns], counterfactual_parents[:, columns])
+        lower = (score(peers) < score(prediction[:, None, columns])).sum(dim=1)
+        order = score(donors).argsort(dim=1)
+        donor = order.gather(1, lower.clamp_max(order.shape[1] - 1)[:, None])  # there are as many donors as peers
+        targets[:, columns] = donors[torch.arange(len(donors), device=donors.device), donor[:, 0]]
+    return targets
+
+
+def _most_alike(graph: CausalGraph, variable: Variable, parents: Tensor, reference: Reference) -> Tensor:
+    """Predictions of a variable for the real images nearest in it and its causes, shape (B, m, width)."""
+
+    def distance(name: str) -> Tensor:  # not by matrix products, whose rounding hides who is equal
+        columns = graph.slices[name]
+        return (parents[:, None, columns] - reference.parents[:, columns]).square().sum(dim=2)
+
+    number, own = min(NEIGHBOURS, len(reference.parents)), distance(variable.name)
+    if variable.kind != "continuous":
+        # No image of another category, however rare the category is.
+        number = min(number, *reference.counts(graph, variable.name))
+        own = own.masked_fill(own > 0, torch.inf)
+    nearest = sum(map(distance, variable.parents), own).topk(number, largest=False).indices
+    return reference.predictions[:, graph.slices[variable.name]][nearest]
+
+
+def _scorer(variable: Variable, old: Tensor, new: Tensor) -> Callable[[Tensor], Tensor]:
+    """What predictions (B, m, width) are ranked by, shape (B, m), for a change from ``old`` to ``new`` (B, width)."""
+    if variable.kind == "continuous":
+        return lambda predictions: predictions[:, :, 0]
+
+    def log_odds(predictions: Tensor) -> Tensor:
+        target = _probability(variable, predictions, new)
+        against = torch.where(
+            (old == new).all(dim=1, keepdim=True), 1 - target, _probability(variable, predictions, old)
+        )
+        tiny = torch.finfo(target.dtype).tiny
+        return target.clamp_min(tiny).log() - against.clamp_min(tiny).log()
+
+    return log_odds
+
+
+def _probability(variable: Variable, predictions: Tensor, category: Tensor) -> Tensor:
+    """Of an encoded category (B, width) by predictions (B, m, width), shape (B, m)."""
+    if variable.kind == "binary":
+        return torch.where(category > 0.5, predictions[:, :, 0], 1 - predictions[:, :, 0])
+    return (predictions * category[:, None]).sum(dim=2)

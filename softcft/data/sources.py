@@ -175,9 +175,10 @@ class UtilityConfig:
 
     def __post_init__(self) -> None:
         cft, _, attribute = self.train_on.partition("/")
-        if self.train_on != "real" and (cft not in ("none", "hard", "soft") or not attribute):
+        if self.train_on != "real" and (cft not in ("none", "hard", "soft", "matched") or not attribute):
             raise ValueError(
-                f"--train_on must be real or one of none, hard, soft, a slash and a variable, got {self.train_on!r}."
+                "--train_on must be real or one of none, hard, soft, matched, a slash and a variable, got "
+                f"{self.train_on!r}."
             )
         if self.num_images is not None and self.num_images < 2:
             raise ValueError(f"--num_images must be at least 2, got {self.num_images}.")

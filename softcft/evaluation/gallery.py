@@ -36,7 +36,7 @@ FRAMES = 12  # values of an interpolation
 ROWS = 3  # subgroups of a figure of shifts: what fits on a page
 COMPARED = 1  # images in the comparison of all models: what fits on a page
 RANGE = (0.02, 0.98)  # quantiles of the real values that an interpolation runs between
-TRAININGS = ("hvae", "diffusion", "hard", "soft")
+TRAININGS = ("hvae", "diffusion", "hard", "soft", "matched")
 PANELS = {
     "nll": "HVAE: NLL (nats/dim)",
     "kl": "HVAE: KL (nats/dim)",
@@ -60,7 +60,7 @@ def draw_counterfactuals(
     """Draw Figure 1: the same counterfactuals of a few images by each model, and by all of them side by side.
 
     Args:
-        models: By fine-tuning (``none``, ``hard``, ``soft``); attribute mechanisms on the CPU.
+        models: By fine-tuning (``none``, ``hard``, ``soft``, ``matched``); attribute mechanisms on the CPU.
         image: The first B of the test images, in [-1, 1], shape (B, C, H, W).
         parents: Encoded attributes of all N test images, shape (N, K).
         rows: The N images' rows in the test split.

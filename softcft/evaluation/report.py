@@ -8,7 +8,7 @@ column        meaning
 table         effectiveness, utility, shift, axioms or truth
 dataset       name of the data set
 seed          seed of the run
-cft           none, hard or soft; real for real images; truth for true counterfactuals
+cft           none, hard, soft or matched; real for real images; truth for true counterfactuals
 intervention  variable that was set, in utility the one whose counterfactuals were learned from;
               none for real images and null interventions
 variable      variable that is looked at, or image
@@ -35,7 +35,7 @@ import pandas as pd
 from softcft.evaluation.escaping import as_latex, as_markdown
 from softcft.graph import CausalGraph
 
-__all__ = ["CFT_NAMES", "COLUMNS", "ReportTable", "report_tables", "write_report"]
+__all__ = ["CFT_NAMES", "COLUMNS", "PUBLISHED_CFT", "ReportTable", "report_tables", "write_report"]
 
 COLUMNS = (
     "table",
@@ -50,7 +50,8 @@ COLUMNS = (
     "low",
     "high",
 )
-CFT_NAMES = {"none": "No CFT", "hard": "Hard-CFT", "soft": "Soft-CFT"}
+CFT_NAMES = {"none": "No CFT", "hard": "Hard-CFT", "soft": "Soft-CFT", "matched": "Matched-CFT"}
+PUBLISHED_CFT = ("none", "hard", "soft")  # what is compared unless told otherwise
 ROW_NAMES = {"real": "Real images", **CFT_NAMES, "truth": "True counterfactuals"}
 PACKAGES = ("softcft", "torch", "diffusers", "transformers", "datasets", "accelerate", "scikit-learn", "scipy", "numpy")
 KEY = ["table", "dataset", "seed", "cft", "intervention", "variable", "predictor", "metric"]

@@ -31,7 +31,8 @@ def utility_rows(
     Args:
         graph: The causal graph.
         logits: What each predictor says of the same N real images, shape (N, K), by the fine-tuning of the model that
-            made its training images (``none``, ``hard`` or ``soft``) and the variable that was intervened on in them.
+            made its training images (``none``, ``hard``, ``soft`` or ``matched``) and the variable that was intervened
+            on in them.
             Under :data:`REAL` those of the predictor that learned from real images.
         labels: Encoded attributes of the real images, shape (N, K).
         weights: Bootstrap weights of the images, shape (1 + R, N), see

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from tqdm.auto import tqdm
 
 from softcft.cft.constraint import LagrangianConstraint
+from softcft.cft.targets import Reference
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.data.schema import scale_pixels
 from softcft.models.attribute_scm import AttributeSCM
@@ -37,11 +39,12 @@ class CFTConfig:
         ValueError: If a value is out of range. The message names the flag.
     """
 
-    cft: Literal["none", "hard", "soft"] = field(
+    cft: Literal["none", "hard", "soft", "matched"] = field(
         default="soft",
         metadata={
             "help": "Target for attributes that the intervention must not move: their label (hard), or the guide's "
-            "prediction on the factual image (soft, the paper's contribution). none: no fine-tuning."
+            "prediction on the factual image (soft, the paper's contribution). matched is soft, and what the guide "
+            "says of real images is the target for those that it moves, in place of labels. none: no fine-tuning."
         },
     )
     damping: float = field(
@@ -61,17 +64,22 @@ class CFTConfig:
     slack_images: int = field(
         default=2048, metadata={"help": "Training images on which the pretrained fidelity is measured."}
     )
+    reference_images: int = field(
+        default=10_000,
+        metadata={"help": "For matched: training images among which the guide's predictions are ranked."},
+    )
 
     def __post_init__(self) -> None:
-        if self.cft not in ("none", "hard", "soft"):
-            raise ValueError(f"--cft must be 'none', 'hard' or 'soft', got {self.cft!r}.")
+        if self.cft not in ("none", "hard", "soft", "matched"):
+            raise ValueError(f"--cft must be 'none', 'hard', 'soft' or 'matched', got {self.cft!r}.")
         if self.constraint not in ("inequality", "published"):
             raise ValueError(f"--constraint must be 'inequality' or 'published', got {self.constraint!r}.")
         for name in ("damping", "multiplier_learning_rate"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} must be >= 0, got {getattr(self, name)}.")
-        if self.slack_images < 1:
-            raise ValueError(f"--slack_images must be at least 1, got {self.slack_images}.")
+        for name in ("slack_images", "reference_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
 
 
 class CFTTrainer:
@@ -110,7 +118,14 @@ class CFTTrainer:
         self.cft = cft
 
     def train(self, dataset: Dataset[Any]) -> nn.Module:
-        """Fine-tune on ``{"image": (C, H, W), uint8 or in [-1, 1], "parents": (K,)}``; returns the backbone."""
+        """Fine-tune on ``{"image": (C, H, W), uint8 or in [-1, 1], "parents": (K,)}``; returns the backbone.
+
+        Raises:
+            ValueError: If targets are to be matched, but a category has no image among the first ``reference_images``.
+        """
+        if self.cft.cft == "matched":
+            reference = self.measure_reference(dataset)
+            self.objective.reference_parents, self.objective.reference_predictions = reference
         fidelity = self.measure_fidelity(dataset)  # moves all buffers to the device: not before, in one expression
         self.objective.constraint.slack.fill_(fidelity)
         logger.info("The pretrained model's fidelity, held by the constraint: %.4f.", self.objective.constraint.slack)
@@ -120,21 +135,54 @@ class CFTTrainer:
     @torch.no_grad()
     def measure_fidelity(self, dataset: Dataset[Any]) -> float:
         """Mean fidelity of the model as it is on the first ``slack_images`` images, in the training's precision."""
-        accelerator = Accelerator(mixed_precision=choose_precision(self.config.mixed_precision))
-        self.objective.to(accelerator.device)
-        size = self.cft.slack_images
-        if not isinstance(dataset, IterableDataset):
-            size = min(size, len(dataset))  # type: ignore[arg-type]
-            dataset = Subset(dataset, range(size))
-        batch_size = self.config.train_batch_size
-        batches = islice(DataLoader(dataset, batch_size), -(-size // batch_size))
+        accelerator = self._accelerator()
         total, images = 0.0, 0
-        for batch in tqdm(batches, desc="measuring fidelity", disable=not accelerator.is_main_process):
-            image = scale_pixels(batch["image"].to(accelerator.device))
-            parents = batch["parents"].to(accelerator.device)
+        for image, parents in self._first(dataset, self.cft.slack_images, "measuring fidelity", accelerator):
             generators = [seeded_generator(self.config.seed, images + i) for i in range(len(image))]
             with accelerator.autocast():
                 output = self.objective.backbone.counterfactual(image, parents, parents, generators)
             total += output.fidelity.item() * len(image)
             images += len(image)
         return total / images
+
+    @torch.no_grad()
+    def measure_reference(self, dataset: Dataset[Any]) -> Reference:
+        """What the guide says of the first ``reference_images`` images, in the training's precision.
+
+        Raises:
+            ValueError: If none of them has some category.
+        """
+        accelerator = self._accelerator()
+        rows = []
+        for image, parents in self._first(dataset, self.cft.reference_images, "measuring reference", accelerator):
+            with accelerator.autocast():
+                rows.append((parents, self.objective.guide.predict(image).float()))
+        reference = Reference(*(torch.cat(column) for column in zip(*rows, strict=True)))
+        graph = self.objective.guide.causal_graph
+        for variable in graph.variables:
+            if variable.kind == "continuous":
+                continue
+            counts = dict(zip(variable.categories, reference.counts(graph, variable.name), strict=True))
+            if absent := [category for category, count in counts.items() if count == 0]:
+                raise ValueError(
+                    f"--cft matched compares with real images of each category, but '{variable.name}' is {absent[0]!r} "
+                    f"in none of the first {len(reference.parents)}; raise --reference_images, or use --cft soft."
+                )
+        return reference
+
+    def _accelerator(self) -> Accelerator:
+        accelerator = Accelerator(mixed_precision=choose_precision(self.config.mixed_precision))
+        self.objective.to(accelerator.device)
+        return accelerator
+
+    def _first(
+        self, dataset: Dataset[Any], size: int, description: str, accelerator: Accelerator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first images and their attributes, by batches."""
+        if not isinstance(dataset, IterableDataset):
+            size = min(size, len(dataset))  # type: ignore[arg-type]
+            dataset = Subset(dataset, range(size))
+        batch_size = self.config.train_batch_size
+        batches = islice(DataLoader(dataset, batch_size), -(-size // batch_size))
+        for batch in tqdm(batches, desc=description, disable=not accelerator.is_main_process):
+            yield scale_pixels(batch["image"].to(accelerator.device)), batch["parents"].to(accelerator.device)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from softcft.cft.constraint import LagrangianConstraint
 from softcft.cft.guidance import guidance_losses
 from softcft.cft.interventions import draw_interventions
-from softcft.cft.targets import TargetMode, counterfactual_targets
+from softcft.cft.targets import Reference, TargetMode, counterfactual_targets
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.data.schema import scale_pixels
 from softcft.models.attribute_scm import AttributeSCM
@@ -193,8 +193,11 @@ class CFTObjective(nn.Module):
         attribute_scm: Trained attribute mechanisms; frozen here.
         guide: Trained and calibrated classifier; frozen here.
         constraint: Holds the fidelity.
-        mode: ``"hard"`` or ``"soft"`` targets for what the intervention must not move.
+        mode: Of the targets, see :mod:`softcft.cft.targets`.
     """
+
+    reference_parents: Tensor | None
+    reference_predictions: Tensor | None
 
     def __init__(
         self,
@@ -218,6 +221,9 @@ class CFTObjective(nn.Module):
         self.guide.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # as the images it will see
         self.constraint = constraint
         self.mode = mode
+        # For matched targets; measured by the trainer.
+        self.register_buffer("reference_parents", None)
+        self.register_buffer("reference_predictions", None)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1], and ``parents`` (B, K)."""
@@ -231,7 +237,13 @@ class CFTObjective(nn.Module):
             factual_prediction = self.guide.predict(image)
         output = self.backbone.counterfactual(image, parents, counterfactual_parents, generators)
         targets = counterfactual_targets(
-            graph, intervention.mask, counterfactual_parents, factual_prediction, self.mode
+            graph,
+            intervention.mask,
+            parents,
+            counterfactual_parents,
+            factual_prediction,
+            self.mode,
+            self.reference,
         )
         losses = guidance_losses(graph, self.guide(output.image).logits, targets, self.guide.column_scales)
         guidance = torch.stack(list(losses.values())).sum()
@@ -242,6 +254,13 @@ class CFTObjective(nn.Module):
             "multiplier": self.constraint.multiplier.clone(),
             **{f"guidance/{name}": loss for name, loss in losses.items()},
         }
+
+    @property
+    def reference(self) -> Reference | None:
+        """What the guide says of real images."""
+        if self.reference_parents is None or self.reference_predictions is None:
+            return None
+        return Reference(self.reference_parents, self.reference_predictions)
 
     def after_step(self, metrics: dict[str, float]) -> None:
         """Gradient ascent of the Lagrange multiplier."""

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from softcft.cft.targets import counterfactual_targets
+from softcft.cft.targets import Reference, counterfactual_targets, matched_targets
 from softcft.graph import CausalGraph
 
 GRAPH = CausalGraph(
@@ -19,6 +19,7 @@ GRAPH = CausalGraph(
 )
 # Encoded as site x y z, age, sex, ill.
 COUNTERFACTUAL = torch.tensor([[0.0, 1.0, 0.0, 0.5, 1.0, 1.0]])
+FACTUAL = torch.tensor([[1.0, 0.0, 0.0, -0.1, 0.0, 0.0]])
 PREDICTION = torch.tensor([[0.2, 0.7, 0.1, -0.3, 0.9, 0.65]])
 
 
@@ -27,13 +28,13 @@ def intervened(*names: str) -> Tensor:
 
 
 def soft(*names: str) -> list[float]:
-    targets = counterfactual_targets(GRAPH, intervened(*names), COUNTERFACTUAL, PREDICTION, "soft")
+    targets = counterfactual_targets(GRAPH, intervened(*names), FACTUAL, COUNTERFACTUAL, PREDICTION, "soft")
     return [round(value, 6) for value in targets[0].tolist()]
 
 
 @pytest.mark.parametrize("names", [(), ("sex",), ("site", "age"), GRAPH.names])
 def test_hard_targets_are_the_counterfactual_attributes(names: tuple[str, ...]) -> None:
-    targets = counterfactual_targets(GRAPH, intervened(*names), COUNTERFACTUAL, PREDICTION, "hard")
+    targets = counterfactual_targets(GRAPH, intervened(*names), FACTUAL, COUNTERFACTUAL, PREDICTION, "hard")
     assert torch.equal(targets, COUNTERFACTUAL)
 
 
@@ -57,7 +58,9 @@ def test_several_interventions_at_once() -> None:
 def test_each_image_has_its_own_intervention() -> None:
     choices = [(), ("age",), ("sex", "site"), ("ill",)]
     mask = torch.cat([intervened(*names) for names in choices])
-    targets = counterfactual_targets(GRAPH, mask, COUNTERFACTUAL.repeat(4, 1), PREDICTION.repeat(4, 1), "soft")
+    targets = counterfactual_targets(
+        GRAPH, mask, FACTUAL.repeat(4, 1), COUNTERFACTUAL.repeat(4, 1), PREDICTION.repeat(4, 1), "soft"
+    )
     for row, names in zip(targets, choices, strict=True):
         assert row.tolist() == pytest.approx(soft(*names))
 
@@ -66,20 +69,22 @@ def test_certain_predictions_make_soft_targets_hard() -> None:
     # The guide's prediction being the label, nothing is left of the difference.
     labels = COUNTERFACTUAL.clone()
     labels[0, 4] = 0.0  # sex before do(sex)
-    both = [counterfactual_targets(GRAPH, intervened("sex"), COUNTERFACTUAL, labels, m) for m in ("hard", "soft")]
+    both = [
+        counterfactual_targets(GRAPH, intervened("sex"), FACTUAL, COUNTERFACTUAL, labels, m) for m in ("hard", "soft")
+    ]
     assert torch.equal(both[0], both[1])
 
 
 def test_no_gradient_reaches_the_factual_prediction() -> None:
     prediction = PREDICTION.clone().requires_grad_()
     for mode in ("hard", "soft"):
-        targets = counterfactual_targets(GRAPH, intervened("sex"), COUNTERFACTUAL, prediction, mode)
+        targets = counterfactual_targets(GRAPH, intervened("sex"), FACTUAL, COUNTERFACTUAL, prediction, mode)
         assert not targets.requires_grad
 
 
 def test_unknown_mode() -> None:
-    with pytest.raises(ValueError, match="mode must be 'hard' or 'soft', got 'medium'"):
-        counterfactual_targets(GRAPH, intervened("sex"), COUNTERFACTUAL, PREDICTION, "medium")
+    with pytest.raises(ValueError, match="mode must be 'hard', 'soft' or 'matched', got 'medium'"):
+        counterfactual_targets(GRAPH, intervened("sex"), FACTUAL, COUNTERFACTUAL, PREDICTION, "medium")
 
 
 @st.composite
@@ -105,9 +110,127 @@ def test_a_column_is_soft_where_the_intervention_cannot_reach(graph: CausalGraph
     chosen = [data.draw(st.sets(st.sampled_from(graph.names))) for _ in range(3)]
     mask = torch.tensor([[name in names for name in graph.names] for names in chosen])
     counterfactual, prediction = torch.full((3, graph.width), 1.0), torch.full((3, graph.width), 0.25)
-    targets = counterfactual_targets(graph, mask, counterfactual, prediction, "soft")
+    targets = counterfactual_targets(graph, mask, 1 - counterfactual, counterfactual, prediction, "soft")
     for row, names in zip(targets, chosen, strict=True):
         affected = graph.affected_by(names)
         for variable in graph.variables:
             expected = 1.0 if variable.name in affected else 0.25
             assert row[graph.slices[variable.name]].tolist() == [expected] * variable.width
+
+
+# ---- matched ------------------------------------------------------------------------------------------------------
+
+
+def world(n: int, parents: Tensor | None = None, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Encoded attributes, how clearly each image shows them, and what a guide says; as site x y z, age, sex, ill.
+
+    An ill person of the same looks is the surer to be called so the older he is; and the guide, which cannot read the
+    age well, says ages that are nearer to the mean.
+    """
+    site, sex = torch.randint(3, (n,)), torch.rand(n).round()
+    age = torch.rand(n) * 2 - 1
+    ill = (torch.rand(n) < (age + 2) / 4).float()
+    if parents is None:
+        parents = torch.column_stack([torch.eye(3)[site], age, sex, ill])
+    if noise is None:
+        noise = torch.randn(n, 6)
+    logits = parents * 3 + noise
+    columns = [
+        logits[:, :3].softmax(dim=1),
+        0.5 * parents[:, 3:4] + 0.1 * noise[:, 3:4],
+        (logits[:, 4:5] - 1.5).sigmoid(),
+        (logits[:, 5:6] + 2 * parents[:, 3:4] - 1.5).sigmoid(),
+    ]
+    return parents, noise, torch.cat(columns, dim=1)
+
+
+def changed(parents: Tensor, name: str, n: int) -> Tensor:
+    """Somebody else's value of one variable."""
+    counterfactual = parents.clone()
+    columns = GRAPH.slices[name]
+    counterfactual[:, columns] = world(n)[0][:, columns]
+    return counterfactual
+
+
+@pytest.mark.parametrize("name", GRAPH.names)
+def test_matched_targets_are_what_the_guide_says_of_the_true_counterfactual(name: str) -> None:
+    reference = Reference(*world(10_000)[::2])
+    parents, noise, prediction = world(300)
+    counterfactual = changed(parents, name, 300)
+    truth = world(300, counterfactual, noise)[2]
+    targets = matched_targets(GRAPH, parents, counterfactual, prediction, reference)
+    columns = GRAPH.slices[name]
+    error = (targets - truth)[:, columns].abs().mean()
+    assert error < (0.06 if name == "site" else 0.03)
+    # Labels, and for a continuous variable the value plus what the guide was off by, are much further away.
+    naive = counterfactual + prediction - parents if name == "age" else counterfactual
+    assert error < 0.5 * (naive - truth)[:, columns].abs().mean()
+
+
+def test_a_descendant_is_matched_to_its_new_causes() -> None:
+    reference = Reference(*world(10_000)[::2])
+    parents, noise, prediction = world(300)
+    counterfactual = changed(parents, "age", 300)
+    truth = world(300, counterfactual, noise)[2]
+    targets = matched_targets(GRAPH, parents, counterfactual, prediction, reference)
+    ill = GRAPH.slices["ill"]
+    assert (targets - truth)[:, ill].abs().mean() < 0.5 * (prediction - truth)[:, ill].abs().mean()
+
+
+def test_matched_targets_are_spread_as_predictions_of_real_images() -> None:
+    reference = Reference(*world(10_000)[::2])
+    parents, _, prediction = world(2_000)
+    counterfactual = changed(parents, "sex", 2_000)
+    targets = matched_targets(GRAPH, parents, counterfactual, prediction, reference)
+    for sex in (0, 1):
+        real, _, said = world(4_000)
+        matched = targets[counterfactual[:, 4] == sex, 4]
+        levels = torch.linspace(0.05, 0.95, 10)
+        assert (matched.quantile(levels) - said[real[:, 4] == sex, 4].quantile(levels)).abs().max() < 0.06
+
+
+def test_an_image_of_the_reference_that_stays_as_it_is_keeps_its_prediction() -> None:
+    parents = world(200)[0]
+    parents[:, 4] = torch.arange(200) % 2  # equally many of both, and fewer than neighbours: all are among the peers
+    prediction = world(200, parents)[2]
+    targets = matched_targets(GRAPH, parents, parents, prediction, Reference(parents, prediction))
+    assert torch.equal(targets[:, 4], prediction[:, 4])
+
+
+def test_order_is_kept() -> None:
+    reference = Reference(*world(5_000)[::2])
+    parents, _, prediction = world(200)
+    parents[:, 4] = 0.0
+    counterfactual = parents.clone()
+    counterfactual[:, 4] = 1.0
+    targets = matched_targets(GRAPH, parents, counterfactual, prediction, reference)[:, 4]
+    assert (targets[prediction[:, 4].argsort()].diff() >= 0).all()
+    assert targets.unique().numel() > 50
+
+
+def test_no_donor_is_of_another_category_however_rare_it_is() -> None:
+    parents, _, _ = world(1_000)
+    parents[:, :3] = torch.tensor([1.0, 0.0, 0.0])
+    parents[:3, :3] = torch.tensor([0.0, 1.0, 0.0])
+    parents[3:6, :3] = torch.tensor([0.0, 0.0, 1.0])
+    reference = Reference(*world(1_000, parents)[::2])
+    counterfactual = parents.clone()
+    counterfactual[:, :3] = torch.tensor([0.0, 1.0, 0.0])
+    targets = matched_targets(GRAPH, parents, counterfactual, reference.predictions, reference)[:, :3]
+    assert set(map(tuple, targets.tolist())) <= set(map(tuple, reference.predictions[:3, :3].tolist()))
+
+
+def test_matched_targets_move_only_what_the_intervention_can_reach() -> None:
+    reference = Reference(*world(1_000)[::2])
+    parents, _, prediction = world(50)
+    counterfactual = changed(parents, "sex", 50)
+    mask = intervened("sex").expand(50, -1)
+    targets = counterfactual_targets(GRAPH, mask, parents, counterfactual, prediction, "matched", reference)
+    untouched = [0, 1, 2, 3, 5]
+    assert torch.equal(targets[:, untouched], prediction[:, untouched])
+    assert not torch.equal(targets[:, 4], counterfactual[:, 4])
+
+
+def test_matching_needs_a_reference() -> None:
+    with pytest.raises(ValueError, match="'matched' needs a reference"):
+        counterfactual_targets(GRAPH, intervened("sex"), FACTUAL, COUNTERFACTUAL, PREDICTION, "matched")

@@ -148,6 +148,20 @@ def test_each_recipe_gets_the_data_its_seed_and_its_steps(
     assert order[5:] == ["soft_cft"] * 3 + ["evaluate"] * (len(order) - 8)
 
 
+def test_other_kinds_of_fine_tuning_are_compared(run_all: Callable[..., None], tmp_path: Path) -> None:
+    run_all("--cft", "soft", "matched", "--utility")
+    made = {Path(script).stem: [] for script, *_ in calls(tmp_path)}
+    for script, *flags in calls(tmp_path):
+        made[Path(script).stem].append(flags)
+    assert sorted(value(flags, "--cft") for flags in made["soft_cft"]) == ["matched", "soft"]
+    for recipe in ("generate_counterfactuals", "evaluate"):
+        (flags, *_) = made[recipe]
+        start = flags.index("--pipelines") + 1
+        assert [Path(folder).name for folder in flags[start : start + 2]] == ["soft", "matched"]
+    sets = [value(flags, "--train_on") for flags in made["train_classifier"] if "--train_on" in flags]
+    assert sorted(sets) == ["matched/shape", "real", "soft/shape"]
+
+
 def test_with_utility_predictors_learn_from_every_set(run_all: Callable[..., None], tmp_path: Path) -> None:
     run_all("--utility", "--seed", "4")
     flags = [flags for script, *flags in calls(tmp_path) if "utility" in flags]
@@ -306,6 +320,7 @@ if '{where}' in sys.argv[0] and not pathlib.Path('{tmp_path}/stopped').exists():
         (["--sample_sise", "16"], r"^unknown argument '--sample_sise'; did you mean '--sample_size'\?$"),
         (["--learning_rate", "1"], r"^unknown argument '--learning_rate'"),
         (["--max_train_steps", "0"], r"^--max_train_steps must be at least 1, got 0\.$"),
+        (["--cft", "soft", "medium"], r"^--cft must be different ones of none, hard, soft, matched, got"),
         (["--seed", "-1"], r"^--seed must be >= 0, got -1\.$"),
         (["--num_test", "0"], r"^--num_test must be at least 1, got 0"),
         (["--sample_size", "24"], r"^resolutions\[0\] must be sample_size / patch_size"),

@@ -136,10 +136,11 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """The same fine-tuning with hard targets, with soft ones, and with soft ones but no constraint."""
+    """The same fine-tuning with hard, soft and matched targets, and with soft ones but no constraint."""
     settings = {
         "hard": {"cft": "hard", "damping": 100.0},
         "soft": {"cft": "soft", "damping": 100.0},
+        "matched": {"cft": "matched", "damping": 100.0},
         "free": {"cft": "soft", "damping": 0.0, "multiplier_learning_rate": 0.0},
     }
     finished = {}
@@ -177,7 +178,7 @@ def test_guidance_falls_and_interventions_take_effect(mode: str, runs: dict[str,
         assert accuracy[1] > 0.95 > accuracy[0] + 0.1
 
 
-@pytest.mark.parametrize("mode", ["hard", "soft"])
+@pytest.mark.parametrize("mode", ["hard", "soft", "matched"])
 def test_the_constraint_holds_the_fidelity(mode: str, runs: dict[str, Run]) -> None:
     slack = runs[mode].trainer.objective.constraint.slack.item()
     assert slack == pytest.approx(trainer(Path("unused"), {}).measure_fidelity(draw(512, seed=0)))
@@ -199,6 +200,28 @@ def test_hard_targets_amplify_and_soft_ones_do_not(runs: dict[str, Run]) -> None
         assert soft[positive, untouched].mean() == pytest.approx(before[positive, untouched].mean().item(), abs=0.01)
         assert soft[~positive, untouched].mean() == pytest.approx(before[~positive, untouched].mean().item(), abs=0.01)
         assert (soft - before)[:, untouched].abs().max() < 0.05
+
+
+@torch.no_grad()
+def test_matched_interventions_are_as_strong_as_reality(runs: dict[str, Run]) -> None:
+    image, parents = stack(draw(2000, seed=1))
+    for attribute, untouched in ((SIDE, MARK), (MARK, SIDE)):
+        change = 2 * SHIFT[attribute] * (1 - 2 * parents[:, attribute])
+        truth = ToyGuide()(image + change[:, None, None, None] * HALVES[attribute]).logits
+        flipped = parents.clone()
+        flipped[:, attribute] = 1 - flipped[:, attribute]
+        errors = {}
+        for mode in ("hard", "soft", "matched"):
+            backbone = runs[mode].trainer.objective.backbone
+            errors[mode] = (ToyGuide()(backbone.counterfactual(image, parents, flipped).image).logits - truth).abs()
+        assert errors["matched"][:, attribute].mean() < 0.25 * errors["soft"][:, attribute].mean()
+        assert errors["matched"][:, untouched].mean() < 0.25 * errors["hard"][:, untouched].mean()
+
+
+def test_matching_wants_images_of_each_category(tmp_path: Path) -> None:
+    one_sided = [sample for sample in draw(100, seed=0) if sample["parents"][SIDE] == 1]
+    with pytest.raises(ValueError, match=r"'side' is 'left' in none of the first \d+; raise --reference_images"):
+        trainer(tmp_path, {"cft": "matched"}).train(one_sided)
 
 
 def test_guide_and_mechanisms_stay_as_they_are(runs: dict[str, Run]) -> None:
@@ -319,12 +342,13 @@ def test_mechanisms_and_guide_must_share_their_graph(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"cft": "medium"}, "--cft must be 'none', 'hard' or 'soft', got 'medium'"),
+        ({"cft": "medium"}, "--cft must be 'none', 'hard', 'soft' or 'matched', got 'medium'"),
         ({"constraint": "equality"}, "--constraint must be 'inequality' or 'published', got 'equality'"),
         ({"damping": -1.0}, "--damping must be >= 0, got -1.0"),
         ({"damping": math.nan}, "--damping must be >= 0, got nan"),
         ({"multiplier_learning_rate": -0.1}, "--multiplier_learning_rate must be >= 0, got -0.1"),
         ({"slack_images": 0}, "--slack_images must be at least 1, got 0"),
+        ({"reference_images": 0}, "--reference_images must be at least 1, got 0"),
     ],
 )
 def test_wrong_settings(fields: dict[str, Any], match: str) -> None:
