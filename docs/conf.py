@@ -11,6 +11,8 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 2
 exclude_patterns = ["_build"]
 
+add_module_names = False
+toc_object_entries_show_parents = "hide"
 autodoc_default_options = {"members": True, "exclude-members": "__init__"}
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # docstrings tell shapes and units, which types do not
@@ -23,5 +25,6 @@ nitpick_ignore_regex = [("py:.*", r"(collections|datasets|numpy|pandas|PIL|sklea
 
 html_theme = "furo"
 html_title = "softcft"
+html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False

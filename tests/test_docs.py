@@ -70,7 +70,7 @@ def test_the_first_commands_are_targets_of_the_makefile() -> None:
 
 
 def test_every_page_is_in_the_index() -> None:
-    listed = re.findall(r"^[\w/]+$", read("docs/index.md"), flags=re.MULTILINE)
+    listed = re.findall(r"^(?:[\w -]+ <)?([\w/]+)>?$", read("docs/index.md"), flags=re.MULTILINE)
     assert {f"docs/{name}.md" for name in listed} | {"docs/index.md"} >= {p for p in PAGES if p.startswith("docs/")}
 
 
