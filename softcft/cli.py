@@ -116,22 +116,24 @@ def _counterfactual(arguments: argparse.Namespace) -> None:
     _check_output(arguments.output)
     image = _open(arguments.image)
     pipeline = _load(arguments.model)
-    steps = arguments.num_inference_steps
-    if steps is not None and "unet" not in pipeline.components:
-        raise ValueError(f"--num_inference_steps is for diffusion models, got {steps} for an HVAE; leave it out.")
+    settings: dict[str, Any] = {}
+    if (steps := arguments.num_inference_steps) is not None:
+        if "unet" not in pipeline.components:
+            raise ValueError(f"--num_inference_steps {steps} is for diffusion models, which this is not; leave it out.")
+        settings["num_inference_steps"] = steps
 
     from softcft.noise import seeded_generator
 
     graph = pipeline.causal_graph
     parents = _typed(graph, known)
     try:
-        output = pipeline(
+        output: Any = pipeline(
             image,
-            parents,
-            _typed(graph, do),
+            parents=parents,
+            do=_typed(graph, do),
             generator=seeded_generator(arguments.seed),
             infer_missing_parents=arguments.infer_missing_parents,
-            **({} if steps is None else {"num_inference_steps": steps}),
+            **settings,
         )
     except ValueError as error:
         raise ValueError(_in_terms_of_flags(str(error), arguments.image)) from error
@@ -200,16 +202,15 @@ def _in_terms_of_flags(message: str, image: Path) -> str:
 
 
 def _comparison(graph: CausalGraph, parents: dict[str, Any], output: DSCMPipelineOutput) -> str:
-    heads, columns = ["attribute", "factual", "counterfactual"], [list(graph.names), [], []]
+    rows = [["attribute", "factual", "counterfactual"]]
+    if output.factual_predictions is not None:
+        rows[0] += ["classifier before", "classifier after"]
     for variable in graph.variables:
-        known = variable.name in parents
-        columns[1].append(_value(variable, parents[variable.name]) if known else "(inferred)")
-        columns[2].append(_value(variable, output.parents[variable.name][0]))
-    for head, seen in (("before", output.factual_predictions), ("after", output.counterfactual_predictions)):
-        if seen is not None:
-            heads.append(f"classifier {head}")
-            columns.append([_value(variable, seen[variable.name][0]) for variable in graph.variables])
-    return _table([heads, *(list(row) for row in zip(*columns, strict=True))])
+        name = variable.name
+        values = [output.parents, output.factual_predictions, output.counterfactual_predictions]
+        known = _value(variable, parents[name]) if name in parents else "(inferred)"
+        rows.append([name, known, *(_value(variable, value[name][0]) for value in values if value is not None)])
+    return _table(rows)
 
 
 def _value(variable: Variable, value: Any) -> str:

@@ -134,7 +134,7 @@ def test_diffusion_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ({"--seed": "-1"}, "argument --seed: must be a whole number of at least 0, got '-1'."),
         ({"--seed": "x"}, "argument --seed: must be a whole number of at least 0, got 'x'."),
         ({"--num_inference_steps": "0"}, "argument --num_inference_steps: must be a whole number of at least 1"),
-        ({"--num_inference_steps": "5"}, "--num_inference_steps is for diffusion models, got 5 for an HVAE; leave it"),
+        ({"--num_inference_steps": "5"}, "--num_inference_steps 5 is for diffusion models, which this is not; leave"),
         ({"--nonsense": "5"}, "unrecognized arguments: --nonsense 5"),
     ],
 )
