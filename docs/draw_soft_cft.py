@@ -17,14 +17,14 @@ def panel(axes: Axes, title: str, values: list[float], colors: list[str], notes:
     for row, (value, color, note) in enumerate(zip(values, colors, notes, strict=True)):
         axes.text(0, row - 0.24, f"{value:.2f}  {note}", va="top", color=color, fontsize=9)
     axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", pad=4)
-    axes.set(xlim=(0, 1.02), ylim=(-0.75, 1.4))
+    axes.set(xlim=(0, 1.02), ylim=(-0.5, 1.4))
     axes.axis("off")
 
 
 def main() -> None:
     """Draw the picture beside this file."""
     plt.rcParams |= {"svg.hashsalt": "softcft", "font.family": "sans-serif"}
-    figure, (real, hard, soft) = plt.subplots(1, 3, figsize=(8.4, 2.3), gridspec_kw={"wspace": 0.3})
+    figure, (real, hard, soft) = plt.subplots(1, 3, figsize=(8.4, 2.0), gridspec_kw={"wspace": 0.3})
     for row, name in enumerate(ATTRIBUTES):
         real.text(-0.04, row, name, ha="right", va="center", fontsize=10)
     panel(real, "Guide on the real image", SEEN, [GREY, GREY], ["mild", "a man"])
