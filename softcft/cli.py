@@ -173,8 +173,8 @@ def _open(path: Path) -> Image:
     from PIL import Image
 
     try:
-        image = Image.open(path)
-        image.load()
+        with Image.open(path) as image:
+            image.load()
     except Exception as error:  # of many kinds, which Pillow does not list
         raise ValueError(
             f"IMAGE {path} cannot be read: {error}. Give a picture that is whole, such as a PNG."

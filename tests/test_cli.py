@@ -94,7 +94,8 @@ def test_diffusion_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     known = ["--parents", "size=2", "state=off", "site=a"]
     ask = ["counterfactual", "small.png", "--model", "diffusion", *known, "--do", "site=b", "-o", "out.png"]
     main([*ask, "--num_inference_steps", "10"])
-    assert Image.open("out.png").size == (8, 8)
+    with Image.open("out.png") as image:
+        assert image.size == (8, 8)
     assert "classifier" not in capsys.readouterr().out
     assert "--num_inference_steps must" in refusal(capsys, *ask, "--num_inference_steps", "1001")
 
