@@ -5,7 +5,7 @@ BIN := .venv/bin
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce reproduce-diffusion paper example test check clean
+.PHONY: help reproduce reproduce-diffusion paper example test check docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,8 +35,11 @@ check: .venv/.installed ## Lint, format check, types, import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: .venv/.installed ## Build the documentation into docs/_build/html; needs no network
+	$(BIN)/python -m sphinx --quiet --nitpicky --fail-on-warning --keep-going docs docs/_build/html
+
 clean: ## Remove the virtual environment and all caches; outputs/ stays
-	rm -rf .venv .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist docs/_build
 	find recipes softcft tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: pyproject.toml constraints.txt

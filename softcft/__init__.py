@@ -3,24 +3,12 @@
 Importing softcft is what lets ``DiffusionPipeline.from_pretrained`` load its pipelines.
 """
 
-# A saved pipeline names its components as ["softcft", "HVAEModel"]. The loader looks up in this namespace both that
-# class and the base class that it knows how to load, ModelMixin: so everything that can be a component is imported
-# here, eagerly, and so is ModelMixin.
-from diffusers import ModelMixin
+from typing import TYPE_CHECKING, Any
 
 from softcft import _diffusers
-from softcft.counterfactuals.backbone import BackboneOutput, CounterfactualBackbone
-from softcft.counterfactuals.diffusion_backbone import DiffusionBackbone
-from softcft.counterfactuals.hvae_backbone import HVAEBackbone
-from softcft.example import example_model
-from softcft.graph import CausalGraph, Intervention, Variable
-from softcft.models.attribute_scm import AttributeSCM
-from softcft.models.classifier import AttributeClassifier
-from softcft.models.denoiser import ConditionalDenoiser
-from softcft.models.hvae import HVAEModel
-from softcft.models.parent_encoder import ParentEncoder
-from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
-from softcft.pipelines.dscm import DSCMPipeline, DSCMPipelineOutput
+
+if TYPE_CHECKING:
+    from softcft._api import *
 
 __version__ = "0.1.0"
 
@@ -45,4 +33,19 @@ __all__ = [
     "example_model",
 ]
 
-_diffusers.register(DSCMPipeline, DiffusionDSCMPipeline)
+
+def __getattr__(name: str) -> Any:
+    """A public name, when it is first asked for: pipelines and models of diffusers take seconds to import."""
+    if name not in __all__:
+        raise AttributeError(f"module 'softcft' has no attribute {name!r}")
+    from softcft import _api
+
+    globals()[name] = getattr(_api, name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+_diffusers.register_when_imported()

@@ -6,18 +6,40 @@ knows only its own pipelines by name. Two registrations change that:
 - ``LOADABLE_CLASSES["softcft"]``: components are saved as ``["softcft", "HVAEModel"]``, a name that survives moving
   files, and load from a folder and from the Hub without remote code;
 - ``diffusers.DSCMPipeline``: ``DiffusionPipeline.from_pretrained`` finds the class that ``model_index.json`` names.
+
+Nothing of diffusers is imported for that: it takes seconds. Both registrations wait until somebody else imports the
+module that they change.
 """
 
 from __future__ import annotations
 
-import diffusers
-from diffusers.pipelines import pipeline_loading_utils as loader
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["SUPPORTED_DIFFUSERS", "register"]
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+__all__ = ["PIPELINES", "SUPPORTED_DIFFUSERS", "register", "register_when_imported"]
 
 SUPPORTED_DIFFUSERS = ">=0.42,<0.43"
+PIPELINES = ("DSCMPipeline", "DiffusionDSCMPipeline")
+LOADER = "diffusers.pipelines.pipeline_loading_utils"
 SAVE_AND_LOAD = ["save_pretrained", "from_pretrained"]
+
+
+def register_when_imported() -> None:
+    """Make models of softcft loadable when the loader is imported, and :data:`PIPELINES` known when diffusers is."""
+    for name, change in ("diffusers", _make_pipelines_known), (LOADER, register):
+        if name in sys.modules:
+            change()
+        else:
+            sys.meta_path.insert(0, _AfterImport(name, change))
 
 
 def register(*pipelines: type[DiffusionPipeline]) -> None:
@@ -29,6 +51,9 @@ def register(*pipelines: type[DiffusionPipeline]) -> None:
     Raises:
         ImportError: If the loader of the installed diffusers does not work as expected.
     """
+    import diffusers
+
+    loader = import_module(LOADER)
     loadable = getattr(loader, "LOADABLE_CLASSES", None)
     if not isinstance(loadable, dict) or loadable.get("diffusers", {}).get("ModelMixin") != SAVE_AND_LOAD:
         raise _unsupported("pipeline_loading_utils.LOADABLE_CLASSES has changed")
@@ -43,7 +68,42 @@ def register(*pipelines: type[DiffusionPipeline]) -> None:
         setattr(diffusers, pipeline.__name__, pipeline)
 
 
+def _make_pipelines_known() -> None:
+    """Let diffusers, which imports its own classes when they are asked for, do so with ours."""
+    diffusers = sys.modules["diffusers"]
+
+    class WithOurs(type(diffusers)):  # type: ignore[misc]  # a module's class is not known before
+        def __getattr__(self, name: str) -> Any:
+            return getattr(import_module("softcft"), name) if name in PIPELINES else super().__getattr__(name)
+
+    diffusers.__class__ = WithOurs
+
+
+class _AfterImport(MetaPathFinder):
+    """Finds one module as Python does, and calls a function when it has been imported."""
+
+    def __init__(self, name: str, function: Callable[[], None]) -> None:
+        self.name, self.function = name, function
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_call(module: ModuleType) -> None:
+                execute(module)
+                self.function()
+
+            spec.loader.exec_module = execute_and_call  # type: ignore[method-assign]
+        return spec
+
+
 def _unsupported(reason: str) -> ImportError:
+    import diffusers
+
     return ImportError(
         f"softcft needs diffusers{SUPPORTED_DIFFUSERS}, but diffusers {diffusers.__version__} is installed and loads "
         f'pipelines in another way ({reason}). Run: pip install "diffusers{SUPPORTED_DIFFUSERS}"'

@@ -44,8 +44,8 @@ class CausalGraph:
     """A directed acyclic graph of variables, all of which are parents of the image.
 
     Args:
-        variables: The variables, as :class:`Variable` or as plain dicts of its attributes. Their order is the
-            column order of encoded tensors; it need not be causal.
+        variables: The variables, each a :class:`~softcft.variable.Variable` or a plain dict of its attributes. Their
+            order is the column order of encoded tensors; it need not be causal.
 
     Attributes:
         variables: The variables in the given order.
@@ -55,8 +55,8 @@ class CausalGraph:
         width: K, the number of encoded columns.
 
     Raises:
-        ValueError: If variables is not a list of :class:`Variable` and dicts or is empty, a name is given twice, a
-            parent is unknown, or the graph has a cycle.
+        ValueError: If variables is not such a list or is empty, a name is given twice, a parent is unknown, or the
+            graph has a cycle.
 
     Example:
         >>> graph = CausalGraph([

@@ -150,6 +150,38 @@ print(type(pipe).__name__, pipe.sample(2, do={{"ill": "yes"}}).parents["ill"])
     assert python(code, tmp_path).strip() == "DSCMPipeline ['yes', 'yes']"
 
 
+def test_importing_softcft_leaves_what_takes_seconds_to_later(tmp_path):
+    slow = {"diffusers", "transformers", "torch", "networkx", "zuko"}
+    assert python(f"import sys, softcft; print({slow} & set(sys.modules))", tmp_path).strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import softcft; from diffusers.pipelines import pipeline_loading_utils as loader",
+        "from diffusers.pipelines import pipeline_loading_utils as loader; import softcft",
+        "import softcft.pipelines.dscm; from diffusers.pipelines import pipeline_loading_utils as loader",
+    ],
+)
+def test_registered_whatever_is_imported_first(code, tmp_path):
+    code += """
+import diffusers
+assert loader.LOADABLE_CLASSES["softcft"]
+assert not hasattr(diffusers, "NoSuchPipeline")
+print(diffusers.DSCMPipeline.__module__, diffusers.DiffusionDSCMPipeline.__module__)
+"""
+    assert python(code, tmp_path).strip() == "softcft.pipelines.dscm softcft.pipelines.diffusion_dscm"
+
+
+def test_a_component_loads_alone_from_another_process(folder, tmp_path):
+    code = f"""
+import softcft
+from diffusers import AutoModel
+print(type(AutoModel.from_pretrained({str(folder)!r}, subfolder="attribute_scm")).__name__)
+"""
+    assert python(code, tmp_path).strip() == "AttributeSCM"
+
+
 def test_custom_pipeline_needs_no_import_of_softcft(folder, tmp_path):
     entry = ROOT / "pipelines" / "dscm.py"
     code = f"""
@@ -165,6 +197,10 @@ print(type(pipe).__module__)
 
 def test_public_names_exist_and_hold_all_that_the_loader_looks_up():
     assert all(hasattr(softcft, name) for name in softcft.__all__)
+    assert set(softcft.__all__) <= set(dir(softcft))
+    assert all(hasattr(softcft, name) for name in _diffusers.PIPELINES)
+    with pytest.raises(AttributeError, match="'softcft' has no attribute 'HVAE'"):
+        softcft.HVAE  # noqa: B018
     assert softcft.ModelMixin is diffusers.ModelMixin
     for model in (HVAEModel, AttributeSCM, AttributeClassifier):
         assert loader._fetch_class_library_tuple(model) == ("softcft", model.__name__)

@@ -46,7 +46,7 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
     """A transformers vision backbone with one linear head per variable of the graph.
 
     Args:
-        graph: The causal graph as plain data (:meth:`CausalGraph.to_list`).
+        graph: The causal graph as plain data (:meth:`~softcft.graph.CausalGraph.to_list`).
         backbone: Configuration of a transformers image model with ``hidden_sizes`` and a pooled output,
             ``model_type`` among its keys, for example
             ``{"model_type": "resnet", "num_channels": 1, "hidden_sizes": [32, 64], ...}``.

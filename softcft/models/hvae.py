@@ -10,7 +10,7 @@ The encoder is a residual network whose activations at every resolution feed the
     state  = z_feat_proj(z, features)
 
 A block above ``z_max_resolution`` is deterministic: no posterior, and z is p_loc. The features are written here as
-published; where the block allows it they are never computed (:meth:`DecoderBlock.inject`).
+published; where the block allows it they are never computed (:meth:`~softcft.models.hvae_blocks.DecoderBlock.inject`).
 
 Parents never become maps (:class:`~softcft.models.hvae_blocks.ParentBias`). An exogenous prior never sees them, so
 ``features + z_proj(z)`` of every block, here called the *injections*, carries over from the factual posterior pass to
@@ -100,7 +100,8 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Conditional hierarchical VAE with a discretised Gaussian likelihood.
 
     Args:
-        graph: The causal graph as plain data (:meth:`CausalGraph.to_list`). All its variables condition the image.
+        graph: The causal graph as plain data (:meth:`~softcft.graph.CausalGraph.to_list`). All its variables
+            condition the image.
         sample_size: Image height and width in pixels.
         in_channels: Image channels; each has its own mean and scale.
         patch_size: Works on ``patch_size`` x ``patch_size`` patches folded into channels; 1 is the published model.

@@ -49,7 +49,7 @@ class ConvBlock(nn.Module):
     """Pre-activation convolutions of one map or two and, optionally, of the parents.
 
     ``bottleneck``: 1x1, 3x3, 3x3, 1x1 with GELU; ``light``: 3x3, 3x3 with ReLU. Inputs are convolved one by one and
-    added, which equals convolving their concatenation. The last convolution is left to the caller: :attr:`last`.
+    added, which equals convolving their concatenation. The last convolution is left to the caller: ``last``.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ class ParentEncoder(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[m
     guidance ask, of one network, what an image is like given all attributes, a group of them, or none.
 
     Args:
-        graph: The causal graph as plain data (:meth:`CausalGraph.to_list`).
+        graph: The causal graph as plain data (:meth:`~softcft.graph.CausalGraph.to_list`).
         embedding_dim: Size of a token: the ``cross_attention_dim`` of a ``UNet2DConditionModel``, or the size of the
             time embedding of a ``UNet2DModel``, four times its first block's channels.
 

@@ -124,7 +124,9 @@ class HVAEObjective(nn.Module):
 
 
 class DiffusionObjective(nn.Module):
-    """The denoising loss of images given some of their attributes, see :meth:`ConditionalDenoiser.loss`.
+    """The denoising loss of images given some of their attributes.
+
+    See :meth:`~softcft.models.denoiser.ConditionalDenoiser.loss`.
 
     Args:
         denoiser: The diffusion model.

@@ -1,0 +1,288 @@
+"""The command ``softcft``: a counterfactual of one picture, and what a saved pipeline is.
+
+Whatever is wrong with what it is given ends in one line on standard error and exit status 2, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+# softcft is imported where it is used: it takes seconds, and --help and most mistakes need none of it.
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from softcft import DiffusionDSCMPipeline, DSCMPipeline
+    from softcft.graph import CausalGraph
+    from softcft.pipelines.query import DSCMPipelineOutput
+    from softcft.variable import Variable
+
+    Pipeline = DSCMPipeline | DiffusionDSCMPipeline
+
+__all__ = ["main"]
+
+DESCRIPTION = """\
+What would this picture look like, had its subject been different?
+
+  softcft info                     the example model that comes with softcft, and where its pictures are
+  softcft info MODEL               another one: its attributes, images and parts
+  softcft counterfactual --help    how to ask it
+"""
+COUNTERFACTUAL = """\
+What would this picture look like under an intervention, everything else as it was?
+
+With the example model that comes with softcft, and one of its pictures (softcft info says where they are):
+
+  softcft counterfactual 0.png --parents age=44.6 sex=male race=White "disease=no finding" \\
+      --do sex=female -o female.png
+
+With your own, and an attribute that nobody knows:
+
+  softcft counterfactual scan.png --model outputs/mine/soft --parents age=63 "disease=no finding" \\
+      --infer_missing_parents --do age=80 "disease=pleural effusion" -o ill.png
+"""
+MODEL_HELP = "folder of a saved pipeline, or its name on the Hub; left out: the example model that comes with softcft"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        argv: Its arguments; left out, those that the process was started with.
+
+    Raises:
+        SystemExit: With status 2, and one line on standard error, if an argument is wrong.
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage: it would hide the line that says what is wrong."""
+        self.exit(2, f"softcft: error: {_plain(' '.join(message.split()))}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    style: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = _Parser(prog="softcft", description=DESCRIPTION, **style)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+
+    ask = commands.add_parser(
+        "counterfactual", help="a counterfactual of a picture", description=COUNTERFACTUAL, **style
+    )
+    ask.set_defaults(run=_counterfactual)
+    ask.add_argument("image", metavar="IMAGE", type=Path, help="the picture, of the size that the model takes")
+    ask.add_argument("--model", help=MODEL_HELP)
+    pairs: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "NAME=VALUE"}
+    ask.add_argument("--parents", default=[], help="what is known of the picture, in natural units", **pairs)
+    ask.add_argument("--do", required=True, help="the intervention, in natural units", **pairs)
+    ask.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="where the counterfactual goes")
+    ask.add_argument("--infer_missing_parents", action="store_true", help="let the classifier fill in other attributes")
+    ask.add_argument("--seed", type=_whole(0), default=0, help="randomness of the abduction [%(default)s]")
+    ask.add_argument(
+        "--num_inference_steps", type=_whole(1), metavar="N", help="levels of noise of a diffusion model [50]"
+    )
+
+    info = commands.add_parser(
+        "info", help="what a saved pipeline is", description="What a saved pipeline is.", **style
+    )
+    info.set_defaults(run=_info)
+    info.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_HELP)
+    return parser
+
+
+def _whole(least: int) -> Any:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and least <= int(text) < 2**31):
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}.")
+        return int(text)
+
+    return parse
+
+
+# ---- softcft counterfactual -----------------------------------------------------------------------------------------
+
+
+def _counterfactual(arguments: argparse.Namespace) -> None:
+    known, do = _pairs("--parents", arguments.parents), _pairs("--do", arguments.do)
+    _check_output(arguments.output)
+    image = _open(arguments.image)
+    pipeline = _load(arguments.model)
+    settings: dict[str, Any] = {}
+    if (steps := arguments.num_inference_steps) is not None:
+        if "unet" not in pipeline.components:
+            raise ValueError(f"--num_inference_steps {steps} is for diffusion models, which this is not; leave it out.")
+        settings["num_inference_steps"] = steps
+
+    from softcft.noise import seeded_generator
+
+    graph = pipeline.causal_graph
+    parents = _typed(graph, known)
+    try:
+        output: Any = pipeline(
+            image,
+            parents=parents,
+            do=_typed(graph, do),
+            generator=seeded_generator(arguments.seed),
+            infer_missing_parents=arguments.infer_missing_parents,
+            **settings,
+        )
+    except ValueError as error:
+        raise ValueError(_in_terms_of_flags(str(error), arguments.image)) from error
+    try:
+        output.images[0].save(arguments.output)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--output {arguments.output} cannot be written: {error}.") from error
+    print(_comparison(graph, parents, output))
+    print(f"Saved to {arguments.output}")
+
+
+def _pairs(flag: str, given: Sequence[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value):
+            raise ValueError(f'{flag} takes NAME=VALUE, got {pair!r}; put one with spaces in quotes: "name=two words".')
+        if name in pairs:
+            raise ValueError(f"{flag} has {name!r} twice, as {pairs[name]!r} and {value!r}; leave one out.")
+        pairs[name] = value
+    return pairs
+
+
+def _typed(graph: CausalGraph, pairs: dict[str, str]) -> dict[str, str | float]:
+    """Numbers where the graph has numbers; what is none stays a word, which the pipeline refuses."""
+
+    def typed(name: str, value: str) -> str | float:
+        try:
+            return float(value) if name in graph.names and graph[name].kind == "continuous" else value
+        except ValueError:
+            return value
+
+    return {name: typed(name, value) for name, value in pairs.items()}
+
+
+def _open(path: Path) -> Image:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except Exception as error:  # of many kinds, which Pillow does not list
+        raise ValueError(
+            f"IMAGE {path} cannot be read: {error}. Give a picture that is whole, such as a PNG."
+        ) from error
+    return image
+
+
+def _check_output(path: Path) -> None:
+    from PIL import Image
+
+    endings = Image.registered_extensions()
+    if endings.get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"--output {path} must end as a picture does, for example in .png.")
+    if path.is_dir():
+        raise ValueError(f"--output {path} is a folder; name a file in it, such as {path / 'counterfactual.png'}.")
+    if not path.parent.is_dir():
+        raise ValueError(f"--output {path} cannot be written: there is no folder {path.parent}; make it first.")
+
+
+def _in_terms_of_flags(message: str, image: Path) -> str:
+    """What the pipeline says of its arguments, with the names that they have here."""
+    message = re.sub(r"\binfer_missing_parents=True\b", "--infer_missing_parents", message)
+    message = re.sub(r"^(parents|do|num_inference_steps)\b", r"--\1", message)
+    return re.sub(r"^image\b", lambda _: f"IMAGE {image}", message)
+
+
+def _comparison(graph: CausalGraph, parents: dict[str, Any], output: DSCMPipelineOutput) -> str:
+    rows = [["attribute", "factual", "counterfactual"]]
+    if output.factual_predictions is not None:
+        rows[0] += ["classifier before", "classifier after"]
+    for variable in graph.variables:
+        name = variable.name
+        values = [output.parents, output.factual_predictions, output.counterfactual_predictions]
+        known = _value(variable, parents[name]) if name in parents else "(inferred)"
+        rows.append([name, known, *(_value(variable, value[name][0]) for value in values if value is not None)])
+    return _table(rows)
+
+
+def _value(variable: Variable, value: Any) -> str:
+    """A category, a number with its unit, or the most probable category of a prediction."""
+    if isinstance(value, dict):
+        best = max(value, key=lambda category: value[category])
+        return f"{best} {100 * value[best]:.0f} %"
+    return value if isinstance(value, str) else f"{value:.4g} {variable.unit}".strip()
+
+
+# ---- softcft info ---------------------------------------------------------------------------------------------------
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    pipeline = _load(arguments.model)
+    channels, size, _ = pipeline.image_format
+    kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+    print(f"{type(pipeline).__name__} of {kind} images of {size} x {size} pixels\n")
+    rows = [["attribute", "kind", "values", "caused by"]]
+    for variable in pipeline.causal_graph.variables:
+        rows.append([variable.name, variable.kind, _values(variable), ", ".join(variable.parents)])
+    print(_table(rows) + "\n")
+    rows = [["part", "class", "parameters"]]
+    for name, part in sorted(pipeline.components.items()):
+        weights = f"{sum(p.numel() for p in part.parameters()):,}" if hasattr(part, "parameters") else ""
+        rows.append([name, "none" if part is None else type(part).__name__, weights])
+    print(_table(rows))
+    if pipeline.components["classifier"] is None:
+        print("\nWithout a classifier there are no predictions, and no attribute of an image can be inferred.")
+
+
+def _values(variable: Variable) -> str:
+    if variable.kind != "continuous":
+        return ", ".join(variable.categories)
+    scale = " (by its logarithm)" if variable.log else ""
+    return f"{variable.low:g} to {variable.high:g} {variable.unit}".rstrip() + scale
+
+
+# ---- both -----------------------------------------------------------------------------------------------------------
+
+
+def _load(model: str | None) -> Pipeline:
+    """The saved pipeline of that name; says so where it is the example."""
+    import diffusers
+
+    from softcft import DiffusionDSCMPipeline, DSCMPipeline, example_model
+    from softcft.models.weights import load_safetensors
+
+    diffusers.utils.logging.disable_progress_bar()  # of loading, which takes a moment
+    if model is None:
+        print(f"The example model that comes with softcft; pictures to try are in {example_model() / 'examples'}\n")
+    folder = str(example_model()) if model is None else model
+    if not Path(folder).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", folder):
+        raise ValueError(f"--model {folder} is neither a folder nor the name of a repository of the Hub (owner/name).")
+    try:
+        pipeline = load_safetensors(diffusers.DiffusionPipeline, folder)
+    except Exception as error:  # of any kind, as it may be anybody's folder or repository
+        raise ValueError(f"--model {folder} cannot be loaded: {error}") from error
+    if not isinstance(pipeline, DSCMPipeline | DiffusionDSCMPipeline):
+        raise ValueError(f"--model {folder} is a {type(pipeline).__name__}, and no pipeline of softcft.")
+    pipeline.set_progress_bar_config(disable=None)  # none where nobody looks
+    return pipeline
+
+
+def _table(rows: list[list[str]]) -> str:
+    """Columns of equal width, a line below their heads."""
+    rows = [[_plain(cell) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _plain(text: str) -> str:
+    """Text that a terminal shows and does not obey: names in a model may be a stranger's."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)

@@ -1,0 +1,232 @@
+"""The command line, in this process: what it prints, what it writes, and how it refuses."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from softcft import DSCMPipeline, example_model
+from softcft.cli import main
+from softcft.noise import seeded_generator
+from tests.pipelines.test_diffusion_dscm import build
+from tests.recipes.small_pipeline import make_pipeline
+
+ROOT = Path(__file__).parents[1]
+PARENTS = {"age": 63.0, "sex": "male", "race": "White", "disease": "pleural effusion"}
+KNOWN = ["--parents", *(f"{name}={value}" for name, value in PARENTS.items())]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_pipeline(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the command runs: a folder with a picture in it."""
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
+    Image.fromarray(pixels).save("scan.png")
+    return tmp_path
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a command says that must be refused, and must not leave anything behind."""
+    before = {path: path.stat().st_mtime_ns for path in Path.cwd().rglob("*")}
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert {path: path.stat().st_mtime_ns for path in Path.cwd().rglob("*")} == before
+    said = capsys.readouterr().err
+    assert said.startswith("softcft: error: ")
+    assert said.endswith("\n")
+    assert said.count("\n") == 1
+    return said
+
+
+# ---- counterfactual -------------------------------------------------------------------------------------------------
+
+
+def test_it_does_what_the_pipeline_does(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["counterfactual", "scan.png", "--model", model, *KNOWN, "--do", "sex=female", "age=40", "-o", "out.png"])
+    pipe = DSCMPipeline.from_pretrained(model)
+    expected = pipe(Image.open("scan.png"), PARENTS, {"sex": "female", "age": 40}, generator=seeded_generator(0))
+    assert (np.asarray(Image.open("out.png")) == np.asarray(expected.images[0])).all()
+
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split("  ")[0] == "attribute"
+    assert table[0].endswith("classifier after")
+    rows = {line.split("  ")[0]: line for line in table[2:6]}
+    assert list(rows) == ["age", "sex", "race", "disease"]
+    assert "63 years" in rows["age"]
+    assert "40 years" in rows["age"]
+    assert "pleural effusion  " in rows["disease"]
+    assert " %" in rows["sex"]
+    assert table[-1] == "Saved to out.png"
+
+
+def test_a_seed_makes_it_reproducible(model: str) -> None:
+    def ask(seed: int) -> bytes:
+        arguments = ["--model", model, *KNOWN, "--do", "age=20", "--seed", str(seed), "-o", "out.png"]
+        main(["counterfactual", "scan.png", *arguments])
+        return Path("out.png").read_bytes()
+
+    assert ask(3) == ask(3)
+
+
+def test_what_is_not_known_is_inferred(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    known = ["--parents", "age=63", "sex=male", "--infer_missing_parents"]
+    main(["counterfactual", "scan.png", "--model", model, *known, "--do", "disease=no finding", "-o", "out.png"])
+    assert capsys.readouterr().out.count("(inferred)") == 2
+
+
+def test_diffusion_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build(with_classifier=False).save_pretrained("diffusion")
+    Image.new("L", (8, 8), 100).save("small.png")
+    known = ["--parents", "size=2", "state=off", "site=a"]
+    ask = ["counterfactual", "small.png", "--model", "diffusion", *known, "--do", "site=b", "-o", "out.png"]
+    main([*ask, "--num_inference_steps", "10"])
+    with Image.open("out.png") as image:
+        assert image.size == (8, 8)
+    assert "classifier" not in capsys.readouterr().out
+    assert "--num_inference_steps must" in refusal(capsys, *ask, "--num_inference_steps", "1001")
+
+    main(["info", "diffusion"])
+    said = capsys.readouterr().out
+    assert said.startswith("DiffusionDSCMPipeline of grey images of 8 x 8 pixels")
+    assert "Without a classifier" in said
+
+
+# ---- refusals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"--do": "weight=3"}, r"--do: The graph has no variable 'weight'; it has ['age', 'sex', 'race', 'disease']."),
+        ({"--do": "sex=femal"}, "--do: 'sex' has no category 'femal'; use one of ['male', 'female']."),
+        ({"--do": "age=old"}, "--do: 'age' must be a number years, got 'old'."),
+        ({"--do": "age=200"}, "--do: 'age' must lie in [18, 92] years, got 200.0."),
+        ({"--do": "age=nan"}, "--do: 'age' must lie in [18, 92] years, got nan."),
+        ({"--do": "sex"}, "--do takes NAME=VALUE, got 'sex'; put one with spaces in quotes"),
+        ({"--do": "sex="}, "--do takes NAME=VALUE, got 'sex='"),
+        ({"--parents": "sex=male sex=female"}, "--parents has 'sex' twice, as 'male' and 'female'; leave one out."),
+        ({"--parents": "age=63"}, "--parents has no value for ['sex', 'race', 'disease']; the model needs"),
+        ({"--model": "nowhere"}, "--model nowhere is neither a folder nor the name of a repository of the Hub"),
+        ({"--model": "empty"}, "--model empty cannot be loaded: "),
+        ({"image": "nowhere.png"}, "IMAGE nowhere.png cannot be read: "),
+        ({"image": "text.png"}, "IMAGE text.png cannot be read: cannot identify image file"),
+        ({"image": "half.png"}, "IMAGE half.png cannot be read: "),
+        ({"image": "."}, "IMAGE . cannot be read: "),
+        ({"image": "large.png"}, "IMAGE large.png is 20 x 30 pixels (height x width), but the model takes 16 x 16."),
+        ({"image": "colour.png"}, "IMAGE colour.png is a PIL image of mode 'RGB', but the model takes 1 channel"),
+        ({"-o": "out.txt"}, "--output out.txt must end as a picture does, for example in .png."),
+        ({"-o": "out"}, "--output out must end as a picture does"),
+        ({"-o": "no/such/out.png"}, "there is no folder no/such; make it first."),
+        ({"-o": "folder.png"}, "--output folder.png is a folder; name a file in it"),
+        ({"--seed": "-1"}, "argument --seed: must be a whole number of at least 0, got '-1'."),
+        ({"--seed": "x"}, "argument --seed: must be a whole number of at least 0, got 'x'."),
+        ({"--num_inference_steps": "0"}, "argument --num_inference_steps: must be a whole number of at least 1"),
+        ({"--num_inference_steps": "5"}, "--num_inference_steps 5 is for diffusion models, which this is not; leave"),
+        ({"--nonsense": "5"}, "unrecognized arguments: --nonsense 5"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    model: str, change: dict[str, str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("text.png").write_text("no picture")
+    Path("half.png").write_bytes(Path("scan.png").read_bytes()[:-100])
+    Path("empty").mkdir()
+    Path("folder.png").mkdir()
+    Image.new("L", (30, 20)).save("large.png")
+    Image.new("RGB", (16, 16)).save("colour.png")
+    arguments = {"image": "scan.png", "--model": model, "--do": "sex=female", "-o": "out.png", **change}
+    known = ["--parents", *arguments.pop("--parents").split()] if "--parents" in arguments else KNOWN
+    image = arguments.pop("image")
+    assert reason in refusal(
+        capsys, "counterfactual", image, *known, *(word for pair in arguments.items() for word in pair)
+    )
+
+
+def test_a_missing_command_and_missing_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "the following arguments are required: COMMAND" in refusal(capsys)
+    assert "required: IMAGE, --do, -o/--output" in refusal(capsys, "counterfactual")
+
+
+def test_a_pipeline_of_others(capsys: pytest.CaptureFixture[str]) -> None:
+    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+
+    unet = UNet2DModel(8, 1, 1, block_out_channels=(8,), norm_num_groups=4, down_block_types=("DownBlock2D",),
+                       up_block_types=("UpBlock2D",))  # fmt: skip
+    DDIMPipeline(unet, DDIMScheduler()).save_pretrained("other")
+    assert "--model other is a DDIMPipeline, and no pipeline of softcft." in refusal(capsys, "info", "other")
+
+
+def test_a_damaged_pipeline(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(model, "damaged")
+    weights = next(Path("damaged/hvae").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert "--model damaged cannot be loaded: " in refusal(capsys, "info", "damaged")
+
+
+# ---- info -----------------------------------------------------------------------------------------------------------
+
+
+def test_info(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["info", model])
+    said = capsys.readouterr().out
+    assert said.startswith("DSCMPipeline of grey images of 16 x 16 pixels\n")
+    for row in (
+        r"age +continuous +18 to 92 years\n",
+        r"sex +binary +male, female\n",
+        r"race +categorical +White, Asian, Black\n",
+        r"disease +binary +no finding, pleural effusion +age\n",
+        r"classifier +AttributeClassifier +[\d,]+\n",
+        r"hvae +HVAEModel +[\d,]+\n",
+    ):
+        assert len(re.findall("(?m)^" + row, said)) == 1, row
+    assert "example" not in said
+
+
+def test_a_model_s_names_do_not_command_the_terminal(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(model, "hostile")
+    for config in Path("hostile").glob("*/config.json"):
+        config.write_text(json.dumps(json.loads(config.read_text())).replace('"male"', '"m\\u001b[2Jle"'))
+    main(["info", "hostile"])
+    assert "m?[2Jle" in capsys.readouterr().out
+    ask = ["counterfactual", "scan.png", "--model", "hostile", *KNOWN, "--do", "sex=female", "-o", "out.png"]
+    assert "\x1b" not in refusal(capsys, *ask)
+
+
+def test_without_a_model_it_is_the_example(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["info"])
+    said = capsys.readouterr().out
+    assert said.startswith(f"The example model that comes with softcft; pictures to try are in {example_model()}")
+    assert "DSCMPipeline of grey images of 64 x 64 pixels" in said
+
+
+# ---- the command as such --------------------------------------------------------------------------------------------
+
+
+def test_help_is_quick_and_its_examples_have_the_flags_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    code = "import sys; from softcft.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    with pytest.raises(SystemExit) as exit_:
+        main(["counterfactual", "--help"])
+    assert exit_.value.code == 0
+    said = capsys.readouterr().out
+    assert "softcft counterfactual 0.png --parents age=44.6" in said
+
+
+def test_the_entry_point_of_the_package() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, name = scripts["softcft"].split(":")
+    assert getattr(import_module(module), name) is main
