@@ -46,7 +46,7 @@ class _Source:
 
     title: str
     description: str
-    license: Mapping[str, str]
+    license: Mapping[str, Any]
     has_people: bool = False
 
 
