@@ -104,6 +104,7 @@ def make_card(
 
     Raises:
         FileNotFoundError: If the folder has no model.
+        ValueError: If the settings do not tell the data set.
     """
     graph, name = CausalGraph(settings["graph"]), setting(settings, "dataset_name")
     source = SOURCES.get(name) or _unknown_source(name)
@@ -133,9 +134,18 @@ def make_card(
 
 
 def setting(settings: Mapping[str, Any], name: str) -> Any:
-    """A setting of the data, which may be made in the section ``data`` or in that of a recipe."""
-    sections = [settings["data"], *(settings[key] for key in settings if key not in ("data", "columns"))]
-    return next(section[name] for section in sections if isinstance(section, Mapping) and name in section)
+    """A setting of the data, which may be made in the section ``data`` or in that of a recipe.
+
+    Raises:
+        ValueError: If it is not made, or not the same everywhere, so that it is not known what the model has seen.
+    """
+    sections = {key: value for key, value in settings.items() if key != "columns" and isinstance(value, Mapping)}
+    made = {key: section[name] for key, section in sections.items() if name in section}
+    if len(set(made.values())) != 1:
+        raise ValueError(
+            f"config.yaml must have one {name}, got {made or 'none'}: correct it to what the model has seen."
+        )
+    return next(iter(made.values()))
 
 
 def parts_of(folder: Path) -> list[Path]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
@@ -109,12 +110,10 @@ def reserve(repo_id: str, is_private: bool) -> None:
         OSError: If the Hub refuses it, or cannot be reached.
         ValueError: If it shall be private, but is public already.
     """
-    api = HfApi()
-    try:
+    with _told(repo_id):
+        api = HfApi()
         api.create_repo(repo_id, private=is_private, exist_ok=True)
         is_public = not api.model_info(repo_id).private
-    except HfHubHTTPError as error:
-        raise OSError(hub_refusal(error, repo_id) or str(error)) from error
     if is_private and is_public:
         raise ValueError(
             f"{repo_id} is public, but a model of these data is private unless you say otherwise: its weights can "
@@ -180,9 +179,16 @@ def publish(
     files[CARD] = folder / CARD
     reserve(repo_id, is_private)
     additions = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
-    api = HfApi()
-    try:
+    with _told(repo_id):
+        api = HfApi()
         api.create_commit(repo_id, additions, commit_message="Upload a model of softcft, with its card")
-    except HfHubHTTPError as error:
-        raise OSError(hub_refusal(error, repo_id) or str(error)) from error
     return f"{api.endpoint}/{repo_id}"
+
+
+@contextmanager
+def _told(repo_id: str) -> Iterator[None]:
+    """Says what the Hub refuses, or that it is not there; its client has many kinds of errors for that."""
+    try:
+        yield
+    except Exception as error:
+        raise OSError(hub_refusal(error, repo_id) or f"The Hub did not take {repo_id}: {error}") from error

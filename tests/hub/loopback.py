@@ -53,6 +53,8 @@ class LoopbackHub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def close(self) -> None:
+        if not self.thread.is_alive():
+            return
         self.shutdown()
         self.server_close()
         self.thread.join()

@@ -93,6 +93,14 @@ def test_it_says_why_models_of_patients_are_private(folder: Path, name: str) -> 
     assert card.data.datasets == ("someone/xrays" if name == "someone/xrays" else None)
 
 
+def test_a_data_set_that_is_not_sure_has_no_card(folder: Path) -> None:
+    """Or a model of patients would be called one of the phantom."""
+    settings = {"data": {"dataset_name": "phantom", "sample_size": 16}, "graph": PHANTOM_GRAPH.to_list()}
+    for cft in ({"cft": {"dataset_name": "mimic_cxr"}}, {"data": {"sample_size": 16}}):
+        with pytest.raises(ValueError, match=r"config\.yaml must have one dataset_name, got"):
+            make_card(folder, "owner/name", settings | cft)
+
+
 def test_every_data_set_that_comes_with_softcft_is_described() -> None:
     assert set(SOURCES) == {*GRAPHS, *FOLDERS}
     assert [name for name in SOURCES if not has_people(name)] == ["phantom", "morphomnist"]

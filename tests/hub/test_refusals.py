@@ -118,6 +118,12 @@ def test_who_may_not_write_is_told_before_anything_is_sent(
     assert not hub.repositories
 
 
+def test_a_hub_that_cannot_be_reached_is_told(hub: LoopbackHub) -> None:
+    hub.close()
+    with pytest.raises(OSError, match="The Hub did not take owner/pipe"):
+        reserve("owner/pipe", is_private=True)
+
+
 def test_a_folder_that_has_no_whole_model_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="There is no model in"):
         model_files(tmp_path)
