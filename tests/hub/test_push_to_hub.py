@@ -21,6 +21,9 @@ from softcft.evaluation.report import COLUMNS
 from tests.hub.loopback import LoopbackHub, Repository
 from tests.recipes.small_pipeline import TINY, load_recipe, make_pipeline
 
+# That of diffusers: it still hands this argument on when it loads a model.
+pytestmark = pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument is deprecated:UserWarning")
+
 Start = Callable[..., None]
 
 
