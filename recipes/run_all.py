@@ -32,6 +32,7 @@ from diffusers import AutoencoderKL
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, HVAEModel
 from softcft.data.sources import DataConfig, SubsetConfig, UtilityConfig
 from softcft.evaluation.report import CFT_NAMES, PUBLISHED_CFT
+from softcft.hub.publish import HubConfig
 from softcft.models.denoiser import UNETS
 from softcft.training.cft_trainer import CFTConfig
 from softcft.training.config import (
@@ -214,8 +215,8 @@ def plan() -> Plan:
 def read_training(section: str, flags: list[str], image_model: str) -> tuple[CausalGraph, TrainingConfig, list[Any]]:
     """The settings of a training, once it is sure that its model can be made from them."""
     types, model_class = TRAININGS[section]
-    config, data, training, *others = parse_config(
-        section, DataConfig, TrainingConfig, *types, default_config=DEFAULT_CONFIG, argv=flags
+    config, data, training, _, *others = parse_config(
+        section, DataConfig, TrainingConfig, HubConfig, *types, default_config=DEFAULT_CONFIG, argv=flags
     )
     graph = CausalGraph(config["graph"])
     if section == "diffusion":

@@ -28,6 +28,7 @@ from softcft import (
     ParentEncoder,
 )
 from softcft.data.sources import DataConfig, SubsetConfig, load_data, training_images
+from softcft.hub.publish import HubConfig
 from softcft.models.denoiser import load_unet
 from softcft.models.weights import load_safetensors
 from softcft.training.cft_trainer import CFTConfig, CFTTrainer
@@ -115,11 +116,12 @@ def load_pipeline(folders: dict[str, Path]) -> DSCMPipeline | DiffusionDSCMPipel
 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
-    config, data, subset, training, memory, cft, solver, tuning, parts = parse_config(
+    config, data, subset, training, hub, memory, cft, solver, tuning, parts = parse_config(
         "cft",
         DataConfig,
         SubsetConfig,
         TrainingConfig,
+        HubConfig,
         MemoryConfig,
         CFTConfig,
         SolverConfig,
@@ -141,6 +143,8 @@ def main() -> None:
             f"--sample_size is {data.sample_size}, but {image_dir} was trained with {pipeline.image_format.size}."
         )
     backbone = make_backbone(pipeline, solver, tuning)
+    with main_process_first():
+        hub.reserve(config)
     begin_training(config, "cft", training.output_dir)
 
     if cft.cft != "none":
@@ -160,6 +164,8 @@ def main() -> None:
         settings = "".join(f", {name}={value!r}" for name, value in given_settings(solver).items())  # as it has learned
         call = f"(image, parents=..., do=...{settings})"
         print(f'    {type(pipeline).__name__}.from_pretrained("{training.output_dir}"){call}')
+        if hub.push_to_hub:
+            print(f"Published as {hub.publish(training.output_dir, config)}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from softcft.data.own import read_table
 from softcft.data.schema import ImageAttributeDataset, scale_pixels
 from softcft.data.sources import DataConfig, SubsetConfig, UtilityConfig, load_data, training_images
 from softcft.evaluation.metrics import variable_metrics
+from softcft.hub.publish import HubConfig
 from softcft.training.checkpoints import save_whole
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
@@ -87,10 +88,11 @@ def main() -> None:
     role_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     role_parser.add_argument("--role", choices=["guide", "judge", "utility"], default="guide")
     role, argv = role_parser.parse_known_args()
-    config, data, training, choice = parse_config(
+    config, data, training, hub, choice = parse_config(
         role.role,
         DataConfig,
         TrainingConfig,
+        HubConfig,
         UtilityConfig if role.role == "utility" else SubsetConfig,
         default_config=DEFAULT_CONFIG,
         description=__doc__,
@@ -111,6 +113,7 @@ def main() -> None:
             "but not of its batch normalisation statistics."
         )
     with main_process_first():  # the others find the data in the cache
+        hub.reserve(config)
         splits = load_data(data, graph, config["columns"])
         train_images = training_images(splits["train"], data, graph, config["columns"])
         if role.role == "utility":
@@ -141,6 +144,8 @@ def main() -> None:
             )
             print(f"  {variable.name:12s} {values}, scale {classifier.config.scales[variable.name]:.3g}")
         print(f"Saved to {training.output_dir}")
+        if hub.push_to_hub:
+            print(f"Published as {hub.publish(training.output_dir, config)}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from diffusers import AutoencoderKL, DDIMScheduler
 
 from softcft import CausalGraph, ConditionalDenoiser
 from softcft.data.sources import DataConfig, load_data, training_images
+from softcft.hub.publish import HubConfig
 from softcft.models.denoiser import UNETS, adopt_unet, load_unet
 from softcft.models.vae import encode_latents, latent_stride
 from softcft.models.weights import load_safetensors
@@ -85,10 +86,11 @@ def load_vae(folder: str | Path) -> AutoencoderKL:
 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
-    config, data, training, memory, diffusion = parse_config(
+    config, data, training, hub, memory, diffusion = parse_config(
         "diffusion",
         DataConfig,
         TrainingConfig,
+        HubConfig,
         MemoryConfig,
         DiffusionConfig,
         default_config=DEFAULT_CONFIG,
@@ -98,6 +100,7 @@ def main() -> None:
     vae = load_vae(diffusion.vae_dir or Path(training.output_dir, "vae")) if diffusion.latents else None
     training = replace(training, output_dir=str(Path(training.output_dir, "diffusion")))
     with main_process_first():  # the others find the data in the cache
+        hub.reserve(config)
         splits = load_data(data, graph, config["columns"])
     images = training_images(splits["train"], data, graph, config["columns"])
 
@@ -123,6 +126,8 @@ def main() -> None:
             parts["vae"] = vae
         save_whole(training.output_dir, **parts)
         print(f"Saved to {training.output_dir}")
+        if hub.push_to_hub:
+            print(f"Published as {hub.publish(training.output_dir, config)}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from accelerate.utils import set_seed
 
 from softcft import CausalGraph, HVAEModel
 from softcft.data.sources import DataConfig, load_data, training_images
+from softcft.hub.publish import HubConfig
 from softcft.training.checkpoints import save_whole
 from softcft.training.config import MemoryConfig, TrainingConfig
 from softcft.training.loop import train
@@ -25,13 +26,14 @@ DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
-    config, data, training, memory = parse_config(
-        "hvae", DataConfig, TrainingConfig, MemoryConfig, default_config=DEFAULT_CONFIG, description=__doc__
+    config, data, training, hub, memory = parse_config(
+        "hvae", DataConfig, TrainingConfig, HubConfig, MemoryConfig, default_config=DEFAULT_CONFIG, description=__doc__
     )
     training = replace(training, output_dir=str(Path(training.output_dir, "hvae")))
     graph = CausalGraph(config["graph"])
     arguments = model_arguments(config, "hvae", HVAEModel)
     with main_process_first():  # the others find the data in the cache
+        hub.reserve(config)
         splits = load_data(data, graph, config["columns"])
     images = training_images(splits["train"], data, graph, config["columns"])
 
@@ -46,6 +48,8 @@ def main() -> None:
     if this_process().is_main_process:
         save_whole(training.output_dir, hvae.eval())
         print(f"Saved to {training.output_dir}")
+        if hub.push_to_hub:
+            print(f"Published as {hub.publish(training.output_dir, config)}")
 
 
 if __name__ == "__main__":

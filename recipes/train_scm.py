@@ -14,6 +14,7 @@ from torch.utils.data import StackDataset
 from softcft import AttributeSCM, CausalGraph
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, load_data, training_images
+from softcft.hub.publish import HubConfig
 from softcft.training.checkpoints import save_whole
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
@@ -27,13 +28,14 @@ DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
-    config, data, training = parse_config(
-        "scm", DataConfig, TrainingConfig, default_config=DEFAULT_CONFIG, description=__doc__
+    config, data, training, hub = parse_config(
+        "scm", DataConfig, TrainingConfig, HubConfig, default_config=DEFAULT_CONFIG, description=__doc__
     )
     training = replace(training, output_dir=str(Path(training.output_dir, "scm")))
     graph = CausalGraph(config["graph"])
     arguments = model_arguments(config, "scm", AttributeSCM)
     with main_process_first():  # the others find the data in the cache
+        hub.reserve(config)
         splits = load_data(data, graph, config["columns"])
     learned = training_images(splits["train"], data, graph, config["columns"]).parents
     validation = ImageAttributeDataset(splits["validation"], graph).parents
@@ -47,6 +49,8 @@ def main() -> None:
         nats = scm.log_prob(validation.to(scm.device)).mean().item()
         print(f"Attribute mechanisms: log likelihood {nats:.3f} nats per image on validation data.")
         print(f"Saved to {training.output_dir}")
+        if hub.push_to_hub:
+            print(f"Published as {hub.publish(training.output_dir, config)}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from softcft import CausalGraph
 from softcft.data.schema import scale_pixels
 from softcft.data.sources import DataConfig, load_data, training_images
+from softcft.hub.publish import HubConfig
 from softcft.models.vae import image_posterior
 from softcft.training.checkpoints import save_whole
 from softcft.training.config import PatchConfig, TrainingConfig
@@ -43,8 +44,8 @@ def measure_scale(vae: AutoencoderKL, images: Dataset) -> tuple[float, float]:
 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
-    config, data, training, patches = parse_config(
-        "vae", DataConfig, TrainingConfig, PatchConfig, default_config=DEFAULT_CONFIG, description=__doc__
+    config, data, training, hub, patches = parse_config(
+        "vae", DataConfig, TrainingConfig, HubConfig, PatchConfig, default_config=DEFAULT_CONFIG, description=__doc__
     )
     training = replace(training, output_dir=str(Path(training.output_dir, "vae")))
     graph = CausalGraph(config["graph"])
@@ -57,6 +58,7 @@ def main() -> None:
             f"pixels, halved {stages - 1} times. Change --patch_size, or the stages in vae.model.block_out_channels."
         )
     with main_process_first():  # the others find the data in the cache
+        hub.reserve(config)
         splits = load_data(data, graph, config["columns"])
     images = training_images(splits["train"], data, graph, config["columns"])
 
@@ -77,6 +79,8 @@ def main() -> None:
         vae.register_to_config(shift_factor=shift_factor, scaling_factor=scaling_factor)
         save_whole(training.output_dir, vae)
         print(f"Saved to {training.output_dir}")
+        if hub.push_to_hub:
+            print(f"Published as {hub.publish(training.output_dir, config)}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from softcft.evaluation.escaping import as_latex, as_markdown
+from softcft.escaping import as_latex, as_markdown
 from softcft.graph import CausalGraph
 
 __all__ = ["CFT_NAMES", "COLUMNS", "PUBLISHED_CFT", "ReportTable", "report_tables", "write_report"]

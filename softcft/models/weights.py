@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
+from softcft.models.hub_errors import explain_hub_errors
+
 __all__ = ["SafetensorsOnly", "load_safetensors"]
 
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
@@ -27,19 +29,21 @@ class SafetensorsOnly:
 
         Raises:
             ValueError: If there are pickled weights instead, or ``use_safetensors=False``.
-            OSError: If there are no weights.
+            OSError: If there are no weights, or the Hub refuses them: a repository is private, gated or not there.
         """
         _refuse_pickles(pretrained_model_name_or_path, kwargs)
-        loaded: Self = super().from_pretrained(  # type: ignore[misc]  # the next base has it
-            pretrained_model_name_or_path, **kwargs | {"use_safetensors": True}
-        )
+        with explain_hub_errors(pretrained_model_name_or_path):
+            loaded: Self = super().from_pretrained(  # type: ignore[misc]  # the next base has it
+                pretrained_model_name_or_path, **kwargs | {"use_safetensors": True}
+            )
         return loaded
 
 
 def load_safetensors(loading_class: type, folder: str | Path, **kwargs: Any) -> Any:
     """Load a model or a pipeline of a class that is diffusers' own, as :meth:`SafetensorsOnly.from_pretrained`."""
     _refuse_pickles(folder, kwargs)
-    return loading_class.from_pretrained(folder, **kwargs | {"use_safetensors": True})  # type: ignore[attr-defined]
+    with explain_hub_errors(folder):
+        return loading_class.from_pretrained(folder, **kwargs | {"use_safetensors": True})  # type: ignore[attr-defined]
 
 
 def _refuse_pickles(name: str | Path, kwargs: dict[str, Any]) -> None:

@@ -85,9 +85,11 @@ FREE_SETTINGS = (
     "checkpoints_total_limit",
     "data_dir",
     "dataloader_num_workers",
+    "hub_model_id",
     "logging_steps",
     "max_train_steps",
     "output_dir",
+    "push_to_hub",
     "report_to",
     "resume_from_checkpoint",
 )

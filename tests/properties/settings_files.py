@@ -8,6 +8,7 @@ import yaml
 from hypothesis import strategies as st
 
 from softcft.data.sources import DataConfig, SubsetConfig
+from softcft.hub.publish import HubConfig
 from softcft.training.cft_trainer import CFTConfig
 from softcft.training.config import (
     DiffusionConfig,
@@ -21,7 +22,7 @@ from softcft.training.parsing import SECTIONS, _Dumper
 from tests.recipes.small_pipeline import load_recipe
 
 RECIPES: dict[str, tuple[type, ...]] = {
-    "hvae": (DataConfig, TrainingConfig, MemoryConfig),
+    "hvae": (DataConfig, TrainingConfig, HubConfig, MemoryConfig),
     "vae": (DataConfig, TrainingConfig, PatchConfig),
     "diffusion": (DataConfig, TrainingConfig, MemoryConfig, DiffusionConfig),
     "cft": (DataConfig, SubsetConfig, TrainingConfig, MemoryConfig, CFTConfig, SolverConfig, DiffusionTuningConfig,

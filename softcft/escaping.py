@@ -1,8 +1,8 @@
-"""What users write, such as the name of a variable, is text in every form of a report."""
+"""What users write, such as the name of a variable, is text in every form of a report and in a model card."""
 
 from __future__ import annotations
 
-__all__ = ["as_latex", "as_markdown"]
+__all__ = ["as_latex", "as_markdown", "as_mermaid"]
 
 MARKDOWN = str.maketrans(
     {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "} | {sign: f"\\{sign}" for sign in "\\`*|$"}
@@ -35,3 +35,8 @@ def as_markdown(text: str) -> str:
 def as_latex(text: str) -> str:
     """Text that LaTeX shows as it is."""
     return text.translate(LATEX)
+
+
+def as_mermaid(text: str) -> str:
+    """Text that a label of a Mermaid diagram, in quotes, shows as it is."""
+    return "".join(sign if sign.isalnum() or sign in " _-.,()" else f"#{ord(sign)};" for sign in " ".join(text.split()))

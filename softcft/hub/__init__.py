@@ -1,0 +1,1 @@
+"""Trained models on the Hub: what their card says, and how they get there."""

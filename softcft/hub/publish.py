@@ -1,0 +1,194 @@
+"""Put a saved model on the Hub: all is checked before anything is sent, and it arrives in one commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
+
+from softcft.hub.card import INDEX, has_people, make_card, parts_of, setting
+from softcft.models.hub_errors import LOG_IN, hub_refusal
+
+__all__ = ["HubConfig", "check_access", "model_files", "publish", "reserve"]
+
+CARD = "README.md"
+
+
+@dataclass(kw_only=True)
+class HubConfig:
+    """Whether and where a recipe publishes what it has trained. The token is never a setting.
+
+    Raises:
+        ValueError: If one of the two is missing, the name is none of the Hub, or there is no token.
+    """
+
+    push_to_hub: bool = field(
+        default=False,
+        metadata={
+            "help": "Put the trained model on the Hub. Its repository is made before the training, private unless the "
+            "data are the phantom or morphomnist. The token is that of hf auth login, or HF_TOKEN."
+        },
+    )
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "With --push_to_hub: the repository, owner/name, made if there is none."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.push_to_hub != (self.hub_model_id is not None):
+            raise ValueError(
+                f"--push_to_hub and --hub_model_id go together, got {self.push_to_hub} and {self.hub_model_id!r}: give "
+                "--push_to_hub --hub_model_id OWNER/NAME, or neither."
+            )
+        if self.hub_model_id is not None:
+            check_access("--hub_model_id", self.hub_model_id)
+
+    def reserve(self, settings: Mapping[str, Any]) -> None:
+        """Make the repository, so that a mistake shows before the training; nothing without ``push_to_hub``.
+
+        Raises:
+            OSError: If the Hub refuses it, or cannot be reached.
+            ValueError: If it is public, but the data have people.
+        """
+        if self.hub_model_id is not None:
+            reserve(self.hub_model_id, has_people(setting(settings, "dataset_name")))
+
+    def publish(self, folder: str | Path, settings: Mapping[str, Any]) -> str:
+        """Publish what was trained.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            SystemExit: If that fails, whatever the reason. It tells how to do it again.
+        """
+        run, is_private = Path(settings["output_dir"]), has_people(setting(settings, "dataset_name"))
+        try:
+            return publish(folder, str(self.hub_model_id), settings, is_private)
+        except Exception as error:
+            raise SystemExit(
+                f"{error}\nThe model was not published, but nothing is lost: it is in {folder}. Publish it by\n"
+                f"    python recipes/push_to_hub.py --output_dir {run} --part {Path(folder).relative_to(run)} "
+                f"--repo_id {self.hub_model_id}"
+            ) from error
+
+
+def check_access(flag: str, repo_id: str) -> None:
+    """Refuse what can be refused without asking the Hub.
+
+    Args:
+        flag: What the repository was given by.
+        repo_id: The repository.
+
+    Raises:
+        ValueError: If it is not named ``owner/name``, or there is no token.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{flag} must be OWNER/NAME, got {repo_id!r}: {error}") from error
+    if repo_id.count("/") != 1:
+        raise ValueError(f"{flag} must be OWNER/NAME, got {repo_id!r}.")
+    if get_token() is None:
+        raise ValueError(f"{flag} {repo_id} needs a token of the Hub, and there is none: {LOG_IN}.")
+
+
+def reserve(repo_id: str, is_private: bool) -> None:
+    """Make a repository, or make sure that the one that is there is not more public than it should be.
+
+    Args:
+        repo_id: The repository, ``owner/name``.
+        is_private: Whether only its owners shall see it. One that is private already stays so.
+
+    Raises:
+        OSError: If the Hub refuses it, or cannot be reached.
+        ValueError: If it shall be private, but is public already.
+    """
+    with _told(repo_id):
+        api = HfApi()
+        api.create_repo(repo_id, private=is_private, exist_ok=True)
+        is_public = not api.model_info(repo_id).private
+    if is_private and is_public:
+        raise ValueError(
+            f"{repo_id} is public, but a model of these data is private unless you say otherwise: its weights can "
+            "give away pictures of people. Take another repository, make this one private in its settings, or, if the "
+            "data's licence lets you, publish it by recipes/push_to_hub.py --public."
+        )
+
+
+def model_files(folder: str | Path) -> list[Path]:
+    """The files of a saved pipeline or model: configurations and safetensors, whatever else the folder has.
+
+    Raises:
+        FileNotFoundError: If there is no model, or a part has no weights.
+        ValueError: If a file of weights is damaged.
+    """
+    folder = Path(folder)
+    files = [folder / INDEX] if (folder / INDEX).is_file() else []
+    for part in parts_of(folder):
+        weights = sorted(part.glob("*.safetensors"))
+        if not weights and not (part / "scheduler_config.json").is_file():
+            raise FileNotFoundError(f"{part} has no .safetensors, and nothing else is published: save the model anew.")
+        for path in weights:
+            try:
+                with safe_open(path, framework="pt") as file:
+                    file.keys()
+            except SafetensorError as error:
+                raise ValueError(f"{path} is damaged ({error}): train or copy the model anew.") from error
+        files += [*sorted(part.glob("*config.json")), *weights, *sorted(part.glob("*.safetensors.index.json"))]
+    return files
+
+
+def publish(
+    folder: str | Path,
+    repo_id: str,
+    settings: Mapping[str, Any],
+    is_private: bool,
+    entry: str | Path | None = None,
+    **results: Sequence[Any],
+) -> str:
+    """Publish a saved pipeline or model with its card, in one commit: never half a model, nor one without its card.
+
+    Args:
+        folder: Where it is saved. The card is written there as ``README.md``.
+        repo_id: The repository, ``owner/name``; made if there is none.
+        settings: Those that it was trained with, as they are in its ``config.yaml``.
+        is_private: As for :func:`reserve`.
+        entry: A file that becomes ``pipeline.py``.
+        results: ``tables`` and ``scores`` of :func:`~softcft.hub.card.make_card`.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        FileNotFoundError: If the folder has no whole model.
+        OSError: If the Hub refuses it, or cannot be reached.
+        ValueError: If a file is damaged, or the repository is public and shall be private.
+    """
+    folder = Path(folder)
+    files = {str(path.relative_to(folder)): path for path in model_files(folder)}
+    if entry is not None:
+        files["pipeline.py"] = Path(entry)
+    make_card(folder, repo_id, settings, **results).save(folder / CARD)
+    files[CARD] = folder / CARD
+    reserve(repo_id, is_private)
+    additions = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
+    with _told(repo_id):
+        api = HfApi()
+        api.create_commit(repo_id, additions, commit_message="Upload a model of softcft, with its card")
+    return f"{api.endpoint}/{repo_id}"
+
+
+@contextmanager
+def _told(repo_id: str) -> Iterator[None]:
+    """Says what the Hub refuses, or that it is not there; its client has many kinds of errors for that."""
+    try:
+        yield
+    except Exception as error:
+        raise OSError(hub_refusal(error, repo_id) or f"The Hub did not take {repo_id}: {error}") from error
