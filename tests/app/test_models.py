@@ -146,7 +146,7 @@ def test_without_a_classifier_nothing_is_proposed(folder: Path) -> None:
 
 def test_diffusion_models_in_colour_take_steps(model: Model) -> None:
     assert steps_choices([model]) is None
-    colour = Model("diffusion", "", build(channels=3))
+    colour = Model("diffusion", "", build(with_classifier=False, channels=3))
     choices, usual = steps_choices([model, colour]) or ([], 0)
     assert usual == 50
     assert all(1000 % steps == 0 for steps in choices)
