@@ -87,7 +87,7 @@ def _card(name: str, counterfactual: np.ndarray, effect: np.ndarray, changed: Se
     if marked:
         verdict = f'<p class="verdict moved">▲ moved, though untouched: {escape(", ".join(marked))}</p>'
     elif untouched:
-        verdict = '<p class="verdict">✓ what is untouched stayed</p>'
+        verdict = '<p class="verdict">✓ the untouched stayed</p>'
     return (
         f'<section class="card"><h3>{escape(name)}</h3><div class="pictures">'
         f"<figure>{picture(counterfactual, f'counterfactual by {name}')}<figcaption>counterfactual</figcaption>"

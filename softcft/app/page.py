@@ -309,7 +309,7 @@ def _given(picture: np.ndarray | None) -> np.ndarray:
 
 
 def _told(answer: Callable[..., Any]) -> Callable[..., Any]:
-    """Tell what was wrong on the page; what nobody foresaw stays in the terminal, for it may name files."""
+    """Tell what was wrong on the page, else left as it is; what nobody foresaw goes to the terminal with its paths."""
 
     @functools.wraps(answer)
     def told(*arguments: Any) -> Any:
@@ -320,6 +320,7 @@ def _told(answer: Callable[..., Any]) -> Callable[..., Any]:
         except Exception:
             logger.exception("softcft-app")
             message, title = "The terminal in which softcft-app runs says why.", "This did not work"
-        raise gr.Error(escape(message), title=title, duration=20, print_exception=False)
+        gr.Warning(escape(message), title=title, duration=20)  # gr.Error would lie over all that the button fills
+        return gr.skip()
 
     return told

@@ -56,7 +56,7 @@ def page(chromium: Browser, address: str) -> Iterator[Page]:
 
 
 def upload(page: Page, content: bytes) -> None:
-    page.set_input_files("#upload input", {"name": "a.png", "mimeType": "image/png", "buffer": content})
+    page.set_input_files("input[type=file]", {"name": "a.png", "mimeType": "image/png", "buffer": content})
 
 
 def png(picture: Image.Image) -> bytes:

@@ -63,9 +63,8 @@ def test_what_nobody_foresaw_names_no_file(caplog: pytest.LogCaptureFixture) -> 
     def fail() -> None:
         raise RuntimeError("/a/path/of/the/server")
 
-    with pytest.raises(gr.Error) as told:
+    with pytest.warns(UserWarning, match="^The terminal in which softcft-app runs says why"):
         page._told(fail)()
-    assert "path" not in str(told.value)
     assert "/a/path/of/the/server" in caplog.text
 
 
