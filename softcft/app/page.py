@@ -108,7 +108,8 @@ def build(models: Sequence[Model], examples: Sequence[Example]) -> gr.Blocks:
         subject = [picture, chosen, *parents]
 
         def choose(event: gr.SelectData) -> list[Any]:
-            example = examples[event.index]
+            index: Any = event.index  # a pair only where a component has rows and columns
+            example = examples[index]
             return _subject(models, example.picture, "", example.parents)
 
         def receive(content: bytes) -> list[Any]:
@@ -196,6 +197,7 @@ class Answers:
         images, lines = {}, {}
         for model in self.models:
             output = model.ask(pixels, parents, {**do, name: values}, steps)
+            assert isinstance(output.images, np.ndarray)
             images[model.name] = output.images
             if output.counterfactual_predictions is not None:
                 rows = [
