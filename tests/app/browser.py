@@ -79,6 +79,7 @@ def main() -> None:
             page = visit(started, address, size)
             intervene(page, 1)
             page.wait_for_timeout(2000)  # until the page is where it scrolls to
+            page.add_style_tag(content="#run, #results { position: static !important; }")  # there is nothing to scroll
             page.screenshot(path=Path(sys.argv[1]) / f"app_{size}.png", full_page=True)
 
 
