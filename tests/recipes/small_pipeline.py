@@ -6,7 +6,7 @@ from types import ModuleType
 
 import torch
 
-from softcft import AttributeClassifier, AttributeSCM, DSCMPipeline, HVAEModel
+from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEModel
 from softcft.data.phantom import PHANTOM_GRAPH
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -23,10 +23,10 @@ def load_recipe(name: str) -> ModuleType:
     return module
 
 
-def make_pipeline(folder: Path, seed: int = 0) -> Path:
-    """A pipeline for tiny.yaml. All its weights are random, so that all attributes matter."""
+def make_pipeline(folder: Path, seed: int = 0, causal_graph: CausalGraph = PHANTOM_GRAPH) -> Path:
+    """A pipeline for tiny.yaml, or of another graph. All its weights are random, so that all attributes matter."""
     torch.manual_seed(seed)
-    graph = PHANTOM_GRAPH.to_list()
+    graph = causal_graph.to_list()
     backbone = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8], "depths": [1], "num_channels": 1}
     sizes = {"resolutions": [8, 4, 1], "channels": [8, 8, 16], "encoder_blocks": [1] * 3, "decoder_blocks": [1] * 3}
     hvae = HVAEModel(graph, 16, patch_size=2, z_dim=4, **sizes)

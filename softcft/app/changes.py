@@ -1,0 +1,177 @@
+"""What changed between an image and its counterfactual: in its attributes, in its pixels, and for the classifier.
+
+An attribute that an intervention cannot move, neither intervened on nor caused by what is, should look to the
+classifier as it did before. One that does not is *marked*: its probability of some category has changed by more than
+:data:`MOVED`, or, if it is continuous, the predicted mean has by more than that part of the variable's range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from softcft.graph import CausalGraph, Variable
+from softcft.pipelines.query import DSCMPipelineOutput
+
+__all__ = ["EFFECT_LIMIT", "MOVED", "Bar", "Change", "changes", "curves", "effect_colours", "in_words", "sweep_values"]
+
+MOVED = 0.1
+EFFECT_LIMIT = 0.3  # of the full grey range: fixed, so that all effect maps can be compared
+SWEEP_VALUES = 7
+# Red is brighter, blue darker, white unchanged: ColorBrewer's RdBu, reversed, as in the report's figures, but for its
+# middle, which is white here.
+EFFECT_COLOURS = np.array(
+    [
+        [5, 48, 97],
+        [33, 102, 172],
+        [67, 147, 195],
+        [146, 197, 222],
+        [209, 229, 240],
+        [255, 255, 255],
+        [253, 219, 199],
+        [244, 165, 130],
+        [214, 96, 77],
+        [178, 24, 43],
+        [103, 0, 31],
+    ]
+)
+
+Role = Literal["do", "follows", "untouched"]
+
+
+class Bar(NamedTuple):
+    """What the classifier says of one category, or of the value of a continuous variable.
+
+    Attributes:
+        label: The category; empty if the variable is continuous.
+        before: On the factual image, the probability, or the place of the predicted mean in the range, in [0, 1].
+        after: On the counterfactual.
+        words: Both as people read them.
+    """
+
+    label: str
+    before: float
+    after: float
+    words: str
+
+    @property
+    def shift(self) -> float:
+        """By how much it has moved, in [-1, 1]."""
+        return self.after - self.before
+
+
+class Change(NamedTuple):
+    """One attribute before and after.
+
+    Attributes:
+        name: The variable.
+        role: Intervened on, caused by what is, or untouched.
+        before: The factual value as people read it.
+        after: The counterfactual value.
+        bars: What the classifier says; none without one. A binary variable has one, of its second category.
+    """
+
+    name: str
+    role: Role
+    before: str
+    after: str
+    bars: tuple[Bar, ...]
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether the variable is untouched and has moved nevertheless for the classifier."""
+        return self.role == "untouched" and any(abs(bar.shift) > MOVED for bar in self.bars)
+
+
+def changes(
+    graph: CausalGraph, parents: Mapping[str, Any], do: Mapping[str, Any], output: DSCMPipelineOutput, row: int = 0
+) -> list[Change]:
+    """Describe one counterfactual, variable by variable.
+
+    Args:
+        graph: The causal graph.
+        parents: The factual attributes in natural units.
+        do: The intervention in natural units.
+        output: The pipeline's answer.
+        row: Which of its counterfactuals.
+    """
+    affected = graph.affected_by(set(do))
+    described = []
+    for variable in graph.variables:
+        name = variable.name
+        role: Role = "do" if name in do else "follows" if name in affected else "untouched"
+        bars: tuple[Bar, ...] = ()
+        if output.factual_predictions is not None and output.counterfactual_predictions is not None:
+            before, after = output.factual_predictions[name][row], output.counterfactual_predictions[name][row]
+            bars = _bars(variable, before, after)
+        values = in_words(variable, parents[name]), in_words(variable, output.parents[name][row])
+        described.append(Change(name, role, *values, bars))
+    return described
+
+
+def _bars(variable: Variable, before: Any, after: Any) -> tuple[Bar, ...]:
+    if variable.kind == "continuous":
+        words = f"{in_words(variable, before, with_unit=False)} → {in_words(variable, after)}"
+        return (Bar("", _place(variable, before), _place(variable, after), words),)
+    categories = variable.categories[1:] if variable.kind == "binary" else variable.categories
+    return tuple(Bar(c, before[c], after[c], f"{100 * before[c]:.0f} → {100 * after[c]:.0f} %") for c in categories)
+
+
+def _place(variable: Variable, value: float) -> float:
+    """Where in the variable's range a value is, in [0, 1]; a predicted mean beyond an end counts as that end."""
+    assert variable.low is not None and variable.high is not None
+    return (variable.encode(min(max(value, variable.low), variable.high)).item() + 1) / 2
+
+
+def in_words(variable: Variable, value: Any, with_unit: bool = True) -> str:
+    """A value as people read it: a category, or a number of three significant digits with its unit."""
+    if variable.kind != "continuous":
+        return str(value)
+    # Rounded first, for 1230 is easier to read than 1.23e+03.
+    return f"{float(f'{value:.3g}'):g} {variable.unit if with_unit else ''}".rstrip()
+
+
+def effect_colours(effect: np.ndarray) -> np.ndarray:
+    """Colour the change of pixels: red where they are brighter, blue where darker, white where they are as before.
+
+    Args:
+        effect: Shape (H, W, C) in [-1, 1], 1 the full grey range. Channels are averaged. What is beyond
+            :data:`EFFECT_LIMIT` has the colour of its end.
+
+    Returns:
+        uint8 of shape (H, W, 3).
+    """
+    place = (effect.mean(axis=2) / EFFECT_LIMIT + 1) / 2
+    stops = np.linspace(0, 1, len(EFFECT_COLOURS))
+    return np.stack([np.interp(place, stops, c) for c in EFFECT_COLOURS.T], axis=2).round().astype(np.uint8)
+
+
+def sweep_values(variable: Variable) -> list[float]:
+    """Values of a continuous variable from its low to its high, in equal steps of its encoding."""
+    assert variable.low is not None and variable.high is not None
+    space = np.geomspace if variable.log else np.linspace
+    return [float(v) for v in space(variable.low, variable.high, SWEEP_VALUES).clip(variable.low, variable.high)]
+
+
+def curves(
+    graph: CausalGraph, categories: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]
+) -> dict[str, list[float]]:
+    """What the classifier says along a sweep: for each variable one number in [0, 1] for each image.
+
+    Args:
+        graph: The causal graph.
+        categories: For each discrete variable the category whose probability is wanted.
+        predictions: For each image the classifier's predictions of all variables. Of a continuous one the place in its
+            range is told.
+    """
+    return {
+        variable.name: [
+            _place(variable, seen[variable.name])
+            if variable.kind == "continuous"
+            else seen[variable.name][categories[variable.name]]
+            for seen in predictions
+        ]
+        for variable in graph.variables
+    }

@@ -1,0 +1,237 @@
+"""The pipelines that the app asks, and the pictures that it asks them about."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import snapshot_download
+from PIL import Image
+
+from softcft.data.paths import check_files
+from softcft.data.pixels import fit_picture, is_grey
+from softcft.example import example_model
+from softcft.graph import CausalGraph
+from softcft.models.weights import load_safetensors
+from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
+from softcft.pipelines.images import to_tensor
+from softcft.pipelines.query import DSCMPipelineOutput, ImageFormat, Values
+
+__all__ = ["Example", "Model", "load_models", "propose", "read_examples", "read_picture", "steps_choices"]
+
+COLOURS = {1: "grey", 3: "colour (RGB)"}
+MOST_EXAMPLES = 24  # what a page can show
+PICTURES = ("metadata.csv", "*.png", "*.jpg", "*.jpeg")
+STEPS = (5, 10, 20, 25, 50, 100, 200)  # of a diffusion model, for people to choose from
+USUAL_STEPS = 50
+
+
+class Model(NamedTuple):
+    """A pipeline and its name on the page.
+
+    Attributes:
+        name: Short and not that of another model.
+        source: The folder or Hub id that it was loaded from.
+        pipeline: Of either of softcft's classes.
+    """
+
+    name: str
+    source: str
+    pipeline: Any
+
+    @property
+    def graph(self) -> CausalGraph:
+        """The pipeline's causal graph."""
+        return self.pipeline.causal_graph
+
+    @property
+    def image_format(self) -> ImageFormat:
+        """What images the pipeline takes."""
+        return self.pipeline.image_format
+
+    @property
+    def is_diffusion(self) -> bool:
+        """Whether it works in steps."""
+        return isinstance(self.pipeline, DiffusionDSCMPipeline)
+
+    def ask(self, picture: np.ndarray, parents: Values, do: Values, steps: int | None) -> DSCMPipelineOutput:
+        """Counterfactuals of one picture.
+
+        The seed is always the same: what is asked twice is answered alike, and all models share their noise.
+
+        Args:
+            picture: uint8 of shape (H, W) or (H, W, 3).
+            parents: Its attributes in natural units.
+            do: The intervention; one of its values may be a list.
+            steps: Of a diffusion model, left out its usual number; another has none.
+
+        Raises:
+            ValueError: As :meth:`softcft.DSCMPipeline.__call__`.
+        """
+        settings = {"num_inference_steps": steps} if self.is_diffusion and steps else {}
+        generator = torch.Generator().manual_seed(0)
+        output: DSCMPipelineOutput = self.pipeline(
+            picture, parents=parents, do=do, generator=generator, output_type="np", **settings
+        )
+        return output
+
+
+class Example(NamedTuple):
+    """A picture of the model's size, uint8 of shape (H, W) or (H, W, 3), and what is known of its attributes."""
+
+    picture: np.ndarray
+    parents: dict[str, Any]
+
+
+def load_models(sources: Sequence[str]) -> list[Model]:
+    """Load pipelines, each of whichever class.
+
+    Args:
+        sources: Folders or Hub ids; if there are none, that of the example model.
+
+    Raises:
+        ValueError: If one is named twice, is no pipeline of softcft, has pickled weights or more channels than people
+            can look at, or if graphs or image formats differ.
+        OSError: If one is not there.
+    """
+    sources = list(sources) or [str(example_model())]
+    twice = sorted({source for source in sources if sources.count(source) > 1})
+    if twice:
+        raise ValueError(f"MODEL {twice[0]} is given twice; give each once.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    models = []
+    for name, source in zip(_short_names(sources), sources, strict=True):
+        if not os.path.isdir(source) and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+            raise ValueError(f"MODEL {source} is no folder, and no name of the Hub, which looks like owner/model.")
+        pipeline = load_safetensors(DiffusionPipeline, source)
+        if not hasattr(pipeline, "causal_graph"):
+            raise ValueError(f"MODEL {source} is a {type(pipeline).__name__}, and no pipeline of softcft.")
+        pipeline.set_progress_bar_config(disable=True)
+        models.append(Model(name, source, pipeline.to(device)))
+    first = models[0]
+    if first.image_format.channels not in COLOURS:
+        raise ValueError(f"MODEL {first.source} has {first.image_format.channels} channels; the app shows 1 or 3.")
+    for model in models[1:]:
+        if model.graph != first.graph:
+            raise ValueError(f"MODEL {model.source} has another graph than {first.source}; compare those of one graph.")
+        if model.image_format[:2] != first.image_format[:2]:
+            raise ValueError(f"MODEL {model.source} takes other images than {first.source}; compare those of one size.")
+    return models
+
+
+def _short_names(sources: Sequence[str]) -> list[str]:
+    """As much of the end of each path as tells it from the others."""
+    parts = [Path(source).resolve().parts if os.path.isdir(source) else Path(source).parts for source in sources]
+    for length in range(1, max(len(part) for part in parts)):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(sources)
+
+
+def read_examples(model: Model) -> list[Example]:
+    """The folder ``examples`` of a pipeline: pictures, and ``metadata.csv`` with their attributes in natural units.
+
+    Args:
+        model: The pipeline, of whose graph the columns are. A cell may be empty, and a column missing.
+
+    Returns:
+        The first 24 examples; none if there is no such folder.
+
+    Raises:
+        ValueError: If a row has no picture that can be read, one that is elsewhere, or a value that the graph has not.
+    """
+    folder = Path(model.source)
+    if not folder.is_dir():
+        allowed = [f"examples/{pattern}" for pattern in PICTURES]
+        folder = Path(snapshot_download(model.source, allow_patterns=allowed))
+    table = folder / "examples" / "metadata.csv"
+    if not table.is_file():
+        return []
+    check_files(str(folder), [str(table)])  # it may name nothing outside of its folder
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        rows = [row for row, _ in zip(csv.DictReader(file), range(MOST_EXAMPLES), strict=False)]
+    examples = []
+    for number, row in enumerate(rows, start=2):
+        try:
+            picture, _ = read_picture((table.parent / (row.get("file_name") or "")).read_bytes(), model.image_format)
+            examples.append(Example(picture, _known(model.graph, row)))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"examples/metadata.csv, line {number}: {error}") from error
+    return examples
+
+
+def _known(graph: CausalGraph, row: Mapping[str, str]) -> dict[str, Any]:
+    parents: dict[str, Any] = {}
+    for variable in graph.variables:
+        text = row.get(variable.name)
+        if text:
+            parents[variable.name] = float(text) if variable.kind == "continuous" else text
+            variable.encode(parents[variable.name])  # refuses what it has not
+    return parents
+
+
+def read_picture(content: bytes, image_format: ImageFormat) -> tuple[np.ndarray, str]:
+    """Make a picture what the model takes: its middle square, scaled, in grey or colour.
+
+    Args:
+        content: A file in any format that Pillow reads.
+        image_format: What the model takes.
+
+    Returns:
+        uint8 of shape (H, W) or (H, W, 3), and in words what was done to it, which is nothing if it fits.
+
+    Raises:
+        ValueError: If it cannot be read, or has more than 8 bits per channel, whose white nobody knows.
+    """
+    channels, size, _ = image_format
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            width, height = picture.size
+            had = COLOURS[1 if is_grey(picture) else 3]
+            pixels = fit_picture(picture, size, channels)
+    except Exception as error:  # of many kinds, which Pillow does not list
+        reason = str(error) if type(error) is ValueError else "it is damaged, or no picture"
+        raise ValueError(f"The picture cannot be used: {reason}.") from error
+    done = []
+    if (width, height) != (size, size):
+        cut = "its middle square was cut out and scaled" if width != height else "it was scaled"
+        done.append(f"It has {width} x {height} pixels and the model takes {size} x {size}: {cut}.")
+    if had != COLOURS[channels]:
+        done.append(f"It was {had} and is now {COLOURS[channels]}.")
+    return pixels, " ".join(done)
+
+
+def propose(models: Sequence[Model], picture: np.ndarray) -> dict[str, Any]:
+    """What the classifier of the first model that has one sees: for each variable the category or predicted mean.
+
+    Raises:
+        ValueError: If none has a classifier.
+    """
+    for model in models:
+        classifier = model.pipeline.classifier
+        if classifier is not None:
+            channels, size, _ = model.image_format
+            image = to_tensor(picture, channels, size).to(classifier.device, classifier.dtype)
+            with torch.no_grad():
+                seen = classifier.predict(image).float().cpu().clamp(-1, 1)
+            return {name: value for name, (value,) in model.graph.decode(seen).items()}
+    raise ValueError("No model has a classifier; set the attributes by hand.")
+
+
+def steps_choices(models: Sequence[Model]) -> tuple[list[int], int] | None:
+    """The numbers of steps that all diffusion models can take, and the one to begin with; None if there are none."""
+    trained = [model.pipeline.scheduler.config["num_train_timesteps"] for model in models if model.is_diffusion]
+    if not trained:
+        return None
+    common = math.gcd(*trained)
+    choices = [steps for steps in STEPS if common % steps == 0] or [common]
+    return choices, max([steps for steps in choices if steps <= USUAL_STEPS], default=choices[0])

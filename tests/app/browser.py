@@ -1,0 +1,87 @@
+"""The app in a process of its own, and a browser to look at it.
+
+python -m tests.app.browser docs    # pictures of the app with the example model: app_laptop.png and app_phone.png
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SIZES = {"laptop": {"width": 1366, "height": 768}, "phone": {"width": 390, "height": 844}}
+PATIENCE = 180_000  # milliseconds: the machine may have other work
+
+
+@contextmanager
+def served(*models: Path) -> Iterator[str]:
+    """The address of the app, as long as the context lasts."""
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", "from softcft.app import main; main()", *map(str, models)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as app:
+        try:
+            assert app.stdout is not None
+            line = app.stdout.readline()  # empty if it has ended
+            assert line.startswith("softcft-app: "), "the app has not started"
+            yield line.split()[1]
+        finally:
+            app.terminate()
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """A browser without a window."""
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+def visit(started: Browser, address: str, size: str = "laptop") -> Page:
+    """The page with its first example chosen."""
+    page = started.new_page(viewport=SIZES[size])
+    page.set_default_timeout(PATIENCE)
+    page.goto(address)
+    page.wait_for_selector(".chosen img")
+    return page
+
+
+def intervene(page: Page, variable: int) -> None:
+    """Switch on the do() of a variable and show the counterfactual."""
+    page.check(f"#switch-{variable} input")
+    page.wait_for_selector(f"#do-{variable}")
+    page.wait_for_timeout(500)  # until its value is there
+    page.click("#run")
+    page.wait_for_selector("#counterfactual .cards")
+
+
+def main() -> None:
+    """Write the pictures of the documentation."""
+    with served() as address, browser() as started:
+        for size in SIZES:
+            page = visit(started, address, size)
+            intervene(page, 1)
+            page.wait_for_timeout(2000)  # until the page is where it scrolls to
+            page.add_style_tag(content="#run, #results { position: static !important; }")  # there is nothing to scroll
+            page.screenshot(path=Path(sys.argv[1]) / f"app_{size}.png", full_page=True)
+
+
+if __name__ == "__main__":
+    main()
