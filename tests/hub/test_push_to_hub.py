@@ -169,6 +169,17 @@ def test_a_training_publishes_what_it_has_made(
         assert "hf_" not in path.read_text()  # the token is no setting
 
 
+def test_fine_tuning_publishes_a_pipeline_whose_card_claims_nothing(
+    hub: LoopbackHub, start: Start, tmp_path: Path
+) -> None:
+    made = make_pipeline(tmp_path / "made")
+    parts = {"--scm_dir": "attribute_scm", "--guide_dir": "classifier", "--hvae_dir": "hvae"}
+    flags = [word for flag, name in parts.items() for word in (flag, str(made / name))]
+    start("soft_cft", "--config", str(TINY), "--cft", "none", *flags, *TRAIN[3:-1], "owner/none")
+    assert DSCMPipeline.from_pretrained("owner/none").causal_graph == PHANTOM_GRAPH
+    assert "Nothing is known" in ModelCard(hub.repositories["owner/none"].files["README.md"].decode()).text
+
+
 def test_a_training_that_cannot_be_published_does_not_start(
     hub: LoopbackHub, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
