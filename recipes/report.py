@@ -11,6 +11,7 @@ from pathlib import Path
 
 from softcft import CausalGraph
 from softcft.evaluation.report import write_report
+from softcft.hub.card import setting
 from softcft.training.parsing import read_config
 
 
@@ -31,7 +32,7 @@ def main() -> None:
         if config["graph"] != first["graph"]:
             parser.error(f"--runs: {run} has another graph than {arguments.runs[0]}; make a report of each")
     write_report(
-        arguments.runs, arguments.output_dir, CausalGraph(first["graph"]), f"softcft: {first['data']['dataset_name']}"
+        arguments.runs, arguments.output_dir, CausalGraph(first["graph"]), f"softcft: {setting(first, 'dataset_name')}"
     )
     print(f"Wrote {arguments.output_dir}/report.html, report.md, report.tex and metrics.csv")
 
