@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -178,11 +179,20 @@ def publish(
     make_card(folder, repo_id, settings, **results).save(folder / CARD)
     files[CARD] = folder / CARD
     reserve(repo_id, is_private)
-    additions = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
+    additions = [CommitOperationAdd(name, _content(path)) for name, path in sorted(files.items())]
     with _told(repo_id):
         api = HfApi()
         api.create_commit(repo_id, additions, commit_message="Upload a model of softcft, with its card")
     return f"{api.endpoint}/{repo_id}"
+
+
+def _content(path: Path) -> Path | bytes:
+    """A file as it is sent: without the folder that a model was loaded from, which is its owner's business."""
+    if path.suffix != ".json":
+        return path
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings.pop("_name_or_path", None)
+    return json.dumps(settings, indent=2, sort_keys=True).encode()
 
 
 @contextmanager
