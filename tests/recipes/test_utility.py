@@ -166,7 +166,7 @@ def test_what_is_missing_is_told_with_its_command(run: Run, trained: Path) -> No
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--train_on", "race"], r"--train_on must be real or one of none, hard, soft, a slash .* got 'race'"),
+        (["--train_on", "race"], r"--train_on must be real or one of none, hard, soft, matched, a slash .* got 'race'"),
         (["--train_on", "soft/"], r"--train_on must be real or one of"),
         (["--num_images", "1"], r"--num_images must be at least 2, got 1"),
         (["--half", "even"], r"unknown argument '--half'"),
