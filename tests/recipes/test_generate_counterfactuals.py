@@ -265,7 +265,10 @@ def test_a_set_is_not_mixed_of_two(generate: Generate, folder: Path, monkeypatch
     [
         (["--attributes", "height"], r"The graph has no variable 'height'; it has \['age', "),
         (["--sample_size", "32"], r"--sample_size is 32, but runs/soft was trained with 16"),
-        (["--pipelines", "runs/mine"], r"folders must have different names of none, hard, soft, matched, got \['runs/mine'\]"),
+        (
+            ["--pipelines", "runs/mine"],
+            r"folders must have different names of none, hard, soft, matched, got \['runs/mine'\]",
+        ),
         (["--pipelines", "runs/soft", "other/soft"], r"folders must have different names of none, hard, soft"),
         (["--num_images", "1"], r"--num_images must be at least 2, got 1"),
         (["--num_images", "65"], r"--num_images is 65, but only 64 training images miss no value"),

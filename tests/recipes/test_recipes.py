@@ -409,7 +409,9 @@ def test_fine_tuning_and_evaluation_need_their_parts(start: Start) -> None:
     command = "accelerate launch recipes/soft_cft.py --cft none --output_dir runs"
     with pytest.raises(SystemExit, match=rf"There is no runs/none/model_index.json. Make it.*\n    {command}$"):
         start("evaluate")
-    with pytest.raises(ValueError, match=r"--pipelines: folders must be named none, hard, soft, matched, got \['runs/mine'\]"):
+    with pytest.raises(
+        ValueError, match=r"--pipelines: folders must be named none, hard, soft, matched, got \['runs/mine'\]"
+    ):
         start("evaluate", "--pipelines", "runs/mine")
     with pytest.raises(ValueError, match=r"^--damping must be >= 0, got -1\.0\.$"):
         start("soft_cft", "--damping", "-1")
