@@ -51,3 +51,4 @@ def test_mistakes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert "--num_images must be at least 1, got 0" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="more than the 10 that the package may have"):
         make(tmp_path, monkeypatch, 10)
+    assert not (tmp_path / "example").exists()  # nothing is replaced by what is refused
