@@ -87,7 +87,7 @@ def measure_step(
         pipeline.unet.enable_gradient_checkpointing()
     backbone = pipeline.backbone(num_inference_steps=CFT_STEPS, gradient_steps=gradient_steps)
     constraint = LagrangianConstraint(slack=0.1, damping=10, learning_rate=0.1, inequality=True)
-    objective = CFTObjective(backbone, pipeline.attribute_scm, pipeline.classifier, constraint, "soft")
+    objective = CFTObjective(backbone, pipeline.attribute_scm, [pipeline.classifier], constraint, "soft")
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-6)
     before = resident_mib("VmRSS")
     times = []

@@ -240,7 +240,7 @@ def make_step(peer: Peer, config: str, side: str, work: str, dtype: str, batch_s
     if work == "cft_step":
         constraint = LagrangianConstraint(slack=1.0, damping=100.0, learning_rate=0.1)
         scm = AttributeSCM(GRAPHS[hparams.dataset].to_list())
-        objective = CFTObjective(HVAEBackbone(model), scm, make_guide(hparams.dataset), constraint, "soft")
+        objective = CFTObjective(HVAEBackbone(model), scm, [make_guide(hparams.dataset)], constraint, "soft")
     return our_training_step(objective, hparams, {"image": image, "parents": parents}, autocast)
 
 

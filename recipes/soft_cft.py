@@ -59,6 +59,13 @@ class PretrainedConfig:
     guide_dir: str | None = field(
         default=None, metadata={"help": "Guide, from train_classifier.py; OUTPUT_DIR/guide if left out."}
     )
+    more_guides: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Folders of further guides, from train_classifier.py --role guide with other seeds and networks: "
+            "each counterfactual is shown to one guide, drawn at random."
+        },
+    )
     hvae_dir: str | None = field(
         default=None, metadata={"help": "Image mechanism, from train_hvae.py; OUTPUT_DIR/hvae if left out."}
     )
@@ -155,7 +162,8 @@ def main() -> None:
         if memory.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         with adapters(network, tuning.lora_rank):
-            trainer = CFTTrainer(backbone, pipeline.attribute_scm, pipeline.classifier, training, cft)
+            guides = [pipeline.classifier, *map(AttributeClassifier.from_pretrained, parts.more_guides)]
+            trainer = CFTTrainer(backbone, pipeline.attribute_scm, guides, training, cft)
             trainer.train(images.subset(subset.half, complete=True))
     if this_process().is_main_process:
         backbone.eval()

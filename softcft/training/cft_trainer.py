@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from tqdm.auto import tqdm
 
 from softcft.cft.constraint import LagrangianConstraint
-from softcft.cft.targets import Reference
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.data.schema import scale_pixels
 from softcft.models.attribute_scm import AttributeSCM
@@ -68,13 +67,26 @@ class CFTConfig:
         default=10_000,
         metadata={"help": "For matched: training images among which the guide's predictions are ranked."},
     )
+    plausibility: bool = field(
+        default=False,
+        metadata={
+            "help": "Also hold the counterfactual images' own fidelity, as the pretrained model sees them under their "
+            "new attributes, at that of real images."
+        },
+    )
+    reversibility: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the error of intervening back, in nats per grey level of its mean absolute error."
+        },
+    )
 
     def __post_init__(self) -> None:
         if self.cft not in ("none", "hard", "soft", "matched"):
             raise ValueError(f"--cft must be 'none', 'hard', 'soft' or 'matched', got {self.cft!r}.")
         if self.constraint not in ("inequality", "published"):
             raise ValueError(f"--constraint must be 'inequality' or 'published', got {self.constraint!r}.")
-        for name in ("damping", "multiplier_learning_rate"):
+        for name in ("damping", "multiplier_learning_rate", "reversibility"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} must be >= 0, got {getattr(self, name)}.")
         for name in ("slack_images", "reference_images"):
@@ -89,31 +101,42 @@ class CFTTrainer:
         backbone: The pretrained image mechanism: any ``nn.Module`` with the method of
             :class:`~softcft.counterfactuals.backbone.CounterfactualBackbone`. Trained in place.
         attribute_scm: Trained attribute mechanisms.
-        guide: Trained and calibrated classifier.
+        guides: Trained and calibrated classifiers, one or more.
         config: Settings of the training loop.
         cft: Settings of the fine-tuning.
 
     Raises:
-        ValueError: If ``cft.cft`` is none, the backbone is no module, or mechanisms and guide have different graphs.
+        ValueError: If ``cft.cft`` is none, the backbone is no module, or mechanisms and a guide have different graphs.
     """
 
     def __init__(
         self,
         backbone: CounterfactualBackbone,
         attribute_scm: AttributeSCM,
-        guide: AttributeClassifier,
+        guides: Sequence[AttributeClassifier],
         config: TrainingConfig,
         cft: CFTConfig,
     ) -> None:
         if cft.cft == "none":
             raise ValueError("--cft none asks for no fine-tuning; use the pretrained model as it is.")
-        constraint = LagrangianConstraint(
-            slack=0.0,
-            damping=cft.damping,
-            learning_rate=cft.multiplier_learning_rate,
-            inequality=cft.constraint == "inequality",
+        constraint, plausibility = (
+            LagrangianConstraint(
+                slack=0.0,
+                damping=cft.damping,
+                learning_rate=cft.multiplier_learning_rate,
+                inequality=cft.constraint == "inequality",
+            )
+            for _ in range(2)
         )
-        self.objective = CFTObjective(backbone, attribute_scm, guide, constraint, cft.cft)
+        self.objective = CFTObjective(
+            backbone,
+            attribute_scm,
+            guides,
+            constraint,
+            cft.cft,
+            plausibility if cft.plausibility else None,
+            cft.reversibility,
+        )
         self.config = config
         self.cft = cft
 
@@ -124,10 +147,11 @@ class CFTTrainer:
             ValueError: If targets are to be matched, but a category has no image among the first ``reference_images``.
         """
         if self.cft.cft == "matched":
-            reference = self.measure_reference(dataset)
-            self.objective.reference_parents, self.objective.reference_predictions = reference
+            self.measure_reference(dataset)
         fidelity = self.measure_fidelity(dataset)  # moves all buffers to the device: not before, in one expression
         self.objective.constraint.slack.fill_(fidelity)
+        if self.objective.plausibility is not None:
+            self.objective.plausibility.slack.fill_(fidelity)  # as real images are under their own parents
         logger.info("The pretrained model's fidelity, held by the constraint: %.4f.", self.objective.constraint.slack)
         train(self.objective, dataset, self.config, name=f"{self.cft.cft}-cft")
         return self.objective.backbone
@@ -146,29 +170,31 @@ class CFTTrainer:
         return total / images
 
     @torch.no_grad()
-    def measure_reference(self, dataset: Dataset[Any]) -> Reference:
-        """What the guide says of the first ``reference_images`` images, in the training's precision.
+    def measure_reference(self, dataset: Dataset[Any]) -> None:
+        """Let the guides see the first ``reference_images`` images, in the training's precision.
 
         Raises:
             ValueError: If none of them has some category.
         """
-        accelerator = self._accelerator()
+        accelerator, objective = self._accelerator(), self.objective
         rows = []
         for image, parents in self._first(dataset, self.cft.reference_images, "measuring reference", accelerator):
             with accelerator.autocast():
-                rows.append((parents, self.objective.guide.predict(image).float()))
-        reference = Reference(*(torch.cat(column) for column in zip(*rows, strict=True)))
-        graph = self.objective.guide.causal_graph
+                rows.append((parents, torch.stack([guide.predict(image).float() for guide in objective.guides])))
+        parents, predictions = zip(*rows, strict=True)
+        objective.reference_parents = torch.cat(parents)
+        objective.reference_predictions = torch.cat(predictions, dim=1)
+        graph = objective.attribute_scm.causal_graph
         for variable in graph.variables:
             if variable.kind == "continuous":
                 continue
-            counts = dict(zip(variable.categories, reference.counts(graph, variable.name), strict=True))
+            counts = dict(zip(variable.categories, objective.reference(0).counts(graph, variable.name), strict=True))
             if absent := [category for category, count in counts.items() if count == 0]:
                 raise ValueError(
                     f"--cft matched compares with real images of each category, but '{variable.name}' is {absent[0]!r} "
-                    f"in none of the first {len(reference.parents)}; raise --reference_images, or use --cft soft."
+                    f"in none of the first {len(objective.reference_parents)}; raise --reference_images, or use "
+                    "--cft soft."
                 )
-        return reference
 
     def _accelerator(self) -> Accelerator:
         accelerator = Accelerator(mixed_precision=choose_precision(self.config.mixed_precision))

@@ -9,7 +9,9 @@ the VAE (a yardstick of the evaluation), and the log in the fidelity of a diffus
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,7 +31,7 @@ from softcft.models.denoiser import CONDITION_DROPOUT, MIN_SNR_GAMMA, Conditiona
 from softcft.models.hvae import HVAEModel
 from softcft.models.patches import fold_patches
 from softcft.models.vae import encode_latents
-from softcft.noise import Generator, seeded_generator, spread_evenly
+from softcft.noise import Generator, seeded_generator, spread_evenly, uniform
 
 __all__ = [
     "CFTObjective",
@@ -193,9 +195,12 @@ class CFTObjective(nn.Module):
         backbone: The image mechanism to fine-tune, a module that satisfies
             :class:`~softcft.counterfactuals.backbone.CounterfactualBackbone`.
         attribute_scm: Trained attribute mechanisms; frozen here.
-        guide: Trained and calibrated classifier; frozen here.
+        guides: Trained and calibrated classifiers; frozen here. Each image is shown to one of them, drawn at random.
         constraint: Holds the fidelity.
         mode: Of the targets, see :mod:`softcft.cft.targets`.
+        plausibility: Holds the fidelity of the counterfactual images under their new parents, as the backbone sees
+            them that is given here: a copy of it stays as it is.
+        reversibility: Weight of the mean absolute error, in grey levels of 255, of intervening back.
     """
 
     reference_parents: Tensor | None
@@ -205,24 +210,32 @@ class CFTObjective(nn.Module):
         self,
         backbone: CounterfactualBackbone,
         attribute_scm: AttributeSCM,
-        guide: AttributeClassifier,
+        guides: Sequence[AttributeClassifier],
         constraint: LagrangianConstraint,
         mode: TargetMode,
+        plausibility: LagrangianConstraint | None = None,
+        reversibility: float = 0.0,
     ) -> None:
         super().__init__()
         if not isinstance(backbone, nn.Module):
             raise ValueError(f"The backbone must be an nn.Module to be trained, got {type(backbone).__name__}.")
-        if attribute_scm.causal_graph != guide.causal_graph:
-            raise ValueError(
-                f"Attribute mechanisms and guide have different graphs: {attribute_scm.causal_graph} against "
-                f"{guide.causal_graph}. Train both from one config."
-            )
+        if not guides:
+            raise ValueError("guides must have at least one classifier.")
+        for guide in guides:
+            if attribute_scm.causal_graph != guide.causal_graph:
+                raise ValueError(
+                    f"Attribute mechanisms and guide have different graphs: {attribute_scm.causal_graph} against "
+                    f"{guide.causal_graph}. Train both from one config."
+                )
         self.backbone = backbone.train()
         self.attribute_scm = attribute_scm.eval().requires_grad_(False)
-        self.guide = guide.eval().requires_grad_(False)
-        self.guide.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # as the images it will see
+        self.guides = nn.ModuleList(guides).eval().requires_grad_(False)
+        self.guides.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # as the images they will see
         self.constraint = constraint
         self.mode = mode
+        self.plausibility = plausibility
+        self.pretrained = None if plausibility is None else copy.deepcopy(backbone).requires_grad_(False)
+        self.reversibility = reversibility
         # For matched targets; measured by the trainer.
         self.register_buffer("reference_parents", None)
         self.register_buffer("reference_predictions", None)
@@ -230,40 +243,69 @@ class CFTObjective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1], and ``parents`` (B, K)."""
         image, parents = scale_pixels(batch["image"]), batch["parents"]
-        graph = self.guide.causal_graph
+        graph = self.attribute_scm.causal_graph
+        generators = noise_generators(batch)
         with torch.no_grad():
-            generators = noise_generators(batch)
             others = self.attribute_scm.sample(len(parents), generator=generators).to(parents)
             intervention = draw_interventions(graph, parents, others, generators)
-            counterfactual_parents = self.attribute_scm.counterfactual(parents, intervention, generators)
-            factual_prediction = self.guide.predict(image)
-        output = self.backbone.counterfactual(image, parents, counterfactual_parents, generators)
-        targets = counterfactual_targets(
-            graph,
-            intervention.mask,
-            parents,
-            counterfactual_parents,
-            factual_prediction,
-            self.mode,
-            self.reference,
-        )
-        losses = guidance_losses(graph, self.guide(output.image).logits, targets, self.guide.column_scales)
+            new_parents = self.attribute_scm.counterfactual(parents, intervention, generators)
+        output = self.backbone.counterfactual(image, parents, new_parents, generators)
+        losses = self._guidance(image, output.image, parents, new_parents, intervention.mask, generators)
         guidance = torch.stack(list(losses.values())).sum()
-        return {
-            "loss": guidance + self.constraint(output.fidelity),
-            "guidance": guidance,
-            "fidelity": output.fidelity,
-            "multiplier": self.constraint.multiplier.clone(),
-            **{f"guidance/{name}": loss for name, loss in losses.items()},
-        }
+        loss = guidance + self.constraint(output.fidelity)
+        metrics = {"fidelity": output.fidelity, "multiplier": self.constraint.multiplier.clone()}
+        if self.plausibility is not None:
+            seen = self.pretrained.counterfactual(output.image, new_parents, new_parents, generators)
+            loss = loss + self.plausibility(seen.fidelity)
+            metrics |= {"plausibility": seen.fidelity, "plausibility_multiplier": self.plausibility.multiplier.clone()}
+        if self.reversibility:
+            back = self.backbone.counterfactual(output.image, new_parents, parents, generators)
+            error = 127.5 * (back.image - image).abs().mean()
+            loss = loss + self.reversibility * error
+            metrics["reversibility"] = error
+        return {"loss": loss, "guidance": guidance, **metrics, **{f"guidance/{name}": x for name, x in losses.items()}}
 
-    @property
-    def reference(self) -> Reference | None:
-        """What the guide says of real images."""
+    def _guidance(
+        self,
+        image: Tensor,
+        counterfactual: Tensor,
+        parents: Tensor,
+        new_parents: Tensor,
+        intervened: Tensor,
+        generators: Generator,
+    ) -> dict[str, Tensor]:
+        """For each variable the mean loss over the images, each seen by one of the guides."""
+        draw = uniform((len(image), 1), generators, image.device)[:, 0]
+        whose = (draw * len(self.guides)).long().clamp_max(len(self.guides) - 1)
+        total: dict[str, Tensor] = {}
+        for i, guide in enumerate(self.guides):
+            mine = (whose == i).nonzero()[:, 0]
+            if not len(mine):
+                continue
+            with torch.no_grad():
+                factual_prediction = guide.predict(image[mine])
+            targets = counterfactual_targets(
+                guide.causal_graph,
+                intervened[mine],
+                parents[mine],
+                new_parents[mine],
+                factual_prediction,
+                self.mode,
+                self.reference(i),
+            )
+            logits = guide(counterfactual[mine]).logits
+            for name, loss in guidance_losses(guide.causal_graph, logits, targets, guide.column_scales).items():
+                total[name] = total.get(name, 0) + loss * len(mine) / len(image)
+        return total
+
+    def reference(self, guide: int) -> Reference | None:
+        """What a guide says of real images."""
         if self.reference_parents is None or self.reference_predictions is None:
             return None
-        return Reference(self.reference_parents, self.reference_predictions)
+        return Reference(self.reference_parents, self.reference_predictions[guide])
 
     def after_step(self, metrics: dict[str, float]) -> None:
-        """Gradient ascent of the Lagrange multiplier."""
+        """Gradient ascent of the Lagrange multipliers."""
         self.constraint.ascend(metrics["fidelity"])
+        if self.plausibility is not None:
+            self.plausibility.ascend(metrics["plausibility"])

@@ -122,7 +122,7 @@ def config(tmp_path: Path, **fields: Any) -> TrainingConfig:
 
 
 def trainer(tmp_path: Path, cft: dict[str, Any], backbone: nn.Module | None = None, **fields: Any) -> CFTTrainer:
-    return CFTTrainer(backbone or ToyBackbone(), scm(), ToyGuide(), config(tmp_path, **fields), CFTConfig(**cft))  # type: ignore[arg-type]
+    return CFTTrainer(backbone or ToyBackbone(), scm(), [ToyGuide()], config(tmp_path, **fields), CFTConfig(**cft))  # type: ignore[arg-type]
 
 
 def log(tmp_path: Path) -> list[dict[str, float]]:
@@ -226,7 +226,7 @@ def test_matching_wants_images_of_each_category(tmp_path: Path) -> None:
 
 def test_guide_and_mechanisms_stay_as_they_are(runs: dict[str, Run]) -> None:
     objective = runs["soft"].trainer.objective
-    for part, fresh in ((objective.guide, ToyGuide()), (objective.attribute_scm, scm())):
+    for part, fresh in ((objective.guides[0], ToyGuide()), (objective.attribute_scm, scm())):
         for name, tensor in fresh.state_dict().items():
             assert torch.equal(tensor, part.state_dict()[name]), name
     for name, tensor in ToyBackbone().state_dict().items():
@@ -303,7 +303,7 @@ def test_an_hvae_is_fine_tuned_by_a_classifier(tmp_path: Path) -> None:
     settings = config(tmp_path, max_train_steps=3, train_batch_size=16, logging_steps=1, mixed_precision="bf16")
     # The published form: the scale of the pixels learns from the constraint alone, which must not be slack here.
     cft = CFTConfig(damping=10.0, constraint="published")
-    run = CFTTrainer(HVAEBackbone(hvae), mechanisms, guide, settings, cft)
+    run = CFTTrainer(HVAEBackbone(hvae), mechanisms, [guide], settings, cft)
     # Abduction is random, but the same seed must find the same slack.
     measured = [run.measure_fidelity(dataset) for _ in range(2)]
     assert measured[0] == measured[1]
@@ -337,7 +337,7 @@ def test_backbone_must_be_a_module(tmp_path: Path) -> None:
 def test_mechanisms_and_guide_must_share_their_graph(tmp_path: Path) -> None:
     other = AttributeSCM(GRAPH.to_list()[:1], num_bins=4, hidden_features=[8])
     with pytest.raises(ValueError, match="different graphs"):
-        CFTTrainer(ToyBackbone(), other, ToyGuide(), config(tmp_path), CFTConfig())  # type: ignore[arg-type]
+        CFTTrainer(ToyBackbone(), other, [ToyGuide()], config(tmp_path), CFTConfig())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def cut_run(kind: str, folder: Path, batch: int = 8, accumulation: int = 1, **se
     if kind.startswith("cft"):
         backbone = HVAEBackbone(hvae()) if kind == "cft" else DiffusionBackbone(denoiser(), num_inference_steps=2)
         cft = CFTConfig(slack_images=20, damping=50.0, multiplier_learning_rate=5.0)
-        trainer = CFTTrainer(backbone, scm(), classifier(), config, cft)
+        trainer = CFTTrainer(backbone, scm(), [classifier()], config, cft)
         trainer.train(data())  # type: ignore[arg-type]
         return trainer.objective
     make = {

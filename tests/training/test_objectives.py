@@ -103,7 +103,7 @@ def scm() -> AttributeSCM:
 
 def cft(mode: Any = "soft", backbone: nn.Module | None = None, **constraint: Any) -> CFTObjective:
     multiplier = LagrangianConstraint(**{"slack": 5.0, "damping": 10.0, "learning_rate": 0.5, **constraint})
-    return CFTObjective(backbone or HVAEBackbone(hvae()), scm(), classifier(), multiplier, mode)  # type: ignore[arg-type]
+    return CFTObjective(backbone or HVAEBackbone(hvae()), scm(), [classifier()], multiplier, mode)  # type: ignore[arg-type]
 
 
 # ---- pretraining -----------------------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ def test_only_the_backbone_gets_gradients(mode: str, phantoms: dict[str, Tensor]
     for name, parameter in objective.named_parameters():
         assert (parameter.grad is not None) == (name in names), name
     assert objective.backbone.training
-    assert not any(m.training for part in (objective.guide, objective.attribute_scm) for m in part.modules())
+    assert not any(m.training for part in (objective.guides[0], objective.attribute_scm) for m in part.modules())
 
 
 def test_scalars_add_up(phantoms: dict[str, Tensor]) -> None:
@@ -395,4 +395,4 @@ def test_mechanisms_and_guide_must_share_their_graph() -> None:
     other = AttributeSCM(PLAIN[:3], num_bins=4, hidden_features=[8])
     constraint = LagrangianConstraint(slack=0.0, damping=1.0, learning_rate=0.1)
     with pytest.raises(ValueError, match="different graphs"):
-        CFTObjective(Recorder(), other, classifier(), constraint, "soft")
+        CFTObjective(Recorder(), other, [classifier()], constraint, "soft")
