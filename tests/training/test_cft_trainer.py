@@ -256,10 +256,12 @@ def test_fidelity_is_the_mean_over_the_first_images(tmp_path: Path) -> None:
 # ---- resuming --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["soft", "matched"])
-def test_resumed_equals_uninterrupted(tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize(
+    "options", [{"cft": "soft"}, {"cft": "matched"}, {"cft": "matched", "plausibility": True, "reversibility": 0.1}]
+)
+def test_resumed_equals_uninterrupted(tmp_path: Path, options: dict[str, Any]) -> None:
     def run(folder: str, steps: int, strength: float = 0.8, **fields: Any) -> CFTTrainer:
-        cft = {"cft": mode, "damping": 5.0, "multiplier_learning_rate": 1.0}
+        cft = {"damping": 5.0, "multiplier_learning_rate": 1.0, **options}
         fields = {"learning_rate": 0.02, "checkpointing_steps": 5, "logging_steps": 1, "ema_decay": 0.9} | fields
         started = trainer(tmp_path / folder, cft, ToyBackbone(strength), max_train_steps=steps, **fields)
         started.train(draw(256, seed=0))
@@ -348,6 +350,7 @@ def test_mechanisms_and_guide_must_share_their_graph(tmp_path: Path) -> None:
         ({"damping": -1.0}, "--damping must be >= 0, got -1.0"),
         ({"damping": math.nan}, "--damping must be >= 0, got nan"),
         ({"multiplier_learning_rate": -0.1}, "--multiplier_learning_rate must be >= 0, got -0.1"),
+        ({"reversibility": -1.0}, "--reversibility must be >= 0, got -1.0"),
         ({"slack_images": 0}, "--slack_images must be at least 1, got 0"),
         ({"reference_images": 0}, "--reference_images must be at least 1, got 0"),
     ],

@@ -101,9 +101,13 @@ def scm() -> AttributeSCM:
     return AttributeSCM(PLAIN, num_bins=4, hidden_features=[8])
 
 
-def cft(mode: Any = "soft", backbone: nn.Module | None = None, **constraint: Any) -> CFTObjective:
-    multiplier = LagrangianConstraint(**{"slack": 5.0, "damping": 10.0, "learning_rate": 0.5, **constraint})
-    return CFTObjective(backbone or HVAEBackbone(hvae()), scm(), [classifier()], multiplier, mode)  # type: ignore[arg-type]
+def constraint() -> LagrangianConstraint:
+    return LagrangianConstraint(slack=5.0, damping=10.0, learning_rate=0.5)
+
+
+def cft(mode: Any = "soft", backbone: nn.Module | None = None, guides: int = 1, **options: Any) -> CFTObjective:
+    backbone = backbone or HVAEBackbone(hvae())
+    return CFTObjective(backbone, scm(), [classifier() for _ in range(guides)], constraint(), mode, **options)  # type: ignore[arg-type]
 
 
 # ---- pretraining -----------------------------------------------------------------------------------------------------
@@ -297,9 +301,12 @@ def test_pretraining_objectives_turn_training_on(make: Any) -> None:
 # ---- counterfactual fine-tuning --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["hard", "soft"])
-def test_only_the_backbone_gets_gradients(mode: str, phantoms: dict[str, Tensor]) -> None:
-    objective = cft(mode)
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [("hard", {}), ("soft", {}), ("soft", {"guides": 2, "plausibility": constraint(), "reversibility": 0.1})],
+)
+def test_only_the_backbone_gets_gradients(mode: str, options: dict[str, Any], phantoms: dict[str, Tensor]) -> None:
+    objective = cft(mode, **options)
     objective(phantoms)["loss"].backward()
     names = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
     assert names == {f"backbone.{name}" for name, _ in objective.backbone.named_parameters()}
@@ -393,6 +400,71 @@ def test_a_backbone_must_be_a_module() -> None:
 
 def test_mechanisms_and_guide_must_share_their_graph() -> None:
     other = AttributeSCM(PLAIN[:3], num_bins=4, hidden_features=[8])
-    constraint = LagrangianConstraint(slack=0.0, damping=1.0, learning_rate=0.1)
     with pytest.raises(ValueError, match="different graphs"):
-        CFTObjective(Recorder(), other, [classifier()], constraint, "soft")
+        CFTObjective(Recorder(), other, [classifier()], constraint(), "soft")
+
+
+def test_there_must_be_a_guide() -> None:
+    with pytest.raises(ValueError, match="at least one classifier"):
+        cft(guides=0)
+
+
+def test_guides_share_the_images(phantoms: dict[str, Tensor]) -> None:
+    seeds = list(range(64))
+    one, three = cft(backbone=Recorder()), cft(backbone=Recorder(), guides=3)
+    alike = [objective({**phantoms, "seeds": seeds}) for objective in (one, three)]
+    for key, value in alike[0].items():
+        torch.testing.assert_close(alike[1][key], value)
+
+    seen = [[] for _ in range(3)]
+    for guide, images in zip(three.guides, seen, strict=True):
+        guide.register_forward_pre_hook(lambda _, inputs, images=images: images.append(inputs[0]))
+    three({**phantoms, "seeds": seeds})
+    factual = [images[0] for images in seen]  # each guide sees its images, and then their counterfactuals
+    assert sum(len(images) for images in factual) == 64
+    assert all(10 < len(images) < 33 for images in factual)
+    found = torch.cat(factual).flatten(1)
+    assert torch.equal(found.sum(dim=1).sort().values, phantoms["image"].flatten(1).sum(dim=1).sort().values)
+
+
+def test_an_image_keeps_its_guide_in_every_batch(phantoms: dict[str, Tensor]) -> None:
+    objective = cft(backbone=Recorder(), guides=2)
+    objective.guides[1].heads.bias.data += 1
+    whole = objective({**phantoms, "seeds": list(range(64))})
+    parts = [
+        objective({key: values[half] for key, values in phantoms.items()} | {"seeds": list(range(64))[half]})
+        for half in (slice(32), slice(32, 64))
+    ]
+    torch.testing.assert_close(whole["guidance"], (parts[0]["guidance"] + parts[1]["guidance"]) / 2)
+
+
+def test_plausibility_is_what_the_pretrained_model_says_of_counterfactuals(phantoms: dict[str, Tensor]) -> None:
+    objective = cft(plausibility=constraint())
+    batch = {**phantoms, "seeds": list(range(64))}
+    objective.plausibility.ascend(5.1)
+    before = objective(batch)
+    assert before["loss"] - before["guidance"] != 0  # its weight is not 0
+    for parameter in objective.backbone.parameters():
+        parameter.data *= 1.1
+    objective.backbone.model.requires_grad_(False)
+    after = objective(batch)
+    assert not torch.equal(after["plausibility"], before["plausibility"])  # other counterfactuals
+    for own, pretrained in zip(objective.pretrained.parameters(), HVAEBackbone(hvae()).parameters(), strict=True):
+        assert torch.equal(own, pretrained)
+    assert not after["plausibility"].requires_grad
+
+    objective.after_step({"fidelity": 5.0, "plausibility": 6.0})
+    assert objective.constraint.multiplier == 0
+    assert objective.plausibility.multiplier > 0.5
+
+
+def test_reversibility_is_the_error_of_the_way_back(phantoms: dict[str, Tensor]) -> None:
+    class Adder(Recorder):
+        """Adds a grey level on the way there, and on the way back."""
+
+        def counterfactual(self, image: Tensor, *others: Any) -> BackboneOutput:
+            return BackboneOutput(image=image + self.shift + 1 / 127.5, fidelity=self.shift)
+
+    scalars = cft(backbone=Adder(), reversibility=0.25)(phantoms)
+    assert scalars["reversibility"].item() == pytest.approx(2, rel=1e-4)
+    assert (scalars["loss"] - scalars["guidance"]).item() == pytest.approx(0.5, rel=1e-3)
