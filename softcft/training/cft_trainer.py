@@ -74,6 +74,13 @@ class CFTConfig:
             "new attributes, at that of real images."
         },
     )
+    minimality: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of how much the images change, in nats per grey level of the mean absolute change: of all "
+            "counterfactuals that the guide accepts, those that change the least."
+        },
+    )
     reversibility: float = field(
         default=0.0,
         metadata={
@@ -86,7 +93,7 @@ class CFTConfig:
             raise ValueError(f"--cft must be 'none', 'hard', 'soft' or 'matched', got {self.cft!r}.")
         if self.constraint not in ("inequality", "published"):
             raise ValueError(f"--constraint must be 'inequality' or 'published', got {self.constraint!r}.")
-        for name in ("damping", "multiplier_learning_rate", "reversibility"):
+        for name in ("damping", "multiplier_learning_rate", "minimality", "reversibility"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} must be >= 0, got {getattr(self, name)}.")
         for name in ("slack_images", "reference_images"):
@@ -135,6 +142,7 @@ class CFTTrainer:
             constraint,
             cft.cft,
             plausibility if cft.plausibility else None,
+            cft.minimality,
             cft.reversibility,
         )
         self.config = config

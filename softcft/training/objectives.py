@@ -56,6 +56,11 @@ def noise_generators(batch: Batch) -> Generator:
     return None if seeds is None else [seeded_generator(seed, device=device) for seed in seeds]
 
 
+def grey_levels(difference: Tensor) -> Tensor:
+    """Mean absolute difference of images in [-1, 1], in grey levels of 255."""
+    return 127.5 * difference.abs().mean()
+
+
 class SCMObjective(nn.Module):
     """Maximum likelihood of the attribute mechanisms, in nats per image.
 
@@ -200,7 +205,8 @@ class CFTObjective(nn.Module):
         mode: Of the targets, see :mod:`softcft.cft.targets`.
         plausibility: Holds the fidelity of the counterfactual images under their new parents, as the backbone sees
             them that is given here: a copy of it stays as it is.
-        reversibility: Weight of the mean absolute error, in grey levels of 255, of intervening back.
+        minimality: Weight of the mean absolute change of the images, in nats per grey level of 255.
+        reversibility: Weight of the mean absolute error of intervening back, in nats per grey level.
     """
 
     reference_parents: Tensor | None
@@ -214,6 +220,7 @@ class CFTObjective(nn.Module):
         constraint: LagrangianConstraint,
         mode: TargetMode,
         plausibility: LagrangianConstraint | None = None,
+        minimality: float = 0.0,
         reversibility: float = 0.0,
     ) -> None:
         super().__init__()
@@ -235,6 +242,7 @@ class CFTObjective(nn.Module):
         self.mode = mode
         self.plausibility = plausibility
         self.pretrained = None if plausibility is None else copy.deepcopy(backbone).requires_grad_(False)
+        self.minimality = minimality
         self.reversibility = reversibility
         # For matched targets; measured by the trainer.
         self.register_buffer("reference_parents", None)
@@ -252,15 +260,16 @@ class CFTObjective(nn.Module):
         output = self.backbone.counterfactual(image, parents, new_parents, generators)
         losses = self._guidance(image, output.image, parents, new_parents, intervention.mask, generators)
         guidance = torch.stack(list(losses.values())).sum()
-        loss = guidance + self.constraint(output.fidelity)
-        metrics = {"fidelity": output.fidelity, "multiplier": self.constraint.multiplier.clone()}
+        change = grey_levels(output.image - image)
+        loss = guidance + self.constraint(output.fidelity) + self.minimality * change
+        metrics = {"fidelity": output.fidelity, "multiplier": self.constraint.multiplier.clone(), "change": change}
         if self.plausibility is not None:
             seen = self.pretrained.counterfactual(output.image, new_parents, new_parents, generators)
             loss = loss + self.plausibility(seen.fidelity)
             metrics |= {"plausibility": seen.fidelity, "plausibility_multiplier": self.plausibility.multiplier.clone()}
         if self.reversibility:
             back = self.backbone.counterfactual(output.image, new_parents, parents, generators)
-            error = 127.5 * (back.image - image).abs().mean()
+            error = grey_levels(back.image - image)
             loss = loss + self.reversibility * error
             metrics["reversibility"] = error
         return {"loss": loss, "guidance": guidance, **metrics, **{f"guidance/{name}": x for name, x in losses.items()}}

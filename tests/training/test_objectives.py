@@ -326,6 +326,7 @@ def test_scalars_add_up(phantoms: dict[str, Tensor]) -> None:
         "guidance",
         "fidelity",
         "multiplier",
+        "change",
         *(f"guidance/{name}" for name in PHANTOM_GRAPH.names),
     }
     assert all(value.ndim == 0 for value in scalars.values())
@@ -458,13 +459,17 @@ def test_plausibility_is_what_the_pretrained_model_says_of_counterfactuals(phant
     assert objective.plausibility.multiplier > 0.5
 
 
-def test_reversibility_is_the_error_of_the_way_back(phantoms: dict[str, Tensor]) -> None:
-    class Adder(Recorder):
-        """Adds a grey level on the way there, and on the way back."""
+class Adder(Recorder):
+    """Adds a grey level on the way there, and on the way back."""
 
-        def counterfactual(self, image: Tensor, *others: Any) -> BackboneOutput:
-            return BackboneOutput(image=image + self.shift + 1 / 127.5, fidelity=self.shift)
+    def counterfactual(self, image: Tensor, *others: Any) -> BackboneOutput:
+        return BackboneOutput(image=image + self.shift + 1 / 127.5, fidelity=self.shift)
 
-    scalars = cft(backbone=Adder(), reversibility=0.25)(phantoms)
-    assert scalars["reversibility"].item() == pytest.approx(2, rel=1e-4)
-    assert (scalars["loss"] - scalars["guidance"]).item() == pytest.approx(0.5, rel=1e-3)
+
+@pytest.mark.parametrize(
+    ("option", "metric", "expected"), [("minimality", "change", 1), ("reversibility", "reversibility", 2)]
+)
+def test_changes_cost_what_they_weigh(option: str, metric: str, expected: float, phantoms: dict[str, Tensor]) -> None:
+    scalars = cft(backbone=Adder(), **{option: 0.25})(phantoms)
+    assert scalars[metric].item() == pytest.approx(expected, rel=1e-4)
+    assert (scalars["loss"] - scalars["guidance"]).item() == pytest.approx(0.25 * expected, rel=1e-3)
