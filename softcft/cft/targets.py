@@ -18,7 +18,6 @@ it still asks for certainty, which real images do not give: the matched target, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -103,12 +102,12 @@ def matched_targets(
     healthy ones. For each variable,
 
     1. *peers* are the real images that are most like the factual one in this variable and its causes;
-    2. the *place* is the number of peers whose prediction is lower: of a continuous variable the mean, of a discrete
-       one the log-odds of the new category against the old;
+    2. the *place* is the number of peers whose prediction is lower;
     3. *donors* are those most like the counterfactual, and the target is the prediction of the donor at that place.
 
     This is optimal transport in one dimension: of all maps that give counterfactuals the guide's view of real images,
-    the one that keeps their order.
+    the one that keeps their order. With more than two categories there are several dimensions, :func:`_odds`, each of
+    which has places of its own.
 
     Args:
         graph: The causal graph.
@@ -123,14 +122,33 @@ def matched_targets(
     targets = torch.empty_like(prediction)
     for variable in graph.variables:
         columns = graph.slices[variable.name]
+        own = prediction[:, None, columns]
         peers = _most_alike(graph, variable, parents, reference)
         donors = _most_alike(graph, variable, counterfactual_parents, reference)
-        score = _scorer(variable, parents[:, columns], counterfactual_parents[:, columns])
-        lower = (score(peers) < score(prediction[:, None, columns])).sum(dim=1)
-        order = score(donors).argsort(dim=1)
-        donor = order.gather(1, lower.clamp_max(order.shape[1] - 1)[:, None])  # there are as many donors as peers
-        targets[:, columns] = donors[torch.arange(len(donors), device=donors.device), donor[:, 0]]
+        if variable.kind == "categorical":
+            pair = (parents + counterfactual_parents)[:, None, columns] / 2
+            own, peers, donors = (_odds(probabilities, pair) for probabilities in (own, peers, donors))
+        place = (peers < own).sum(dim=1, keepdim=True).clamp_max(peers.shape[1] - 1)  # there are as many donors
+        target = donors.sort(dim=1).values.gather(1, place)[:, 0]
+        targets[:, columns] = target.softmax(dim=1) if variable.kind == "categorical" else target
     return targets
+
+
+def _odds(probabilities: Tensor, pair: Tensor) -> Tensor:
+    """Log-odds of each category against the two that an intervention is about, the old and the new one.
+
+    Against both alike: then those of the new one are half of its log-odds against the old one, and those of the others
+    do not depend on which of the two it is.
+
+    Args:
+        probabilities: Shape (B, m, width).
+        pair: 1/2 for the old and the new category, 1 if they are the same, shape (B, 1, width).
+
+    Returns:
+        Shape (B, m, width); their softmax over the categories gives back the probabilities.
+    """
+    logs = probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+    return logs - (pair * logs).sum(dim=2, keepdim=True)
 
 
 def _most_alike(graph: CausalGraph, variable: Variable, parents: Tensor, reference: Reference) -> Tensor:
@@ -147,26 +165,3 @@ def _most_alike(graph: CausalGraph, variable: Variable, parents: Tensor, referen
         own = own.masked_fill(own > 0, torch.inf)
     nearest = sum(map(distance, variable.parents), own).topk(number, largest=False).indices
     return reference.predictions[:, graph.slices[variable.name]][nearest]
-
-
-def _scorer(variable: Variable, old: Tensor, new: Tensor) -> Callable[[Tensor], Tensor]:
-    """What predictions (B, m, width) are ranked by, shape (B, m), for a change from ``old`` to ``new`` (B, width)."""
-    if variable.kind == "continuous":
-        return lambda predictions: predictions[:, :, 0]
-
-    def log_odds(predictions: Tensor) -> Tensor:
-        target = _probability(variable, predictions, new)
-        against = torch.where(
-            (old == new).all(dim=1, keepdim=True), 1 - target, _probability(variable, predictions, old)
-        )
-        tiny = torch.finfo(target.dtype).tiny
-        return target.clamp_min(tiny).log() - against.clamp_min(tiny).log()
-
-    return log_odds
-
-
-def _probability(variable: Variable, predictions: Tensor, category: Tensor) -> Tensor:
-    """Of an encoded category (B, width) by predictions (B, m, width), shape (B, m)."""
-    if variable.kind == "binary":
-        return torch.where(category > 0.5, predictions[:, :, 0], 1 - predictions[:, :, 0])
-    return (predictions * category[:, None]).sum(dim=2)
