@@ -530,7 +530,7 @@ def parse(name: str, section: str) -> tuple[Any, ...]:
 
 
 DIFFUSION = ["phantom_diffusion", "mimic_cxr_224_diffusion"]
-SHIPPED = ["phantom", "morphomnist", "mimic_cxr_224", "own_data", *DIFFUSION]
+SHIPPED = ["phantom", "phantom_32", "morphomnist", "mimic_cxr_224", "own_data", *DIFFUSION]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -538,7 +538,7 @@ def test_shipped_configs_parse_and_agree_on_their_folder(name: str) -> None:
     for section in ("scm", "guide", "judge", "diffusion" if name in DIFFUSION else "hvae", "cft"):
         _, data, training, *_ = parse(name, section)
         assert training.output_dir == f"outputs/{name}"
-        names = {"own_data": "folder", "phantom_diffusion": "phantom"}
+        names = {"own_data": "folder", "phantom_diffusion": "phantom", "phantom_32": "phantom"}
         assert data.dataset_name == names.get(name, "mimic_cxr" if name.startswith("mimic_cxr") else name)
     *_, cft, _, _, _ = parse(name, "cft")
     assert cft.cft == "soft"
