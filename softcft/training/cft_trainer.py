@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from tqdm.auto import tqdm
 
 from softcft.cft.constraint import LagrangianConstraint
+from softcft.cft.targets import Reference
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.data.schema import scale_pixels
 from softcft.models.attribute_scm import AttributeSCM
@@ -74,11 +75,12 @@ class CFTConfig:
             "new attributes, at that of real images."
         },
     )
-    minimality: float = field(
-        default=0.0,
+    minimality: float | None = field(
+        default=None,
         metadata={
             "help": "Weight of how much the images change, in nats per grey level of the mean absolute change: of all "
-            "counterfactuals that the guide accepts, those that change the least."
+            "counterfactuals that the guide accepts, those that change the least. Left out: 0.05 with matched targets, "
+            "else 0, as published."
         },
     )
     reversibility: float = field(
@@ -93,6 +95,8 @@ class CFTConfig:
             raise ValueError(f"--cft must be 'none', 'hard', 'soft' or 'matched', got {self.cft!r}.")
         if self.constraint not in ("inequality", "published"):
             raise ValueError(f"--constraint must be 'inequality' or 'published', got {self.constraint!r}.")
+        if self.minimality is None:
+            self.minimality = 0.05 if self.cft == "matched" else 0.0
         for name in ("damping", "multiplier_learning_rate", "minimality", "reversibility"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} must be >= 0, got {getattr(self, name)}.")
@@ -142,7 +146,7 @@ class CFTTrainer:
             constraint,
             cft.cft,
             plausibility if cft.plausibility else None,
-            cft.minimality,
+            cft.minimality or 0.0,
             cft.reversibility,
         )
         self.config = config
@@ -188,19 +192,19 @@ class CFTTrainer:
         rows = []
         for image, parents in self._first(dataset, self.cft.reference_images, "measuring reference", accelerator):
             with accelerator.autocast():
-                rows.append((parents, torch.stack([guide.predict(image).float() for guide in objective.guides])))
-        parents, predictions = zip(*rows, strict=True)
-        objective.reference_parents = torch.cat(parents)
-        objective.reference_predictions = torch.cat(predictions, dim=1)
+                said = [guide.predict(image).float() for guide in objective.guides]
+            rows.append((parents, torch.stack(said)))
+        reference = Reference(torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows], dim=1))
+        objective.reference_parents, objective.reference_predictions = reference
         graph = objective.attribute_scm.causal_graph
         for variable in graph.variables:
             if variable.kind == "continuous":
                 continue
-            counts = dict(zip(variable.categories, objective.reference(0).counts(graph, variable.name), strict=True))
+            counts = dict(zip(variable.categories, reference.counts(graph, variable.name), strict=True))
             if absent := [category for category, count in counts.items() if count == 0]:
                 raise ValueError(
                     f"--cft matched compares with real images of each category, but '{variable.name}' is {absent[0]!r} "
-                    f"in none of the first {len(objective.reference_parents)}; raise --reference_images, or use "
+                    f"in none of the first {len(reference.parents)}; raise --reference_images, or use "
                     "--cft soft."
                 )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -236,12 +236,14 @@ class CFTObjective(nn.Module):
                 )
         self.backbone = backbone.train()
         self.attribute_scm = attribute_scm.eval().requires_grad_(False)
-        self.guides = nn.ModuleList(guides).eval().requires_grad_(False)
-        self.guides.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # as the images they will see
+        frozen = nn.ModuleList(guides).eval().requires_grad_(False)
+        frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the images they will see
+        self.guides = cast("Sequence[AttributeClassifier]", frozen)
         self.constraint = constraint
         self.mode = mode
         self.plausibility = plausibility
-        self.pretrained = None if plausibility is None else copy.deepcopy(backbone).requires_grad_(False)
+        if plausibility is not None:
+            self.pretrained = cast(CounterfactualBackbone, copy.deepcopy(backbone).requires_grad_(False))
         self.minimality = minimality
         self.reversibility = reversibility
         # For matched targets; measured by the trainer.
