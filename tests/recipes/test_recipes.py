@@ -285,7 +285,16 @@ def test_every_other_table_has_results(evaluation: Path) -> None:
 
 def test_the_report_can_be_read(evaluation: Path) -> None:
     text = (evaluation / "report.md").read_text()
-    words = ["No CFT", "Hard-CFT", "Soft-CFT", "Real images", "by the guide", "by the judge", "Age, MAE (years)", "Table 1e"]
+    words = [
+        "No CFT",
+        "Hard-CFT",
+        "Soft-CFT",
+        "Real images",
+        "by the guide",
+        "by the judge",
+        "Age, MAE (years)",
+        "Table 1e",
+    ]
     assert [word for word in [*words, *(f"do({name})" for name in PHANTOM_GRAPH.names)] if word not in text] == []
     html = (evaluation / "report.html").read_text()
     assert html.count("<img") == len([*evaluation.glob("figures/*.png"), *evaluation.glob("figures/*.gif")])
@@ -293,7 +302,14 @@ def test_the_report_can_be_read(evaluation: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["counterfactuals_none", "counterfactuals_hard", "counterfactuals_soft", "comparison", "strength", "training_curves"],
+    [
+        "counterfactuals_none",
+        "counterfactuals_hard",
+        "counterfactuals_soft",
+        "comparison",
+        "strength",
+        "training_curves",
+    ],
 )
 def test_figures_show_something(evaluation: Path, name: str) -> None:
     with Image.open(evaluation / "figures" / f"{name}.png") as image:
