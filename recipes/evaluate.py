@@ -6,7 +6,7 @@ Each pipeline folder is named after its fine-tuning (none, hard, soft, matched).
 classifier; the judge, which had no part in their training, has the last word. Measured are
 
 * effectiveness and amplification (Table 1) of all test images, with intervals, and how sure and calibrated guide and
-  judge are;
+  judge are; how strong interventions are, against real images with the same attributes;
 * the distribution shift of the judge's embeddings (Fig. 2, A3), and their Frechet distance to real images;
 * composition, reversibility and minimality;
 * where true counterfactuals are known (phantom; Morpho-MNIST with --mnist_dir), the error against them.
@@ -53,8 +53,15 @@ from softcft.evaluation.effectiveness import (
     predict_images,
 )
 from softcft.evaluation.embeddings import AttributeModes, attribute_modes, frechet_distance, shift_rows
-from softcft.evaluation.gallery import draw_counterfactuals, draw_interpolations, draw_shifts, draw_training_curves
+from softcft.evaluation.gallery import (
+    draw_counterfactuals,
+    draw_interpolations,
+    draw_shifts,
+    draw_strength,
+    draw_training_curves,
+)
 from softcft.evaluation.report import CFT_NAMES, COLUMNS, PUBLISHED_CFT, write_report
+from softcft.evaluation.strength import strength_rows
 from softcft.evaluation.truth import ExpressionProbe, probe_rows, truth_errors, truth_rows
 from softcft.models.vae import image_posterior
 from softcft.models.weights import load_safetensors
@@ -172,6 +179,10 @@ class Evaluation:
     def __post_init__(self) -> None:
         self.known = [name for name in self.interventions if self.truth and name in self.truth.interventions]
         self.true_images: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+
+    def interventions_of(self, cft: str) -> list[str]:
+        """The variables that a model, or the truth, has counterfactuals of."""
+        return self.known if cft == "truth" else self.interventions
 
     def run(
         self, images: Dataset[dict[str, Any]], measure: Callable[[dict[str, Any]], dict[str, Tensor]], name: str
@@ -311,10 +322,11 @@ def result_rows(
     halves = frechet_distance(real_embeddings[::2], real_embeddings[1::2])
     add("axioms", "real", realism_rows({"none": halves}))
     for cft, result in results.items():
-        interventions = evaluation.known if cft == "truth" else evaluation.interventions
+        interventions = evaluation.interventions_of(cft)
         labels, embeddings = result["labels"], result["judge/embedding"]
         seen = {name: result[name] for name in ("guide", "judge")}
         add("effectiveness", cft, effectiveness_rows(graph, labels, seen, interventions, weights))
+        add("effectiveness", cft, strength_rows(graph, labels, seen, interventions, weights, settings.seed))
         add("shift", cft, shift_rows(graph, modes, embeddings[shown], labels[shown], interventions, settings.seed))
         distances = {
             name: frechet_distance(embeddings[:, 1 + i], real_embeddings) for i, name in enumerate(interventions)
@@ -453,6 +465,14 @@ def main() -> None:
         {cft: result["judge/embedding"] for cft, result in shown.items()},
         {cft: result["labels"] for cft, result in shown.items()},
         interventions,
+        settings.seed,
+        output_dir / "figures",
+    )
+    draw_strength(
+        graph,
+        {cft: result["labels"] for cft, result in results.items()},
+        {cft: result["judge"] for cft, result in results.items()},
+        {cft: evaluation.interventions_of(cft) for cft in results},
         settings.seed,
         output_dir / "figures",
     )

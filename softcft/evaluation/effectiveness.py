@@ -30,6 +30,7 @@ from softcft.models.classifier import AttributeClassifier
 from softcft.noise import seeded_generator
 
 __all__ = [
+    "check_predictions",
     "counterfactual_images",
     "effectiveness_rows",
     "image_generators",
@@ -208,7 +209,7 @@ def effectiveness_rows(
             predictor or one named ``gap``; or a metric is undefined, see
             :func:`~softcft.evaluation.metrics.variable_metrics`.
     """
-    _check(graph, labels, logits, interventions)
+    check_predictions(graph, labels, logits, interventions)
     results: dict[tuple[str, str, str], dict[str, np.ndarray]] = {}
     for variable, (predictor, predicted) in product(graph.variables, logits.items()):
         columns = graph.slices[variable.name]
@@ -238,7 +239,10 @@ def _no_interval(values: np.ndarray) -> tuple[float, float, float]:
     return float(values[0]), math.nan, math.nan
 
 
-def _check(graph: CausalGraph, labels: Tensor, logits: Mapping[str, Tensor], interventions: Sequence[str]) -> None:
+def check_predictions(
+    graph: CausalGraph, labels: Tensor, logits: Mapping[str, Tensor], interventions: Sequence[str]
+) -> None:
+    """Raise ValueError if these are no arguments of :func:`effectiveness_rows`."""
     for name in interventions:
         graph[name]
     if "none" in interventions or len(set(interventions)) < len(interventions):

@@ -22,12 +22,20 @@ from softcft.evaluation.figures import (
     training_curves,
     value_captions,
 )
-from softcft.evaluation.report import CFT_NAMES
+from softcft.evaluation.report import CFT_NAMES, ROW_NAMES
 from softcft.evaluation.shift_figure import shift_figure
+from softcft.evaluation.strength_figure import strength_figure
 from softcft.graph import CausalGraph, Intervention
 from softcft.models.attribute_scm import AttributeSCM
 
-__all__ = ["Model", "draw_counterfactuals", "draw_interpolations", "draw_shifts", "draw_training_curves"]
+__all__ = [
+    "Model",
+    "draw_counterfactuals",
+    "draw_interpolations",
+    "draw_shifts",
+    "draw_strength",
+    "draw_training_curves",
+]
 
 Model = tuple[AttributeSCM, CounterfactualBackbone]
 """What makes counterfactuals of attributes and of images."""
@@ -156,6 +164,29 @@ def draw_shifts(
         for number, shown in enumerate(pages, start=1):
             figure = shift_figure(graph, name, modes, named, labels, interventions, seed, shown)
             _save(figure, folder / (f"shift_{name}" if len(pages) == 1 else f"shift_{name}_{number}"))
+
+
+def draw_strength(
+    graph: CausalGraph,
+    labels: Mapping[str, Tensor],
+    logits: Mapping[str, Tensor],
+    interventions: Mapping[str, Sequence[str]],
+    seed: int,
+    folder: Path,
+) -> None:
+    """Draw how strong each intervention is, beside real images with the same attributes.
+
+    Args:
+        graph: The causal graph.
+        labels: By fine-tuning, and ``truth`` if known, see :func:`~softcft.evaluation.strength_figure.strength_figure`.
+        logits: The judge's, by the same.
+        interventions: The variables intervened on, by the same.
+        seed: Of the lookalikes.
+        folder: Gets ``strength``.
+    """
+    shown, seen = ({ROW_NAMES[cft]: x for cft, x in y.items()} for y in (labels, logits))
+    moved = {ROW_NAMES[cft]: x for cft, x in interventions.items()}
+    _save(strength_figure(graph, shown, seen, moved, seed), folder / "strength")
 
 
 def draw_training_curves(output_dir: Path) -> None:

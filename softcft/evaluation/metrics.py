@@ -18,7 +18,16 @@ from torch import Tensor
 
 from softcft.graph import Variable
 
-__all__ = ["calibration_error", "log_odds", "logit_shift", "roc_auc", "variable_metrics", "weighted_mean"]
+__all__ = [
+    "calibration_error",
+    "evidence",
+    "log_odds",
+    "logit_shift",
+    "most_probable",
+    "roc_auc",
+    "variable_metrics",
+    "weighted_mean",
+]
 
 NUM_BINS = 15
 
@@ -44,14 +53,13 @@ def variable_metrics(variable: Variable, logits: Tensor, labels: Tensor, weights
     """
     _check(variable, logits, labels, weights)
     if variable.kind == "continuous":
-        errors = np.abs(np.subtract(variable.decode(logits), variable.decode(labels)))
-        return {"mae": weighted_mean(errors, weights)}
+        return {"mae": weighted_mean(np.abs(evidence(variable, logits, labels)), weights)}
     _check_categories(variable, labels)
     odds, truth = log_odds(variable, logits), labels.double().cpu().numpy()
     columns = range(variable.width)
     return {
         "auc": np.mean([roc_auc(odds[:, k], truth[:, k], weights) for k in columns], axis=0),
-        "accuracy": 100 * weighted_mean(_categories(odds) == _categories(truth), weights),
+        "accuracy": 100 * weighted_mean(most_probable(odds) == most_probable(truth), weights),
         "ece": np.mean([calibration_error(expit(odds[:, k]), truth[:, k], weights) for k in columns], axis=0),
     }
 
@@ -89,8 +97,27 @@ def logit_shift(
         raise ValueError(f"'{variable.name}' is continuous and has no logit; compare its mae, see variable_metrics.")
     _check(variable, logits, labels, weights)
     _check(variable, counterfactual_logits, counterfactual_labels, weights)
-    shift = _label_odds(variable, counterfactual_logits, counterfactual_labels) - _label_odds(variable, logits, labels)
+    shift = evidence(variable, counterfactual_logits, counterfactual_labels) - evidence(variable, logits, labels)
     return weighted_mean(shift, weights)
+
+
+def evidence(variable: Variable, logits: Tensor, labels: Tensor) -> np.ndarray:
+    """What a predictor sees in each image of the value that the image should show.
+
+    Args:
+        variable: The variable.
+        logits: Logits of a discrete variable, encoded values of a continuous one, shape (N, width).
+        labels: Encoded labels, shape (N, width).
+
+    Returns:
+        Shape (N,), float64. Of a discrete variable the log-odds of the category that the image should show, in nats; of
+        a continuous one the error predicted - label, in its unit.
+    """
+    if variable.kind == "continuous":
+        return np.subtract(variable.decode(logits), variable.decode(labels))
+    odds, truth = log_odds(variable, logits), labels.double().cpu().numpy()
+    signs = 2 * truth - 1 if variable.kind == "binary" else truth
+    return (signs * odds).sum(axis=1)
 
 
 def log_odds(variable: Variable, logits: Tensor) -> np.ndarray:
@@ -109,6 +136,11 @@ def log_odds(variable: Variable, logits: Tensor) -> np.ndarray:
         return values
     others = [logsumexp(np.delete(values, k, axis=1), axis=1) for k in range(variable.width)]
     return values - np.stack(others, axis=1)
+
+
+def most_probable(odds: np.ndarray) -> np.ndarray:
+    """The most probable category of each image, shape (N,), given log-odds, or encoded labels, of shape (N, width)."""
+    return (odds[:, 0] > 0).astype(int) if odds.shape[1] == 1 else odds.argmax(axis=1)
 
 
 def roc_auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -176,18 +208,6 @@ def _parts(weights: np.ndarray) -> Iterator[np.ndarray]:
     rows = max(1, 2**18 // weights.shape[1])
     for start in range(0, len(weights), rows):
         yield weights[start : start + rows].astype(np.float64)
-
-
-def _categories(odds: np.ndarray) -> np.ndarray:
-    """The most probable category of each image, shape (N,), given log-odds, or labels, of shape (N, width)."""
-    return (odds[:, 0] > 0).astype(int) if odds.shape[1] == 1 else odds.argmax(axis=1)
-
-
-def _label_odds(variable: Variable, logits: Tensor, labels: Tensor) -> np.ndarray:
-    """Log-odds of the category that each image should show, shape (N,)."""
-    odds, truth = log_odds(variable, logits), labels.double().cpu().numpy()
-    signs = 2 * truth - 1 if variable.kind == "binary" else truth
-    return (signs * odds).sum(axis=1)
 
 
 def _check_categories(variable: Variable, labels: Tensor) -> None:

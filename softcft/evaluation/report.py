@@ -35,7 +35,7 @@ import pandas as pd
 from softcft.escaping import as_latex, as_markdown
 from softcft.graph import CausalGraph
 
-__all__ = ["CFT_NAMES", "COLUMNS", "PUBLISHED_CFT", "ReportTable", "report_tables", "write_report"]
+__all__ = ["CFT_NAMES", "COLUMNS", "PUBLISHED_CFT", "ROW_NAMES", "ReportTable", "report_tables", "write_report"]
 
 COLUMNS = (
     "table",
@@ -119,6 +119,23 @@ LAYOUTS = (
         {"auc_change": "{variable}, AUC (%)", "logit_shift": "{variable}, log-odds (nats)"},
         "gap",
         decimals=1,
+    ),
+    Layout(
+        "Table 1e: how strong interventions are, against real images with the same attributes",
+        "Of the variables that an intervention moves: what the judge sees in counterfactual images less what it sees "
+        "in real images that have the same value of the variable and of its causes. 0 is exactly as strong as in "
+        "reality; AUC and log-odds above 0, or an MAE below, are too strong, an ECE above 0 is worse calibrated. KS is "
+        "the distance between the distributions of the log-odds, or of the errors, from 0 to 1; chance alone makes it "
+        f"positive. {INTERVAL}",
+        "effectiveness",
+        {
+            "auc_excess": "{variable}, AUC (points)",
+            "logit_excess": "{variable}, log-odds (nats)",
+            "mae_excess": "{variable}, MAE ({unit})",
+            "ks": "{variable}, KS",
+            "ece_excess": "{variable}, ECE (%)",
+        },
+        "judge",
     ),
     Layout(
         "Table 2: predictors trained on counterfactuals, tested on real images",
@@ -317,8 +334,11 @@ def _cell(
         return ""
     value = results["value"].mean()
     stem, _, group = metric.partition("[")
-    # An error in the variable's own unit: three significant digits, for units may be years or litres.
-    decimals = layout.decimals if stem != "mae" else max(0, 2 - math.floor(math.log10(value))) if value > 0 else 2
+    decimals = layout.decimals
+    if stem in ("mae", "mae_excess"):
+        # An error in the variable's own unit: three significant digits, for units may be years or litres.
+        error = cells.get((*row, variable, "mae"), results)["value"].mean()
+        decimals = max(0, 2 - math.floor(math.log10(error))) if error > 0 else 2
     second = layout.second.get(stem)
     beside = cells.get((*row, variable, f"{second}[{group}" if group else str(second)))
     text = _number(value, decimals)

@@ -25,7 +25,7 @@ from softcft.evaluation.embeddings import (
 from softcft.evaluation.figures import FONT_SIZE, LINE_COLORS, PLAIN_TEXT, VALUE_FONT_SIZE
 from softcft.graph import CausalGraph
 
-__all__ = ["shift_figure"]
+__all__ = ["common_axis", "density", "fit_text", "plain_axes", "shift_figure"]
 
 # Inches.
 MAX_WIDTH = 7.5
@@ -93,7 +93,7 @@ def shift_figure(
     width = min(PANEL_WIDTH, (MAX_WIDTH - 0.3) / len(models))
     panels = [[[c for c in comparisons[m] if c.subgroup == label] for m in models] for label in rows]
     room = width - 0.5  # beside the sample of a line
-    legends = [[[_fit(_legend(c, seed), room, VALUE_FONT_SIZE) for c in panel] for panel in row] for row in panels]
+    legends = [[[fit_text(_legend(c, seed), room, VALUE_FONT_SIZE) for c in panel] for panel in row] for row in panels]
     # Above the curves there is room for the longest legend, with the line of the real images.
     lines = 1 + max(sum(text.count("\n") + 1 for text in texts) for row in legends for texts in row)
     height = CURVES + LINE * lines
@@ -102,17 +102,12 @@ def shift_figure(
     styles = dict(zip(interventions, zip(itertools.cycle(COLORS), itertools.cycle(DASHES)), strict=False))
     for axes, label, row, texts in zip(grid, rows, panels, legends, strict=True):
         _draw_row(axes, row, texts, styles, headroom=height / CURVES)
-        axes[0].set_ylabel(_fit(label, height, FONT_SIZE), fontsize=FONT_SIZE)
+        axes[0].set_ylabel(fit_text(label, height, FONT_SIZE), fontsize=FONT_SIZE)
     for axes, model in zip(grid[0], models, strict=True):
-        axes.set_title(_fit(model, width, FONT_SIZE), fontsize=FONT_SIZE)
+        axes.set_title(fit_text(model, width, FONT_SIZE), fontsize=FONT_SIZE)
     mode = f"PCA mode {modes.modes[name].component + 1} (encodes {name}), in standard deviations of real images"
-    figure.supxlabel(_fit(mode, figure.get_figwidth(), FONT_SIZE), fontsize=FONT_SIZE)
+    figure.supxlabel(fit_text(mode, figure.get_figwidth(), FONT_SIZE), fontsize=FONT_SIZE)
     return figure
-
-
-def _fit(text: str, inches: float, font_size: float) -> str:
-    """Break a text into lines no longer than so many inches; a letter is about half as wide as its font is high."""
-    return textwrap.fill(text, int(72 * inches / (0.55 * font_size)))
 
 
 def _legend(comparison: Comparison, seed: int) -> str:
@@ -131,31 +126,46 @@ def _draw_row(
     headroom: float,
 ) -> None:
     samples = [sample for panel in panels for c in panel for sample in (c.real, c.counterfactual)]
-    # A few images far off do not set the scale.
-    low, high = np.quantile(np.concatenate(samples), [0.003, 0.997])
-    x = np.linspace(low - 0.15 * (high - low), high + 0.15 * (high - low), 300)
+    x = common_axis(samples)
     highest = 0.0
     for axes, panel, texts in zip(row, panels, legends, strict=True):
         for comparison in panel[:1]:
-            density = _density(comparison.real, x)
+            heights = density(comparison.real, x)
             text = f"real (n = {len(comparison.real)})"
-            axes.fill_between(x, density, facecolor=(REAL_COLOR, 0.3), edgecolor=REAL_COLOR, label=text)
-            highest = np.nanmax(density, initial=highest)
+            axes.fill_between(x, heights, facecolor=(REAL_COLOR, 0.3), edgecolor=REAL_COLOR, label=text)
+            highest = np.nanmax(heights, initial=highest)
         for comparison, text in zip(panel, texts, strict=True):
             color, dashes = styles[comparison.intervention]
-            density = _density(comparison.counterfactual, x)
-            axes.plot(x, density, color=color, linestyle=dashes, linewidth=1.3, label=text)
-            highest = np.nanmax(density, initial=highest)
+            heights = density(comparison.counterfactual, x)
+            axes.plot(x, heights, color=color, linestyle=dashes, linewidth=1.3, label=text)
+            highest = np.nanmax(heights, initial=highest)
         axes.legend(
             loc="upper left", fontsize=VALUE_FONT_SIZE, frameon=False, borderaxespad=0, labelspacing=0.2, handlelength=2
         )
-        axes.set(yticks=[], xlim=(x[0], x[-1]))
-        axes.xaxis.set_major_locator(MaxNLocator(4, prune="both"))
-        axes.tick_params(labelsize=FONT_SIZE - 1)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain_axes(axes, x)
     row[0].set_ylim(0, 1.05 * headroom * highest)
 
 
-def _density(sample: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+def fit_text(text: str, inches: float, font_size: float) -> str:
+    """Break a text into lines no longer than so many inches; a letter is about half as wide as its font is high."""
+    return textwrap.fill(text, int(72 * inches / (0.55 * font_size)))
+
+
+def common_axis(samples: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Where to draw the densities of several samples: 300 evenly spaced numbers."""
+    # A few images far off do not set the scale.
+    low, high = np.quantile(np.concatenate(samples), [0.003, 0.997])
+    return np.linspace(low - 0.15 * (high - low), high + 0.15 * (high - low), 300)
+
+
+def density(sample: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Kernel density estimate; NaN for a sample of one value, which has no density."""
     return gaussian_kde(sample)(x) if np.ptp(sample) else np.full_like(x, np.nan)
+
+
+def plain_axes(axes: Axes, x: NDArray[np.float64]) -> None:
+    """Axes of densities over x, whose heights need no numbers."""
+    axes.set(yticks=[], xlim=(x[0], x[-1]))
+    axes.xaxis.set_major_locator(MaxNLocator(4, prune="both"))
+    axes.tick_params(labelsize=FONT_SIZE - 1)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -101,6 +101,46 @@ def test_each_table_has_its_rows_and_its_order():
     assert by_title["Ground truth: expression"].iloc[0]["Disease"] == "0.20 [0.10, 0.30]"
 
 
+def test_strength_has_a_table_of_the_variables_that_were_moved():
+    def row(variable, metric, value, width=NAN):
+        return ("effectiveness", "truth", "age", variable, "judge", metric, value, value - width, value + width)
+
+    *_, table = report_tables(
+        results(
+            row("age", "mae", 5.0, 0.1),
+            row("age", "mae_excess", -0.004, 0.02),
+            row("age", "ks", 0.012),
+            row("disease", "ks", 0.034),
+            row("disease", "auc_excess", 0.5, 0.25),
+            row("disease", "logit_excess", 1.25, 0.5),
+            row("disease", "ece_excess", 2.0),
+            row("sex", "logit_shift", 0.1, 0.1),
+        ),
+        PHANTOM_GRAPH,
+    )
+    assert table.title == "Table 1e: how strong interventions are, against real images with the same attributes"
+    assert table.frame.to_dict("records") == [
+        {
+            "Intervention": "do(age)",
+            "CF type": "True counterfactuals",
+            "Age, MAE (years)": "0.00 [-0.02, 0.02]",  # three digits of the error itself
+            "Age, KS": "0.01",
+            "Disease, AUC (points)": "0.50 [0.25, 0.75]",
+            "Disease, log-odds (nats)": "1.25 [0.75, 1.75]",
+            "Disease, KS": "0.03",
+            "Disease, ECE (%)": "2.00",
+        }
+    ]
+
+
+def test_the_excess_of_a_small_error_is_as_precise_as_the_error():
+    keys = ("effectiveness", "soft", "age", "age", "judge")
+    *_, table = report_tables(
+        results((*keys, "mae", 0.083, 0.08, 0.09), (*keys, "mae_excess", -0.0121, -0.02, 0.0)), PHANTOM_GRAPH
+    )
+    assert table.frame.iloc[0]["Age, MAE (years)"] == "-0.0121 [-0.0200, 0.0000]"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

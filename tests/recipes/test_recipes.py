@@ -242,6 +242,14 @@ def test_table_1_has_all_results(evaluation: Path) -> None:
     assert set(table.loc[(table["variable"] == "age") & (table["predictor"] == "judge"), "metric"]) == {
         "mae",
         "mae_change",
+        "mae_excess",
+        "ks",
+    }
+    excess = table[table["metric"] == "logit_excess"]
+    moved = [(name, effect) for name in names for effect in PHANTOM_GRAPH.affected_by(name) - {"age"}]
+    judged = excess[excess["predictor"] == "judge"][["cft", "intervention", "variable"]]
+    assert {*judged.itertuples(index=False, name=None)} == {
+        (cft, *pair) for cft in ("none", "hard", "soft", "truth") for pair in moved
     }
     values = table.set_index([*key, "metric"])["value"]
     for cft, intervention, variable, predictor, metric in values.index:
@@ -277,7 +285,16 @@ def test_every_other_table_has_results(evaluation: Path) -> None:
 
 def test_the_report_can_be_read(evaluation: Path) -> None:
     text = (evaluation / "report.md").read_text()
-    words = ["No CFT", "Hard-CFT", "Soft-CFT", "Real images", "by the guide", "by the judge", "Age, MAE (years)"]
+    words = [
+        "No CFT",
+        "Hard-CFT",
+        "Soft-CFT",
+        "Real images",
+        "by the guide",
+        "by the judge",
+        "Age, MAE (years)",
+        "Table 1e",
+    ]
     assert [word for word in [*words, *(f"do({name})" for name in PHANTOM_GRAPH.names)] if word not in text] == []
     html = (evaluation / "report.html").read_text()
     assert html.count("<img") == len([*evaluation.glob("figures/*.png"), *evaluation.glob("figures/*.gif")])
@@ -285,7 +302,14 @@ def test_the_report_can_be_read(evaluation: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["counterfactuals_none", "counterfactuals_hard", "counterfactuals_soft", "comparison", "training_curves"],
+    [
+        "counterfactuals_none",
+        "counterfactuals_hard",
+        "counterfactuals_soft",
+        "comparison",
+        "strength",
+        "training_curves",
+    ],
 )
 def test_figures_show_something(evaluation: Path, name: str) -> None:
     with Image.open(evaluation / "figures" / f"{name}.png") as image:

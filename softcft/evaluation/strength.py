@@ -1,0 +1,168 @@
+"""Strength of interventions: do the variables that they move look as clear as in real images with the same attributes?
+
+:mod:`~softcft.evaluation.effectiveness` compares counterfactuals with the real images that they were made of. Of a
+variable that the intervention moves this is unfair: under do(disease) the ill are those who were healthy, who are
+younger, and harder to tell apart. Even of true counterfactuals the AUC changes.
+
+Here each counterfactual is compared with a *lookalike*: a real image that has the same value of the variable, and the
+same causes of it. What is left is the strength of the intervention. 0 is as strong as in reality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import ks_2samp
+from torch import Tensor
+
+from softcft.evaluation.bootstrap import interval
+from softcft.evaluation.effectiveness import BIASED, check_predictions
+from softcft.evaluation.metrics import evidence, most_probable, variable_metrics, weighted_mean
+from softcft.graph import CausalGraph, Variable
+
+__all__ = ["lookalikes", "strength_rows"]
+
+CHUNK = 2**21  # distances at a time, 16 MB
+EXCESSES = ("auc", "ece", "mae")  # of the metrics of a variable
+
+
+def lookalikes(
+    graph: CausalGraph, name: str, parents: Tensor, counterfactual_parents: Tensor, seed: int
+) -> NDArray[np.int64]:
+    """Find for each counterfactual a real image that should show one variable just as it does.
+
+    The lookalike has the same category of a discrete variable. Among the real images that have it, it is the nearest by
+    the squared distance of the encoded causes, and of the value of a continuous variable. Among those equally near it
+    is drawn at random. Whose variable and causes have not changed may look like itself.
+
+    Args:
+        graph: The causal graph.
+        name: The variable.
+        parents: Encoded attributes of the real images, shape (N, K).
+        counterfactual_parents: Encoded attributes that the counterfactuals should show, shape (M, K).
+        seed: Of the draws, at least 0.
+
+    Returns:
+        For each counterfactual the row of its lookalike in ``parents``, shape (M,), in [0, N).
+
+    Raises:
+        ValueError: If the graph has no such variable, a shape is wrong, attributes are not finite, there are no real
+            images, none has the category of a counterfactual, or ``seed`` is negative.
+    """
+    variable = graph[name]
+    for argument, tensor in (("parents", parents), ("counterfactual_parents", counterfactual_parents)):
+        graph.check_encoded(argument, tensor)
+        if not tensor.isfinite().all():
+            raise ValueError(f"{argument} must be finite; leave out images whose attributes are missing.")
+    if not len(parents):
+        raise ValueError("parents must have a real image to look like, got none.")
+    compared = [*variable.parents, *([name] if variable.kind == "continuous" else [])]
+    columns = [column for cause in compared for column in range(graph.width)[graph.slices[cause]]]
+    real, wanted = (x.double().cpu().numpy() for x in (parents, counterfactual_parents))
+    category, wanted_category = (_category(variable, x[:, graph.slices[name]]) for x in (real, wanted))
+    draws = np.random.default_rng(seed).random(len(wanted))
+    chosen = np.empty(len(wanted), dtype=np.int64)
+    for value in np.unique(wanted_category):
+        candidates, rows = np.flatnonzero(category == value), np.flatnonzero(wanted_category == value)
+        if not len(candidates):
+            raise ValueError(
+                f"'{name}': no real image has the category '{variable.categories[value]}' to compare {len(rows)} "
+                "counterfactuals with. Evaluate on more images."
+            )
+        real_causes = real[candidates][:, columns]
+        size = max(1, CHUNK // len(candidates))
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            chosen[part] = candidates[_nearest(wanted[part][:, columns], real_causes, draws[part])]
+    return chosen
+
+
+def strength_rows(
+    graph: CausalGraph,
+    labels: Tensor,
+    logits: Mapping[str, Tensor],
+    interventions: Sequence[str],
+    weights: np.ndarray,
+    seed: int,
+) -> pd.DataFrame:
+    """Compare predictions on counterfactual images with those on their lookalikes, of the variables that were moved.
+
+    Args:
+        graph: The causal graph.
+        labels: Encoded attributes that each image should show, the real ones first, shape (N, 1 + I, K).
+        logits: By predictor its logits and means, without embeddings, shapes (N, 1 + I, K).
+        interventions: The I variables, in the same order.
+        weights: Of :func:`~softcft.evaluation.bootstrap.bootstrap_weights`, shape (1 + R, N).
+        seed: Of :func:`lookalikes`, at least 0.
+
+    Returns:
+        A tidy table with the columns ``intervention``, ``variable``, ``predictor``, ``metric``, ``value``, ``low`` and
+        ``high`` (95 % interval over subjects, NaN where there is none). The variables of an intervention are itself and
+        its descendants. All metrics are those of the counterfactuals less those of their lookalikes: ``auc_excess`` and
+        ``ece_excess`` in percentage points, ``mae_excess`` in the variable's unit, ``logit_excess`` of the mean
+        log-odds of the category that the image should show, in nats. AUC and log-odds are positive where the
+        intervention is too strong, the error where it is too weak. ``ks`` is the Kolmogorov-Smirnov distance between
+        the distributions of :func:`~softcft.evaluation.metrics.evidence`, in [0, 1]; chance alone makes it positive.
+        Resamples draw a lookalike as often as its own subject, so that intervals know of those that many share.
+
+    Raises:
+        ValueError: As :func:`~softcft.evaluation.effectiveness.effectiveness_rows` and :func:`lookalikes`.
+    """
+    check_predictions(graph, labels, logits, interventions)
+    rows = []
+    for i, intervention in enumerate(interventions, start=1):
+        moved = graph.affected_by(intervention)
+        for variable in (variable for variable in graph.variables if variable.name in moved):
+            columns = graph.slices[variable.name]
+            alike = lookalikes(graph, variable.name, labels[:, 0], labels[:, i], seed)
+            for predictor, predicted in logits.items():
+                counterfactual = predicted[:, i, columns], labels[:, i, columns]
+                lookalike = predicted[alike, 0, columns], labels[alike, 0, columns]
+                excess = _excess(variable, counterfactual, lookalike, weights, weights[:, alike])
+                rows += [
+                    (intervention, variable.name, predictor, metric, *interval(values))
+                    for metric, values in excess.items()
+                ]
+    return pd.DataFrame(rows, columns=["intervention", "variable", "predictor", "metric", "value", "low", "high"])
+
+
+def _category(variable: Variable, encoded: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Index of the category, shape (N,), given the variable's columns (N, width); a continuous variable has one."""
+    return np.zeros(len(encoded), dtype=np.int64) if variable.kind == "continuous" else most_probable(encoded)
+
+
+def _nearest(
+    wanted: NDArray[np.float64], candidates: NDArray[np.float64], draws: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """For each row of wanted (M, D) the nearest of candidates (N, D); draws (M,) in [0, 1) choose among several."""
+    distances = np.zeros((len(wanted), len(candidates)))
+    for ours, theirs in zip(wanted.T, candidates.T, strict=True):  # column by column: (M, N, D) would be too large
+        distances += np.square(ours[:, None] - theirs)
+    ties = distances == distances.min(axis=1, keepdims=True)
+    numbers = ties.sum(axis=1)
+    _, nearest = np.nonzero(ties)  # those of the first row first
+    return nearest[np.cumsum(numbers) - numbers + (draws * numbers).astype(np.int64)]
+
+
+def _excess(
+    variable: Variable,
+    counterfactual: tuple[Tensor, Tensor],
+    lookalike: tuple[Tensor, Tensor],
+    weights: np.ndarray,
+    lookalike_weights: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """The metrics by name, shape (1 + R,), or (1,) of those without interval; images are logits and labels."""
+    ours = variable_metrics(variable, *counterfactual, weights)
+    theirs = variable_metrics(variable, *lookalike, lookalike_weights)
+    excess = {
+        f"{metric}_excess": (ours[metric] - theirs[metric])[: 1 if metric in BIASED else None]
+        for metric in EXCESSES
+        if metric in ours
+    }
+    seen, expected = (evidence(variable, *images) for images in (counterfactual, lookalike))
+    if variable.kind != "continuous":
+        excess["logit_excess"] = weighted_mean(seen, weights) - weighted_mean(expected, lookalike_weights)
+    return excess | {"ks": np.array([ks_2samp(seen, expected, method="asymp").statistic])}
