@@ -101,6 +101,12 @@ class PretrainedConfig:
             named = ", ".join(f"--{name}_dir {folders[name]}" for name in missing)
             commands = "\n".join(f"    accelerate launch recipes/{makers[name]}" for name in missing)
             raise SystemExit(f"No trained model in {named}. Make it, with the same flags, by\n{commands}")
+        for folder in self.more_guides:
+            if not Path(folder, "config.json").is_file():
+                raise SystemExit(
+                    f"No trained model in --more_guides {folder}. Make it by\n    accelerate launch "
+                    f"recipes/{makers['guide']} --output_dir {Path(folder).parent}"
+                )
         return folders
 
 
@@ -149,6 +155,10 @@ def main() -> None:
         raise ValueError(
             f"--sample_size is {data.sample_size}, but {image_dir} was trained with {pipeline.image_format.size}."
         )
+    guides = [pipeline.classifier, *map(AttributeClassifier.from_pretrained, parts.more_guides)]
+    for folder, guide in zip(parts.more_guides, guides[1:], strict=True):
+        if guide.causal_graph != graph:
+            raise ValueError(f"--more_guides {folder} was trained with another graph than that of --config.")
     backbone = make_backbone(pipeline, solver, tuning)
     with main_process_first():
         hub.reserve(config)
@@ -162,7 +172,6 @@ def main() -> None:
         if memory.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         with adapters(network, tuning.lora_rank):
-            guides = [pipeline.classifier, *map(AttributeClassifier.from_pretrained, parts.more_guides)]
             trainer = CFTTrainer(backbone, pipeline.attribute_scm, guides, training, cft)
             trainer.train(images.subset(subset.half, complete=True))
     if this_process().is_main_process:

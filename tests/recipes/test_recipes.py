@@ -456,6 +456,24 @@ def test_missing_parts_are_told_with_the_commands_that_make_them(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_missing_guide_is_told_before_any_work(start: Start, pipelines: dict[str, Path], folder: Path) -> None:
+    with pytest.raises(SystemExit, match=r"No trained model in --more_guides runs/other/guide. Make it by\n") as exit_:
+        start("soft_cft", "--more_guides", "runs/guide", "runs/other/guide", cwd=folder)
+    assert str(exit_.value).endswith("recipes/train_classifier.py --role guide --output_dir runs/other")
+
+
+def test_fine_tuning_with_all_options(pipelines: dict[str, Path], judge: Path, folder: Path) -> None:
+    options = ["--plausibility", "true", "--minimality", "0.1", "--reversibility", "0.1", "--more_guides", "runs/judge"]
+    run(folder, "soft_cft.py", "--cft", "matched", *options)
+    logged = metrics(folder / "runs" / "matched")[-1]
+    assert logged["change"] > 0
+    assert logged["reversibility"] > 0
+    assert logged["plausibility"] > 0
+    tuned, pretrained = (DSCMPipeline.from_pretrained(folder / "runs" / cft) for cft in ("matched", "none"))
+    assert equal(tuned.classifier, pretrained.classifier)  # the first guide is the pipeline's
+    assert not equal(tuned.hvae, pretrained.hvae)
+
+
 def test_parts_with_another_graph_are_refused(start: Start, pipelines: dict[str, Path], folder: Path) -> None:
     def wider(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{**variable, "high": 99} if variable["name"] == "age" else variable for variable in graph]
