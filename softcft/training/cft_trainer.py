@@ -79,7 +79,7 @@ class CFTConfig:
         default=None,
         metadata={
             "help": "Weight of how much the images change, in nats per grey level of the mean absolute change: of all "
-            "counterfactuals that the guide accepts, those that change the least. Left out: 0.05 with matched targets, "
+            "counterfactuals that the guide accepts, those that change the least. Left out: 0.02 with matched targets, "
             "else 0, as published."
         },
     )
@@ -96,7 +96,7 @@ class CFTConfig:
         if self.constraint not in ("inequality", "published"):
             raise ValueError(f"--constraint must be 'inequality' or 'published', got {self.constraint!r}.")
         if self.minimality is None:
-            self.minimality = 0.05 if self.cft == "matched" else 0.0
+            self.minimality = 0.02 if self.cft == "matched" else 0.0
         for name in ("damping", "multiplier_learning_rate", "minimality", "reversibility"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} must be >= 0, got {getattr(self, name)}.")
