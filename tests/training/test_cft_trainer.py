@@ -361,6 +361,12 @@ def test_wrong_settings(fields: dict[str, Any], match: str) -> None:
         CFTConfig(**fields)
 
 
+def test_the_least_change_belongs_to_matched_targets() -> None:
+    assert CFTConfig(cft="soft").minimality == 0  # as published
+    assert CFTConfig(cft="matched").minimality > 0
+    assert CFTConfig(cft="matched", minimality=0.0).minimality == 0
+
+
 @pytest.mark.parametrize(("form", "inequality"), [("inequality", True), ("published", False)])
 def test_the_form_of_the_constraint_is_a_setting(form: str, inequality: bool, tmp_path: Path) -> None:
     settings = {"constraint": form, "damping": 7.0, "multiplier_learning_rate": 0.3}
