@@ -144,6 +144,16 @@ class CausalGraph:
         several: Any = names if is_list(names) or isinstance(names, Set) else [names]
         return frozenset[str]().union(*(self.descendants(name) | {name} for name in several))
 
+    def blanket(self, name: str) -> frozenset[str]:
+        """The Markov blanket of ``name``: its causes, its effects, and what else causes these.
+
+        No other variable tells any more of it.
+        """
+        self[name]  # refuses what it has not
+        effects = set(self._dag.successors(name))
+        causes = set().union(*(self._dag.predecessors(each) for each in (name, *effects)))
+        return frozenset(effects | causes) - {name}
+
     def affected(self, mask: Tensor) -> Tensor:
         """Which variables each image's intervention may move.
 

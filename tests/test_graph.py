@@ -293,6 +293,17 @@ def test_affected_variables_are_those_that_edges_reach(graph):
         assert graph.affected_by(name) == reachable(graph, {name})
 
 
+def test_the_blanket_is_causes_effects_and_their_other_causes() -> None:
+    graph = CausalGraph([AGE, SEX, STAGE, ILL, {**SEX, "name": "sign", "parents": ["ill", "sex"]}])
+    assert graph.blanket("age") == {"stage", "ill"}
+    assert graph.blanket("sex") == {"sign", "ill"}
+    assert graph.blanket("ill") == {"age", "stage", "sign", "sex"}
+    assert graph.blanket("sign") == {"ill", "sex"}
+    assert CausalGraph([AGE, SEX]).blanket("age") == set()
+    with pytest.raises(ValueError, match="no variable 'height'"):
+        graph.blanket("height")
+
+
 def test_unknown_variable_has_no_descendants(graph):
     for ask in (graph.descendants, graph.affected_by):
         with pytest.raises(ValueError, match="no variable 'weight'"):

@@ -8,12 +8,17 @@ mode              target of attributes outside A*                   target of at
 ================  ================================================  ==========================================
 ``hard``          their counterfactual value, as a label            their own value, as a label
 ``soft``          their counterfactual value, as a label            the guide's prediction on the factual image
-``matched``       what the guide says of a real image like that     the guide's prediction on the factual image
+``matched``       what the guide says of a real image like that     the guide's prediction on the factual image;
+                                                                    of their neighbours, as on the left
 ================  ================================================  ==========================================
 
 A label asks for certainty: an image with a mild effusion (predicted at 0.65) is driven towards 1, although nobody
 touched the disease. That is attribute amplification. The soft target asks for 0.65 again. For what *is* intervened on
 it still asks for certainty, which real images do not give: the matched target, :func:`matched_targets`, does not.
+
+Neighbours are attributes of which those that move are evidence, the variables that have one in their Markov blanket.
+Who sees an effusion takes the patient for older than he is. Without it the same patient looks younger, though his age
+is what it was: to hold the guide to his former looks would hold back the effusion.
 """
 
 from __future__ import annotations
@@ -80,16 +85,18 @@ def counterfactual_targets(
     if mode == "hard":
         return counterfactual_parents
     factual_prediction = factual_prediction.detach()
+    moves = graph.affected(intervened)
     if mode == "soft":
         moved = counterfactual_parents
     elif mode == "matched":
         if reference is None:
             raise ValueError("mode 'matched' needs a reference: what the guide says of real images.")
         moved = matched_targets(graph, parents, counterfactual_parents, factual_prediction, reference)
+        evidence = [[float(a == b or b in graph.blanket(a)) for a in graph.names] for b in graph.names]
+        moves = moves.float() @ torch.tensor(evidence, device=moves.device) > 0
     else:
         raise ValueError(f"mode must be 'hard', 'soft' or 'matched', got {mode!r}.")
-    may_move = graph.expand(graph.affected(intervened))
-    return torch.where(may_move, moved, factual_prediction)
+    return torch.where(graph.expand(moves), moved, factual_prediction)
 
 
 def matched_targets(
@@ -101,7 +108,7 @@ def matched_targets(
     patient who looks less ill than 70 % of the ill ones of that age shall, made healthy, look less ill than 70 % of the
     healthy ones. For each variable,
 
-    1. *peers* are the real images that are most like the factual one in this variable and its causes;
+    1. *peers* are the real images that are most like the factual one in this variable and its Markov blanket;
     2. the *place* is the number of peers whose prediction is lower;
     3. *donors* are those most like the counterfactual, and the target is the prediction of the donor at that place.
 
@@ -152,7 +159,7 @@ def _odds(probabilities: Tensor, pair: Tensor) -> Tensor:
 
 
 def _most_alike(graph: CausalGraph, variable: Variable, parents: Tensor, reference: Reference) -> Tensor:
-    """Predictions of a variable for the real images nearest in it and its causes, shape (B, m, width)."""
+    """Predictions of a variable for the real images nearest in it and its blanket, shape (B, m, width)."""
 
     def distance(name: str) -> Tensor:  # not by matrix products, whose rounding hides who is equal
         columns = graph.slices[name]
@@ -163,5 +170,5 @@ def _most_alike(graph: CausalGraph, variable: Variable, parents: Tensor, referen
         # No image of another category, however rare the category is.
         number = min(number, *reference.counts(graph, variable.name))
         own = own.masked_fill(own > 0, torch.inf)
-    nearest = sum(map(distance, variable.parents), own).topk(number, largest=False).indices
+    nearest = sum(map(distance, graph.blanket(variable.name)), own).topk(number, largest=False).indices
     return reference.predictions[:, graph.slices[variable.name]][nearest]

@@ -244,6 +244,26 @@ def test_matched_targets_move_only_what_the_intervention_can_reach() -> None:
     assert not torch.equal(targets[:, 4], counterfactual[:, 4])
 
 
+def test_a_neighbour_of_what_moves_is_matched_to_it() -> None:
+    def leaning(parents: Tensor, prediction: Tensor) -> Tensor:
+        """A guide that takes the ill for older."""
+        prediction = prediction.clone()
+        prediction[:, 3] += 0.2 * parents[:, 5]
+        return prediction
+
+    real, _, said = world(10_000)
+    reference = Reference(real, leaning(real, said))
+    parents, noise, prediction = world(300)
+    prediction = leaning(parents, prediction)
+    counterfactual = parents.clone()
+    counterfactual[:, 5] = 1 - counterfactual[:, 5]
+    truth = leaning(counterfactual, world(300, counterfactual, noise)[2])
+    mask = intervened("ill").expand(300, -1)
+    targets = counterfactual_targets(GRAPH, mask, parents, counterfactual, prediction, "matched", reference)
+    assert (targets - truth)[:, 3].abs().mean() < 0.15 * (prediction - truth)[:, 3].abs().mean()
+    assert torch.equal(targets[:, [0, 1, 2, 4]], prediction[:, [0, 1, 2, 4]])  # not evidence of each other
+
+
 def test_matching_needs_a_reference() -> None:
     with pytest.raises(ValueError, match="'matched' needs a reference"):
         counterfactual_targets(GRAPH, intervened("sex"), FACTUAL, COUNTERFACTUAL, PREDICTION, "matched")
