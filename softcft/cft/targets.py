@@ -170,5 +170,5 @@ def _most_alike(graph: CausalGraph, variable: Variable, parents: Tensor, referen
         # No image of another category, however rare the category is.
         number = min(number, *reference.counts(graph, variable.name))
         own = own.masked_fill(own > 0, torch.inf)
-    nearest = sum(map(distance, graph.blanket(variable.name)), own).topk(number, largest=False).indices
+    nearest = sum(map(distance, sorted(graph.blanket(variable.name))), own).topk(number, largest=False).indices
     return reference.predictions[:, graph.slices[variable.name]][nearest]
