@@ -158,7 +158,9 @@ def main() -> None:
     guides = [pipeline.classifier, *map(AttributeClassifier.from_pretrained, parts.more_guides)]
     for folder, guide in zip(parts.more_guides, guides[1:], strict=True):
         if guide.causal_graph != graph:
-            raise ValueError(f"--more_guides {folder} was trained with another graph than that of --config.")
+            raise ValueError(
+                f"--more_guides {folder} was trained with another graph than that of --config; leave it out."
+            )
     backbone = make_backbone(pipeline, solver, tuning)
     with main_process_first():
         hub.reserve(config)

@@ -10,6 +10,7 @@ with --mnist_dir are of clear digits; leave that flag out.
 
 import argparse
 import gzip
+import math
 import shutil
 from pathlib import Path
 
@@ -47,8 +48,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="Seed of the noise (default: 0).")
     arguments = parser.parse_args()
     for name in ("blur", "noise", "seed"):
-        if not getattr(arguments, name) >= 0:
-            raise SystemExit(f"--{name} must be >= 0, got {getattr(arguments, name)}.")
+        if not 0 <= getattr(arguments, name) < math.inf:
+            raise SystemExit(f"--{name} must be finite and >= 0, got {getattr(arguments, name)}.")
     output_dir = Path(arguments.output_dir)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise SystemExit(f"--output_dir {output_dir} is there already and not empty; give another one or delete it.")

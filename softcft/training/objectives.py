@@ -227,7 +227,7 @@ class CFTObjective(nn.Module):
         if not isinstance(backbone, nn.Module):
             raise ValueError(f"The backbone must be an nn.Module to be trained, got {type(backbone).__name__}.")
         if not guides:
-            raise ValueError("guides must have at least one classifier.")
+            raise ValueError("guides must have at least one classifier, got none.")
         for guide in guides:
             if attribute_scm.causal_graph != guide.causal_graph:
                 raise ValueError(

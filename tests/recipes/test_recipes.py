@@ -462,6 +462,17 @@ def test_a_missing_guide_is_told_before_any_work(start: Start, pipelines: dict[s
     assert str(exit_.value).endswith("recipes/train_classifier.py --role guide --output_dir runs/other")
 
 
+def test_a_guide_with_another_graph_is_refused(
+    start: Start, pipelines: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    trunk = {"model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
+    AttributeClassifier(PHANTOM_GRAPH.to_list()[:3], trunk).save_pretrained(tmp_path / "narrow")
+    with pytest.raises(
+        ValueError, match=r"--more_guides .*narrow was trained with another graph than that of --config"
+    ):
+        start("soft_cft", "--more_guides", str(tmp_path / "narrow"), cwd=folder)
+
+
 def test_fine_tuning_with_all_options(pipelines: dict[str, Path], judge: Path, folder: Path) -> None:
     options = ["--plausibility", "true", "--minimality", "0.1", "--reversibility", "0.1", "--more_guides", "runs/judge"]
     run(folder, "soft_cft.py", "--cft", "matched", *options)
