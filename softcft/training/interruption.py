@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -90,7 +91,8 @@ def next_batch(batches: Iterator[dict[str, Any]], name: str, step: int, num_work
     except Exception as error:  # of many kinds: whatever files and networks may do
         if KILLED in str(error):
             raise
-        if isinstance(error, ConnectionError) and num_workers:  # while it was handing over a tensor
+        if isinstance(error, ConnectionError) and num_workers:  # killed while it was handing over a tensor
+            time.sleep(1)  # for PyTorch's own error, which a signal brings: any later, it would garble the report of this
             raise RuntimeError(f"{KILLED} unknown) was killed: {error}.") from error
         what = str(error).strip().splitlines() or [type(error).__name__]  # another process's ends with what it was
         raise RuntimeError(
