@@ -8,9 +8,10 @@
 Chains train_scm.py, train_classifier.py (guide and judge), train_vae.py, train_hvae.py (or train_diffusion.py, if the
 settings have a section diffusion and none named hvae), soft_cft.py and evaluate.py, two at a time; with --utility,
 before the evaluation, generate_counterfactuals.py, train_classifier.py for each set of them, and evaluate_utility.py
-(Table 2). A diffusion model is evaluated again under each guidance of the section guidance. A run that was stopped goes
-on where it was when it is started again; to start anew, delete its folder. Let check_data.py look at your own images
-first. The flags are those of the data; all other settings come from the YAML file.
+(Table 2). If the settings have sections guide_2 or guide_3, matched fine-tuning is steered by these, too. A diffusion
+model is evaluated again under each guidance of the section guidance. A run that was stopped goes on where it was when
+it is started again; to start anew, delete its folder. Let check_data.py look at your own images first. The flags are
+those of the data; all other settings come from the YAML file.
 """
 
 import argparse
@@ -52,6 +53,8 @@ DEFAULT_CONFIG = RECIPES / "configs" / "phantom.yaml"
 TRAININGS = {
     "scm": ([], AttributeSCM),
     "guide": ([SubsetConfig], AttributeClassifier),
+    "guide_2": ([SubsetConfig], AttributeClassifier),
+    "guide_3": ([SubsetConfig], AttributeClassifier),
     "judge": ([SubsetConfig], AttributeClassifier),
     "hvae": ([MemoryConfig], HVAEModel),
     "diffusion": ([MemoryConfig, DiffusionConfig], None),
@@ -60,7 +63,9 @@ TRAININGS = {
     "utility": ([UtilityConfig], AttributeClassifier),
 }
 TAKEN = (*TRAININGS, *CFT_NAMES, "data", "figures", "metrics", "logs", "counterfactuals")
-SEEDS = {"judge": 1000, "utility": 2000}  # added to the run's seed: no two classifiers start alike
+MORE_GUIDES = ("guide_2", "guide_3")
+# Added to the run's seed: no two classifiers start alike.
+SEEDS = {"guide_2": 100, "guide_3": 200, "judge": 1000, "utility": 2000}
 TAIL = 20  # lines of the log of a job that failed
 
 Jobs = dict[str, list[str]]  # what Python is to run, by the name of its logs
@@ -194,9 +199,11 @@ def plan() -> Plan:
     image_model = "diffusion" if "diffusion" in sections and "hvae" not in sections else "hvae"
     pipelines = ["--pipelines", *(str(folder / cft) for cft in settings.cft)]
     steps = {key: [*flags, "--seed", str(settings.seed), *pipelines] for key in ("generate", "evaluate")}
+    left_out = {"hvae", "diffusion"} - {image_model} | (set() if settings.utility else {"utility"})
+    left_out |= {name for name in MORE_GUIDES if name not in sections or "matched" not in settings.cft}
     latents = False
     for section in TRAININGS:
-        if section in {"hvae", "diffusion"} - {image_model} or (section == "utility" and not settings.utility):
+        if section in left_out:
             continue
         graph, training, others = read_training(section, flags, image_model)
         latents |= any(isinstance(other, DiffusionConfig) and other.latents for other in others)
@@ -274,13 +281,16 @@ def main() -> None:
             "train_classifier",
         )
     )
-    guide, judge = ([classifier, "--role", role, *flags[role]] for role in ("guide", "judge"))
+    more = [role for role in MORE_GUIDES if role in flags]
+    classifiers = {role: [classifier, "--role", role, *flags[role]] for role in ("guide", *more, "judge")}
     utility = {
         f"utility_{name.replace('/', '_')}": [classifier, "--role", "utility", "--train_on", name, *flags["utility"]]
         for name in sets
     }
     part = [f"--{image_model}_dir", str(out / image_model)]  # whatever else the folder has
     tunings = {cft: [str(RECIPES / "soft_cft.py"), "--cft", cft, *flags["cft"], *part] for cft in reversed(planned.cft)}
+    if more:
+        tunings["matched"] += ["--more_guides", *(str(out / role) for role in more)]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(torch.cuda.device_count() or 2)]
 
     for end in (signal.SIGTERM, signal.SIGHUP):
@@ -293,10 +303,10 @@ def main() -> None:
         print(f"\n== 2/5 Image model; beside it the guide, judge and VAE of the metrics (logs: {out}/logs)", flush=True)
         image_job, vae_job = [image, *flags[image_model]], [vae, *flags["vae"]]
         if planned.latents:
-            runner.run({"vae": vae_job, "guide": guide, "judge": judge})
+            runner.run({"vae": vae_job, **classifiers})
             runner.run({image_model: image_job})
         else:
-            runner.run({image_model: image_job, "guide": guide, "judge": judge, "vae": vae_job})
+            runner.run({image_model: image_job, **classifiers, "vae": vae_job})
         print(f"\n== 3/5 Fine-tuning, two at a time: {', '.join(tunings)}", flush=True)
         runner.run(tunings)
         print("\n== 4/5 Counterfactuals of all test images, seen by guide and judge", flush=True)

@@ -62,7 +62,7 @@ class PretrainedConfig:
     more_guides: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Folders of further guides, from train_classifier.py --role guide with other seeds and networks: "
+            "help": "Folders of further guides, from train_classifier.py --role guide_2 for instance: "
             "each counterfactual is shown to one guide, drawn at random."
         },
     )
@@ -104,8 +104,8 @@ class PretrainedConfig:
         for folder in self.more_guides:
             if not Path(folder, "config.json").is_file():
                 raise SystemExit(
-                    f"No trained model in --more_guides {folder}. Make it by\n    accelerate launch "
-                    f"recipes/{makers['guide']} --output_dir {Path(folder).parent}"
+                    f"No trained model in --more_guides {folder}. Make it, with the same flags, by\n"
+                    f"    accelerate launch recipes/{makers['guide']}_2"
                 )
         return folders
 

@@ -2,18 +2,20 @@
 
     accelerate launch recipes/train_classifier.py --role guide --config recipes/configs/phantom.yaml
     accelerate launch recipes/train_classifier.py --role judge --config recipes/configs/phantom.yaml
+    accelerate launch recipes/train_classifier.py --role guide_2 --config recipes/configs/phantom_32.yaml
     accelerate launch recipes/train_classifier.py --role utility --train_on real
     accelerate launch recipes/train_classifier.py --role utility --train_on soft/race
 
 The guide steers counterfactual fine-tuning, the judge evaluates it. They should share nothing: the configs give them
-other seeds, networks of other shapes and other halves of the training data.
+other seeds, networks of other shapes and other halves of the training data. Fine-tuning can be steered by several
+guides, guide_2 and guide_3 for instance (soft_cft.py --more_guides), which do without the judge's half, too.
 
 The role utility is for the paper's Table 2: a predictor that learns from nothing but a set of counterfactuals, made by
 generate_counterfactuals.py, or to compare with from the real images that they were made of. evaluate_utility.py tests
 it on real images.
 
-Reads the sections data, graph and that of the role. Writes the AttributeClassifier into --output_dir/guide, judge,
-utility/real, utility/soft/race and so on.
+Reads the sections data, graph and that of the role. Writes the AttributeClassifier into --output_dir/guide, guide_2,
+guide_3, judge, utility/real, utility/soft/race and so on.
 """
 
 import argparse
@@ -40,6 +42,7 @@ from softcft.training.preparation import begin_training, main_process_first
 from softcft.training.processes import this_process
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
+ROLES = ("guide", "guide_2", "guide_3", "judge", "utility")
 
 
 def counterfactuals_of(choice: UtilityConfig, output_dir: str) -> Path | None:
@@ -86,7 +89,7 @@ def predict(classifier: AttributeClassifier, dataset: ImageAttributeDataset) -> 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
     role_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    role_parser.add_argument("--role", choices=["guide", "judge", "utility"], default="guide")
+    role_parser.add_argument("--role", choices=ROLES, default="guide")
     role, argv = role_parser.parse_known_args()
     config, data, training, hub, choice = parse_config(
         role.role,

@@ -148,6 +148,25 @@ def test_each_recipe_gets_the_data_its_seed_and_its_steps(
     assert order[5:] == ["soft_cft"] * 3 + ["evaluate"] * (len(order) - 8)
 
 
+def test_matched_fine_tuning_has_the_further_guides_of_the_settings(
+    run_all: Callable[..., None], folder: Path, tmp_path: Path
+) -> None:
+    config = yaml.safe_load((folder / "tiny.yaml").read_text())
+    config |= {"guide_2": config["guide"], "guide_3": config["guide"]}
+    (folder / "guides.yaml").write_text(yaml.safe_dump(config))
+    run_all("--config", "guides.yaml", "--seed", "4", "--cft", "soft", "matched")
+    made = [flags for _, *flags in calls(tmp_path)]
+    seeds = {value(flags, "--role"): value(flags, "--seed") for flags in made if "--role" in flags}
+    assert seeds == {"guide": "4", "guide_2": "104", "guide_3": "204", "judge": "1004"}
+    guides = {
+        value(flags, "--cft"): flags[flags.index("--more_guides") + 1 :] for flags in made if "--more_guides" in flags
+    }
+    assert guides == {"matched": ["runs-seed4/guide_2", "runs-seed4/guide_3"]}
+    (tmp_path / "calls").unlink()
+    run_all("--config", "guides.yaml", "--seed", "4", "--cft", "soft")
+    assert not [flags for _, *flags in calls(tmp_path) if "guide_2" in flags or "--more_guides" in flags]
+
+
 def test_other_kinds_of_fine_tuning_are_compared(run_all: Callable[..., None], tmp_path: Path) -> None:
     run_all("--cft", "soft", "matched", "--utility")
     made = {Path(script).stem: [] for script, *_ in calls(tmp_path)}
