@@ -92,7 +92,7 @@ def next_batch(batches: Iterator[dict[str, Any]], name: str, step: int, num_work
         if KILLED in str(error):
             raise
         if isinstance(error, ConnectionError) and num_workers:  # killed while it was handing over a tensor
-            time.sleep(1)  # a signal brings PyTorch's own error, which would garble the report of this one if it came later
+            time.sleep(1)  # PyTorch's own error comes by a signal; later, it would garble the report of this one
             raise RuntimeError(f"{KILLED} unknown) was killed: {error}.") from error
         what = str(error).strip().splitlines() or [type(error).__name__]  # another process's ends with what it was
         raise RuntimeError(
