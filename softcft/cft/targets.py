@@ -133,15 +133,44 @@ def matched_targets(
         peers = _most_alike(graph, variable, parents, reference)
         donors = _most_alike(graph, variable, counterfactual_parents, reference)
         if variable.kind == "categorical":
-            pair = (parents + counterfactual_parents)[:, None, columns] / 2
-            own, peers, donors = (_odds(probabilities, pair) for probabilities in (own, peers, donors))
-        place = (peers < own).sum(dim=1, keepdim=True).clamp_max(peers.shape[1] - 1)  # there are as many donors
-        target = donors.sort(dim=1).values.gather(1, place)[:, 0]
+            old, new = parents[:, None, columns], counterfactual_parents[:, None, columns]
+            own, peers, donors = (_odds(probabilities, old, new) for probabilities in (own, peers, donors))
+            peers, donors = _around(own, peers, donors, new - old)
+        target = donors.sort(dim=1).values.gather(1, _place(own, peers))[:, 0]
         targets[:, columns] = target.softmax(dim=1) if variable.kind == "categorical" else target
     return targets
 
 
-def _odds(probabilities: Tensor, pair: Tensor) -> Tensor:
+def _place(own: Tensor, peers: Tensor) -> Tensor:
+    """Which of its m peers (B, m, width) a prediction (B, 1, width) comes after, column by column: (B, 1, width)."""
+    return (peers < own).sum(dim=1, keepdim=True).clamp_max(peers.shape[1] - 1)
+
+
+def _around(own: Tensor, peers: Tensor, donors: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """The peers and donors nearest in the log-odds of the new category against the old: of m the middle m // 4.
+
+    Args:
+        own: Log-odds of the factual image, shape (B, 1, width).
+        peers: Those of its peers, shape (B, m, width).
+        donors: Those of its donors, shape (B, m, width).
+        direction: 1 for the new category, -1 for the old one, 0 for the others, shape (B, 1, width).
+
+    Returns:
+        Peers and donors, each of shape (B, m // 4, width).
+    """
+    own, *orders = ((odds * direction).sum(dim=2, keepdim=True) for odds in (own, peers, donors))
+    number = peers.shape[1]
+    window = -(-number // 4)
+    start = (_place(own, orders[0]) - window // 2).clamp(0, number - window)
+    rows = start + torch.arange(window, device=own.device)[:, None]
+    near = []
+    for odds, order in zip((peers, donors), orders, strict=True):
+        index = order.argsort(dim=1, stable=True).gather(1, rows)
+        near.append(odds.gather(1, index.expand(-1, -1, odds.shape[2])))
+    return near[0], near[1]
+
+
+def _odds(probabilities: Tensor, old: Tensor, new: Tensor) -> Tensor:
     """Log-odds of each category against the two that an intervention is about, the old and the new one.
 
     Against both alike: then those of the new one are half of its log-odds against the old one, and those of the others
@@ -149,13 +178,14 @@ def _odds(probabilities: Tensor, pair: Tensor) -> Tensor:
 
     Args:
         probabilities: Shape (B, m, width).
-        pair: 1/2 for the old and the new category, 1 if they are the same, shape (B, 1, width).
+        old: 1 for the old category, shape (B, 1, width).
+        new: 1 for the new category, shape (B, 1, width).
 
     Returns:
         Shape (B, m, width); their softmax over the categories gives back the probabilities.
     """
     logs = probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
-    return logs - (pair * logs).sum(dim=2, keepdim=True)
+    return logs - ((old + new) / 2 * logs).sum(dim=2, keepdim=True)
 
 
 def _most_alike(graph: CausalGraph, variable: Variable, parents: Tensor, reference: Reference) -> Tensor:
