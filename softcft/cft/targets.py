@@ -113,8 +113,10 @@ def matched_targets(
     3. *donors* are those most like the counterfactual, and the target is the prediction of the donor at that place.
 
     This is optimal transport in one dimension: of all maps that give counterfactuals the guide's view of real images,
-    the one that keeps their order. With more than two categories there are several log-odds, each of which has places
-    of its own: that of the new category against the old one, and those of the others against these two.
+    the one that keeps their order. With more than two categories there are several log-odds: that of the new category
+    against the old one, and those of the others against these two. Each has places of its own, but among peers and
+    donors that are near in the first one only (the transport of Knothe and Rosenblatt): who is sure that an image is a
+    3 doubts in the same breath that it is an 8.
 
     Args:
         graph: The causal graph.
