@@ -149,7 +149,9 @@ def _place(own: Tensor, peers: Tensor) -> Tensor:
 
 
 def _around(own: Tensor, peers: Tensor, donors: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """The peers and donors nearest in the log-odds of the new category against the old: of m the middle m // 4.
+    """The quarter of peers and donors nearest in the log-odds of the new category against the old.
+
+    If the category stays as it is, those are all alike, and it is the quarter nearest in the attributes.
 
     Args:
         own: Log-odds of the factual image, shape (B, 1, width).
@@ -158,7 +160,7 @@ def _around(own: Tensor, peers: Tensor, donors: Tensor, direction: Tensor) -> tu
         direction: 1 for the new category, -1 for the old one, 0 for the others, shape (B, 1, width).
 
     Returns:
-        Peers and donors, each of shape (B, m // 4, width).
+        Peers and donors, each of shape (B, m / 4 rounded up, width).
     """
     own, *orders = ((odds * direction).sum(dim=2, keepdim=True) for odds in (own, peers, donors))
     number = peers.shape[1]
