@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from softcft.cft.constraint import LagrangianConstraint
 from softcft.cft.guidance import guidance_losses
 from softcft.cft.interventions import draw_interventions
+from softcft.cft.strength import StrengthConstraint
 from softcft.cft.targets import Reference, TargetMode, counterfactual_targets
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.data.schema import scale_pixels
@@ -202,7 +203,8 @@ class CFTObjective(nn.Module):
         attribute_scm: Trained attribute mechanisms; frozen here.
         guides: Trained and calibrated classifiers; frozen here. Each image is shown to one of them, drawn at random.
         constraint: Holds the fidelity.
-        mode: Of the targets, see :mod:`softcft.cft.targets`.
+        mode: Of the targets, see :mod:`softcft.cft.targets`. Matched ones are held on the whole, too, see
+            :mod:`softcft.cft.strength`.
         plausibility: Holds the fidelity of the counterfactual images under their new parents, as the backbone sees
             them that is given here: a copy of it stays as it is.
         minimality: Weight of the mean absolute change of the images, in nats per grey level of 255.
@@ -241,6 +243,7 @@ class CFTObjective(nn.Module):
         self.guides = cast("Sequence[AttributeClassifier]", frozen)
         self.constraint = constraint
         self.mode = mode
+        self.strength = StrengthConstraint(attribute_scm.causal_graph) if mode == "matched" else None
         self.plausibility = plausibility
         if plausibility is not None:
             self.pretrained = cast(CounterfactualBackbone, copy.deepcopy(backbone).requires_grad_(False))
@@ -260,11 +263,12 @@ class CFTObjective(nn.Module):
             intervention = draw_interventions(graph, parents, others, generators)
             new_parents = self.attribute_scm.counterfactual(parents, intervention, generators)
         output = self.backbone.counterfactual(image, parents, new_parents, generators)
-        losses = self._guidance(image, output.image, parents, new_parents, intervention.mask, generators)
+        losses, shortfalls = self._guidance(image, output.image, parents, new_parents, intervention.mask, generators)
         guidance = torch.stack(list(losses.values())).sum()
         change = grey_levels(output.image - image)
         loss = guidance + self.constraint(output.fidelity) + self.minimality * change
         metrics = {"fidelity": output.fidelity, "multiplier": self.constraint.multiplier.clone(), "change": change}
+        metrics |= {f"shortfall/{category}": value for category, value in shortfalls.items()}
         if self.plausibility is not None:
             seen = self.pretrained.counterfactual(output.image, new_parents, new_parents, generators)
             loss = loss + self.plausibility(seen.fidelity)
@@ -284,17 +288,20 @@ class CFTObjective(nn.Module):
         new_parents: Tensor,
         intervened: Tensor,
         generators: Generator,
-    ) -> dict[str, Tensor]:
-        """For each variable the mean loss over the images, each seen by one of the guides."""
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Mean loss of each variable and mean shortfall of each category; each image is seen by one of the guides."""
         draw = uniform((len(image), 1), generators, image.device)[:, 0]
         whose = (draw * len(self.guides)).long().clamp_max(len(self.guides) - 1)
         total: dict[str, Tensor] = {}
+        shortfalls: dict[str, Tensor] = {}
+        moves = self.attribute_scm.causal_graph.affected(intervened)
         for i, guide in enumerate(self.guides):
             mine = (whose == i).nonzero()[:, 0]
             if not len(mine):
                 continue
             with torch.no_grad():
                 factual_prediction = guide.predict(image[mine])
+            reference = self.reference(i)
             targets = counterfactual_targets(
                 guide.causal_graph,
                 intervened[mine],
@@ -302,12 +309,18 @@ class CFTObjective(nn.Module):
                 new_parents[mine],
                 factual_prediction,
                 self.mode,
-                self.reference(i),
+                reference,
             )
             logits = guide(counterfactual[mine]).logits
+            if self.strength is not None and reference is not None:
+                seen = guide.probabilities(logits.detach())
+                short = self.strength.shortfall(targets, seen, new_parents[mine], moves[mine], reference) / len(image)
+                for category, value in zip(self.strength.categories, short.unbind(), strict=True):
+                    shortfalls[category] = shortfalls.get(category, 0) + value
+                targets = self.strength(targets, new_parents[mine], moves[mine])
             for name, loss in guidance_losses(guide.causal_graph, logits, targets, guide.column_scales).items():
                 total[name] = total.get(name, 0) + loss * len(mine) / len(image)
-        return total
+        return total, shortfalls
 
     def reference(self, guide: int) -> Reference | None:
         """What a guide says of real images."""
@@ -316,7 +329,10 @@ class CFTObjective(nn.Module):
         return Reference(self.reference_parents, self.reference_predictions[guide])
 
     def after_step(self, metrics: dict[str, float]) -> None:
-        """Gradient ascent of the Lagrange multipliers."""
+        """Gradient ascent of the Lagrange multipliers, and of the offsets that hold the strength."""
         self.constraint.ascend(metrics["fidelity"])
+        if self.strength is not None:
+            shortfalls = [metrics[f"shortfall/{category}"] for category in self.strength.categories]
+            self.strength.ascend(torch.tensor(shortfalls))
         if self.plausibility is not None:
             self.plausibility.ascend(metrics["plausibility"])

@@ -76,7 +76,10 @@ class ToyGuide(nn.Module):
         return AttributeClassifierOutput(logits=logits, embedding=logits)
 
     def predict(self, image: Tensor) -> Tensor:
-        return self(image).logits.sigmoid()
+        return self.probabilities(self(image).logits)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
 
 
 class ToyBackbone(nn.Module):
@@ -278,6 +281,8 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, options: dict[str, Any]) -
     assert logged[0] == logged[1]
     assert len(logged[0]) == 20
     assert max(logged[0]) > 0
+    if whole.objective.strength is not None:
+        assert whole.objective.strength.offsets.all()
 
 
 # ---- the models of the paper -----------------------------------------------------------------------------------------

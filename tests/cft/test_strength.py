@@ -1,0 +1,117 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from softcft.cft.strength import StrengthConstraint
+from softcft.cft.targets import Reference
+from softcft.graph import CausalGraph
+
+GRAPH = CausalGraph(
+    [
+        {"name": "site", "kind": "categorical", "categories": ["x", "y", "z"]},
+        {"name": "age", "kind": "continuous", "low": 20, "high": 90},
+        {"name": "ill", "kind": "binary", "categories": ["no", "yes"]},
+    ]
+)
+SITE, AGE, ILL = (GRAPH.slices[name] for name in GRAPH.names)
+
+
+def world(size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Encoded attributes, and what an honest guide says of them."""
+    generator = torch.Generator().manual_seed(seed)
+    site = torch.nn.functional.one_hot(torch.randint(3, (size,), generator=generator), 3).float()
+    ill = torch.randint(2, (size, 1), generator=generator).float()
+    age = torch.rand(size, 1, generator=generator) * 2 - 1
+    noise = torch.randn(size, 4, generator=generator)
+    said = torch.cat(
+        [(2 * site + noise[:, :3]).softmax(dim=1), age, (3 * ill - 1.5 + 2 * noise[:, 3:]).sigmoid()], dim=1
+    )
+    return torch.cat([site, age, ill], dim=1), said
+
+
+def log_odds(probabilities: Tensor) -> Tensor:
+    return torch.logit(probabilities.double())
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-3, 3), min_size=5, max_size=5), st.integers(0, 10**6))
+def test_an_offset_adds_to_the_log_odds_of_the_new_category_alone(offsets: list[float], seed: int) -> None:
+    parents, targets = world(20, seed)
+    moves = torch.rand(20, 3, generator=torch.Generator().manual_seed(seed)) < 0.5
+    strength = StrengthConstraint(GRAPH)
+    assert strength.categories == ["site=x", "site=y", "site=z", "ill=no", "ill=yes"]
+    strength.offsets.copy_(torch.tensor(offsets))
+    asked = strength(targets, parents, moves)
+    for i in range(20):
+        site, ill = int(parents[i, SITE].argmax()), int(parents[i, ILL])
+        added = log_odds(asked[i]) - log_odds(targets[i])
+        assert added[site].item() == pytest.approx(offsets[site] * moves[i, 0].item(), abs=1e-4)
+        assert added[ILL].item() == pytest.approx(offsets[3 + ill] * (2 * ill - 1) * moves[i, 2].item(), abs=1e-4)
+        others = [k for k in range(3) if k != site]
+        shares = [x[others] / x[others].sum() for x in (asked[i], targets[i])]
+        torch.testing.assert_close(*shares, atol=1e-5, rtol=1e-4)
+    assert torch.equal(asked[:, AGE], targets[:, AGE])
+
+
+def test_the_shortfall_is_the_difference_of_two_areas_under_the_curve() -> None:
+    real_parents, real = world(400, 0)
+    parents, targets = world(300, 1)
+    seen = world(300, 2)[1]  # of other images: no better than chance
+    moves = torch.rand(300, 3, generator=torch.Generator().manual_seed(0)) < 0.7
+    short = StrengthConstraint(GRAPH).shortfall(targets, seen, parents, moves, Reference(real_parents, real))
+
+    def area(scores: Tensor, mine: Tensor, real_scores: Tensor, others: Tensor) -> float:
+        labels = [1] * int(mine.sum()) + [0] * int(others.sum())
+        return float(roc_auc_score(labels, torch.cat([scores[mine], real_scores[others]])))
+
+    columns = [(k, 1, k, 0) for k in range(3)] + [(4, -1, 4, 2), (4, 1, 4, 2)]
+    for value, (column, sign, label, variable) in zip(short, columns, strict=True):
+        is_it = [values[:, label] == (1 if sign > 0 else 0) for values in (parents, real_parents)]
+        mine = is_it[0] & moves[:, variable]
+        areas = [area(sign * scores[:, column], mine, sign * real[:, column], ~is_it[1]) for scores in (targets, seen)]
+        assert value.item() == pytest.approx((areas[0] - areas[1]) * int(mine.sum()), abs=1e-3)
+        assert value > 5
+
+
+@pytest.mark.parametrize(("followed", "lost"), [(0.6, 1.0), (0.6, -1.0), (1.5, 0.5)])
+def test_offsets_make_up_for_what_a_model_does_not_follow(followed: float, lost: float) -> None:
+    """A model that makes something else of each log-odds it is asked for ends as strong as it should be."""
+    reference = Reference(*world(2000, 0))
+    strength = StrengthConstraint(GRAPH)
+    gaps = []
+    for step in range(400):
+        parents, targets = world(64, 1 + step)
+        moves = torch.ones(64, 3, dtype=torch.bool)
+        asked = log_odds(strength(targets, parents, moves))
+        signs = torch.cat([2 * parents[:, SITE] - 1, torch.ones(64, 1), 2 * parents[:, ILL] - 1], dim=1)
+        seen = (followed * asked - lost * signs).sigmoid().float()
+        seen[:, SITE] = seen[:, SITE] / seen[:, SITE].sum(dim=1, keepdim=True)
+        gaps.append(strength.shortfall(targets, seen, parents, moves, reference) / 64)
+        strength.ascend(gaps[-1])
+    before, after = torch.stack(gaps[:10]).mean(dim=0), torch.stack(gaps[-200:]).mean(dim=0)
+    assert (after.abs() < 0.005).all()
+    assert before.abs().max() > 4 * after.abs().max()
+
+
+def test_offsets_stay_where_targets_are_met() -> None:
+    parents, targets = world(50, 0)
+    strength = StrengthConstraint(GRAPH)
+    moves = torch.ones(50, 3, dtype=torch.bool)
+    torch.testing.assert_close(strength(targets, parents, moves), targets)
+    strength.ascend(strength.shortfall(targets, targets, parents, moves, Reference(*world(100, 1))))
+    assert not strength.offsets.any()
+    unmoved = strength.shortfall(targets, parents, parents, ~moves, Reference(*world(100, 1)))
+    assert not unmoved.any()
+
+
+def test_offsets_are_saved_and_have_no_gradient() -> None:
+    strength = StrengthConstraint(GRAPH)
+    strength.ascend(torch.arange(5.0))
+    other = StrengthConstraint(GRAPH)
+    other.load_state_dict(strength.state_dict())
+    assert torch.equal(other.offsets, strength.offsets)
+    assert other.offsets.any()
+    assert not list(strength.parameters())
