@@ -4,11 +4,11 @@ A model follows its targets in part: what it cannot tell from an image, and what
 leaves undone, and counterfactuals come out weaker on the whole than each was asked to be. Of weak digits the log-odds
 are then lower by 0.7 nats, and the AUC by 2 points.
 
-The *strength* of an image of some category is the share of real images of other categories that the guide takes for
-less of a case: its mean over images is their AUC. Where counterfactuals of a category fall short of the strength of
-their targets, more is asked of them: an offset is added to the target's log-odds, which grows by what was short in the
-last step. It stands still where both are equal. A mean of log-odds would do for a measure too, but for the clearest of
-targets, which no model reaches: to make up for them, all others would be made too clear.
+The *strength* of an image is the share of real images of other categories that the guide takes for less of a case of
+its category: the mean over the images of a category is their AUC. Where counterfactuals fall short of the strength of
+their targets, more is asked of them: an offset is added to the log-odds of all targets of that variable, which grows by
+what was short in the last step. It stands still where both are equal. A mean of log-odds would do for a measure too,
+but for the clearest of targets, which no model reaches: to make up for them, all others would be made too clear.
 """
 
 from __future__ import annotations
@@ -24,27 +24,25 @@ __all__ = ["StrengthConstraint"]
 
 
 class StrengthConstraint(nn.Module):
-    """The constraint that counterfactuals of each category are as strong as their targets, with its offsets.
+    """The constraint that counterfactuals are as strong as their targets, with an offset for each discrete variable.
 
     Args:
         graph: The causal graph.
-        learning_rate: Step of an offset in nats, per unit of strength that a category's images fall short, were all
-            categories equally frequent and all images moved.
+        learning_rate: Step of an offset in nats, per unit of strength that the mean image falls short.
     """
 
     offsets: Tensor
 
-    def __init__(self, graph: CausalGraph, learning_rate: float = 2.0) -> None:
+    def __init__(self, graph: CausalGraph, learning_rate: float = 5.0) -> None:
         super().__init__()
         self.graph = graph
         self.learning_rate = learning_rate
         self.variables = [variable for variable in graph.variables if variable.kind != "continuous"]
-        self.categories = [f"{variable.name}={k}" for variable in self.variables for k in variable.categories]
         # A buffer, as the multiplier of the other constraint is: resumed, not optimised.
-        self.register_buffer("offsets", torch.zeros(len(self.categories)))
+        self.register_buffer("offsets", torch.zeros(len(self.variables)))
 
     def forward(self, targets: Tensor, counterfactual_parents: Tensor, moves: Tensor) -> Tensor:
-        """Targets with the offsets of their categories, where the intervention moves them.
+        """Targets with the offset of their variable, where the intervention moves it.
 
         Args:
             targets: Encoded targets, shape (B, K).
@@ -55,13 +53,12 @@ class StrengthConstraint(nn.Module):
             Encoded targets, shape (B, K).
         """
         targets = targets.clone()
-        for variable, offsets in zip(self.variables, self._split(self.offsets), strict=True):
-            columns = self.graph.slices[variable.name]
+        for variable, offset in zip(self.variables, self.offsets.unbind(), strict=True):
+            columns, moved = self.graph.slices[variable.name], self._moved(variable, moves)
             asked = _probabilities(variable, targets[:, columns])
             labels = _probabilities(variable, counterfactual_parents[:, columns])
-            more = torch.softmax(asked.clamp_min(torch.finfo(asked.dtype).tiny).log() + labels * offsets, dim=1)
-            moved = moves[:, self.graph.names.index(variable.name), None]
-            targets[:, columns] = torch.where(moved, more, asked)[:, -variable.width :]
+            more = torch.softmax(asked.clamp_min(torch.finfo(asked.dtype).tiny).log() + offset * labels, dim=1)
+            targets[:, columns] = torch.where(moved[:, None], more, asked)[:, -variable.width :]
         return targets
 
     def shortfall(
@@ -71,8 +68,8 @@ class StrengthConstraint(nn.Module):
         counterfactual_parents: Tensor,
         moves: Tensor,
         reference: Reference,
-    ) -> Tensor:
-        """By how much counterfactual images fall short of their targets' strength, summed over the images.
+    ) -> dict[str, Tensor]:
+        """By how much counterfactual images fall short of their targets' strength, summed over those that were moved.
 
         Args:
             targets: Encoded targets, without offsets, shape (B, K).
@@ -82,34 +79,34 @@ class StrengthConstraint(nn.Module):
             reference: What the guide says of real images.
 
         Returns:
-            For each of ``categories`` the sum over its images that were moved, shape (categories,).
+            For each discrete variable a scalar.
         """
-        short = []
+        short = {}
         for variable in self.variables:
-            columns = self.graph.slices[variable.name]
+            columns, moved = self.graph.slices[variable.name], self._moved(variable, moves)
             labels, asked, seen, real, real_labels = (
                 _probabilities(variable, values[:, columns])
                 for values in (counterfactual_parents, targets, prediction, reference.predictions, reference.parents)
             )
-            moved = moves[:, self.graph.names.index(variable.name)]
+            total = torch.zeros((), device=targets.device)
             for k in range(len(variable.categories)):
                 mine = moved & (labels[:, k] > 0)
                 others = real[real_labels[:, k] == 0, k]
-                short.append((_share_below(others, asked[mine, k]) - _share_below(others, seen[mine, k])).sum())
-        return torch.stack(short)
+                total = total + (_share_below(others, asked[mine, k]) - _share_below(others, seen[mine, k])).sum()
+            short[variable.name] = total
+        return short
 
-    def ascend(self, shortfalls: Tensor) -> None:
-        """Ask more of categories that fall short, and less of those that are too strong.
+    def ascend(self, shortfalls: dict[str, float]) -> None:
+        """Ask more of variables that fall short, and less of those that are too strong.
 
         Args:
-            shortfalls: Of each category, a mean over all images of a step, shape (categories,).
+            shortfalls: Of each discrete variable, the mean over all images of a step.
         """
-        steps = self.learning_rate * shortfalls.to(self.offsets)
-        for variable, offsets, step in zip(self.variables, self._split(self.offsets), self._split(steps), strict=True):
-            offsets.add_(step, alpha=len(variable.categories))
+        steps = torch.tensor([shortfalls[variable.name] for variable in self.variables])
+        self.offsets.add_(self.learning_rate * steps.to(self.offsets))
 
-    def _split(self, values: Tensor) -> tuple[Tensor, ...]:
-        return values.split([len(variable.categories) for variable in self.variables])
+    def _moved(self, variable: Variable, moves: Tensor) -> Tensor:
+        return moves[:, self.graph.names.index(variable.name)]
 
 
 def _probabilities(variable: Variable, values: Tensor) -> Tensor:
@@ -119,5 +116,5 @@ def _probabilities(variable: Variable, values: Tensor) -> Tensor:
 
 def _share_below(others: Tensor, values: Tensor) -> Tensor:
     """The share of the others (N,) that is less than each value (B,), equals by half."""
-    below, equal = ((compare(others, values[:, None])).float().mean(dim=1) for compare in (torch.lt, torch.eq))
+    below, equal = (compare(others, values[:, None]).float().mean(dim=1) for compare in (torch.lt, torch.eq))
     return below + equal / 2

@@ -268,7 +268,7 @@ class CFTObjective(nn.Module):
         change = grey_levels(output.image - image)
         loss = guidance + self.constraint(output.fidelity) + self.minimality * change
         metrics = {"fidelity": output.fidelity, "multiplier": self.constraint.multiplier.clone(), "change": change}
-        metrics |= {f"shortfall/{category}": value for category, value in shortfalls.items()}
+        metrics |= {f"shortfall/{name}": value for name, value in shortfalls.items()}
         if self.plausibility is not None:
             seen = self.pretrained.counterfactual(output.image, new_parents, new_parents, generators)
             loss = loss + self.plausibility(seen.fidelity)
@@ -289,7 +289,7 @@ class CFTObjective(nn.Module):
         intervened: Tensor,
         generators: Generator,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Mean loss of each variable and mean shortfall of each category; each image is seen by one of the guides."""
+        """Mean loss and shortfall of strength of each variable; each image is seen by one of the guides."""
         draw = uniform((len(image), 1), generators, image.device)[:, 0]
         whose = (draw * len(self.guides)).long().clamp_max(len(self.guides) - 1)
         total: dict[str, Tensor] = {}
@@ -314,9 +314,9 @@ class CFTObjective(nn.Module):
             logits = guide(counterfactual[mine]).logits
             if self.strength is not None and reference is not None:
                 seen = guide.probabilities(logits.detach())
-                short = self.strength.shortfall(targets, seen, new_parents[mine], moves[mine], reference) / len(image)
-                for category, value in zip(self.strength.categories, short.unbind(), strict=True):
-                    shortfalls[category] = shortfalls.get(category, 0) + value
+                short = self.strength.shortfall(targets, seen, new_parents[mine], moves[mine], reference)
+                for name, value in short.items():
+                    shortfalls[name] = shortfalls.get(name, 0) + value / len(image)
                 targets = self.strength(targets, new_parents[mine], moves[mine])
             for name, loss in guidance_losses(guide.causal_graph, logits, targets, guide.column_scales).items():
                 total[name] = total.get(name, 0) + loss * len(mine) / len(image)
@@ -332,7 +332,6 @@ class CFTObjective(nn.Module):
         """Gradient ascent of the Lagrange multipliers, and of the offsets that hold the strength."""
         self.constraint.ascend(metrics["fidelity"])
         if self.strength is not None:
-            shortfalls = [metrics[f"shortfall/{category}"] for category in self.strength.categories]
-            self.strength.ascend(torch.tensor(shortfalls))
+            self.strength.ascend({v.name: metrics[f"shortfall/{v.name}"] for v in self.strength.variables})
         if self.plausibility is not None:
             self.plausibility.ascend(metrics["plausibility"])
