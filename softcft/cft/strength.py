@@ -1,4 +1,4 @@
-"""Keeps interventions, all together, as strong as their targets: offsets that learn what is missing.
+"""Keeps interventions, all together, at least as strong as their targets: offsets that learn what is missing.
 
 A model follows its targets in part: what it cannot tell from an image, and what costs more change than it is worth, it
 leaves undone, and counterfactuals come out weaker on the whole than each was asked to be. Of weak digits the log-odds
@@ -7,8 +7,9 @@ are then lower by 0.7 nats, and the AUC by 2 points.
 The *strength* of an image is the share of real images of other categories that the guide takes for less of a case of
 its category: the mean over the images of a category is their AUC. Where counterfactuals fall short of the strength of
 their targets, more is asked of them: an offset is added to the log-odds of all targets of that variable, which grows by
-what was short in the last step. It stands still where both are equal. A mean of log-odds would do for a measure too,
-but for the clearest of targets, which no model reaches: to make up for them, all others would be made too clear.
+what was short in the last step, shrinks by what was too much, and is never less than 0: like a multiplier, it leaves
+alone what is strong enough. A mean of log-odds would do for a measure too, but for the clearest of targets, which no
+model reaches: to make up for them, all others would be made too clear.
 """
 
 from __future__ import annotations
@@ -97,13 +98,13 @@ class StrengthConstraint(nn.Module):
         return short
 
     def ascend(self, shortfalls: dict[str, float]) -> None:
-        """Ask more of variables that fall short, and less of those that are too strong.
+        """Ask more of variables that fall short, and less again of those that no longer do.
 
         Args:
             shortfalls: Of each discrete variable, the mean over all images of a step.
         """
         steps = torch.tensor([shortfalls[variable.name] for variable in self.variables])
-        self.offsets.add_(self.learning_rate * steps.to(self.offsets))
+        self.offsets.add_(self.learning_rate * steps.to(self.offsets)).clamp_(min=0)
 
     def _moved(self, variable: Variable, moves: Tensor) -> Tensor:
         return moves[:, self.graph.names.index(variable.name)]

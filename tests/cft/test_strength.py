@@ -37,9 +37,9 @@ def log_odds(probabilities: Tensor) -> Tensor:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(-3, 3), min_size=2, max_size=2), st.integers(0, 10**6))
+@given(st.lists(st.floats(0, 3), min_size=2, max_size=2), st.integers(0, 10**6))
 def test_an_offset_adds_to_the_log_odds_of_the_new_category_alone(offsets: list[float], seed: int) -> None:
-    parents, targets = world(20, seed)
+    parents, targets = (values.double() for values in world(20, seed))  # log-odds of float32 near 1 are rough
     moves = torch.rand(20, 3, generator=torch.Generator().manual_seed(seed)) < 0.5
     strength = StrengthConstraint(GRAPH)
     strength.offsets.copy_(torch.tensor(offsets))
@@ -80,7 +80,7 @@ def test_the_shortfall_is_the_difference_of_two_areas_under_the_curve() -> None:
         assert value > 20
 
 
-@pytest.mark.parametrize(("followed", "lost"), [(0.6, 1.0), (0.6, -1.0), (1.5, 0.5)])
+@pytest.mark.parametrize(("followed", "lost"), [(0.6, 1.0), (0.8, 0.5), (1.5, 1.5)])
 def test_offsets_make_up_for_what_a_model_does_not_follow(followed: float, lost: float) -> None:
     """A model that makes something else of each log-odds it is asked for ends as strong as it should be."""
     reference = Reference(*world(2000, 0))
@@ -102,6 +102,16 @@ def test_offsets_make_up_for_what_a_model_does_not_follow(followed: float, lost:
         assert before > 4 * after
 
 
+def test_what_is_too_strong_is_left_alone_and_what_no_longer_falls_short_is_asked_less() -> None:
+    strength = StrengthConstraint(GRAPH)
+    strength.ascend({"site": 0.1, "ill": -0.1})
+    assert strength.offsets[0] > 0
+    assert strength.offsets[1] == 0
+    before = strength.offsets.clone()
+    strength.ascend({"site": -0.05, "ill": 0.0})
+    assert 0 < strength.offsets[0] < before[0]
+
+
 def test_offsets_stay_where_targets_are_met() -> None:
     parents, targets = world(50, 0)
     strength = StrengthConstraint(GRAPH)
@@ -115,9 +125,9 @@ def test_offsets_stay_where_targets_are_met() -> None:
 
 def test_offsets_are_saved_and_have_no_gradient() -> None:
     strength = StrengthConstraint(GRAPH)
-    strength.ascend({"ill": 0.1, "site": -0.2})
+    strength.ascend({"ill": 0.1, "site": 0.2})
     other = StrengthConstraint(GRAPH)
     other.load_state_dict(strength.state_dict())
     assert torch.equal(other.offsets, strength.offsets)
-    assert other.offsets[0] < 0 < other.offsets[1]
+    assert other.offsets[0] > other.offsets[1] > 0
     assert not list(strength.parameters())
