@@ -112,6 +112,9 @@ def matched_targets(
     2. the *place* is the number of peers whose prediction is lower;
     3. *donors* are those most like the counterfactual, and the target is the prediction of the donor at that place.
 
+    Of a continuous variable it is not the prediction that is matched, but what the guide is off by: seldom is anybody
+    just like the counterfactual (thin strokes as bright as thick ones), and its donors may differ from it in the value.
+
     This is optimal transport in one dimension: of all maps that give counterfactuals the guide's view of real images,
     the one that keeps their order. With more than two categories there are several log-odds: that of the new category
     against the old one, and those of the others against these two. Each has places of its own, but among peers and
@@ -128,19 +131,24 @@ def matched_targets(
     Returns:
         Probabilities and means, shape (B, K).
     """
+    continuous = torch.tensor([v.kind == "continuous" for v in graph.variables for _ in range(v.width)])
+    value, new_value, real_value = (
+        labels * continuous.to(labels.device) for labels in (parents, counterfactual_parents, reference.parents)
+    )
+    seen, seen_real = prediction - value, reference.predictions - real_value
     targets = torch.empty_like(prediction)
     for variable in graph.variables:
         columns = graph.slices[variable.name]
-        own = prediction[:, None, columns]
-        peers = _most_alike(graph, variable, parents, reference)
-        donors = _most_alike(graph, variable, counterfactual_parents, reference)
+        own = seen[:, None, columns]
+        peers = seen_real[:, columns][_most_alike(graph, variable, parents, reference)]
+        donors = seen_real[:, columns][_most_alike(graph, variable, counterfactual_parents, reference)]
         if variable.kind == "categorical":
             old, new = parents[:, None, columns], counterfactual_parents[:, None, columns]
             own, peers, donors = (_odds(probabilities, old, new) for probabilities in (own, peers, donors))
             peers, donors = _around(own, peers, donors, new - old)
         target = donors.sort(dim=1).values.gather(1, _place(own, peers))[:, 0]
         targets[:, columns] = target.softmax(dim=1) if variable.kind == "categorical" else target
-    return targets
+    return targets + new_value
 
 
 def _place(own: Tensor, peers: Tensor) -> Tensor:
@@ -193,7 +201,7 @@ def _odds(probabilities: Tensor, old: Tensor, new: Tensor) -> Tensor:
 
 
 def _most_alike(graph: CausalGraph, variable: Variable, parents: Tensor, reference: Reference) -> Tensor:
-    """Predictions of a variable for the real images nearest in it and its blanket, shape (B, m, width)."""
+    """Which real images are nearest in a variable and its blanket, shape (B, m)."""
 
     def distance(name: str) -> Tensor:  # not by matrix products, whose rounding hides who is equal
         columns = graph.slices[name]
@@ -204,5 +212,4 @@ def _most_alike(graph: CausalGraph, variable: Variable, parents: Tensor, referen
         # No image of another category, however rare the category is.
         number = min(number, *reference.counts(graph, variable.name))
         own = own.masked_fill(own > 0, torch.inf)
-    nearest = sum(map(distance, sorted(graph.blanket(variable.name))), own).topk(number, largest=False).indices
-    return reference.predictions[:, graph.slices[variable.name]][nearest]
+    return sum(map(distance, sorted(graph.blanket(variable.name))), own).topk(number, largest=False).indices
