@@ -183,7 +183,7 @@ class CFTTrainer:
 
     @torch.no_grad()
     def measure_reference(self, dataset: Dataset[Any]) -> None:
-        """Let the guides see the first ``reference_images`` images, in the training's precision.
+        """Let the guides see the first ``reference_images`` images, in the training's precision; measure effects there.
 
         Raises:
             ValueError: If none of them has some category.
@@ -194,8 +194,12 @@ class CFTTrainer:
             with accelerator.autocast():
                 said = [guide.predict(image).float() for guide in objective.guides]
             rows.append((parents, torch.stack(said)))
+            if objective.effect is not None:
+                objective.effect.observe(image, parents)
         reference = Reference(torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows], dim=1))
         objective.reference_parents, objective.reference_predictions = reference
+        if objective.effect is not None:
+            objective.effect.fit()
         graph = objective.attribute_scm.causal_graph
         for variable in graph.variables:
             if variable.kind == "continuous":

@@ -72,8 +72,8 @@ class Objective(Protocol):
                 integer for each image, of which its noise should follow; those of a run are consecutive.
 
         Returns:
-            Scalar tensors, under the same keys at every call: ``loss``, a mean over the images of the batch, which is
-            minimised; and any metrics to be averaged and logged.
+            Tensors, under the same keys at every call: the scalar ``loss``, a mean over the images of the batch, which
+            is minimised; and any metrics to be averaged. Scalars are logged, others are for :class:`AfterStep` alone.
         """
         ...
 
@@ -82,12 +82,13 @@ class Objective(Protocol):
 class AfterStep(Protocol):
     """An objective may also have this method; a Lagrange multiplier does its ascent here."""
 
-    def after_step(self, metrics: dict[str, float]) -> None:
+    def after_step(self, metrics: dict[str, Any]) -> None:
         """Follow up on an optimizer step that was taken, not skipped.
 
         Args:
-            metrics: The scalars that ``forward`` returned in this step, averaged over accumulated batches and
-                processes. They are the same on every process, so buffers updated from them stay in step.
+            metrics: What ``forward`` returned in this step, averaged over accumulated batches and processes: floats,
+                and tensors for what is no scalar. They are the same on every process, so buffers updated from them
+                stay in step.
         """
         ...
 
@@ -198,25 +199,27 @@ def train(  # noqa: C901  # one algorithm, told in order
                 )
                 seeds = [config.seed * 2**48 + place + i for i in range(config.train_batch_size)]
                 with accelerator.accumulate(wrapped):
-                    scalars = wrapped({**batch, "seeds": seeds})
-                    _check_scalars(scalars, objective)
-                    accelerator.backward(scalars["loss"])
-                for key, value in scalars.items():
+                    returned = wrapped({**batch, "seeds": seeds})
+                    _check_metrics(returned, objective)
+                    accelerator.backward(returned["loss"])
+                for key, value in returned.items():
                     output[key] = output.get(key, 0) + value.detach().float() / config.gradient_accumulation_steps
             grad_norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
 
             # One transfer per step. A NaN on one process makes the mean NaN on all, so that all of them skip together;
             # and a signal that one of them got stops all.
             stop = grad_norm.new_tensor(float(signals.received > 0), dtype=torch.float32)
-            means = accelerator.reduce(torch.stack([*output.values(), grad_norm.float(), stop]), "mean").tolist()
-            metrics, stopped = dict(zip([*output, "grad_norm"], means[:-1], strict=True)), means[-1] > 0
+            scalars = {key: value for key, value in output.items() if not value.ndim} | {"grad_norm": grad_norm.float()}
+            means = accelerator.reduce(torch.stack([*scalars.values(), stop]), "mean").tolist()
+            metrics, stopped = dict(zip(scalars, means[:-1], strict=True)), means[-1] > 0
             learning_rate = scheduler.get_last_lr()[0]
             loss, norm = metrics["loss"], metrics["grad_norm"]
             if math.isfinite(loss) and math.isfinite(norm) and norm <= config.skip_grad_norm:
                 optimizer.step()
                 scheduler.step()
                 if isinstance(objective, AfterStep):
-                    objective.after_step(metrics)
+                    others = {key: value for key, value in output.items() if value.ndim}
+                    objective.after_step(metrics | {key: accelerator.reduce(x, "mean") for key, x in others.items()})
                 if ema:
                     ema.step(parameters)
                 log.take(metrics)
@@ -329,11 +332,11 @@ class _EndlessShuffle(Sampler[int]):
             epoch, position = epoch + 1, 0
 
 
-def _check_scalars(scalars: dict[str, Tensor], objective: nn.Module) -> None:
-    if "loss" not in scalars:
-        raise ValueError(f"{type(objective).__name__} must return a 'loss', got the keys {sorted(scalars)}.")
-    for key, value in scalars.items():
-        if value.ndim:
+def _check_metrics(returned: dict[str, Tensor], objective: nn.Module) -> None:
+    if "loss" not in returned:
+        raise ValueError(f"{type(objective).__name__} must return a 'loss', got the keys {sorted(returned)}.")
+    for key, value in returned.items():
+        if value.ndim and (key == "loss" or not isinstance(objective, AfterStep)):
             shape = tuple(value.shape)
             raise ValueError(f"{type(objective).__name__} must return scalars, got '{key}' of shape {shape}.")
 

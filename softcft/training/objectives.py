@@ -20,6 +20,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from softcft.cft.constraint import LagrangianConstraint
+from softcft.cft.effect import EffectConstraint
 from softcft.cft.guidance import guidance_losses
 from softcft.cft.interventions import draw_interventions
 from softcft.cft.strength import StrengthConstraint
@@ -203,8 +204,9 @@ class CFTObjective(nn.Module):
         attribute_scm: Trained attribute mechanisms; frozen here.
         guides: Trained and calibrated classifiers; frozen here. Each image is shown to one of them, drawn at random.
         constraint: Holds the fidelity.
-        mode: Of the targets, see :mod:`softcft.cft.targets`. Matched ones are held on the whole, too, see
-            :mod:`softcft.cft.strength`.
+        mode: Of the targets, see :mod:`softcft.cft.targets`. With matched ones all counterfactuals together are held
+            to reality, too: in their strength (:mod:`softcft.cft.strength`) and their effect
+            (:mod:`softcft.cft.effect`).
         plausibility: Holds the fidelity of the counterfactual images under their new parents, as the backbone sees
             them that is given here: a copy of it stays as it is.
         minimality: Weight of the mean absolute change of the images, in nats per grey level of 255.
@@ -244,6 +246,7 @@ class CFTObjective(nn.Module):
         self.constraint = constraint
         self.mode = mode
         self.strength = StrengthConstraint(attribute_scm.causal_graph) if mode == "matched" else None
+        self.effect = EffectConstraint(attribute_scm.causal_graph) if mode == "matched" else None
         self.plausibility = plausibility
         if plausibility is not None:
             self.pretrained = cast(CounterfactualBackbone, copy.deepcopy(backbone).requires_grad_(False))
@@ -263,12 +266,16 @@ class CFTObjective(nn.Module):
             intervention = draw_interventions(graph, parents, others, generators)
             new_parents = self.attribute_scm.counterfactual(parents, intervention, generators)
         output = self.backbone.counterfactual(image, parents, new_parents, generators)
-        losses, shortfalls = self._guidance(image, output.image, parents, new_parents, intervention.mask, generators)
+        losses, gaps = self._guidance(image, output.image, parents, new_parents, intervention.mask, generators)
         guidance = torch.stack(list(losses.values())).sum()
         change = grey_levels(output.image - image)
         loss = guidance + self.constraint(output.fidelity) + self.minimality * change
         metrics = {"fidelity": output.fidelity, "multiplier": self.constraint.multiplier.clone(), "change": change}
-        metrics |= {f"shortfall/{name}": value for name, value in shortfalls.items()}
+        metrics |= gaps
+        if self.effect is not None:
+            excess, measured = self.effect(output.image - image, parents, new_parents, intervention.mask)
+            loss = loss + excess
+            metrics |= measured
         if self.plausibility is not None:
             seen = self.pretrained.counterfactual(output.image, new_parents, new_parents, generators)
             loss = loss + self.plausibility(seen.fidelity)
@@ -289,11 +296,11 @@ class CFTObjective(nn.Module):
         intervened: Tensor,
         generators: Generator,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Mean loss and shortfall of strength of each variable; each image is seen by one of the guides."""
+        """Mean loss and gaps in strength of each variable; each image is seen by one of the guides."""
         draw = uniform((len(image), 1), generators, image.device)[:, 0]
         whose = (draw * len(self.guides)).long().clamp_max(len(self.guides) - 1)
         total: dict[str, Tensor] = {}
-        shortfalls: dict[str, Tensor] = {}
+        gaps: dict[str, Tensor] = {}
         moves = self.attribute_scm.causal_graph.affected(intervened)
         for i, guide in enumerate(self.guides):
             mine = (whose == i).nonzero()[:, 0]
@@ -314,13 +321,13 @@ class CFTObjective(nn.Module):
             logits = guide(counterfactual[mine]).logits
             if self.strength is not None and reference is not None:
                 seen = guide.probabilities(logits.detach())
-                short = self.strength.shortfall(targets, seen, new_parents[mine], moves[mine], reference)
-                for name, value in short.items():
-                    shortfalls[name] = shortfalls.get(name, 0) + value / len(image)
+                found = self.strength.gaps(targets, seen, new_parents[mine], moves[mine], reference)
+                for name, value in found.items():
+                    gaps[name] = gaps.get(name, 0) + value / len(image)
                 targets = self.strength(targets, new_parents[mine], moves[mine])
             for name, loss in guidance_losses(guide.causal_graph, logits, targets, guide.column_scales).items():
                 total[name] = total.get(name, 0) + loss * len(mine) / len(image)
-        return total, shortfalls
+        return total, gaps
 
     def reference(self, guide: int) -> Reference | None:
         """What a guide says of real images."""
@@ -328,10 +335,12 @@ class CFTObjective(nn.Module):
             return None
         return Reference(self.reference_parents, self.reference_predictions[guide])
 
-    def after_step(self, metrics: dict[str, float]) -> None:
-        """Gradient ascent of the Lagrange multipliers, and of the offsets that hold the strength."""
+    def after_step(self, metrics: dict[str, Any]) -> None:
+        """Gradient ascent of the Lagrange multipliers, and of what holds strength and effect."""
         self.constraint.ascend(metrics["fidelity"])
         if self.strength is not None:
-            self.strength.ascend({v.name: metrics[f"shortfall/{v.name}"] for v in self.strength.variables})
+            self.strength.ascend(metrics)
+        if self.effect is not None:
+            self.effect.follow(metrics)
         if self.plausibility is not None:
             self.plausibility.ascend(metrics["plausibility"])

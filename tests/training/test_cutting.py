@@ -33,7 +33,7 @@ __all__ = ["fresh_accelerate"]
 SOURCES = str(Path(loop.__file__).parents[2])
 STEPS = 6
 CUTS = {"whole": (8, 1), "accumulated": (4, 2)}
-CUT = ["scm", "classifier", "hvae", "diffusion", "cft"]
+CUT = ["scm", "classifier", "hvae", "diffusion", "cft", "cft to matched targets"]
 INTERRUPTED = [*CUT, "vae", "cft of diffusion"]
 
 
@@ -71,9 +71,13 @@ def cut_run(kind: str, folder: Path, batch: int = 8, accumulation: int = 1, **se
         },
     )
     if kind.startswith("cft"):
-        backbone = HVAEBackbone(hvae()) if kind == "cft" else DiffusionBackbone(denoiser(), num_inference_steps=2)
-        cft = CFTConfig(slack_images=20, damping=50.0, multiplier_learning_rate=5.0)
-        trainer = CFTTrainer(backbone, scm(), [classifier()], config, cft)
+        backbone = (
+            DiffusionBackbone(denoiser(), num_inference_steps=2) if kind == "cft of diffusion" else HVAEBackbone(hvae())
+        )
+        mode = "matched" if kind == "cft to matched targets" else "soft"
+        cft = CFTConfig(cft=mode, slack_images=20, damping=50.0, multiplier_learning_rate=5.0)
+        guides = [classifier() for _ in range(2 if mode == "matched" else 1)]
+        trainer = CFTTrainer(backbone, scm(), guides, config, cft)
         trainer.train(data())  # type: ignore[arg-type]
         return trainer.objective
     make = {
@@ -139,9 +143,12 @@ def test_cut_into_processes_or_accumulated_batches_a_step_is_the_same(kind, tmp_
             torch.testing.assert_close(states[name][key], value, rtol=1e-4, atol=2e-5, msg=f"{name}: {key}")
         for ours, theirs in zip(logs["whole"], logs[name], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
-    if kind == "cft":
+    if kind.startswith("cft"):
         assert max(line["multiplier"] for line in logs["whole"]) > 0
         assert states["whole"]["constraint.slack"] != 0
+    if kind == "cft to matched targets":
+        assert states["whole"]["strength.multipliers"].any()
+        assert states["whole"]["effect.excess"].any()
 
 
 def test_the_noise_of_an_image_is_its_own(tmp_path):
