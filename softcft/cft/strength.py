@@ -1,16 +1,15 @@
-"""Keeps interventions, all together, between the strength of their targets and that of real images.
+"""Keeps interventions, all together, as strong as their targets: offsets that learn what is missing.
 
 A model follows its targets in part: what it cannot tell from an image, and what costs more change than it is worth, it
 leaves undone, and counterfactuals come out weaker on the whole than each was asked to be. Of weak digits the log-odds
-are then lower by 0.7 nats, and the AUC by 2 points. Or it makes all alike, none of them doubtful, and they are stronger
-on the whole than real images.
+are then lower by 0.7 nats, and the AUC by 2 points. Or it makes all alike, none of them doubtful, and they come out
+stronger.
 
 The *strength* of an image is the share of real images of other categories that the guide takes for less of a case of
 its category: the mean over the images of a category is their AUC. An offset is added to the log-odds of all targets of
-a variable. It is the difference of two multipliers, neither of which is ever less than 0: the one grows by what
-counterfactuals of the last step fell short of their targets, and shrinks by what they were beyond them; the other grows
-by what they were beyond real images, and shrinks by what they were below. A mean of log-odds would do for a measure,
-too, but for the clearest of targets, which no model reaches: to make up for them, all others would be made too clear.
+a variable, which grows by what counterfactuals of the last step fell short of the strength of their targets, and
+shrinks by what they were beyond it: the multiplier of an equality. A mean of log-odds would do for a measure, too, but
+for the clearest of targets, which no model reaches: to make up for them, all others would be made too clear.
 """
 
 from __future__ import annotations
@@ -26,23 +25,22 @@ __all__ = ["StrengthConstraint", "category_probabilities"]
 
 
 class StrengthConstraint(nn.Module):
-    """The constraint that counterfactuals are as strong as their targets, and no stronger than real images.
+    """The constraint that counterfactuals are as strong as their targets, with an offset for each discrete variable.
 
     Args:
         graph: The causal graph.
-        learning_rate: Step of a multiplier in nats, per unit of strength that the mean image is short or beyond.
+        learning_rate: Step of an offset in nats, per unit of strength that the mean image falls short.
     """
 
-    multipliers: Tensor
+    offsets: Tensor
 
     def __init__(self, graph: CausalGraph, learning_rate: float = 5.0) -> None:
         super().__init__()
         self.graph = graph
         self.learning_rate = learning_rate
         self.variables = [variable for variable in graph.variables if variable.kind != "continuous"]
-        # A buffer, as the multiplier of the other constraint is: resumed, not optimised. One row asks for more, the
-        # other for less.
-        self.register_buffer("multipliers", torch.zeros(2, len(self.variables)))
+        # A buffer, as the multiplier of the other constraint is: resumed, not optimised.
+        self.register_buffer("offsets", torch.zeros(len(self.variables)))
 
     def forward(self, targets: Tensor, counterfactual_parents: Tensor, moves: Tensor) -> Tensor:
         """Targets with the offset of their variable, where the intervention moves it.
@@ -56,8 +54,7 @@ class StrengthConstraint(nn.Module):
             Encoded targets, shape (B, K).
         """
         targets = targets.clone()
-        offsets = self.multipliers[0] - self.multipliers[1]
-        for variable, offset in zip(self.variables, offsets, strict=True):
+        for variable, offset in zip(self.variables, self.offsets.unbind(), strict=True):
             columns, moved = self.graph.slices[variable.name], self._moved(variable, moves)
             asked = category_probabilities(variable, targets[:, columns])
             labels = category_probabilities(variable, counterfactual_parents[:, columns])
@@ -65,7 +62,7 @@ class StrengthConstraint(nn.Module):
             targets[:, columns] = torch.where(moved[:, None], more, asked)[:, -variable.width :]
         return targets
 
-    def gaps(
+    def shortfall(
         self,
         targets: Tensor,
         prediction: Tensor,
@@ -73,7 +70,7 @@ class StrengthConstraint(nn.Module):
         moves: Tensor,
         reference: Reference,
     ) -> dict[str, Tensor]:
-        """How much too weak or too strong counterfactual images are, summed over those that were moved.
+        """By how much counterfactual images fall short of their targets' strength, summed over those that were moved.
 
         Args:
             targets: Encoded targets, without offsets, shape (B, K).
@@ -83,37 +80,31 @@ class StrengthConstraint(nn.Module):
             reference: What the guide says of real images.
 
         Returns:
-            For each discrete variable two scalars: ``shortfall/...``, the strength of the targets less that of the
-            counterfactuals; and ``surplus/...``, the strength of the counterfactuals less that of real images, or of
-            the targets if these are stronger.
+            For each discrete variable a scalar.
         """
-        gaps: dict[str, Tensor] = {}
+        short = {}
         for variable in self.variables:
             columns, moved = self.graph.slices[variable.name], self._moved(variable, moves)
             labels, asked, seen, real, real_labels = (
                 category_probabilities(variable, values[:, columns])
                 for values in (counterfactual_parents, targets, prediction, reference.predictions, reference.parents)
             )
-            shortfall, surplus = torch.zeros(2, device=targets.device)
+            total = torch.zeros((), device=targets.device)
             for k in range(len(variable.categories)):
-                mine, real_mine = moved & (labels[:, k] > 0), real_labels[:, k] > 0
-                others = real[~real_mine, k].sort().values
-                wanted, got, usual = (
-                    _share_below(others, values) for values in (asked[mine, k], seen[mine, k], real[real_mine, k])
-                )
-                shortfall = shortfall + (wanted - got).sum()
-                surplus = surplus + got.sum() - torch.maximum(usual.mean() * len(got), wanted.sum())
-            gaps |= {f"shortfall/{variable.name}": shortfall, f"surplus/{variable.name}": surplus}
-        return gaps
+                mine = moved & (labels[:, k] > 0)
+                others = real[real_labels[:, k] == 0, k]
+                total = total + (_share_below(others, asked[mine, k]) - _share_below(others, seen[mine, k])).sum()
+            short[variable.name] = total
+        return short
 
-    def ascend(self, gaps: dict[str, float]) -> None:
-        """Ask more of variables that fall short, and less of those that are beyond reality.
+    def ascend(self, shortfalls: dict[str, float]) -> None:
+        """Ask more of variables that fall short, and less of those that are too strong.
 
         Args:
-            gaps: Those of :meth:`gaps`, the mean over all images of a step.
+            shortfalls: Of each discrete variable, the mean over all images of a step.
         """
-        steps = torch.tensor([[gaps[f"{gap}/{v.name}"] for v in self.variables] for gap in ("shortfall", "surplus")])
-        self.multipliers.add_(self.learning_rate * steps.to(self.multipliers)).clamp_(min=0)
+        steps = torch.tensor([shortfalls[variable.name] for variable in self.variables])
+        self.offsets.add_(self.learning_rate * steps.to(self.offsets))
 
     def _moved(self, variable: Variable, moves: Tensor) -> Tensor:
         return moves[:, self.graph.names.index(variable.name)]
@@ -125,7 +116,7 @@ def category_probabilities(variable: Variable, values: Tensor) -> Tensor:
 
 
 def _share_below(others: Tensor, values: Tensor) -> Tensor:
-    """The share of the others (N,), in order, that is less than each value (B,), equals by half."""
-    values = values.contiguous()
+    """The share of the others (N,) that is less than each value (B,), equals by half."""
+    others, values = others.sort().values, values.contiguous()
     below, not_above = (torch.searchsorted(others, values, right=right) for right in (False, True))
     return (below + not_above) / (2 * len(others))

@@ -153,7 +153,8 @@ def matched_targets(
 
 def _place(own: Tensor, peers: Tensor) -> Tensor:
     """Which of its m peers (B, m, width) a prediction (B, 1, width) comes after, column by column: (B, 1, width)."""
-    return (peers < own).sum(dim=1, keepdim=True).clamp_max(peers.shape[1] - 1)
+    # The image is one of them: that it comes before itself must not depend on how the last digit was rounded.
+    return (peers < own - 1e-6 * own.abs()).sum(dim=1, keepdim=True).clamp_max(peers.shape[1] - 1)
 
 
 def _around(own: Tensor, peers: Tensor, donors: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:

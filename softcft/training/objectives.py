@@ -266,12 +266,12 @@ class CFTObjective(nn.Module):
             intervention = draw_interventions(graph, parents, others, generators)
             new_parents = self.attribute_scm.counterfactual(parents, intervention, generators)
         output = self.backbone.counterfactual(image, parents, new_parents, generators)
-        losses, gaps = self._guidance(image, output.image, parents, new_parents, intervention.mask, generators)
+        losses, shortfalls = self._guidance(image, output.image, parents, new_parents, intervention.mask, generators)
         guidance = torch.stack(list(losses.values())).sum()
         change = grey_levels(output.image - image)
         loss = guidance + self.constraint(output.fidelity) + self.minimality * change
         metrics = {"fidelity": output.fidelity, "multiplier": self.constraint.multiplier.clone(), "change": change}
-        metrics |= gaps
+        metrics |= {f"shortfall/{name}": value for name, value in shortfalls.items()}
         if self.effect is not None:
             excess, measured = self.effect(output.image - image, parents, new_parents, intervention.mask)
             loss = loss + excess
@@ -296,11 +296,11 @@ class CFTObjective(nn.Module):
         intervened: Tensor,
         generators: Generator,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Mean loss and gaps in strength of each variable; each image is seen by one of the guides."""
+        """Mean loss and shortfall of strength of each variable; each image is seen by one of the guides."""
         draw = uniform((len(image), 1), generators, image.device)[:, 0]
         whose = (draw * len(self.guides)).long().clamp_max(len(self.guides) - 1)
         total: dict[str, Tensor] = {}
-        gaps: dict[str, Tensor] = {}
+        shortfalls: dict[str, Tensor] = {}
         moves = self.attribute_scm.causal_graph.affected(intervened)
         for i, guide in enumerate(self.guides):
             mine = (whose == i).nonzero()[:, 0]
@@ -321,13 +321,13 @@ class CFTObjective(nn.Module):
             logits = guide(counterfactual[mine]).logits
             if self.strength is not None and reference is not None:
                 seen = guide.probabilities(logits.detach())
-                found = self.strength.gaps(targets, seen, new_parents[mine], moves[mine], reference)
-                for name, value in found.items():
-                    gaps[name] = gaps.get(name, 0) + value / len(image)
+                short = self.strength.shortfall(targets, seen, new_parents[mine], moves[mine], reference)
+                for name, value in short.items():
+                    shortfalls[name] = shortfalls.get(name, 0) + value / len(image)
                 targets = self.strength(targets, new_parents[mine], moves[mine])
             for name, loss in guidance_losses(guide.causal_graph, logits, targets, guide.column_scales).items():
                 total[name] = total.get(name, 0) + loss * len(mine) / len(image)
-        return total, gaps
+        return total, shortfalls
 
     def reference(self, guide: int) -> Reference | None:
         """What a guide says of real images."""
@@ -339,7 +339,7 @@ class CFTObjective(nn.Module):
         """Gradient ascent of the Lagrange multipliers, and of what holds strength and effect."""
         self.constraint.ascend(metrics["fidelity"])
         if self.strength is not None:
-            self.strength.ascend(metrics)
+            self.strength.ascend({v.name: metrics[f"shortfall/{v.name}"] for v in self.strength.variables})
         if self.effect is not None:
             self.effect.follow(metrics)
         if self.plausibility is not None:

@@ -282,7 +282,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, options: dict[str, Any]) -
     assert len(logged[0]) == 20
     assert max(logged[0]) > 0
     if whole.objective.strength is not None:
-        assert whole.objective.strength.multipliers.any()
+        assert whole.objective.strength.offsets.any()
 
 
 # ---- the models of the paper -----------------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ def test_cut_into_processes_or_accumulated_batches_a_step_is_the_same(kind, tmp_
         assert max(line["multiplier"] for line in logs["whole"]) > 0
         assert states["whole"]["constraint.slack"] != 0
     if kind == "cft to matched targets":
-        assert states["whole"]["strength.multipliers"].any()
+        assert states["whole"]["strength.offsets"].any()
         assert states["whole"]["effect.excess"].any()
 
 
