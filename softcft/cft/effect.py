@@ -43,7 +43,7 @@ class EffectConstraint(nn.Module):
     effects: Tensor | None
     excess: Tensor | None
 
-    def __init__(self, graph: CausalGraph, weight: float = 0.03) -> None:
+    def __init__(self, graph: CausalGraph, weight: float = 0.05) -> None:
         super().__init__()
         self.graph, self.weight = graph, weight
         self.variables = [variable for variable in graph.variables if variable.kind != "continuous"]
