@@ -66,7 +66,7 @@ class EffectConstraint(nn.Module):
     def fit(self) -> None:
         """Measure the average effects in all images that were observed; they are on the CPU then."""
         # The columns of a categorical variable add up to 1, so W is not unique; but what it says of a change is.
-        inverse = torch.linalg.pinv(self._moments, hermitian=True)
+        inverse = torch.linalg.pinv(self._moments, rtol=1e-6, hermitian=True)
         effects = torch.einsum("jk,kchw->jchw", inverse, self._products)[1:]
         self.effects = effects.float()
         categories = sum(len(variable.categories) for variable in self.variables)

@@ -122,6 +122,27 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path):
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
 
 
+def test_what_is_no_scalar_is_averaged_for_the_objective_and_not_logged(tmp_path):
+    class Pictures(Adaptive):
+        def __init__(self):
+            super().__init__(noise=0)
+            self.seen = []
+
+        def forward(self, batch):
+            return {**super().forward(batch), "picture": batch["x"].mean(dim=0)}
+
+        def after_step(self, metrics):
+            self.seen.append(metrics["picture"])
+
+    large, small = Pictures(), Pictures()
+    run(tmp_path / "1x8", large, train_batch_size=8)
+    run(tmp_path / "4x2", small, train_batch_size=2, gradient_accumulation_steps=4)
+    torch.testing.assert_close(torch.stack(large.seen), torch.stack(small.seen))
+    assert large.seen[0].ndim == 1
+    assert large.seen[0].any()
+    assert "picture" not in lines(tmp_path / "1x8")[0]
+
+
 def test_moving_average_equals_hand_computation(tmp_path):
     seen = []
 
