@@ -66,7 +66,10 @@ class CFTConfig:
     )
     reference_images: int = field(
         default=10_000,
-        metadata={"help": "For matched: training images among which the guide's predictions are ranked."},
+        metadata={
+            "help": "For matched: training images among which the guide's predictions are ranked, and of which average "
+            "effects are measured."
+        },
     )
     plausibility: bool = field(
         default=False,
