@@ -92,7 +92,7 @@ class StrengthConstraint(nn.Module):
             total = torch.zeros((), device=targets.device)
             for k in range(len(variable.categories)):
                 mine = moved & (labels[:, k] > 0)
-                others = real[real_labels[:, k] == 0, k]
+                others = real[real_labels[:, k] == 0, k].sort().values
                 total = total + (_share_below(others, asked[mine, k]) - _share_below(others, seen[mine, k])).sum()
             short[variable.name] = total
         return short
@@ -116,7 +116,6 @@ def category_probabilities(variable: Variable, values: Tensor) -> Tensor:
 
 
 def _share_below(others: Tensor, values: Tensor) -> Tensor:
-    """The share of the others (N,) that is less than each value (B,), equals by half."""
-    others, values = others.sort().values, values.contiguous()
-    below, not_above = (torch.searchsorted(others, values, right=right) for right in (False, True))
+    """The share of the others (N,), sorted, that is less than each value (B,), equals by half."""
+    below, not_above = (torch.searchsorted(others, values.contiguous(), right=right) for right in (False, True))
     return (below + not_above) / (2 * len(others))
