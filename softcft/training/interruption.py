@@ -84,14 +84,17 @@ def next_batch(batches: Iterator[dict[str, Any]], name: str, step: int, num_work
     """The next batch.
 
     Raises:
-        RuntimeError: If it cannot be read, for files that are gone for instance.
+        RuntimeError: If it cannot be read, for files that are gone for instance, or a process that reads was killed;
+            that one begins with `KILLED`, whichever of Python's and PyTorch's errors came first.
     """
     try:
         return next(batches)
     except Exception as error:  # of many kinds: whatever files and networks may do
         if KILLED in str(error):
             raise
-        if isinstance(error, ConnectionError) and num_workers:  # killed while it was handing over a tensor
+        of_worker = "in DataLoader worker process" in str(error)  # PyTorch says so of what a worker itself met
+        if isinstance(error, ConnectionError | EOFError) and num_workers and not of_worker:
+            # Killed while it was handing over a tensor.
             time.sleep(1)  # PyTorch's own error comes by a signal; later, it would garble the report of this one
             raise RuntimeError(f"{KILLED} unknown) was killed: {error}.") from error
         what = str(error).strip().splitlines() or [type(error).__name__]  # another process's ends with what it was

@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from softcft.training import loop
+from softcft.training import interruption, loop
 from softcft.training.checkpoints import find_damage
+from softcft.training.interruption import next_batch
 from tests.training.test_loop import (
     Adaptive,
     Regression,
@@ -163,6 +164,35 @@ def test_a_killed_worker_is_told(tmp_path, every):
     message = r"RuntimeError: toy: DataLoader worker .*(killed|exited).* lower --dataloader_num_workers \(now 1\)"
     assert re.search(message, result.stderr), result.stderr[-3000:]
     assert all(find_damage(folder) is None for folder in (tmp_path / "run").glob("checkpoint-*"))
+
+
+class Disconnected(Dataset):
+    """Samples from a server that is gone."""
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        raise ConnectionResetError("the server is gone")
+
+
+def test_a_server_that_is_gone_is_no_killed_worker():
+    """Both are a ConnectionError here: the one is the worker's report, the other what is left of a worker."""
+    batches = iter(DataLoader(Disconnected(), num_workers=1))
+    with pytest.raises(RuntimeError, match=r"^toy: the data cannot be read any more at step 3: .*the server is gone"):
+        next_batch(batches, "toy", 3, num_workers=1)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, EOFError])
+def test_a_worker_killed_while_it_hands_over_a_tensor(error):
+    """A worker that is killed by the test dies at any other moment, too."""
+
+    def batches():
+        raise error
+        yield
+
+    with pytest.raises(RuntimeError, match=rf"^{re.escape(interruption.KILLED)}"):
+        next_batch(batches(), "toy", 3, num_workers=1)
 
 
 class Files(Dataset):
