@@ -35,7 +35,7 @@ __all__ = ["NEIGHBOURS", "Reference", "TargetMode", "counterfactual_targets", "m
 
 TargetMode = Literal["hard", "soft", "matched"]
 NEIGHBOURS = 256
-"""How many real images a prediction is ranked among, at most."""
+"""How many real images a prediction is ranked among, where some are more alike than others."""
 
 
 class Reference(NamedTuple):
@@ -208,9 +208,9 @@ def _most_alike(graph: CausalGraph, variable: Variable, parents: Tensor, referen
         columns = graph.slices[name]
         return (parents[:, None, columns] - reference.parents[:, columns]).square().sum(dim=2)
 
-    number, own = min(NEIGHBOURS, len(reference.parents)), distance(variable.name)
+    blanket, own, number = sorted(graph.blanket(variable.name)), distance(variable.name), NEIGHBOURS
     if variable.kind != "continuous":
-        # No image of another category, however rare the category is.
-        number = min(number, *reference.counts(graph, variable.name))
+        # No image of another category, however rare the category is; and as many as there are, if all are alike.
+        number = min(number if blanket else len(own[0]), *reference.counts(graph, variable.name))
         own = own.masked_fill(own > 0, torch.inf)
-    return sum(map(distance, sorted(graph.blanket(variable.name))), own).topk(number, largest=False).indices
+    return sum(map(distance, blanket), own).topk(min(number, len(own[0])), largest=False).indices

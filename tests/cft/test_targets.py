@@ -219,6 +219,22 @@ def test_no_donor_is_of_another_category_however_rare_it_is() -> None:
     assert set(targets.tolist()) <= set(reference.predictions[:3, 4].tolist())
 
 
+def test_where_all_of_a_category_are_alike_all_of_them_count() -> None:
+    """And not those that come first: nothing is known that would make some of them better peers."""
+    parents, _, _ = world(900)
+    parents[:, :3] = torch.eye(3).repeat(300, 1)
+    parents[:, 4] = torch.tensor([0.0, 1.0]).repeat(450)
+    reference = Reference(*world(900, parents)[::2])
+    order = torch.randperm(900)
+    shuffled = Reference(*(t[order] for t in reference))
+    own, _, prediction = world(100)
+    new = own.clone()
+    new[:, :3], new[:, 4] = own[:, :3].roll(1, dims=1), 1 - own[:, 4]
+    targets = [matched_targets(GRAPH, own, new, prediction, r) for r in (reference, shuffled)]
+    for name in ("site", "sex"):
+        torch.testing.assert_close(*(t[:, GRAPH.slices[name]] for t in targets))
+
+
 def test_of_many_categories_each_keeps_its_order_among_its_like() -> None:
     reference = Reference(*world(5_000)[::2])
     parents = world(200)[0]
