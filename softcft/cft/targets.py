@@ -109,7 +109,7 @@ def matched_targets(
     healthy ones. For each variable,
 
     1. *peers* are the real images that are most like the factual one in this variable and its Markov blanket;
-    2. the *place* is the number of peers whose prediction is lower;
+    2. the *place* is the number of peers whose prediction is lower, and a half between two of them;
     3. *donors* are those most like the counterfactual, and the target is the prediction of the donor at that place.
 
     Of a continuous variable it is not the prediction that is matched, but what the guide is off by: seldom is anybody
@@ -146,21 +146,26 @@ def matched_targets(
             old, new = parents[:, None, columns], counterfactual_parents[:, None, columns]
             own, peers, donors = (_odds(probabilities, old, new) for probabilities in (own, peers, donors))
             peers, donors = _around(own, peers, donors, new - old)
-        target = donors.sort(dim=1).values.gather(1, _place(own, peers))[:, 0]
+        place, donors = _place(own, peers), donors.sort(dim=1).values
+        target = ((donors.gather(1, place.floor().long()) + donors.gather(1, place.ceil().long())) / 2)[:, 0]
         targets[:, columns] = target.softmax(dim=1) if variable.kind == "categorical" else target
     return targets + new_value
 
 
 def _place(own: Tensor, peers: Tensor) -> Tensor:
-    """Which of its m peers (B, m, width) a prediction (B, 1, width) comes after, column by column: (B, 1, width)."""
-    # The image is one of them: that it comes before itself must not depend on how the last digit was rounded.
-    return (peers < own - 1e-6 * own.abs()).sum(dim=1, keepdim=True).clamp_max(peers.shape[1] - 1)
+    """Places of predictions (B, 1, width) among m peers each, column by column: from 0 to m - 1, shape (B, 1, width).
+
+    Who is one of the peers has his own place, who stands between two of them half of one more.
+    """
+    near = 1e-6 * own.abs()  # who is equal must not depend on how the last digit was rounded
+    below, not_above = (peers < own - near).sum(dim=1, keepdim=True), (peers <= own + near).sum(dim=1, keepdim=True)
+    return ((below + not_above - 1) / 2).clamp(0, peers.shape[1] - 1)
 
 
 def _around(own: Tensor, peers: Tensor, donors: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """The quarter of peers and donors nearest in the log-odds of the new category against the old.
+    """The eighth of peers and donors nearest in the log-odds of the new category against the old.
 
-    If the category stays as it is, those are all alike, and it is the quarter nearest in the attributes.
+    If the category stays as it is, those are all alike, and it is the eighth nearest in the attributes.
 
     Args:
         own: Log-odds of the factual image, shape (B, 1, width).
@@ -169,12 +174,12 @@ def _around(own: Tensor, peers: Tensor, donors: Tensor, direction: Tensor) -> tu
         direction: 1 for the new category, -1 for the old one, 0 for the others, shape (B, 1, width).
 
     Returns:
-        Peers and donors, each of shape (B, m / 4 rounded up, width).
+        Peers and donors, each of shape (B, m / 8 rounded up, width).
     """
     own, *orders = ((odds * direction).sum(dim=2, keepdim=True) for odds in (own, peers, donors))
     number = peers.shape[1]
-    window = -(-number // 4)
-    start = (_place(own, orders[0]) - window // 2).clamp(0, number - window)
+    window = -(-number // 8)
+    start = (_place(own, orders[0]).long() - window // 2).clamp(0, number - window)
     rows = start + torch.arange(window, device=own.device)[:, None]
     near = []
     for odds, order in zip((peers, donors), orders, strict=True):

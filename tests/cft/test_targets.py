@@ -216,7 +216,8 @@ def test_no_donor_is_of_another_category_however_rare_it_is() -> None:
     counterfactual = parents.clone()
     counterfactual[:, 4] = 1.0
     targets = matched_targets(GRAPH, parents, counterfactual, reference.predictions, reference)[:, 4]
-    assert set(targets.tolist()) <= set(reference.predictions[:3, 4].tolist())
+    rare = reference.predictions[:3, 4]
+    assert ((rare.min() <= targets) & (targets <= rare.max())).all()
 
 
 def test_where_all_of_a_category_are_alike_all_of_them_count() -> None:
