@@ -163,9 +163,9 @@ def _place(own: Tensor, peers: Tensor) -> Tensor:
 
 
 def _around(own: Tensor, peers: Tensor, donors: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """The eighth of peers and donors nearest in the log-odds of the new category against the old.
+    """The sixteenth of peers and donors nearest in the log-odds of the new category against the old.
 
-    If the category stays as it is, those are all alike, and it is the eighth nearest in the attributes.
+    If the category stays as it is, those are all alike, and it is the sixteenth nearest in the attributes.
 
     Args:
         own: Log-odds of the factual image, shape (B, 1, width).
@@ -174,11 +174,11 @@ def _around(own: Tensor, peers: Tensor, donors: Tensor, direction: Tensor) -> tu
         direction: 1 for the new category, -1 for the old one, 0 for the others, shape (B, 1, width).
 
     Returns:
-        Peers and donors, each of shape (B, m / 8 rounded up, width).
+        Peers and donors, each of shape (B, m / 16 rounded up, width).
     """
     own, *orders = ((odds * direction).sum(dim=2, keepdim=True) for odds in (own, peers, donors))
     number = peers.shape[1]
-    window = -(-number // 8)
+    window = -(-number // 16)
     start = (_place(own, orders[0]).long() - window // 2).clamp(0, number - window)
     rows = start + torch.arange(window, device=own.device)[:, None]
     near = []
