@@ -178,7 +178,7 @@ def _around(own: Tensor, peers: Tensor, donors: Tensor, direction: Tensor) -> tu
     """
     own, *orders = ((odds * direction).sum(dim=2, keepdim=True) for odds in (own, peers, donors))
     number = peers.shape[1]
-    window = -(-number // 16)
+    window = -(-number // 16)  # more tears apart what belongs together, fewer leave more to chance: docs/matched.md
     start = (_place(own, orders[0]).long() - window // 2).clamp(0, number - window)
     rows = start + torch.arange(window, device=own.device)[:, None]
     near = []

@@ -236,6 +236,19 @@ def test_where_all_of_a_category_are_alike_all_of_them_count() -> None:
         torch.testing.assert_close(*(t[:, GRAPH.slices[name]] for t in targets))
 
 
+@pytest.mark.parametrize(
+    ("own", "target"),
+    [(0.3, 0.2), (0.5, 0.3), (0.6, 0.6), (0.1, 0.1), (0.9, 0.8)],
+    ids=["a peer", "between two", "one of two that are alike", "below all", "above all"],
+)
+def test_who_stands_between_two_peers_stands_between_two_donors(own: float, target: float) -> None:
+    graph = CausalGraph([{"name": "ill", "kind": "binary", "categories": ["no", "yes"]}])
+    ill = torch.tensor([0.0] * 4 + [1.0] * 4)[:, None]
+    said = torch.tensor([0.1, 0.2, 0.4, 0.8, 0.15, 0.3, 0.6, 0.6])[:, None]
+    targets = matched_targets(graph, ill[-1:], ill[:1], torch.tensor([[own]]), Reference(ill, said))
+    assert targets.item() == pytest.approx(target)
+
+
 def test_of_many_categories_each_keeps_its_order_among_its_like() -> None:
     reference = Reference(*world(5_000)[::2])
     parents = world(200)[0]
