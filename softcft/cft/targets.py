@@ -145,7 +145,8 @@ def matched_targets(
         if variable.kind == "categorical":
             old, new = parents[:, None, columns], counterfactual_parents[:, None, columns]
             own, peers, donors = (_odds(probabilities, old, new) for probabilities in (own, peers, donors))
-            peers, donors = _around(own, peers, donors, new - old)
+            against = torch.where((old == new).all(dim=2, keepdim=True), 1 / variable.width, old)
+            peers, donors = _around(own, peers, donors, new - against)
         place, donors = _place(own, peers), donors.sort(dim=1).values
         target = ((donors.gather(1, place.floor().long()) + donors.gather(1, place.ceil().long())) / 2)[:, 0]
         targets[:, columns] = target.softmax(dim=1) if variable.kind == "categorical" else target
@@ -163,15 +164,15 @@ def _place(own: Tensor, peers: Tensor) -> Tensor:
 
 
 def _around(own: Tensor, peers: Tensor, donors: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """The sixteenth of peers and donors nearest in the log-odds of the new category against the old.
+    """The sixteenth of peers and donors nearest in the log-odds of the new category against the old one.
 
-    If the category stays as it is, those are all alike, and it is the sixteenth nearest in the attributes.
+    If the category stays as it is, in its log-odds against all others.
 
     Args:
         own: Log-odds of the factual image, shape (B, 1, width).
         peers: Those of its peers, shape (B, m, width).
         donors: Those of its donors, shape (B, m, width).
-        direction: 1 for the new category, -1 for the old one, 0 for the others, shape (B, 1, width).
+        direction: What the first log-odds are of: a weight for each category, shape (B, 1, width).
 
     Returns:
         Peers and donors, each of shape (B, m / 16 rounded up, width).
