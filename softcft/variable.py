@@ -12,6 +12,7 @@ continuous   1        ``low..high`` mapped linearly to [-1, 1]; with ``log``, it
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -24,6 +25,8 @@ from softcft.arguments import is_finite, shown
 __all__ = ["Kind", "Variable", "has_no_values", "is_list"]
 
 Kind = Literal["binary", "categorical", "continuous"]
+ROUNDING = 1.001 * 2.0**-25  # of float32 between 0.5 and 1, half of the last bit; and a hair, for the arithmetic here
+LARGEST_LOG = math.log(sys.float_info.max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +167,19 @@ class Variable:
             value = math.log(value)
         return min(max(2 * (value - low) / (high - low) - 1, -1.0), 1.0)
 
+    def _decode_number(self, encoded: float) -> float:
+        low, high = self._encoded_range()
+        value = low + (encoded + 1) / 2 * (high - low)
+        error = ROUNDING * (high - low) / 2
+        if self.log:
+            value = math.inf if value > LARGEST_LOG else math.exp(value)
+            error *= value
+        if math.isfinite(value) and error > 0:
+            value = _shortest(value, error)
+        if abs(encoded) <= 1:  # what a network predicts may lie outside
+            value = min(max(value, float(self.low)), float(self.high))  # type: ignore[arg-type]
+        return value
+
     def _encoded_range(self) -> tuple[float, float]:
         assert self.low is not None and self.high is not None
         return (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
@@ -181,6 +197,9 @@ class Variable:
     def decode(self, encoded: Tensor) -> list[Any]:
         """Decode to natural units; the inverse of :meth:`encode`.
 
+        A number is decoded to the shortest decimal that float32 encodes to the same, as ``repr`` does it for floats: 54
+        and not 53.999999, and what was decoded encodes to what it was decoded from.
+
         Args:
             encoded: Shape (B, width). Discrete columns may hold probabilities: the most probable category is taken.
 
@@ -188,15 +207,20 @@ class Variable:
             B numbers (continuous) or category names (discrete).
         """
         if self.kind == "continuous":
-            assert self.low is not None and self.high is not None
-            low, high = self._encoded_range()
-            values = low + (encoded[:, 0].double() + 1) / 2 * (high - low)
-            digits = 6 - math.floor(math.log10(high - low))  # float32 holds no more of them
-            if self.log:  # to round a logarithm is to round to significant digits
-                return [float(f"{value:.{digits + 1}g}") for value in values.exp().tolist()]
-            return [round(value, digits) for value in values.tolist()]
+            return [self._decode_number(value) for value in encoded[:, 0].tolist()]
         index = (encoded[:, 0] > 0.5).long() if self.kind == "binary" else encoded.argmax(dim=1)
         return [self.categories[i] for i in index.tolist()]
+
+
+def _shortest(value: float, error: float) -> float:
+    """The decimal with the fewest digits that is no further off than error."""
+    digits = math.ceil(-math.log10(2 * error))  # after the point; below 0, zeros before it
+    shortest = value
+    # Fewer digits never come nearer, so the first that are too far off are the end; only 0 could lose digits for ever.
+    while shortest and abs(round(value, digits) - value) <= error:
+        shortest = round(value, digits)
+        digits -= 1
+    return shortest
 
 
 def is_list(value: Any) -> bool:

@@ -169,6 +169,74 @@ def test_a_logarithmic_variable_is_halved_by_the_geometric_mean():
     assert CausalGraph(CausalGraph([volume]).to_list())["volume"] == volume
 
 
+@st.composite
+def ranges(draw):
+    """A continuous variable of any range, narrow or wide, near to 0 or far from it."""
+    log = draw(st.booleans())
+    low = 10 ** draw(st.floats(-30, 30)) if log else draw(st.sampled_from([0.0, -1.0, 1900.0, 1e-6, -273.15, 1e6]))
+    high = low * 10 ** draw(st.floats(0.001, 6)) if log else low + 10 ** draw(st.floats(-3, 30))
+    return Variable(name="x", kind="continuous", low=low, high=high, log=log)
+
+
+def held(variable, value):
+    """How many digits after the point float32 tells apart at a value of the variable, see Variable.encode."""
+    # The last bit below 1 is 2**-24 of the half range; two numbers less than that apart may be encoded to the same.
+    ends = (math.log(variable.low), math.log(variable.high)) if variable.log else (variable.low, variable.high)
+    step = 2.0**-25 * (ends[1] - ends[0]) * (value if variable.log else 1)
+    return math.ceil(-math.log10(step * 1.01)) - 1
+
+
+@settings(max_examples=500, deadline=None)
+@given(ranges(), st.floats(0, 1), st.integers(0, 30))
+def test_what_float32_tells_apart_comes_back(variable, share, fewer):
+    if variable.log:
+        value = variable.low * (variable.high / variable.low) ** share
+    else:
+        value = variable.low + share * (variable.high - variable.low)
+    # Far from 0 a narrow range has more places in float32 than the numbers themselves, which are doubles.
+    digits = min(held(variable, value), 14 - math.floor(math.log10(max(abs(variable.low), abs(variable.high)))))
+    value = round(value, digits - fewer)
+    if variable.low <= value <= variable.high:
+        assert variable.decode(variable.encode(value)) == [value]
+
+
+@settings(max_examples=500, deadline=None)
+@given(ranges(), st.floats(-1, 1, width=32))
+def test_what_was_decoded_encodes_to_the_same(variable, encoded):
+    (value,) = variable.decode(torch.tensor([[encoded]]))
+    assert variable.low <= value <= variable.high
+    doubles = 2 * math.ulp(max(abs(variable.low), abs(variable.high))) / (variable.high - variable.low)
+    assert variable.encode(value).item() == pytest.approx(encoded, abs=2.0**-24 + 2 * doubles, rel=0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log", "values"),
+    [
+        (1, 1000, True, range(1, 1001)),
+        (0.1, 5000, True, [i / 10 for i in range(1, 50001, 7)]),
+        (0, 1e6, False, [i / 10 for i in range(0, 10**7, 9973)]),
+        (18, 100, False, [i / 10 for i in range(180, 1001)]),
+        (1900, 2030, False, range(1900, 2031)),
+        (-1, 1, False, [i / 1000 for i in range(-1000, 1001)]),
+        (1e-6, 1, True, [1e-6, 2.5e-6, 0.0123, 1]),
+        (1e-6, 1, False, [1e-6, 0.25, 0.123456, 1]),
+        (1e-9, 1, False, [1e-9, 1]),
+    ],
+)
+def test_usual_numbers_come_back(low, high, log, values):
+    variable = Variable(name="x", kind="continuous", low=low, high=high, log=log)
+    assert variable.decode(variable.encode(list(values))) == list(values)
+
+
+def test_what_a_network_predicts_outside_of_the_range_is_decoded_as_it_is():
+    age = Variable(**AGE)
+    assert age.decode(torch.tensor([[1.2], [-1.2]])) == pytest.approx([97, 13])
+    assert math.isnan(age.decode(torch.tensor([[math.nan]]))[0])
+    dose = Variable(name="dose", kind="continuous", low=1, high=100, log=True)
+    assert dose.decode(torch.tensor([[2.0], [-2], [1000]])) == pytest.approx([1000, 0.1, math.inf])
+    assert math.isnan(dose.decode(torch.tensor([[math.nan]]))[0])
+
+
 def test_rounding_at_the_ends_of_the_range_is_forgiven():
     age = Variable(**AGE)
     assert age.encode([90.0001, 19.9999]).tolist() == [[1], [-1]]
@@ -340,7 +408,7 @@ def test_decoding_inverts_encoding(graph, size, seed):
         else:
             assert decoded[variable.name] == values[variable.name]
     # What was decoded encodes to the same tensor, ends of ranges included.
-    torch.testing.assert_close(graph.encode(decoded), encoded, atol=2e-6, rtol=0)
+    torch.testing.assert_close(graph.encode(decoded), encoded, atol=2.0**-24, rtol=0)
 
 
 def test_scalars_are_repeated_over_the_batch(graph):
