@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from softcft import AttributeClassifier, CausalGraph, CounterfactualBackbone, HVAEBackbone
-from softcft.data.schema import ImageAttributeDataset, scale_pixels
+from softcft.data.schema import ImageAttributeDataset, random_part, scale_pixels
 from softcft.data.sources import DataConfig, load_data, subjects_of
 from softcft.data.truth import PhantomTruth, TrueCounterfactuals, true_counterfactuals
 from softcft.evaluation.axioms import (
@@ -44,7 +44,7 @@ from softcft.evaluation.axioms import (
     reversibility,
     value_groups,
 )
-from softcft.evaluation.bootstrap import bootstrap_weights
+from softcft.evaluation.bootstrap import bootstrap_weights, halves
 from softcft.evaluation.effectiveness import (
     counterfactual_images,
     effectiveness_rows,
@@ -104,12 +104,14 @@ class EvaluateConfig:
     )
     eval_batch_size: int = field(default=250, metadata={"help": "Images per forward pass and process."})
     num_resamples: int = field(default=1000, metadata={"help": "Bootstrap resamples of the intervals; 0 for none."})
-    shift_images: int = field(default=1000, metadata={"help": "Test images that the distribution shift is shown of."})
+    shift_images: int = field(
+        default=1000, metadata={"help": "Test images, drawn at random, that the distribution shift is shown of."}
+    )
     axiom_images: int = field(
         default=500,
         metadata={
-            "help": "Test images for composition, reversibility and minimality, each of which takes some 20 abductions "
-            "and predictions for each intervention."
+            "help": "Test images, drawn at random, for composition, reversibility and minimality, each of which takes "
+            "some 20 abductions and predictions for each intervention."
         },
     )
     mixed_precision: Precision = field(default="no", metadata={"help": PRECISION_HELP})
@@ -170,6 +172,7 @@ class Evaluation:
     graph: CausalGraph
     interventions: list[str]
     images: NumberedImages
+    subjects: list[str]
     weights: np.ndarray
     judge: AttributeClassifier
     vae: AutoencoderKL
@@ -179,6 +182,10 @@ class Evaluation:
     def __post_init__(self) -> None:
         self.known = [name for name in self.interventions if self.truth and name in self.truth.interventions]
         self.true_images: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+
+    def part(self, number: int) -> list[int]:
+        """Places of some of the images, by the row and not by the subject: so more subjects have a say."""
+        return random_part(range(len(self.images)), number, self.settings.seed)
 
     def interventions_of(self, cft: str) -> list[str]:
         """The variables that a model, or the truth, has counterfactuals of."""
@@ -248,7 +255,7 @@ class Evaluation:
         return self.run(self.images, measure, name)
 
     def of_axioms(self, backbone: CounterfactualBackbone, plan: Tensor, name: str) -> dict[str, Tensor]:
-        """Composition, reversibility and the posteriors of minimality, of the first images."""
+        """Composition, reversibility and the posteriors of minimality, of some of the images."""
 
         def measure(batch: dict[str, Any]) -> dict[str, Tensor]:
             image, parents, planned = batch["image"], batch["parents"], self.planned(batch, plan)
@@ -267,13 +274,13 @@ class Evaluation:
             shape = images.shape[:2]
             return results | {"loc": loc.unflatten(0, shape), "log_scale": log_scale.unflatten(0, shape)}
 
-        number = min(self.settings.axiom_images, len(self.images))
-        results = self.run(Subset(self.images, range(number)), measure, f"{name}, axioms")
+        chosen = self.part(self.settings.axiom_images)
+        results = self.run(Subset(self.images, chosen), measure, f"{name}, axioms")
         loc, log_scale = results.pop("loc"), results.pop("log_scale")
-        parents = self.images.parents[:number]
+        parents = self.images.parents[chosen]
         for i, intervention in enumerate(self.interventions):
             groups, new_groups = (
-                value_groups(self.graph, intervention, values, parents) for values in (parents, plan[:number, i])
+                value_groups(self.graph, intervention, values, parents) for values in (parents, plan[chosen, i])
             )
             posteriors = [(loc[:, j], log_scale[:, j]) for j in (0, 1 + i)]
             for key, published in (("cld", False), ("cld_published", True)):
@@ -317,17 +324,23 @@ def result_rows(
         real = (rows["intervention"] == "none") & (table != "axioms")
         tables.append(rows.assign(table=table, cft=np.where(real, "real", cft)))
 
-    shown = slice(settings.shift_images)
+    shown = evaluation.part(settings.shift_images)
+    shown_subjects = [evaluation.subjects[i] for i in shown]
     real_embeddings = next(iter(results.values()))["judge/embedding"][:, 0]
-    halves = frechet_distance(real_embeddings[::2], real_embeddings[1::2])
-    add("axioms", "real", realism_rows({"none": halves}))
+    half = halves(evaluation.subjects, settings.seed)
+    if min(half.sum(), (~half).sum()) > 1:
+        add("axioms", "real", realism_rows({"none": frechet_distance(real_embeddings[half], real_embeddings[~half])}))
     for cft, result in results.items():
         interventions = evaluation.interventions_of(cft)
         labels, embeddings = result["labels"], result["judge/embedding"]
         seen = {name: result[name] for name in ("guide", "judge")}
         add("effectiveness", cft, effectiveness_rows(graph, labels, seen, interventions, weights))
         add("effectiveness", cft, strength_rows(graph, labels, seen, interventions, weights, settings.seed))
-        add("shift", cft, shift_rows(graph, modes, embeddings[shown], labels[shown], interventions, settings.seed))
+        add(
+            "shift",
+            cft,
+            shift_rows(graph, modes, embeddings[shown], labels[shown], interventions, shown_subjects, settings.seed),
+        )
         distances = {
             name: frechet_distance(embeddings[:, 1 + i], real_embeddings) for i, name in enumerate(interventions)
         }
@@ -339,7 +352,7 @@ def result_rows(
             metric, _, intervention = key.partition("/")
             if metric in AXIOMS:
                 measures[metric][intervention] = result[key]
-        add("axioms", cft, axiom_rows(measures, weights[:, : settings.axiom_images]))
+        add("axioms", cft, axiom_rows(measures, weights[:, evaluation.part(settings.axiom_images)]))
         if evaluation.known:
             errors = {name: {key: result[f"{key}/{name}"] for key in ERRORS} for name in evaluation.known}
             expression_errors = probe and {
@@ -365,7 +378,7 @@ def result_rows(
 
 
 def realism_rows(distances: dict[str, float]) -> pd.DataFrame:
-    """Frechet distances to real images by intervention; ``none`` is that between two halves of the real images."""
+    """Frechet distances to real images by intervention; ``none`` is that between real images of different subjects."""
     rows = [(name, "image", "judge", "frechet", distance, np.nan, np.nan) for name, distance in distances.items()]
     return pd.DataFrame(rows, columns=list(COLUMNS[4:]))
 
@@ -405,13 +418,15 @@ def main() -> None:
             f"The test split must have images that miss no value, at least 2, but has {len(images)} of "
             f"{len(splits['test'])}. Look at it with recipes/check_data.py."
         )
-    subjects = subjects_of(splits["test"], data)
-    weights = bootstrap_weights([subjects[row] for row in images.rows], settings.num_resamples, settings.seed)
+    all_subjects = subjects_of(splits["test"], data)
+    subjects = [all_subjects[row] for row in images.rows]
+    weights = bootstrap_weights(subjects, settings.num_resamples, settings.seed)
     evaluation = Evaluation(
         settings,
         graph,
         interventions,
         images,
+        subjects,
         weights,
         judge.eval().to(accelerator.device),
         vae.to(accelerator.device),
@@ -450,21 +465,25 @@ def main() -> None:
     metrics.insert(0, "dataset", data.dataset_name)
     metrics.insert(1, "seed", settings.seed)
     metrics[list(COLUMNS)].to_csv(output_dir / "metrics" / "evaluation.csv", index=False)
+    # From all over the table, which may be sorted.
     number = min(settings.grid_images, len(images))
-    image = scale_pixels(torch.stack([images[i]["image"] for i in range(number)]))
+    examples = [i * len(images) // number for i in range(number)]
+    image = scale_pixels(torch.stack([images[i]["image"] for i in examples]))
     models = {
         cft: (pipeline.attribute_scm, backbones[cft].to(accelerator.device)) for cft, pipeline in pipelines.items()
     }
     with accelerator.autocast():
         for draw in (draw_counterfactuals, draw_interpolations):
-            draw(models, image, images.parents, images.rows, settings.seed, output_dir / "figures", accelerator.device)
-    shown = {cft: {key: x[: settings.shift_images] for key, x in results[cft].items()} for cft in pipelines}
+            folder = output_dir / "figures"
+            draw(models, image, images.parents, examples, images.rows, settings.seed, folder, accelerator.device)
+    shown = evaluation.part(settings.shift_images)
     draw_shifts(
         graph,
         modes,
-        {cft: result["judge/embedding"] for cft, result in shown.items()},
-        {cft: result["labels"] for cft, result in shown.items()},
+        {cft: results[cft]["judge/embedding"][shown] for cft in pipelines},
+        {cft: results[cft]["labels"][shown] for cft in pipelines},
         interventions,
+        [subjects[i] for i in shown],
         settings.seed,
         output_dir / "figures",
     )

@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 
 from softcft import CausalGraph, CounterfactualBackbone
 from softcft.data.pixels import encode_pixels
-from softcft.data.schema import ImageAttributeDataset
+from softcft.data.schema import ImageAttributeDataset, random_part
 from softcft.data.sources import DataConfig, load_data
 from softcft.data.whole import check_whole
 from softcft.evaluation.effectiveness import counterfactual_images
@@ -72,7 +72,8 @@ class GenerateConfig:
         default=1, metadata={"help": "Number of counterfactuals of an image under a continuous variable."}
     )
     num_images: int | None = field(
-        default=None, metadata={"help": "Only the first so many training images that miss no value. Left out: all."}
+        default=None,
+        metadata={"help": "Only so many training images that miss no value, drawn by --data_seed. Left out: all."},
     )
     generate_batch_size: int = field(default=256, metadata={"help": "Images per forward pass and process."})
     mixed_precision: Precision = field(default="no", metadata={"help": PRECISION_HELP})
@@ -148,6 +149,7 @@ def plan(
     attributes = dict.fromkeys(settings.attributes or [v.name for v in graph.variables if v.kind != "continuous"])
     common = {f"data.{key}": value for key, value in asdict(data).items() if key != "data_dir"}
     common |= {"graph": graph.to_list(), "columns": config["columns"], "num_images": len(rows)}
+    common["rows"] = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:32]
     common |= {key: getattr(settings, key) for key in ("seed", "generate_batch_size", "mixed_precision")}
     common |= given_settings(solver)
     sets = []
@@ -325,7 +327,7 @@ def main() -> None:
     with main_process_first():  # the others find the data in the cache
         images = ImageAttributeDataset(load_data(data, graph, config["columns"])["train"], graph)
     accelerator = Accelerator(mixed_precision=choose_precision(settings.mixed_precision))
-    rows = images.complete[: settings.num_images]
+    rows = random_part(images.complete, settings.num_images, data.data_seed)
     if len(rows) < (wanted := settings.num_images or 2):
         raise ValueError(f"--num_images is {wanted}, but only {len(rows)} training images miss no value; lower it.")
 

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Subset
 
 from softcft import AttributeClassifier, CausalGraph
 from softcft.data.own import read_table
-from softcft.data.schema import ImageAttributeDataset, scale_pixels
+from softcft.data.schema import ImageAttributeDataset, random_part, scale_pixels
 from softcft.data.sources import DataConfig, SubsetConfig, UtilityConfig, load_data, training_images
 from softcft.evaluation.metrics import variable_metrics
 from softcft.hub.publish import HubConfig
@@ -60,18 +60,18 @@ def counterfactuals_of(choice: UtilityConfig, output_dir: str) -> Path | None:
 
 
 def utility_images(
-    real: ImageAttributeDataset, num_images: int | None, folder: Path | None
+    real: ImageAttributeDataset, num_images: int | None, folder: Path | None, seed: int
 ) -> Subset[dict[str, torch.Tensor]]:
-    """The first real images that miss no value, or all counterfactuals of these in a folder and no others."""
-    sources = real.complete[:num_images]
+    """So many real images that miss no value, or all counterfactuals of these in a folder and no others."""
+    sources = random_part(real.complete, num_images, seed)
     if folder is None:
         return Subset(real, sources)
     rows = read_table(str(folder))["train"]
     if sorted(set(rows["source_row"])) != sources:
         raise ValueError(
-            f"{folder} must have the counterfactuals of the first {len(sources)} training images that miss no value, "
-            f"but has those of {len(set(rows['source_row']))}: give generate_counterfactuals.py the same --num_images, "
-            "and let it finish."
+            f"{folder} must have the counterfactuals of the {len(sources)} training images that --num_images and "
+            f"--data_seed choose, but has those of {len(set(rows['source_row']))}: give generate_counterfactuals.py "
+            "the same, and let it finish."
         )
     images = ImageAttributeDataset(rows, real.graph)
     if images.sample_size != real.sample_size:
@@ -120,7 +120,7 @@ def main() -> None:
         splits = load_data(data, graph, config["columns"])
         train_images = training_images(splits["train"], data, graph, config["columns"])
         if role.role == "utility":
-            learned = utility_images(train_images, choice.num_images, counterfactuals)
+            learned = utility_images(train_images, choice.num_images, counterfactuals, data.data_seed)
         else:
             learned = train_images.subset(choice.half)
     validation_images = ImageAttributeDataset(splits["validation"], graph)

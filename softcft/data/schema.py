@@ -7,8 +7,10 @@ sees :class:`ImageAttributeDataset` only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
 from torch import Tensor
@@ -17,12 +19,27 @@ from torch.utils.data import Subset
 from softcft.data.pixels import picture_shape, read_pixels
 from softcft.graph import CausalGraph
 
-__all__ = ["ImageAttributeDataset", "encode_rows", "scale_pixels"]
+__all__ = ["ImageAttributeDataset", "encode_rows", "random_part", "scale_pixels"]
 
 
 def scale_pixels(image: Tensor) -> Tensor:
     """Images of 8 bits to floats in [-1, 1]: black to -1, white to 1. Images that are floats stay as they are."""
     return image.float().div_(127.5).sub_(1) if image.dtype == torch.uint8 else image
+
+
+def random_part(rows: Sequence[int], number: int | None, seed: int) -> list[int]:
+    """Some rows of a table, drawn at random, to stand for all: the first ones may be of one class, site or year.
+
+    Args:
+        rows: The rows.
+        number: How many; all of them if that is more than there are, or None.
+        seed: Of the draw, at least 0. With the same seed a larger number has the rows of a smaller one, and others.
+
+    Returns:
+        The chosen rows in their order in ``rows``.
+    """
+    chosen = np.random.default_rng(seed).permutation(len(rows))[:number]
+    return [rows[i] for i in sorted(chosen.tolist())]
 
 
 class ImageAttributeDataset(torch.utils.data.Dataset[dict[str, Tensor]]):

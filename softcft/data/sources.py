@@ -168,8 +168,8 @@ class UtilityConfig:
     num_images: int | None = field(
         default=None,
         metadata={
-            "help": "Number of training images to learn from, or whose counterfactuals to learn from: the first ones "
-            "that miss no value, as in generate_counterfactuals.py. Left out: all."
+            "help": "Number of training images to learn from, or whose counterfactuals to learn from: some that miss "
+            "no value, drawn by --data_seed, as in generate_counterfactuals.py. Left out: all."
         },
     )
 

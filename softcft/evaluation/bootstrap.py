@@ -12,7 +12,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import pandas as pd
 
-__all__ = ["bootstrap_weights", "interval"]
+__all__ = ["bootstrap_weights", "halves", "interval", "numbered"]
 
 MAX_UNDEFINED = 0.05
 """The share of resamples in which a metric may be undefined and still get an interval."""
@@ -36,20 +36,60 @@ def bootstrap_weights(subjects: Sequence[Hashable], num_resamples: int, seed: in
     """
     if num_resamples < 0:
         raise ValueError(f"num_resamples must be at least 0, got {num_resamples}; 1000 is usual, 0 is no interval.")
-    codes, ids = pd.factorize(pd.Series(subjects, dtype=object))  # type: ignore[arg-type]  # the stubs know str only
-    if (codes < 0).any():
-        raise ValueError(
-            f"subjects has no id for {(codes < 0).sum()} of {len(codes)} images; give each image the id of its "
-            "subject, one of its own if that is unknown."
-        )
-    if len(ids) < 2:
-        raise ValueError(f"subjects must hold at least 2 subjects to resample, got {len(ids)}; evaluate on more.")
+    codes = numbered(subjects)
+    number = codes.max(initial=-1) + 1
+    if number < 2:
+        raise ValueError(f"subjects must hold at least 2 subjects to resample, got {number}; evaluate on more.")
     generator = np.random.default_rng(seed)
     weights = np.ones((1 + num_resamples, len(codes)), dtype=np.float32)
     for row in weights[1:]:
-        drawn = generator.integers(len(ids), size=len(ids))
-        row[:] = np.bincount(drawn, minlength=len(ids))[codes]
+        drawn = generator.integers(number, size=number)
+        row[:] = np.bincount(drawn, minlength=number)[codes]
     return weights
+
+
+def numbered(subjects: Sequence[Hashable] | np.ndarray) -> np.ndarray:
+    """Number the subjects from 0.
+
+    Args:
+        subjects: For each of the N images the id of its subject.
+
+    Returns:
+        For each image the number of its subject, whole numbers of shape (N,).
+
+    Raises:
+        ValueError: If an id is missing.
+    """
+    numbers, _ = pd.factorize(pd.Series(subjects, dtype=object))  # type: ignore[arg-type]  # the stubs know str only
+    if (numbers < 0).any():
+        raise ValueError(
+            f"subjects has no id for {(numbers < 0).sum()} of {len(numbers)} images; give each image the id of its "
+            "subject, one of its own if that is unknown."
+        )
+    return numbers
+
+
+def halves(subjects: Sequence[Hashable], seed: int) -> np.ndarray:
+    """Divide images into two halves that have no subject in common, as nearly of one size as subjects allow.
+
+    Args:
+        subjects: For each of the N images the id of its subject.
+        seed: Of the draw.
+
+    Returns:
+        Which images are in the first half, bool of shape (N,).
+
+    Raises:
+        ValueError: If an id is missing.
+    """
+    numbers = numbered(subjects)
+    sizes = np.bincount(numbers)
+    first, balance = np.zeros(len(sizes), dtype=bool), 0
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    for subject in order[np.argsort(-sizes[order], kind="stable")]:  # the largest first: small ones even it out
+        first[subject] = balance <= 0
+        balance += sizes[subject] if first[subject] else -sizes[subject]
+    return first[numbers]
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:

@@ -9,7 +9,7 @@ how much it does not. Where it moves the attribute, its images should lie where 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from torch import Tensor
 
+from softcft.evaluation.bootstrap import numbered
 from softcft.evaluation.figures import value_captions
+from softcft.evaluation.permutation import Shift, distribution_shift
 from softcft.graph import CausalGraph, Variable
 
 __all__ = [
     "AttributeModes",
     "Comparison",
     "Mode",
-    "Shift",
     "attribute_modes",
-    "distribution_shift",
     "frechet_distance",
     "shift_rows",
     "subgroup_comparisons",
@@ -37,8 +37,6 @@ __all__ = [
 
 COMPONENTS = 16  # far more than there are attributes; of many more, one would fit any variable by chance
 SMALLEST_SUBGROUP = 20
-RESAMPLES = 999
-CHUNK = 2**18  # resampled values at once: 2 MiB in float64 stay in the cache
 
 
 class Mode(NamedTuple):
@@ -95,31 +93,29 @@ class Comparison(NamedTuple):
         intervention: The variable intervened on.
         subgroup: A key of :func:`subgroups`.
         real: Real images, shape (N,).
+        real_subjects: Who they are of, whole numbers of shape (N,).
         counterfactual: Counterfactual images, shape (M,).
-        paired: Whether the i-th of both are the same subject, which needs N = M.
+        counterfactual_subjects: Who they are of, whole numbers of shape (M,).
+        paired: Whether the i-th of both are the same image before and after, which needs N = M.
     """
 
     intervention: str
     subgroup: str
     real: NDArray[np.float64]
+    real_subjects: NDArray[np.int64]
     counterfactual: NDArray[np.float64]
+    counterfactual_subjects: NDArray[np.int64]
     paired: bool
 
-
-class Shift(NamedTuple):
-    """How far two samples lie apart, and how often as far apart by chance.
-
-    Attributes:
-        ks: Kolmogorov-Smirnov statistic, the largest difference between distribution functions, in [0, 1].
-        ks_p: Its p-value.
-        energy: Energy distance, the root of twice the integral of their squared difference.
-        energy_p: Its p-value.
-    """
-
-    ks: float
-    ks_p: float
-    energy: float
-    energy_p: float
+    def shift(self, seed: int) -> Shift:
+        """How far apart they are, see :func:`distribution_shift`."""
+        return distribution_shift(
+            self.real,
+            self.counterfactual,
+            real_subjects=self.real_subjects,
+            counterfactual_subjects=self.counterfactual_subjects,
+            seed=seed,
+        )
 
 
 def attribute_modes(embeddings: Tensor, graph: CausalGraph, parents: Tensor) -> AttributeModes:
@@ -213,79 +209,21 @@ def _category(variable: Variable, encoded: Tensor) -> NDArray[np.int64]:
     return index.long().cpu().numpy()
 
 
-def distribution_shift(
-    real: NDArray[np.float64], counterfactual: NDArray[np.float64], *, paired: bool, seed: int
-) -> Shift:
-    """Compare two samples of one number by their distribution functions, with permutation tests.
-
-    Under the null hypothesis real and counterfactual images cannot be told apart. Paired samples then may be swapped
-    within each pair, unpaired ones all be mixed. Among 999 random ways to do so, p is the share of those at least as
-    far apart as what was observed, which is counted among them: ``p = (1 + #) / (1 + 999)`` (Phipson and Smyth 2010).
-
-    Args:
-        real: Shape (N,).
-        counterfactual: Shape (M,).
-        paired: Whether the i-th of both are the same subject.
-        seed: Two calls with the same seed and sizes try the same permutations.
-
-    Returns:
-        Statistics as of ``scipy.stats.ks_2samp`` and ``scipy.stats.energy_distance``, and p-values in (0, 1].
-
-    Raises:
-        ValueError: If a sample is not (N,) with N > 0 or not finite, or paired samples differ in size.
-    """
-    for name, sample in (("real", real), ("counterfactual", counterfactual)):
-        if sample.ndim != 1 or not len(sample) or not np.isfinite(sample).all():
-            raise ValueError(f"{name} must be finite of shape (N,) with N > 0, got shape {sample.shape}.")
-    if paired and len(real) != len(counterfactual):
-        raise ValueError(f"Paired samples must be of one size, got {len(real)} and {len(counterfactual)}.")
-    sizes = [len(real), len(counterfactual)]
-    pooled = np.concatenate([real, counterfactual])
-    order = pooled.argsort()
-    gaps = np.diff(pooled[order])
-    # The difference between distribution functions is a sum of steps 1/N and -1/M. Times their denominator all of them
-    # are whole numbers, so that ties between permutations are exact.
-    denominator = math.lcm(*sizes)
-    steps = np.repeat([denominator / sizes[0], -denominator / sizes[1]], sizes)
-
-    def distances(steps: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Both statistics, shape (R, 2), given the step at each pooled value, shape (R, N + M)."""
-        difference = steps[:, order].cumsum(axis=1)[:, :-1]
-        # Distribution functions are not read between equal values.
-        ks = (np.abs(difference) * (gaps > 0)).max(axis=1)
-        return np.stack([ks, np.sqrt(2 * np.square(difference) @ gaps)], axis=1) / denominator
-
-    observed = distances(steps[None])[0]
-    at_least_as_far = np.ones(2)
-    generator = np.random.default_rng(seed)
-    rows = max(1, CHUNK // len(pooled))
-    for start in range(0, RESAMPLES, rows):
-        relabelled = np.tile(steps, (min(rows, RESAMPLES - start), 1))
-        if paired:
-            swapped = generator.integers(2, size=(len(relabelled), sizes[0]))
-            relabelled *= np.tile(1 - 2 * swapped, 2)
-        else:
-            generator.permuted(relabelled, axis=1, out=relabelled)
-        # A hair of difference is rounding.
-        at_least_as_far += (distances(relabelled) >= observed * (1 - 1e-9)).sum(axis=0)
-    (ks, energy), (ks_p, energy_p) = observed.tolist(), (at_least_as_far / (1 + RESAMPLES)).tolist()
-    return Shift(ks, ks_p, energy, energy_p)
-
-
 def subgroup_comparisons(
     graph: CausalGraph,
     modes: AttributeModes,
     embeddings: Tensor,
     parents: Tensor,
     interventions: Sequence[str],
+    subjects: Sequence[Hashable],
     name: str,
 ) -> list[Comparison]:
     """The real and counterfactual images to compare along the mode of one variable.
 
     If an intervention cannot move the variable, the images of a subgroup are compared with their own counterfactuals.
     If it can, for it is the variable or a cause of it, the counterfactuals that it should have put into the subgroup
-    are compared with the real images of the subgroup. Those are other subjects, who may differ in the variable's causes
-    as well, and so in their images; subjects whose value stayed are in both, which makes p-values larger than need be.
+    are compared with the real images of the subgroup. Those are other images, which may differ in the variable's causes
+    as well, and so in what they show.
 
     Args:
         graph: The causal graph.
@@ -293,13 +231,15 @@ def subgroup_comparisons(
         embeddings: Of real images and their I counterfactuals, the real ones first, shape (N, 1 + I, D).
         parents: The encoded attributes that each image should show, shape (N, 1 + I, K).
         interventions: The I variables intervened on.
+        subjects: Who each of the N real images is of; ``range(N)`` if each has a subject of its own.
         name: The variable.
 
     Returns:
         A comparison for each intervention and each subgroup with at least 20 images of both sorts.
 
     Raises:
-        ValueError: If a shape is wrong, embeddings are not finite, or there is no such variable or intervention.
+        ValueError: If a shape is wrong, there is not one subject for each image or a subject is missing, embeddings are
+            not finite, or there is no such variable or intervention.
     """
     size = 1 + len(interventions)
     for key, tensor, width in (("embeddings", embeddings, "D"), ("parents", parents, graph.width)):
@@ -308,6 +248,9 @@ def subgroup_comparisons(
                 f"{key} must have shape (N, {size}, {width}), for real images and {len(interventions)} interventions, "
                 f"got {tuple(tensor.shape)}."
             )
+    who = numbered(subjects)
+    if len(who) != len(embeddings):
+        raise ValueError(f"subjects must have an id for each of {len(embeddings)} images, got {len(who)}.")
     masks = subgroups(graph, name, parents)
     real, *counterfactuals = (modes.project(embeddings[:, i], name) for i in range(size))
     comparisons = []
@@ -316,7 +259,8 @@ def subgroup_comparisons(
         for label, mask in masks.items():
             chosen = mask[:, 0] if paired else mask[:, i]
             if min(mask[:, 0].sum(), chosen.sum()) >= SMALLEST_SUBGROUP:
-                comparisons.append(Comparison(intervention, label, real[mask[:, 0]], scores[chosen], paired))
+                samples = real[mask[:, 0]], who[mask[:, 0]], scores[chosen], who[chosen]
+                comparisons.append(Comparison(intervention, label, *samples, paired))
     return comparisons
 
 
@@ -326,6 +270,7 @@ def shift_rows(
     embeddings: Tensor,
     parents: Tensor,
     interventions: Sequence[str],
+    subjects: Sequence[Hashable],
     seed: int,
 ) -> pd.DataFrame:
     """Measure the shift of every subgroup under every intervention, see :func:`subgroup_comparisons`.
@@ -336,6 +281,7 @@ def shift_rows(
         embeddings: The judge's, of real images and their I counterfactuals, shape (N, 1 + I, D).
         parents: The encoded attributes that each image should show, shape (N, 1 + I, K).
         interventions: The I variables intervened on.
+        subjects: Who each of the N real images is of; ``range(N)`` if each has a subject of its own.
         seed: Of the permutations, see :func:`distribution_shift`.
 
     Returns:
@@ -348,8 +294,8 @@ def shift_rows(
     """
     rows = [("none", name, "eta_squared", mode.eta_squared) for name, mode in modes.modes.items()]
     for name in graph.names:
-        for comparison in subgroup_comparisons(graph, modes, embeddings, parents, interventions, name):
-            shift = distribution_shift(comparison.real, comparison.counterfactual, paired=comparison.paired, seed=seed)
+        for comparison in subgroup_comparisons(graph, modes, embeddings, parents, interventions, subjects, name):
+            shift = comparison.shift(seed)
             rows += [
                 (comparison.intervention, name, f"{metric}[{comparison.subgroup}]", value)
                 for metric, value in shift._asdict().items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ def draw_counterfactuals(
     models: Mapping[str, Model],
     image: Tensor,
     parents: Tensor,
+    examples: Sequence[int],
     rows: Sequence[int],
     seed: int,
     folder: Path,
@@ -69,20 +70,21 @@ def draw_counterfactuals(
 
     Args:
         models: By fine-tuning (``none``, ``hard``, ``soft``, ``matched``); attribute mechanisms on the CPU.
-        image: The first B of the test images, in [-1, 1], shape (B, C, H, W).
+        image: B of the test images, in [-1, 1], shape (B, C, H, W).
         parents: Encoded attributes of all N test images, shape (N, K).
+        examples: Which of the N the B images are.
         rows: The N images' rows in the test split.
         seed: That of the evaluation, whose counterfactuals these are.
         folder: Gets ``counterfactuals_none`` and so on, and ``comparison``.
         device: Where the image models are.
     """
-    number = len(image)
+    own, own_rows = parents[list(examples)], [rows[i] for i in examples]
     grids, values, captions = {}, {}, []
     for cft, (attribute_scm, backbone) in models.items():
         graph = attribute_scm.causal_graph
-        captions = attribute_captions(graph, parents[:number])
-        plan = plan_counterfactuals(attribute_scm, parents, graph.names, seed)[:number]
-        images = _images(backbone, image, parents[:number], plan, rows[:number], seed, device)
+        captions = attribute_captions(graph, own)
+        plan = plan_counterfactuals(attribute_scm, parents, graph.names, seed)[list(examples)]
+        images = _images(backbone, image, own, plan, own_rows, seed, device)
         grid = {f"do({name})": images[:, 1 + i] for i, name in enumerate(graph.names)}
         values = {f"do({name})": value_captions(graph, name, plan[:, i]) for i, name in enumerate(graph.names)}
         _save(counterfactual_grid(image, grid, captions, values), folder / f"counterfactuals_{cft}")
@@ -96,6 +98,7 @@ def draw_interpolations(
     models: Mapping[str, Model],
     image: Tensor,
     parents: Tensor,
+    examples: Sequence[int],
     rows: Sequence[int],
     seed: int,
     folder: Path,
@@ -106,7 +109,7 @@ def draw_interpolations(
     The arguments are those of :func:`draw_counterfactuals`. ``folder`` gets ``interpolation_age.gif`` and so on, one
     for each continuous variable.
     """
-    number = len(image)
+    own, own_rows = parents[list(examples)], [rows[i] for i in examples]
     graph = next(iter(models.values()))[0].causal_graph
     for variable in graph.variables:
         if variable.kind != "continuous":
@@ -115,17 +118,15 @@ def draw_interpolations(
         for cft, (attribute_scm, backbone) in models.items():
             column = graph.slices[variable.name].start
             low, high = parents[:, column].quantile(torch.tensor(RANGE)).tolist()
-            values = parents[:number].expand(FRAMES, -1, -1).clone()
+            values = own.expand(FRAMES, -1, -1).clone()
             values[:, :, column] = torch.linspace(low, high, FRAMES)[:, None]
-            mask = torch.zeros(number, len(graph), dtype=torch.bool)
+            mask = torch.zeros(len(own), len(graph), dtype=torch.bool)
             mask[:, graph.names.index(variable.name)] = True
             moved = [
-                attribute_scm.counterfactual(
-                    parents[:number], Intervention(value, mask), image_generators(rows[:number], seed)
-                )
+                attribute_scm.counterfactual(own, Intervention(value, mask), image_generators(own_rows, seed))
                 for value in values
             ]
-            images = _images(backbone, image, parents[:number], torch.stack(moved, dim=1), rows[:number], seed, device)
+            images = _images(backbone, image, own, torch.stack(moved, dim=1), own_rows, seed, device)
             frames[CFT_NAMES[cft]] = images[:, 1:].transpose(0, 1)
             texts = [f"do({variable.name} = {text})" for text in value_captions(graph, variable.name, values[:, 0])]
         write_interpolation(folder / f"interpolation_{variable.name}.gif", frames, texts)
@@ -137,6 +138,7 @@ def draw_shifts(
     embeddings: Mapping[str, Tensor],
     parents: Mapping[str, Tensor],
     interventions: Sequence[str],
+    subjects: Sequence[Hashable],
     seed: int,
     folder: Path,
 ) -> None:
@@ -148,6 +150,7 @@ def draw_shifts(
         embeddings: By fine-tuning, see :func:`~softcft.evaluation.shift_figure.shift_figure`.
         parents: By fine-tuning, see there.
         interventions: The I variables intervened on.
+        subjects: Who each of the real images is of.
         seed: Of the permutation tests.
         folder: Gets ``shift_age`` and so on, one for each variable that has a subgroup of at least 20 images; with more
             subgroups than fit on a page, ``shift_age_1`` and so on.
@@ -157,12 +160,14 @@ def draw_shifts(
         large = {
             comparison.subgroup
             for model in named
-            for comparison in subgroup_comparisons(graph, modes, named[model], labels[model], interventions, name)
+            for comparison in subgroup_comparisons(
+                graph, modes, named[model], labels[model], interventions, subjects, name
+            )
         }
         rows = [label for label in subgroups(graph, name, next(iter(labels.values()))) if label in large]
         pages = [rows[i : i + ROWS] for i in range(0, len(rows), ROWS)]
         for number, shown in enumerate(pages, start=1):
-            figure = shift_figure(graph, name, modes, named, labels, interventions, seed, shown)
+            figure = shift_figure(graph, name, modes, named, labels, interventions, subjects, seed, shown)
             _save(figure, folder / (f"shift_{name}" if len(pages) == 1 else f"shift_{name}_{number}"))
 
 

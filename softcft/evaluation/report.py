@@ -150,7 +150,8 @@ LAYOUTS = (
     Layout(
         "Distribution shift of embeddings",
         "Energy distance of the judge's embeddings along the principal component that encodes the variable, "
-        "counterfactual against real images of a subgroup; in round brackets the p-value of a permutation test.",
+        "counterfactual against real images of a subgroup; in round brackets the p-value of a permutation test, "
+        "of whole subjects.",
         "shift",
         {"energy": "{variable}: {group}"},
         "judge",
@@ -163,7 +164,7 @@ LAYOUTS = (
         "there and back (reversibility), of which composition is exact where a model keeps the pixel residual, and the "
         "reconstruction without it; counterfactual latent divergence (minimality; an unchanged image has 0.29) and "
         "Fréchet distance to real images in the judge's embedding (realism; in the row of real images between two "
-        f"halves of them); all: lower is better. {INTERVAL}",
+        f"halves of them, of different subjects); all: lower is better. {INTERVAL}",
         "axioms",
         {
             **{f"composition_{n}": f"Composition, {n}x" for n in (1, 3, 10)},

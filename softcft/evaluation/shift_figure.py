@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from matplotlib import rc_context
@@ -18,7 +18,6 @@ from torch import Tensor
 from softcft.evaluation.embeddings import (
     AttributeModes,
     Comparison,
-    distribution_shift,
     subgroup_comparisons,
     subgroups,
 )
@@ -47,6 +46,7 @@ def shift_figure(
     embeddings: Mapping[str, Tensor],
     parents: Mapping[str, Tensor],
     interventions: Sequence[str],
+    subjects: Sequence[Hashable],
     seed: int,
     shown: Sequence[str] | None = None,
 ) -> Figure:
@@ -55,7 +55,7 @@ def shift_figure(
     Models are columns, the variable's subgroups are rows. Real images are filled, the counterfactuals of each
     intervention are a line; which images are compared is told in
     :func:`~softcft.evaluation.embeddings.subgroup_comparisons`. Where an intervention moves the variable, so that its
-    counterfactuals are other subjects than the real images, the legend says "set by". It gives the energy distance E
+    counterfactuals are of other images than the real ones, the legend says "set by". It gives the energy distance E
     and its p-value, see :func:`~softcft.evaluation.embeddings.distribution_shift`.
 
     Args:
@@ -66,6 +66,7 @@ def shift_figure(
             the real ones first, shape (N, 1 + I, D). The real images are the same for all models.
         parents: By model, the encoded attributes that each image should show, shape (N, 1 + I, K).
         interventions: The I variables intervened on.
+        subjects: Who each of the N real images is of.
         seed: That of :func:`~softcft.evaluation.embeddings.shift_rows`, for the same p-values.
         shown: Subgroups to show, keys of :func:`~softcft.evaluation.embeddings.subgroups`; if left out, all with at
             least 20 images.
@@ -81,7 +82,7 @@ def shift_figure(
         raise ValueError(f"embeddings and parents must be of the same models, got {[*embeddings]} and {[*parents]}.")
     models = list(embeddings)
     comparisons = {
-        model: subgroup_comparisons(graph, modes, embeddings[model], parents[model], interventions, name)
+        model: subgroup_comparisons(graph, modes, embeddings[model], parents[model], interventions, subjects, name)
         for model in models
     }
     large = {comparison.subgroup for each in comparisons.values() for comparison in each}
@@ -111,7 +112,7 @@ def shift_figure(
 
 
 def _legend(comparison: Comparison, seed: int) -> str:
-    shift = distribution_shift(comparison.real, comparison.counterfactual, paired=comparison.paired, seed=seed)
+    shift = comparison.shift(seed)
     # Spaces that a line is never broken at.
     return f"{'' if comparison.paired else 'set by '}do({comparison.intervention}): " + (
         f"E = {shift.energy:.2f}, p = {shift.energy_p:.3f}".replace(" ", "\N{NO-BREAK SPACE}")

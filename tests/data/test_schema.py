@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from softcft.data.pixels import encode_pixels
-from softcft.data.schema import ImageAttributeDataset, scale_pixels
+from softcft.data.schema import ImageAttributeDataset, random_part, scale_pixels
 from softcft.graph import CausalGraph, Variable
 
 GRAPH = CausalGraph(
@@ -188,3 +188,16 @@ def test_black_is_minus_one_and_white_is_one() -> None:
     pixels = torch.tensor([0, 255], dtype=torch.uint8)
     assert scale_pixels(pixels).tolist() == [-1, 1]
     assert torch.equal(scale_pixels(torch.tensor([-1.0, 0.3])), torch.tensor([-1.0, 0.3]))
+
+
+def test_a_random_part_of_a_sorted_table_is_like_the_whole() -> None:
+    rows = range(1000, 3000)  # the first half of one class, the others of another
+    part = random_part(rows, 400, seed=0)
+    assert part == sorted(set(part))
+    assert set(part) <= set(rows)
+    assert len(part) == 400
+    assert sum(row < 2000 for row in part) == pytest.approx(200, abs=40)
+    assert part != random_part(rows, 400, seed=1)
+    assert set(random_part(rows, 300, seed=0)) < set(part)
+    for number in (2000, 5000, None):
+        assert random_part(rows, number, seed=0) == list(rows)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
-from softcft.evaluation.bootstrap import bootstrap_weights, interval
+from softcft.evaluation.bootstrap import bootstrap_weights, halves, interval
 from softcft.evaluation.metrics import roc_auc, weighted_mean
 
 
@@ -144,3 +144,17 @@ class TestInterval:
     def test_anything_but_a_vector_is_refused(self, values):
         with pytest.raises(ValueError, match=r"values must have shape \(1 \+ R,\)"):
             interval(values)
+
+
+class TestHalves:
+    @pytest.mark.parametrize("sizes", [[1] * 40, [3] * 41, [*range(1, 20)], [50, *[1] * 30], [7, 7]])
+    def test_they_share_no_subject_and_are_of_one_size(self, sizes):
+        subjects = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+        first = halves([f"patient {subject}" for subject in subjects], seed=0)
+        assert not set(subjects[first]) & set(subjects[~first])
+        assert abs(first.sum() - (~first).sum()) <= max(1, 2 * max(sizes) - sum(sizes), np.median(sizes))
+
+    def test_the_seed_chooses_them(self):
+        first, again, other = (halves(range(50), seed) for seed in (0, 0, 1))
+        assert np.array_equal(first, again)
+        assert not np.array_equal(first, other)

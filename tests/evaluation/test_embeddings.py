@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,10 +8,8 @@ from sklearn.feature_selection import f_classif
 from sklearn.linear_model import LinearRegression
 
 from softcft.cft.interventions import other_values
-from softcft.evaluation import embeddings as module
 from softcft.evaluation.embeddings import (
     attribute_modes,
-    distribution_shift,
     frechet_distance,
     shift_rows,
     subgroup_comparisons,
@@ -191,98 +187,11 @@ class TestSubgroups:
                 subgroups(GRAPH, "size", parents)
 
 
-class TestDistributionShift:
-    @pytest.mark.parametrize("decimals", [0, 15], ids=["ties", "no ties"])
-    @pytest.mark.parametrize("sizes", [(50, 50), (50, 31), (1, 1), (1, 7)])
-    def test_statistics_are_those_of_scipy(self, sizes, decimals):
-        generator = np.random.default_rng(0)
-        a, b = (generator.normal(size=size).round(decimals) for size in sizes)
-        b = b * 1.3 + 0.2 if decimals else b
-        shift = distribution_shift(a, b, paired=False, seed=0)
-        assert shift.ks == pytest.approx(stats.ks_2samp(a, b).statistic)
-        assert shift.energy == pytest.approx(stats.energy_distance(a, b))
-        if sizes[0] == sizes[1]:
-            paired = distribution_shift(a, b, paired=True, seed=0)
-            assert (paired.ks, paired.energy) == (shift.ks, shift.energy)
-
-    @pytest.mark.parametrize("chunk", [module.CHUNK, 100])
-    @pytest.mark.parametrize("paired", [True, False])
-    @pytest.mark.parametrize("case", [0, 1, 2])
-    def test_p_values_are_those_of_all_permutations(self, paired, case, chunk, monkeypatch):
-        monkeypatch.setattr(module, "CHUNK", chunk)
-        generator = np.random.default_rng(case)
-        size = 6 if paired else 4
-        a = generator.normal(size=6)
-        b = a[:size] + [0.0, 0.4, 0.8][case] + 0.5 * generator.normal(size=size)
-        a, b = (a.round(), b.round()) if case == 0 else (a, b)
-        shift = distribution_shift(a, b, paired=paired, seed=3)
-        for p, statistic in (
-            (shift.ks_p, lambda x, y: stats.ks_2samp(x, y, method="asymp").statistic),
-            (shift.energy_p, stats.energy_distance),
-        ):
-            exact = stats.permutation_test(
-                (a, b),
-                statistic,
-                permutation_type="samples" if paired else "independent",
-                alternative="greater",
-                n_resamples=np.inf,
-            ).pvalue
-            assert p == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 999) + 1e-3)
-
-    @pytest.mark.parametrize("paired", [True, False])
-    def test_p_values_are_uniform_without_a_shift(self, paired):
-        generator = np.random.default_rng(0)
-        p_values = []
-        for seed in range(300):
-            subject = paired * generator.normal(size=25)  # common to both of a pair
-            a, b = (subject + generator.normal(size=25) for _ in range(2))
-            shift = distribution_shift(a, b, paired=paired, seed=seed)
-            p_values.append((shift.ks_p, shift.energy_p))
-        ks_p, energy_p = np.array(p_values).T
-        assert stats.kstest(energy_p, "uniform").pvalue > 0.01
-        # The Kolmogorov-Smirnov statistic has ties, after which p-values are too large, never too small.
-        for level in (0.05, 0.2, 0.5):
-            assert (ks_p <= level).mean() < level + 3 * math.sqrt(level * (1 - level) / 300)
-
-    def test_pairs_show_a_shift_far_smaller_than_the_spread_of_subjects(self):
-        generator = np.random.default_rng(0)
-        a = generator.normal(size=200)
-        b = a + 0.1 + 0.1 * generator.normal(size=200)
-        assert distribution_shift(a, b, paired=True, seed=0).energy_p == 1 / 1000
-        assert distribution_shift(a, b, paired=False, seed=0).energy_p > 0.1
-        assert distribution_shift(a, b + 1, paired=False, seed=0)[1::2] == (1 / 1000, 1 / 1000)
-
-    def test_a_change_of_spread_is_a_shift(self):
-        a = np.random.default_rng(0).normal(size=200)
-        shift = distribution_shift(a, 0.5 * a, paired=True, seed=0)
-        assert shift.ks_p == shift.energy_p == 1 / 1000
-
-    def test_equal_samples_have_no_shift(self):
-        a = np.random.default_rng(0).normal(size=30)
-        assert distribution_shift(a, a, paired=True, seed=0) == (0, 1, 0, 1)
-        assert distribution_shift(a, a[::-1], paired=False, seed=0) == (0, 1, 0, 1)
-
-    def test_a_seed_is_a_choice_of_permutations(self):
-        a, b = np.random.default_rng(0).normal(size=(2, 30))
-        shifts = [distribution_shift(a, b, paired=True, seed=seed) for seed in (0, 0, 1)]
-        assert shifts[0] == shifts[1]
-        assert shifts[0].energy_p != shifts[2].energy_p
-
-    def test_samples_that_cannot_be_compared(self):
-        a = np.arange(5.0)
-        with pytest.raises(ValueError, match="Paired samples must be of one size, got 5 and 4"):
-            distribution_shift(a, a[1:], paired=True, seed=0)
-        with pytest.raises(ValueError, match=r"counterfactual must be finite of shape \(N,\)"):
-            distribution_shift(a, a[:0], paired=False, seed=0)
-        with pytest.raises(ValueError, match=r"real must be finite of shape \(N,\)"):
-            distribution_shift(a * np.nan, a, paired=False, seed=0)
-
-
 class TestShiftRows:
     def test_all_pairs_have_numbers(self, counterfactual):
         embeddings, parents = counterfactual
         modes = attribute_modes(embeddings[:, 0], GRAPH, parents[:, 0])
-        df = shift_rows(GRAPH, modes, embeddings, parents, INTERVENTIONS, seed=0)
+        df = shift_rows(GRAPH, modes, embeddings, parents, INTERVENTIONS, range(400), seed=0)
         assert list(df) == ["intervention", "variable", "predictor", "metric", "value", "low", "high"]
         assert set(df["predictor"]) == {"judge"}
         assert df[["low", "high"]].isna().all(axis=None)
@@ -300,7 +209,7 @@ class TestShiftRows:
     def test_unmoved_variables_are_compared_with_their_own_images(self, counterfactual):
         embeddings, parents = counterfactual
         modes = attribute_modes(embeddings[:, 0], GRAPH, parents[:, 0])
-        values = _values(shift_rows(GRAPH, modes, embeddings, parents, INTERVENTIONS, seed=0))
+        values = _values(shift_rows(GRAPH, modes, embeddings, parents, INTERVENTIONS, range(400), seed=0))
         on = parents[:, 0, 1] == 1
         a, b = (modes.project(embeddings[on, i], "state") for i in (0, 1))
         assert values["shape", "state", "energy[on]"] == pytest.approx(stats.energy_distance(a, b))
@@ -313,7 +222,7 @@ class TestShiftRows:
     def test_moved_variables_are_compared_with_images_of_the_new_value(self, counterfactual):
         embeddings, parents = counterfactual
         modes = attribute_modes(embeddings[:, 0], GRAPH, parents[:, 0])
-        values = _values(shift_rows(GRAPH, modes, embeddings, parents, INTERVENTIONS, seed=0))
+        values = _values(shift_rows(GRAPH, modes, embeddings, parents, INTERVENTIONS, range(400), seed=0))
         for intervention, name, label in (("shape", "shape", "ring"), ("size", "state", "on")):
             i = 1 + INTERVENTIONS.index(intervention)
             column = 4 if name == "shape" else 1
@@ -324,10 +233,28 @@ class TestShiftRows:
         assert values["size", "state", "energy_p[on]"] > 0.05
         assert min(values["shape", "shape", f"energy_p[{label}]"] for label in GRAPH["shape"].categories) == 1 / 1000
 
+    def test_images_of_a_subject_are_no_independent_evidence(self, counterfactual):
+        embeddings, parents = (x[:100].repeat(4, 1, 1) for x in counterfactual)  # each image four times
+        modes = attribute_modes(embeddings[:, 0], GRAPH, parents[:, 0])
+        alone, copied, unknown = (
+            _values(shift_rows(GRAPH, modes, x, y, INTERVENTIONS, subjects, seed=0))
+            for x, y, subjects in (
+                (embeddings[:100], parents[:100], range(100)),
+                (embeddings, parents, [f"patient {i % 100}" for i in range(400)]),
+                (embeddings, parents, range(400)),
+            )
+        )
+        for key, value in alone.items():
+            # Those with the numbers of all permutations, but for chance.
+            assert copied[key] == pytest.approx(value, abs=0.06 if "_p[" in key[2] else 1e-9, rel=1e-6)
+        p_values = [key for key in alone if "_p[" in key[2] and alone[key] > 0.2]
+        assert len(p_values) > 5
+        assert np.mean([unknown[key] for key in p_values]) < 0.5 * np.mean([copied[key] for key in p_values])
+
     def test_pairs_are_kept(self, counterfactual):
         embeddings, parents = counterfactual
         modes = attribute_modes(embeddings[:, 0], GRAPH, parents[:, 0])
-        comparisons = subgroup_comparisons(GRAPH, modes, embeddings, parents, INTERVENTIONS, "state")
+        comparisons = subgroup_comparisons(GRAPH, modes, embeddings, parents, INTERVENTIONS, range(400), "state")
         assert [(c.intervention, c.subgroup, c.paired) for c in comparisons] == [
             ("shape", "off", True),
             ("shape", "on", True),
@@ -346,14 +273,16 @@ class TestShiftRows:
         off = (parents[:, 0, 1] == 0).nonzero()[:, 0]
         for number in (19, 20):
             chosen = torch.cat([on, off[:number]])
-            df = shift_rows(GRAPH, modes, embeddings[chosen], parents[chosen], INTERVENTIONS, seed=0)
+            df = shift_rows(
+                GRAPH, modes, embeddings[chosen], parents[chosen], INTERVENTIONS, range(len(chosen)), seed=0
+            )
             shown = set(df.loc[(df["intervention"] == "shape") & (df["variable"] == "state"), "metric"])
             assert ("ks[off]" in shown) == (number == 20)
             assert "ks[on]" in shown
         # Nor is there a comparison where no counterfactual was moved into the subgroup.
         stubborn = parents.clone()
         stubborn[:, 2, 1] = 0
-        df = shift_rows(GRAPH, modes, embeddings, stubborn, INTERVENTIONS, seed=0)
+        df = shift_rows(GRAPH, modes, embeddings, stubborn, INTERVENTIONS, range(400), seed=0)
         shown = set(df.loc[(df["intervention"] == "size") & (df["variable"] == "state"), "metric"])
         assert "ks[off]" in shown
         assert "ks[on]" not in shown
@@ -367,9 +296,13 @@ class TestShiftRows:
             (embeddings[:, 0], parents, r"embeddings must have shape \(N, 3, D\).* got \(400, 12\)"),
         ):
             with pytest.raises(ValueError, match=message):
-                shift_rows(GRAPH, modes, these, those, INTERVENTIONS, seed=0)
+                shift_rows(GRAPH, modes, these, those, INTERVENTIONS, range(400), seed=0)
+        with pytest.raises(ValueError, match="subjects must have an id for each of 400 images, got 399"):
+            shift_rows(GRAPH, modes, embeddings, parents, INTERVENTIONS, range(399), seed=0)
+        with pytest.raises(ValueError, match="subjects has no id for 1 of 400 images"):
+            shift_rows(GRAPH, modes, embeddings, parents, INTERVENTIONS, [None, *range(399)], seed=0)
         with pytest.raises(ValueError, match="no variable 'weight'"):
-            shift_rows(GRAPH, modes, embeddings, parents, ["shape", "weight"], seed=0)
+            shift_rows(GRAPH, modes, embeddings, parents, ["shape", "weight"], range(400), seed=0)
 
 
 def _values(df: pd.DataFrame):

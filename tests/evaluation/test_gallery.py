@@ -27,7 +27,7 @@ def test_many_subgroups_are_drawn_on_several_pages(tmp_path: Path) -> None:
     }
     embeddings["soft"][:, 0] = embeddings["none"][:, 0]
     modes = attribute_modes(embeddings["none"][:, 0], graph, real)
-    draw_shifts(graph, modes, embeddings, labels, ["style"], 0, tmp_path)
+    draw_shifts(graph, modes, embeddings, labels, ["style"], range(len(digits)), 0, tmp_path)
     names = {"shift_digit_1.png", "shift_digit_2.png", "shift_digit_3.png", "shift_style.png"}
     assert {path.name for path in tmp_path.glob("*.png")} == names
     for path in tmp_path.glob("*.png"):

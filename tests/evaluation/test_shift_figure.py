@@ -55,7 +55,7 @@ def draw(figure):
 
 
 def test_models_are_columns_and_subgroups_rows(models):
-    figure = shift_figure(GRAPH, "race", *models, INTERVENTIONS, seed=0)
+    figure = shift_figure(GRAPH, "race", *models, INTERVENTIONS, range(240), seed=0)
     assert [axes.get_title() for axes in figure.axes] == ["No CFT", "Hard-CFT", "Soft-CFT", *[""] * 6]
     assert [axes.get_ylabel() for axes in figure.axes] == ["White", "", "", "Asian", "", "", "Black", "", ""]
     mode = models[0].modes["race"].component + 1
@@ -66,14 +66,14 @@ def test_models_are_columns_and_subgroups_rows(models):
 
 
 def test_halves_of_a_continuous_variable_are_rows(models):
-    figure = shift_figure(GRAPH, "age", *models, INTERVENTIONS, seed=0)
+    figure = shift_figure(GRAPH, "age", *models, INTERVENTIONS, range(240), seed=0)
     labels = [axes.get_ylabel().replace("\n", " ") for axes in figure.axes[::3]]
     assert [re.sub(r"[\d.]+", "54", label) for label in labels] == ["age below 54 years", "age from 54 years"]
 
 
 def test_curves_are_densities_of_the_subgroup(models):
     modes, embeddings, parents = models
-    figure = shift_figure(GRAPH, "race", *models, INTERVENTIONS, seed=0)
+    figure = shift_figure(GRAPH, "race", *models, INTERVENTIONS, range(240), seed=0)
     panel = figure.axes[1]  # White with Hard-CFT
     white = parents["Hard-CFT"][:, 0, 1] == 1
     x, y = panel.lines[2].get_data()  # do(disease)
@@ -90,9 +90,9 @@ def test_curves_are_densities_of_the_subgroup(models):
 
 def test_legends_have_the_numbers_of_the_table(models):
     modes, embeddings, parents = models
-    figure = shift_figure(GRAPH, "disease", *models, INTERVENTIONS, seed=5)
+    figure = shift_figure(GRAPH, "disease", *models, INTERVENTIONS, range(240), seed=5)
     for i, model in enumerate(embeddings):
-        df = shift_rows(GRAPH, modes, embeddings[model], parents[model], INTERVENTIONS, seed=5)
+        df = shift_rows(GRAPH, modes, embeddings[model], parents[model], INTERVENTIONS, range(240), seed=5)
         values = df.set_index(["intervention", "variable", "metric"])["value"]
         for label, axes in zip(GRAPH["disease"].categories, figure.axes[i::3], strict=True):
             written = [re.sub(r"\s", " ", text.get_text()) for text in axes.get_legend().texts]
@@ -109,7 +109,7 @@ def test_legends_have_the_numbers_of_the_table(models):
 
 
 def test_interventions_differ_in_colour_and_dashes(models):
-    figure = shift_figure(GRAPH, "race", *models, INTERVENTIONS, seed=0)
+    figure = shift_figure(GRAPH, "race", *models, INTERVENTIONS, range(240), seed=0)
     styles = [[(line.get_color(), str(line._dash_pattern)) for line in axes.lines] for axes in figure.axes]
     assert all(style == styles[0] for style in styles)
     colors, dashes = zip(*styles[0], strict=True)
@@ -123,7 +123,7 @@ def test_texts_fit(models, name, number):
     embeddings, parents = (
         {model: tensors.get(model, tensors["Soft-CFT"]) for model in names} for tensors in (embeddings, parents)
     )
-    figure = shift_figure(GRAPH, name, modes, embeddings, parents, INTERVENTIONS, seed=0)
+    figure = shift_figure(GRAPH, name, modes, embeddings, parents, INTERVENTIONS, range(240), seed=0)
     renderer = draw(figure)
     assert figure.get_figwidth() <= 7.5
     for axes in figure.axes:
@@ -146,7 +146,7 @@ def test_texts_fit(models, name, number):
 
 
 def test_chosen_subgroups_are_shown_in_their_order(models):
-    figure = shift_figure(GRAPH, "race", *models, INTERVENTIONS, seed=0, shown=["Black", "White"])
+    figure = shift_figure(GRAPH, "race", *models, INTERVENTIONS, range(240), seed=0, shown=["Black", "White"])
     assert [axes.get_ylabel() for axes in figure.axes[::3]] == ["Black", "White"]
 
 
@@ -154,9 +154,8 @@ def test_images_that_all_look_the_same_have_no_curve(models):
     modes, embeddings, parents = models
     collapsed = embeddings["Soft-CFT"].clone()
     collapsed[:, 3] = collapsed[0, 3]
-    figure = shift_figure(
-        GRAPH, "race", modes, {"Soft-CFT": collapsed}, {"Soft-CFT": parents["Soft-CFT"]}, INTERVENTIONS, seed=0
-    )
+    labels = {"Soft-CFT": parents["Soft-CFT"]}
+    figure = shift_figure(GRAPH, "race", modes, {"Soft-CFT": collapsed}, labels, INTERVENTIONS, range(240), seed=0)
     draw(figure)
     assert [bool(np.isnan(line.get_ydata()).all()) for line in figure.axes[0].lines] == [False, False, True]
     assert np.isfinite(figure.axes[0].get_ylim()).all()
@@ -164,12 +163,13 @@ def test_images_that_all_look_the_same_have_no_curve(models):
 
 def test_what_cannot_be_shown_is_refused(models):
     modes, embeddings, parents = models
+    one = {"Soft-CFT": parents["Soft-CFT"]}
     with pytest.raises(ValueError, match="must be of the same models, got "):
-        shift_figure(GRAPH, "race", modes, embeddings, {"Soft-CFT": parents["Soft-CFT"]}, INTERVENTIONS, seed=0)
+        shift_figure(GRAPH, "race", modes, embeddings, one, INTERVENTIONS, range(240), seed=0)
     with pytest.raises(ValueError, match="must be of the same models"):
-        shift_figure(GRAPH, "race", modes, {}, {}, INTERVENTIONS, seed=0)
+        shift_figure(GRAPH, "race", modes, {}, {}, INTERVENTIONS, range(240), seed=0)
     with pytest.raises(ValueError, match=r"Cannot show the subgroups \['Green'\] of 'race'.*'White', 'Asian', 'Black'"):
-        shift_figure(GRAPH, "race", *models, INTERVENTIONS, seed=0, shown=["Green"])
+        shift_figure(GRAPH, "race", *models, INTERVENTIONS, range(240), seed=0, shown=["Green"])
     few = [{model: tensor[:30] for model, tensor in tensors.items()} for tensors in (embeddings, parents)]
     with pytest.raises(ValueError, match=r"those with enough images are \[\]"):
-        shift_figure(GRAPH, "race", modes, *few, INTERVENTIONS, seed=0)
+        shift_figure(GRAPH, "race", modes, *few, INTERVENTIONS, range(30), seed=0)
