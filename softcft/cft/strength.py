@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from softcft.cft.targets import Reference
+from softcft.cft.matched import Reference
 from softcft.graph import CausalGraph
 from softcft.variable import Variable
 

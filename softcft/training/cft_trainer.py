@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from tqdm.auto import tqdm
 
 from softcft.cft.constraint import LagrangianConstraint
-from softcft.cft.targets import Reference
+from softcft.cft.matched import Reference
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.data.schema import scale_pixels
 from softcft.models.attribute_scm import AttributeSCM

@@ -23,8 +23,9 @@ from softcft.cft.constraint import LagrangianConstraint
 from softcft.cft.effect import EffectConstraint
 from softcft.cft.guidance import guidance_losses
 from softcft.cft.interventions import draw_interventions
+from softcft.cft.matched import Reference
 from softcft.cft.strength import StrengthConstraint
-from softcft.cft.targets import Reference, TargetMode, counterfactual_targets
+from softcft.cft.targets import TargetMode, counterfactual_targets
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.data.schema import scale_pixels
 from softcft.models.attribute_scm import AttributeSCM

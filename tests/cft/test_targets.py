@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from softcft.cft.targets import Reference, counterfactual_targets, matched_targets
+from softcft.cft.matched import Reference, matched_targets
+from softcft.cft.targets import counterfactual_targets
 from softcft.graph import CausalGraph
 
 GRAPH = CausalGraph(
@@ -179,14 +180,14 @@ def test_a_descendant_is_matched_to_its_new_causes() -> None:
 
 def test_matched_targets_are_spread_as_predictions_of_real_images() -> None:
     reference = Reference(*world(10_000)[::2])
-    parents, _, prediction = world(2_000)
-    counterfactual = changed(parents, "sex", 2_000)
+    parents, _, prediction = world(800)
+    counterfactual = changed(parents, "sex", 800)
     targets = matched_targets(GRAPH, parents, counterfactual, prediction, reference)
     for sex in (0, 1):
         real, _, said = world(4_000)
         matched = targets[counterfactual[:, 4] == sex, 4]
         levels = torch.linspace(0.05, 0.95, 10)
-        assert (matched.quantile(levels) - said[real[:, 4] == sex, 4].quantile(levels)).abs().max() < 0.06
+        assert (matched.quantile(levels) - said[real[:, 4] == sex, 4].quantile(levels)).abs().max() < 0.08
 
 
 def test_an_image_of_the_reference_that_stays_as_it_is_keeps_its_prediction() -> None:
@@ -194,7 +195,8 @@ def test_an_image_of_the_reference_that_stays_as_it_is_keeps_its_prediction() ->
     parents[:, 4] = torch.arange(200) % 2  # equally many of both, and fewer than neighbours: all are among the peers
     prediction = world(200, parents)[2]
     targets = matched_targets(GRAPH, parents, parents, prediction, Reference(parents, prediction))
-    assert torch.equal(targets[:, 4], prediction[:, 4])
+    torch.testing.assert_close(targets[:, :3], prediction[:, :3])
+    torch.testing.assert_close(targets[:, 4], prediction[:, 4])
 
 
 def test_order_is_kept() -> None:
@@ -217,7 +219,87 @@ def test_no_donor_is_of_another_category_however_rare_it_is() -> None:
     counterfactual[:, 4] = 1.0
     targets = matched_targets(GRAPH, parents, counterfactual, reference.predictions, reference)[:, 4]
     rare = reference.predictions[:3, 4]
-    assert ((rare.min() <= targets) & (targets <= rare.max())).all()
+    assert ((rare.min() - 1e-6 <= targets) & (targets <= rare.max() + 1e-6)).all()
+
+
+@pytest.mark.parametrize("rare", [500, 10, 2, 1])
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 2, 0]])
+def test_a_rare_category_does_not_spoil_the_others(rare: int, order: list[int]) -> None:
+    """From a common category to another one: the targets are spread as real images of the new one are."""
+    counts = [4500 - rare, 500, rare]
+    labels = torch.tensor(order).repeat_interleave(torch.tensor(counts))
+    parents = torch.nn.functional.one_hot(labels, 3).float()
+    said = (torch.randn(len(labels), 3) + 2 * parents + torch.bincount(labels).log()).softmax(dim=1)
+    graph = CausalGraph([{"name": "site", "kind": "categorical", "categories": ["x", "y", "z"]}])
+    old, new = parents[:300], parents[4500 - rare].expand(300, 3)
+    targets = matched_targets(graph, old, new, said[:300], Reference(parents, said))[:, order[1]]
+    real = said[labels == order[1], order[1]]
+    assert targets.unique().numel() > 250
+    assert targets.mean() == pytest.approx(real.mean().item(), abs=0.04)
+    assert targets.std() == pytest.approx(real.std().item(), rel=0.15)
+
+
+@pytest.mark.parametrize("ill", [128, 60])
+def test_few_images_of_a_category_are_compared_at_the_same_values_of_its_causes(ill: int) -> None:
+    """The ill are old, and surer to be called so the older they are; the guide takes them for older than they are."""
+    graph = CausalGraph(
+        [
+            {"name": "age", "kind": "continuous", "low": 0, "high": 100},
+            {"name": "ill", "kind": "binary", "categories": ["no", "yes"], "parents": ["age"]},
+        ]
+    )
+
+    def says(parents: Tensor, noise: Tensor) -> Tensor:
+        age, ill = parents.split(1, dim=1)
+        return torch.cat(
+            [0.7 * age + 0.1 * ill + 0.2 * noise[:, :1], (5 * ill - 2.5 + 1.5 * age + 1.2 * noise[:, 1:]).sigmoid()], 1
+        )
+
+    age, noise = torch.rand(10_000, 1) * 2 - 1, torch.randn(10_000, 2)
+    chance = torch.sigmoid(2 * age - 5)
+    parents = torch.cat([age, (torch.rand(10_000, 1) < ill * chance / chance.sum()).float()], dim=1)
+    reference = Reference(parents, says(parents, noise))
+    old = torch.cat([torch.rand(500, 1) * 2 - 1, torch.zeros(500, 1)], dim=1)
+    new, own = old + torch.tensor([0.0, 1.0]), torch.randn(500, 2)
+    targets = matched_targets(graph, old, new, says(old, own), reference)
+    age_error, ill_error = (targets - says(new, own))[:, 0], targets[:, 1].logit() - says(new, own)[:, 1].logit()
+    assert age_error.mean().abs() < 0.04  # says() moves by 0.1
+    assert ill_error.mean().abs() < 0.4
+
+
+def test_the_blanket_counts_however_small_its_spread_is_in_its_range() -> None:
+    """Doses of 5 in a range of a million: the guide's view of the ill depends on the dose, not on its unit."""
+    targets = []
+    for high in (10, 1_000_000):
+        graph = CausalGraph(
+            [
+                {"name": "dose", "kind": "continuous", "low": 0, "high": high},
+                {"name": "ill", "kind": "binary", "categories": ["no", "yes"], "parents": ["dose"]},
+            ]
+        )
+        generator = torch.Generator().manual_seed(0)
+        dose, ill = 10 * torch.rand(3_000, 1, generator=generator), torch.rand(3_000, 1, generator=generator).round()
+        said = (3 * ill + dose - 6 + torch.randn(3_000, 1, generator=generator)).sigmoid()
+        parents, predictions = torch.cat([2 * dose / high - 1, ill], dim=1), torch.cat([dose * 0, said], dim=1)
+        new = torch.cat([parents[:100, :1], 1 - parents[:100, 1:]], dim=1)
+        reference = Reference(parents[100:], predictions[100:])
+        targets.append(matched_targets(graph, parents[:100], new, predictions[:100], reference)[:, 1])
+    assert (targets[0] - targets[1]).abs().max() < 0.1  # float32 keeps a dose in a million to 0.06
+
+
+def test_the_order_of_the_reference_does_not_matter() -> None:
+    """Tables are often sorted by site or date; ages in whole years are shared by many."""
+    parents, _, prediction = world(3_000)
+    parents[:, 3] = (parents[:, 3] * 10).round() / 10
+    reference = Reference(parents, prediction)
+    own, _, said = world(100)
+    own[:, 3] = (own[:, 3] * 10).round() / 10
+    new = changed(changed(own, "ill", 100), "sex", 100)
+    first = matched_targets(GRAPH, own, new, said, reference)
+    order = torch.argsort(parents[:, 3] + 3 * parents[:, 0])
+    torch.testing.assert_close(
+        matched_targets(GRAPH, own, new, said, Reference(parents[order], prediction[order])), first, atol=1e-4, rtol=0
+    )
 
 
 def test_where_all_of_a_category_are_alike_all_of_them_count() -> None:
@@ -237,15 +319,16 @@ def test_where_all_of_a_category_are_alike_all_of_them_count() -> None:
 
 @pytest.mark.parametrize(
     ("own", "target"),
-    [(0.3, 0.2), (0.5, 0.3), (0.6, 0.6), (0.1, 0.1), (0.9, 0.8)],
+    [(0.3, 0.2), (0.5, 0.2899), (0.6, 0.6202), (0.1, 0.1), (0.9, 0.8)],
     ids=["a peer", "between two", "one of two that are alike", "below all", "above all"],
 )
-def test_who_stands_between_two_peers_stands_between_two_donors(own: float, target: float) -> None:
+def test_the_place_among_the_peers_is_that_among_the_donors(own: float, target: float) -> None:
+    """Between two donors, the middle of their log-odds."""
     graph = CausalGraph([{"name": "ill", "kind": "binary", "categories": ["no", "yes"]}])
     ill = torch.tensor([0.0] * 4 + [1.0] * 4)[:, None]
     said = torch.tensor([0.1, 0.2, 0.4, 0.8, 0.15, 0.3, 0.6, 0.6])[:, None]
     targets = matched_targets(graph, ill[-1:], ill[:1], torch.tensor([[own]]), Reference(ill, said))
-    assert targets.item() == pytest.approx(target)
+    assert targets.item() == pytest.approx(target, abs=1e-4)
 
 
 def test_of_many_categories_each_keeps_its_order_among_its_like() -> None:
