@@ -226,7 +226,7 @@ def _value(variable: Variable, value: Any) -> str:
 
 def _info(arguments: argparse.Namespace) -> None:
     pipeline = _load(arguments.model)
-    channels, size, _ = pipeline.image_format
+    channels, size = pipeline.image_format
     kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
     print(f"{type(pipeline).__name__} of {kind} images of {size} x {size} pixels\n")
     rows = [["attribute", "kind", "values", "caused by"]]

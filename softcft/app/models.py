@@ -122,7 +122,7 @@ def load_models(sources: Sequence[str]) -> list[Model]:
     for model in models[1:]:
         if model.graph != first.graph:
             raise ValueError(f"MODEL {model.source} has another graph than {first.source}; compare those of one graph.")
-        if model.image_format[:2] != first.image_format[:2]:
+        if model.image_format != first.image_format:
             raise ValueError(f"MODEL {model.source} takes other images than {first.source}; compare those of one size.")
     return models
 
@@ -192,7 +192,7 @@ def read_picture(content: bytes, image_format: ImageFormat) -> tuple[np.ndarray,
     Raises:
         ValueError: If it cannot be read, or has more than 8 bits per channel, whose white nobody knows.
     """
-    channels, size, _ = image_format
+    channels, size = image_format
     try:
         with Image.open(io.BytesIO(content)) as picture:
             width, height = picture.size
@@ -219,7 +219,7 @@ def propose(models: Sequence[Model], picture: np.ndarray) -> dict[str, Any]:
     for model in models:
         classifier = model.pipeline.classifier
         if classifier is not None:
-            channels, size, _ = model.image_format
+            channels, size = model.image_format
             image = to_tensor(picture, channels, size).to(classifier.device, classifier.dtype)
             with torch.no_grad():
                 seen = classifier.predict(image).float().cpu().clamp(-1, 1)

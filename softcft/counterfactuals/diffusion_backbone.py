@@ -44,9 +44,10 @@ class DiffusionBackbone(nn.Module):
         vae: Where given, the diffusion model is one of its latents: images are encoded to the mean of their posterior.
             Frozen here.
         num_inference_steps: Levels of noise, S; must divide the training steps of the scheduler.
-        abduction: The solver, see :mod:`softcft.counterfactuals.solvers`. A null intervention gives back the image up
-            to rounding with ``bdia``; not with ``ddim``, not through a ``vae``, and not with guidance, which abduction
-            has none of.
+        abduction: The solver, see :mod:`softcft.counterfactuals.solvers`. A null intervention gives back the image with
+            ``bdia``, in whatever type the network computes; not with ``ddim``, not through a ``vae``, and not with
+            guidance, which abduction has none of. Other interventions have the error of the network's type: one that
+            predicts the noise makes much of it, for it divides by what is left of the image.
         guidance_scale: w. Above 1 the attributes are exaggerated.
         invariant_guidance_scale: w' of factored guidance; left out, guidance is not factored.
         gradient_steps: Gradients flow through the last so many steps of prediction, and the same steps of abduction,
@@ -184,4 +185,4 @@ class DiffusionBackbone(nn.Module):
         return image.float() if self.vae is None else encode_latents(self.vae, image)
 
     def _decode(self, latent: Tensor) -> Tensor:
-        return (latent if self.vae is None else decode_latents(self.vae, latent)).clamp(-1, 1)
+        return (latent.float() if self.vae is None else decode_latents(self.vae, latent)).clamp(-1, 1)

@@ -28,6 +28,9 @@ CONDITION_DROPOUT = 0.3
 """Share of the images that lose attributes in training, unless told otherwise."""
 MIN_SNR_GAMMA = 5.0
 """Largest weight of an image's error in training, unless told otherwise."""
+LEAST_KEPT = 1e-6
+"""Of the image's variance at the last step, where the noise is predicted. The error of the image is that of the noise
+over its root: times 160 by the schedule ``linear``, 20,000 by ``squaredcos_cap_v2``."""
 
 
 class ConditionalDenoiser(nn.Module):
@@ -43,11 +46,12 @@ class ConditionalDenoiser(nn.Module):
         unet: A ``UNet2DConditionModel``, which attends to one token for each variable, or a ``UNet2DModel`` whose
             ``class_embed_type`` is ``identity``: the sum of the tokens is added to its time embedding.
         parent_encoder: Makes the tokens.
-        scheduler: Holds the noise schedule and what the network predicts; none of its state is used.
+        scheduler: Holds the noise schedule and what the network predicts; nothing else of it is used.
 
     Raises:
-        ValueError: If the UNet takes no such tokens, or tokens of another size; or the scheduler says that the network
-            predicts something else, or clips what it predicts, which no inversion can undo.
+        ValueError: If the UNet takes no such tokens, or tokens of another size; or the scheduler is of another class
+            than ``DDIMScheduler``, says that the network predicts something else, clips what it predicts, which no
+            inversion can undo, or leaves nothing of the image at its last step to a network that predicts the noise.
     """
 
     alphas_cumprod: Tensor
@@ -81,13 +85,8 @@ class ConditionalDenoiser(nn.Module):
                 f"parent_encoder makes tokens of size {size}, but the time embedding of unet has "
                 f"{_time_embedding_size(unet)}."
             )
+        _check_scheduler(scheduler)
         self.prediction_type = scheduler.config["prediction_type"]
-        if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(
-                f"prediction_type of scheduler must be 'epsilon' or 'v_prediction', got {self.prediction_type!r}."
-            )
-        if scheduler.config.get("clip_sample") or scheduler.config.get("thresholding"):
-            raise ValueError("scheduler must have clip_sample=False and thresholding=False: clipping has no inverse.")
         self.unet = unet
         self.parent_encoder = parent_encoder
         self.scheduler = scheduler
@@ -260,6 +259,27 @@ def load_unet(folder: str | Path) -> UNet2DModel | UNet2DConditionModel:
         raise ValueError(f"{folder} holds a {name}, and not one of {sorted(UNETS)}.")
     unet: UNet2DModel | UNet2DConditionModel = load_safetensors(UNETS[name], folder)
     return unet
+
+
+def _check_scheduler(scheduler: DDIMScheduler) -> None:
+    """Refuse what abduction cannot invert, or would ignore."""
+    if not isinstance(scheduler, DDIMScheduler):
+        raise ValueError(
+            f"scheduler must be a DDIMScheduler, got {type(scheduler).__name__}: abduction and prediction are a solver "
+            "of their own, and no other would be followed. The schedule of one that adds noise as DDIM does, such as "
+            "DDPM's, is taken by DDIMScheduler.from_config(scheduler.config, clip_sample=False)."
+        )
+    prediction_type, kept = scheduler.config["prediction_type"], scheduler.alphas_cumprod[-1].item()
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(f"prediction_type of scheduler must be 'epsilon' or 'v_prediction', got {prediction_type!r}.")
+    if scheduler.config["clip_sample"] or scheduler.config["thresholding"]:
+        raise ValueError("scheduler must have clip_sample=False and thresholding=False: clipping has no inverse.")
+    if prediction_type == "epsilon" and kept < LEAST_KEPT:
+        raise ValueError(
+            f"scheduler leaves nothing of the image at its last step (alphas_cumprod is {kept:.1g} there), and a "
+            "network that predicts the noise, prediction_type 'epsilon', cannot tell the image then. Train with "
+            "prediction_type 'v_prediction', or with beta_schedule 'linear' and without rescale_betas_zero_snr."
+        )
 
 
 def _attends(unet: UNet2DModel | UNet2DConditionModel) -> bool:

@@ -131,9 +131,9 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         size = self.unet.config["sample_size"]
         if self.vae is None:
             channels, patch_size = patch_size_of(self.unet.config["in_channels"])
-            return ImageFormat(channels, patch_size * size, self.unet.dtype)
+            return ImageFormat(channels, patch_size * size)
         channels, _ = patch_size_of(self.vae.config["in_channels"])
-        return ImageFormat(channels, latent_stride(self.vae) * size, self.vae.dtype)
+        return ImageFormat(channels, latent_stride(self.vae) * size)
 
     @torch.no_grad()
     def __call__(
@@ -256,7 +256,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         values = draw_attributes(self.attribute_scm, num_images, do, generator).to(device)
         channels, size = self.unet.config["in_channels"], self.unet.config["sample_size"]
         if self.vae is None:  # pixels, of which the network may see patches
-            channels, size, _ = self.image_format
+            channels, size = self.image_format
         shape = (num_images, channels, size, size)
         noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         with self.progress_bar(total=num_inference_steps) as bar:

@@ -83,7 +83,7 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
     @property
     def image_format(self) -> ImageFormat:
         """What images the model takes."""
-        return ImageFormat(self.hvae.config["in_channels"], self.hvae.config["sample_size"], self.hvae.dtype)
+        return ImageFormat(self.hvae.config["in_channels"], self.hvae.config["sample_size"])
 
     @torch.no_grad()
     def __call__(

@@ -50,7 +50,16 @@ def to_tensor(image: Images, channels: int, size: int) -> Tensor:
 
 
 def from_tensor(images: Tensor, output_type: OutputType) -> list[Image.Image] | np.ndarray | Tensor:
-    """From [-1, 1] to PIL images, an array (B, H, W, C) in [0, 1] or a tensor (B, C, H, W) in [0, 1]."""
+    """From [-1, 1] to PIL images, an array (B, H, W, C) in [0, 1] or a tensor (B, C, H, W) in [0, 1].
+
+    Raises:
+        ValueError: If images have pixels that are no numbers.
+    """
+    if not images.isfinite().all():
+        raise ValueError(
+            "The image model has computed pixels that are NaN or infinite. In float16 numbers overflow: load it with "
+            "dtype=torch.bfloat16 or torch.float32. In float32 its weights are damaged."
+        )
     images = (images.float() + 1) / 2
     if output_type == "pt":
         return images

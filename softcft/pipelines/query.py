@@ -65,11 +65,10 @@ class DSCMPipelineOutput(BaseOutput):
 
 
 class ImageFormat(NamedTuple):
-    """What an image model takes: the channels and size of images, and the type of their pixels."""
+    """What an image model takes: the channels and size of images."""
 
     channels: int
     size: int
-    dtype: torch.dtype
 
 
 def answer(
@@ -110,7 +109,7 @@ def answer(
     check_flag("infer_missing_parents", infer_missing_parents)
     if classifier is not None and classifier.training:
         raise ValueError("The classifier is in training mode and would predict something else; call .eval() on it.")
-    factual = to_tensor(image, image_format.channels, image_format.size).to(device, image_format.dtype)
+    factual = to_tensor(image, image_format.channels, image_format.size).to(device)
     known = _encode_values("parents", graph, parents, len(factual))
     intervention = _encode_values("do", graph, do, len(factual) if len(factual) > 1 else None)
     batch_size = len(intervention.values)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from softcft import DSCMPipeline
@@ -16,7 +15,7 @@ from softcft.pipelines.query import ImageFormat
 from tests.pipelines.test_diffusion_dscm import build
 from tests.recipes.small_pipeline import make_pipeline
 
-GREY, COLOUR = ImageFormat(1, 16, torch.float32), ImageFormat(3, 16, torch.float32)
+GREY, COLOUR = ImageFormat(1, 16), ImageFormat(3, 16)
 
 
 def file(picture: Image.Image, kind: str = "PNG") -> bytes:

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import diffusers
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
 from softcft.graph import CausalGraph, Variable
@@ -239,11 +240,48 @@ def test_tokens_must_have_the_size_that_is_attended_to() -> None:
         ConditionalDenoiser(make_unet(True), ParentEncoder(GRAPH.to_list(), 8), make_scheduler())
 
 
-def test_a_scheduler_of_another_class_will_do() -> None:
-    """Only its noise schedule is used."""
-    scheduler = DDPMScheduler(clip_sample=False)
-    denoiser = ConditionalDenoiser(make_unet(False), ParentEncoder(GRAPH.to_list(), 16), scheduler)
-    torch.testing.assert_close(denoiser.alphas_cumprod, make_denoiser().alphas_cumprod)
+SCHEDULERS = {
+    name: getattr(diffusers, name)
+    for name in diffusers.schedulers.__all__  # those that need no further packages
+    if name.endswith("Scheduler") and hasattr(diffusers, name)
+}
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_a_scheduler_that_would_be_ignored_is_refused_by_name(name: str) -> None:
+    """Whoever swaps the scheduler expects another solver, and other classes have other schedules by default."""
+    try:
+        scheduler = SCHEDULERS[name].from_config(make_scheduler().config)
+    except Exception:  # it needs other settings
+        scheduler = object.__new__(SCHEDULERS[name])
+    denoiser = make_denoiser()
+    if SCHEDULERS[name] is DDIMScheduler:
+        ConditionalDenoiser(denoiser.unet, denoiser.parent_encoder, scheduler)
+    else:
+        with pytest.raises(ValueError, match=f"scheduler must be a DDIMScheduler, got {name}"):
+            ConditionalDenoiser(denoiser.unet, denoiser.parent_encoder, scheduler)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"rescale_betas_zero_snr": True},
+        {"rescale_betas_zero_snr": True, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"beta_end": 0.05},
+        {"trained_betas": [0.1] * 199 + [1.0]},
+    ],
+)
+def test_no_noise_can_be_predicted_where_nothing_is_left_of_the_image(schedule: dict[str, Any]) -> None:
+    for prediction_type in ("v_prediction", "epsilon"):
+        scheduler = make_scheduler(prediction_type=prediction_type, **schedule)
+        parts = make_unet(False), ParentEncoder(GRAPH.to_list(), 16), scheduler
+        if prediction_type == "epsilon":
+            with pytest.raises(ValueError, match="epsilon"):
+                ConditionalDenoiser(*parts)
+        else:
+            image = torch.rand(64, 1, 8, 8)
+            assert ConditionalDenoiser(*parts).loss(image, draw_parents(64), min_snr_gamma=5).isfinite().all()
 
 
 # ---- networks of others ----------------------------------------------------------------------------------------------
