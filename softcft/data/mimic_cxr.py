@@ -35,7 +35,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict, Features, Value
 
-from softcft.data.pixels import prepare_images
+from softcft.data.pixels import list_problems, prepare_images
 
 __all__ = ["MimicSelection", "load_mimic_cxr", "read_mimic_cxr", "select_mimic_cxr"]
 
@@ -52,7 +52,6 @@ METADATA, LABELS = "mimic-cxr-2.0.0-metadata.csv", "mimic-cxr-2.0.0-chexpert.csv
 ADMISSIONS, PATIENTS = "admissions.csv", "patients.csv"
 SAMPLES = {split: f"mimic.sample.{name}.csv" for split, name in zip(SPLITS, ("train", "val", "test"), strict=True)}
 DEPTH = 5  # of folders below root: physionet.org/files/mimiciv/3.1/hosp, as wget nests them
-SHOWN = 3  # problems that a warning quotes
 
 TEXT = ("sex", "race", "disease", *IDS)
 FEATURES = Features({"image": Value("string"), "age": Value("float64")} | {name: Value("string") for name in TEXT})
@@ -93,7 +92,7 @@ def load_mimic_cxr(
             as the notebook of chexploration writes them. They take the place of rules 1 to 4 of this module, and of
             all tables but the metadata.
         on_error: Damaged rows and images are left out (``"skip"``), with a warning that counts them and names the
-            first, or the first one raises (``"raise"``). Damaged tables always raise.
+            first 20, or the first one raises (``"raise"``). Damaged tables always raise.
         num_workers: Images decoded at the same time; the number of CPU cores if left out.
         cache_dir: Where the images are kept; the cache of Hugging Face datasets if left out.
 
@@ -222,8 +221,7 @@ class _Funnel:
         if self.on_error == "raise":
             raise ValueError(f"{problems[0]}. Repair or remove it, or leave out such rows by on_error='skip'.")
         self.problems += problems
-        shown = "; ".join(problems[:SHOWN]) + ("; ..." if len(problems) > SHOWN else "")
-        logger.warning("%s: %d left out: %s", step, len(problems), shown)
+        logger.warning("%s: %d left out:%s", step, len(problems), list_problems(problems))
 
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self.steps, columns=["step", "images", "subjects"])

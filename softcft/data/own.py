@@ -15,6 +15,7 @@ The graph says which variables there are. Where the table has other names or val
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections import Counter
@@ -35,7 +36,9 @@ from datasets import (
     load_from_disk,
 )
 
+from softcft.data.folders import has_readme, read_folder
 from softcft.data.paths import check_files
+from softcft.data.splits import SPLITS, rename_splits
 from softcft.data.whole import check_whole, read_cache
 from softcft.graph import CausalGraph, Variable
 
@@ -51,8 +54,8 @@ __all__ = [
     "translate",
 ]
 
-SPLITS = ("train", "validation", "test")
-OTHER_NAMES = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation"}
+logger = logging.getLogger(__name__)
+
 FRACTIONS = {"validation": 0.1, "test": 0.2}
 
 
@@ -87,14 +90,10 @@ def read_table(
         hub = "" if folder.is_dir() else " is no folder, and as a data set of the Hub it"
         raise ValueError(f"--dataset_name {dataset_name}{hub} cannot be read: {error}") from error
     splits = {"train": rows} if isinstance(rows, Dataset) else dict(rows)
-    if len(splits) == 1:
-        splits = {"train": next(iter(splits.values()))}
-    for other, name in OTHER_NAMES.items():
-        if other in splits and name not in splits:
-            splits[name] = splits.pop(other)
-    if "train" not in splits:
-        raise ValueError(f"The data set has the splits {sorted(splits)}, but none is called 'train'; rename one.")
-    splits = {name: splits[name] for name in SPLITS if name in splits}
+    names = rename_splits(splits)
+    if others := [name for name in splits if name not in names]:
+        logger.warning("%s: the splits %s are left out; rename one to use it.", dataset_name, others)
+    splits = {split: splits[name] for split in SPLITS for name in names if names[name] == split}
     if streaming:
         return IterableDatasetDict(splits)
     # What is nested, as the .json files of WebDataset are, becomes columns such as "json.age".
@@ -107,11 +106,17 @@ def _read(dataset_name: str, config_name: str | None, streaming: bool) -> Datase
         for path in sorted(folder.rglob("*.arrow")):
             check_whole(path)
         return load_from_disk(dataset_name)
-    builder = load_dataset_builder(dataset_name, config_name)
-    files = [str(file) for split in (builder.config.data_files or {}).values() for file in split]
-    check_files(dataset_name, files)
-    for file in filter(os.path.isfile, files):
-        check_whole(file)
+    if folder.is_dir() and not has_readme(folder):
+        read = read_folder(folder)
+        if isinstance(read, DatasetDict):
+            return IterableDatasetDict({k: v.to_iterable_dataset() for k, v in read.items()}) if streaming else read
+        builder = read
+    else:
+        builder = load_dataset_builder(dataset_name, config_name)
+        files = [str(file) for split in (builder.config.data_files or {}).values() for file in split]
+        check_files(dataset_name, files)
+        for file in filter(os.path.isfile, files):
+            check_whole(file)
     return builder.as_streaming_dataset() if streaming else read_cache(builder)
 
 

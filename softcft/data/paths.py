@@ -89,9 +89,10 @@ def _folders(dataset_name: str) -> list[Path]:
 
 def _is_inside(path: str, dataset_name: str, folders: list[Path]) -> bool:
     """Whether a path, perhaps one into an archive such as ``zip://a.png::/data/pictures.zip``, is of a data set."""
-    *members, path = path.split("::")
-    if not all(member.startswith("zip://") for member in members):
-        return False
+    if "://" in path:  # else :: are letters of a name
+        *members, path = path.split("::")
+        if not all(member.startswith("zip://") for member in members):
+            return False
     if "://" in path:
         return path.startswith(f"hf://datasets/{dataset_name}@")
     return any(Path(os.path.abspath(path)).is_relative_to(folder) for folder in folders)

@@ -11,7 +11,7 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,18 +24,28 @@ from datasets import Dataset, Features, Image, Value, concatenate_datasets
 from datasets.packaged_modules.generator.generator import Generator
 from datasets.utils.file_utils import xopen
 from PIL import Image as PILImage
-from PIL import ImageOps
+from PIL import ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
-from softcft.data.whole import read_cache
+from softcft.data.whole import file_state, read_cache
 
-__all__ = ["encode_pixels", "fit_picture", "is_grey", "open_picture", "picture_shape", "prepare_images", "read_pixels"]
+__all__ = [
+    "encode_pixels",
+    "fit_picture",
+    "is_grey",
+    "list_problems",
+    "open_picture",
+    "picture_shape",
+    "prepare_images",
+    "read_pixels",
+]
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 1_000  # pictures that are prepared and cached together: what an interruption may cost
 AHEAD = 64  # pictures that are in memory together before they are prepared
-VERSION = 1  # of the pixels: raise it with any change of them, so that cached ones are made anew
+VERSION = 2  # of the pixels: raise it with any change of them, so that cached ones are made anew
+SHOWN = 20  # problems that a message names
 MAGIC = {1: "P5", 3: "P6"}
 MODES = {1: "L", 3: "RGB"}
 
@@ -209,13 +219,14 @@ def prepare_images(
             wrong = chunk.select([i for i, problem in enumerate(prepared["problem"]) if problem is not None])
             if any(_prepare_one(row, size, channels)["problem"] is None for row in wrong):
                 prepared = read_cache(builder, anew=True)["train"]
-            for i, problem in enumerate(prepared["problem"], start=start):
+            for i, (problem, path) in enumerate(zip(prepared["problem"], _paths(chunk), strict=True), start=start):
                 if problem is None:
                     good.append(i)
-                elif on_error == "raise":
+                    continue
+                problem = f"{path or f'row {i}'}: {problem}"
+                if on_error == "raise":
                     raise ValueError(f"{problem}. Repair or remove it, or leave out such rows by on_error='skip'.")
-                else:
-                    problems.append(problem)
+                problems.append(problem)
             chunks.append(prepared.remove_columns("problem"))
             progress.update(len(chunk))
     if not good:
@@ -269,7 +280,26 @@ def _prepare_one(row: dict[str, Any], size: int, channels: int) -> dict[str, Any
         with open_picture(row["image"]) as picture:
             return {"image": encode_pixels(fit_picture(picture, size, channels)), "problem": None}
     except Exception as error:  # of many kinds; one picture must not end it all
-        return {"image": None, "problem": f"{(row['image'] or {}).get('path') or 'An image'}: {error}"}
+        return {"image": None, "problem": why_unread(error)}
+
+
+def why_unread(error: Exception) -> str:
+    """What is wrong with a picture, in words that do not repeat its path."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no picture of a kind that can be read"
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+
+
+def _paths(pictures: Dataset) -> list[str | None]:
+    return pc.struct_field(pictures.with_format("arrow")[:]["image"].combine_chunks(), "path").to_pylist()
+
+
+def list_problems(problems: Sequence[str]) -> str:
+    """What was wrong, to stand behind a colon: the first 20 in a line each, and the number of the others."""
+    if len(problems) == 1:
+        return f" {problems[0]}"
+    others = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    return "".join(f"\n  {line}" for line in [*problems[:SHOWN], *others])
 
 
 def _common_folder(pictures: Dataset) -> str | None:
@@ -301,9 +331,8 @@ def _key(pictures: Dataset, size: int, channels: int) -> str:
             digest.update(repr(path).encode())
             if content.is_valid:
                 digest.update(content.as_buffer())
-            elif path is not None and os.path.isfile(path):
-                stat = os.stat(path)
-                digest.update(repr((stat.st_size, stat.st_mtime_ns)).encode())
+            elif path is not None and os.path.isfile(file := path.split("::")[-1] if "://" in path else path):
+                digest.update(repr(file_state(file)).encode())
     return digest.hexdigest()[:32]
 
 

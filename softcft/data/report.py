@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from datasets import DatasetDict
 
+from softcft.data.folders import left_out
 from softcft.data.own import as_text, column_values, explain_unknown, find_columns, make_splits, read_column
 from softcft.data.report_pictures import DataReport, Example, check_pictures
-from softcft.data.sources import DataConfig
+from softcft.data.sources import FOLDERS, GRAPHS, DataConfig
 from softcft.graph import CausalGraph, Variable
 
 __all__ = ["DataReport", "Example", "check_data"]
@@ -54,6 +55,8 @@ def check_data(
         ValueError: If ``columns`` cannot be understood.
     """
     report = DataReport()
+    if config.dataset_name not in (*GRAPHS, *FOLDERS):
+        report.warnings += left_out(config.dataset_name, table)
     sources, mappings = find_columns(graph, columns)
     splits = _split(table, config, report)
     _check_groups(splits, config, report)

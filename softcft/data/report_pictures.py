@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict, Image
 from tqdm.auto import tqdm
 
 from softcft.data.paths import check_paths
-from softcft.data.pixels import fit_picture, is_grey, open_picture, picture_shape
+from softcft.data.pixels import fit_picture, is_grey, list_problems, open_picture, picture_shape, why_unread
 from softcft.data.sources import DataConfig
 
 __all__ = ["DataReport", "Example", "check_pictures"]
@@ -133,7 +133,7 @@ def check_pictures(
 def _check_files(stored: Mapping[str, Dataset], column: str, report: DataReport) -> None:
     """Whether all files are there, which is quickly done for all rows."""
     lost = [
-        picture["path"] if picture else "(none)"
+        f"{picture['path']}: there is no such file" if picture else "a row has no picture"
         for rows in stored.values()
         if not (rows[0][column] or {}).get("bytes")  # else the table itself holds them, and they are long to read
         for picture in rows[column]
@@ -141,8 +141,8 @@ def _check_files(stored: Mapping[str, Dataset], column: str, report: DataReport)
     ]
     if lost:
         report.warnings.append(
-            f"{len(lost)} pictures are not there, for instance {lost[0]}: their rows would be left out. Correct the "
-            "names, or remove the rows."
+            f"{len(lost)} pictures are not there, and their rows would be left out. Correct the names, or remove the "
+            f"rows:{list_problems(lost)}"
         )
 
 
@@ -180,7 +180,7 @@ def _read_picture(stored: Mapping[str, Any] | None, size: int, channels: int) ->
             pixels = fit_picture(opened, size, channels)
             return picture._replace(pixels=pixels, digest=hashlib.blake2b(pixels.tobytes()).digest())
     except Exception as error:  # of many kinds; one picture must not end it all
-        return picture._replace(problem=f"{picture.name}: {error}")
+        return picture._replace(problem=f"{picture.name}: {why_unread(error)}")
 
 
 def _note_pictures(
@@ -222,11 +222,11 @@ def _check_read(
 ) -> None:
     problems = [picture.problem for picture in pictures if picture.problem is not None]
     if problems:
-        text = f"{len(problems)} of {len(pictures)} pictures cannot be used: {'; '.join(problems[:5])}."
+        text, named = f"{len(problems)} of {len(pictures)} pictures cannot be used", list_problems(problems)
         if len(problems) == len(pictures) or config.on_error == "raise":
-            report.errors.append(f"{text} Repair them, or leave their rows out.")
+            report.errors.append(f"{text}. Repair them, or leave their rows out:{named}")
         else:
-            report.warnings.append(f"{text} Their rows would be left out. Repair them, if they are needed.")
+            report.warnings.append(f"{text}, and their rows would be left out. Repair them, if they are needed:{named}")
     coloured = sum(bool(picture.mode) and not picture.grey for picture in pictures)
     if channels == 1 and coloured and config.image_channels is None:
         report.warnings.append(

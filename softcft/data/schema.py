@@ -8,7 +8,7 @@ sees :class:`ImageAttributeDataset` only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ class ImageAttributeDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
             ``graph``, None where its value is missing. Columns of class labels are read by their names. Other columns
             are ignored.
         graph: The causal graph.
+        subjects: Who each image is of, which :meth:`subset` keeps together; each of its own if left out.
 
     Attributes:
         graph: The causal graph.
@@ -62,9 +63,9 @@ class ImageAttributeDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         sample_size: Height and width of the images in pixels.
 
     Raises:
-        ValueError: If ``rows`` is no :class:`datasets.Dataset`, has no rows or lacks a column; if a value is out of
-            range or no category (the message names row and column); or if the first image is not prepared. Later images
-            are checked when they are read.
+        ValueError: If ``rows`` is no :class:`datasets.Dataset`, has no rows or lacks a column; if there are not as many
+            subjects as rows; if a value is out of range or no category (the message names row and column); or if the
+            first image is not prepared. Later images are checked when they are read.
 
     Example:
         >>> dataset = ImageAttributeDataset(load_phantom(64)["train"], PHANTOM_GRAPH)
@@ -72,7 +73,7 @@ class ImageAttributeDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         (torch.Size([1, 64, 64]), torch.Size([6]))
     """
 
-    def __init__(self, rows: Dataset, graph: CausalGraph) -> None:
+    def __init__(self, rows: Dataset, graph: CausalGraph, subjects: Sequence[str] | None = None) -> None:
         if not isinstance(rows, Dataset):
             raise ValueError(
                 f"rows must be a datasets.Dataset, got {type(rows).__name__}; of a DatasetDict pass one split, "
@@ -86,8 +87,11 @@ class ImageAttributeDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
             )
         if len(rows) == 0:
             raise ValueError("rows is empty; pass at least one row.")
+        if subjects is not None and len(subjects) != len(rows):
+            raise ValueError(f"subjects must have one for each of the {len(rows)} rows, got {len(subjects)}.")
         rows = rows.with_format(None)
         self.graph = graph
+        self._subjects = range(len(rows)) if subjects is None else subjects
         self.parents = encode_rows(rows, graph)
         self.complete = (~self.parents.isnan().any(dim=1)).nonzero()[:, 0].tolist()
         self._images = rows.select_columns(["image"]).with_format("arrow")
@@ -99,8 +103,17 @@ class ImageAttributeDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         return len(self.parents)
 
     def subset(self, half: Literal["even", "odd", "all"] = "all", complete: bool = False) -> Subset[dict[str, Tensor]]:
-        """Every other row or all of them, without those that miss a value if ``complete``."""
-        rows = {"even": range(0, len(self), 2), "odd": range(1, len(self), 2), "all": range(len(self))}[half]
+        """The images of every other subject or of all, without those that miss a value if ``complete``.
+
+        Raises:
+            ValueError: If there is no subject in that half.
+        """
+        numbers: dict[Any, int] = {}  # of subjects, in the order of their first rows
+        parity = {"even": (0,), "odd": (1,), "all": (0, 1)}[half]
+        of_row = [numbers.setdefault(subject, len(numbers)) for subject in self._subjects]
+        rows = [row for row, number in enumerate(of_row) if number % 2 in parity]
+        if not rows:
+            raise ValueError(f"half is {half!r}, but all {len(self)} images are of one subject; at least 2 are needed.")
         wanted = set(self.complete) if complete else range(len(self))
         return Subset(self, [row for row in rows if row in wanted])
 

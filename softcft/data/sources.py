@@ -10,13 +10,15 @@ from typing import Any, Literal
 
 from datasets import Dataset, DatasetDict, IterableDataset
 
+from softcft.data.folders import left_out
 from softcft.data.mimic_cxr import load_mimic_cxr
 from softcft.data.morphomnist import MORPHOMNIST_GRAPH, load_morphomnist
 from softcft.data.own import as_text, is_missing, make_splits, read_table, translate
 from softcft.data.paths import check_paths
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
-from softcft.data.pixels import picture_shape, prepare_images
+from softcft.data.pixels import list_problems, picture_shape, prepare_images
 from softcft.data.schema import ImageAttributeDataset
+from softcft.data.splits import SPLITS
 from softcft.data.streaming import StreamedImages, stream_splits
 from softcft.graph import CausalGraph
 
@@ -142,7 +144,11 @@ class SubsetConfig:
     """
 
     half: Literal["even", "odd", "all"] = field(
-        default="all", metadata={"help": "Rows of the training data to learn from: every other one, or all."}
+        default="all",
+        metadata={
+            "help": "Training images to learn from: those of every other subject (value of --group_column, or patient "
+            "of MIMIC-CXR; where none is known, every other image), or all."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -189,7 +195,7 @@ def training_images(
 ) -> ImageAttributeDataset | StreamedImages:
     """The training images of :func:`load_data` for the training loop, whether they are prepared or streamed."""
     if isinstance(rows, Dataset):
-        return ImageAttributeDataset(rows, graph)
+        return ImageAttributeDataset(rows, graph, subjects_of(rows, config))
     return StreamedImages(
         rows, config.dataset_name, graph, columns, config.sample_size, config.image_channels, config.data_seed
     )
@@ -243,7 +249,7 @@ def load_data(
     elif config.dataset_name == "mimic_cxr" and not Path(str(config.data_dir), "dataset_dict.json").is_file():
         splits = load_mimic_cxr(str(config.data_dir), config.sample_size, on_error=config.on_error)
     else:
-        splits = read_table(name, config.dataset_config_name)
+        splits = _read_own(name, config.dataset_config_name)
     subject = _subject_column(config)
     keep = [] if subject is None else [subject]
     splits = DatasetDict({split: translate(rows, graph, columns, keep) for split, rows in splits.items()})
@@ -264,9 +270,19 @@ def load_data(
         )
         if problems:
             logger.warning(
-                "%d of %d %s images are left out: %s", len(problems), len(rows), name, "; ".join(problems[:5])
+                "%d of %d %s images are left out:%s", len(problems), len(rows), name, list_problems(problems)
             )
     return prepared
+
+
+def _read_own(name: str, config_name: str | None) -> DatasetDict:
+    """A table, after saying what of it is not used and what it does not decide."""
+    splits = read_table(name, config_name)
+    for note in left_out(name, splits):
+        logger.warning("%s: %s", name, note)
+    if drawn := [split for split in SPLITS if split not in splits]:
+        logger.warning("%s: %s drawn at random from the training images.", name, " and ".join(drawn))
+    return splits
 
 
 def subjects_of(rows: Dataset, config: DataConfig) -> list[str]:

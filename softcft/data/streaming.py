@@ -20,7 +20,7 @@ from torch import Tensor
 
 from softcft.data.own import read_table, translate
 from softcft.data.paths import check_paths
-from softcft.data.pixels import fit_picture, open_picture, picture_shape, prepare_images
+from softcft.data.pixels import fit_picture, list_problems, open_picture, picture_shape, prepare_images, why_unread
 from softcft.data.schema import encode_rows
 from softcft.graph import CausalGraph
 
@@ -153,7 +153,7 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
                     f"{self._dataset_name}: {LOST} images in a row cannot be read; the last is {path}: {error}. See "
                     "that its files are still there and can be reached."
                 ) from error
-            logger.warning("%s is left out: %s", path, error)
+            logger.warning("%s is left out: %s", path, why_unread(error))
             return None
         self._unread = 0
         image = torch.from_numpy(pixels.copy()).view(self.sample_size, self.sample_size, self.image_channels)
@@ -224,7 +224,7 @@ def stream_splits(
             part, problems = prepare_images(table, sample_size, channels, cache_dir=cache_dir, desc=f"{name} images")
             parts.append(part)
             if problems:
-                logger.warning("%d %s images are left out: %s", len(problems), name, "; ".join(problems[:5]))
+                logger.warning("%d %s images are left out:%s", len(problems), name, list_problems(problems))
         if not parts:
             raise ValueError(f"The split {name!r} has no rows.")
         prepared[name] = concatenate_datasets(parts)

@@ -14,7 +14,7 @@ from pathlib import Path
 from datasets import DatasetBuilder, DatasetDict, DatasetInfo
 from datasets.exceptions import DatasetGenerationError
 
-__all__ = ["check_whole", "read_cache"]
+__all__ = ["check_whole", "file_state", "read_cache"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,16 @@ def check_whole(path: str | Path) -> None:
             )
 
 
+def file_state(path: str | Path) -> tuple[str, ...]:
+    """What tells a file from the same one after a change: its size and times, without reading it.
+
+    Who changes a file can set back the time of its last modification, as copying tools do. The time of the last change
+    of the file itself or of its attributes (``st_ctime``) is the file system's own, but on Windows.
+    """
+    state = os.stat(path)
+    return str(state.st_size), str(state.st_mtime_ns), str(state.st_ctime_ns)
+
+
 def read_cache(builder: DatasetBuilder, *, anew: bool = False) -> DatasetDict:
     """Read what a builder has in the cache, or make it.
 
@@ -60,10 +70,13 @@ def read_cache(builder: DatasetBuilder, *, anew: bool = False) -> DatasetDict:
         Its splits.
 
     Raises:
+        ValueError: If the name of the cache has a part that datasets does not take for a name.
         Exception: Whatever prevented it, of many kinds: what datasets reports as an error in making the data set is
             unwrapped.
     """
     folder = Path(builder.cache_dir)
+    if "::" in str(folder):  # which datasets takes for the way into an archive
+        raise ValueError(f"The cache {folder} must have no '::' in its name; give another --data_dir.")
     if folder.is_dir() and (anew or not _is_whole(folder)):
         if not anew:
             logger.warning("The cache %s is damaged; it is made anew.", folder)

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from datasets import Dataset, load_dataset_builder, load_from_disk
+from datasets import Dataset, load_from_disk
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -134,11 +134,16 @@ def test_a_damaged_cache_of_prepared_images_is_made_anew(damage: str, tmp_path: 
 
 
 @pytest.mark.parametrize("damage", ["in a batch", "gone"])
-def test_a_damaged_cache_of_a_table_is_made_anew(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = make_folder(tmp_path / f"table-{damage.replace(' ', '-')}")
-    read_table(str(folder))
-    cache = Path(load_dataset_builder(str(folder)).cache_dir)
-    CUTS[damage](next(cache.glob("*.arrow")))
+def test_a_damaged_cache_of_data_files_is_made_anew(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    Dataset.from_dict({"age": range(100)}).to_parquet(folder / "train.parquet")
+    rows = read_table(str(folder))["train"]
+    cache = Path(rows.cache_files[0]["filename"])
+    del rows
+    CUTS[damage](cache)
     assert read_table(str(folder))["train"]["age"][:] == list(range(100))
     assert "damaged; it is made anew" in caplog.text
 

@@ -168,7 +168,7 @@ def test_no_such_folder(name: str) -> None:
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=f"--dataset_name {tmp_path}/empty cannot be read: .* any data files"):
+    with pytest.raises(ValueError, match=f"--dataset_name {tmp_path}/empty cannot be read: .* no data files"):
         read_table(str(tmp_path / "empty"))
     with pytest.raises(
         ValueError, match="--dataset_name no/where is no folder, and as a data set of the Hub it cannot"

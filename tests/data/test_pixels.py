@@ -189,21 +189,19 @@ def test_damaged_pictures_are_left_out_and_named(paths: list[str], tmp_path: Pat
 
 def test_damaged_pictures_may_end_it(paths: list[str], tmp_path: Path) -> None:
     rows = Dataset.from_dict({"image": damaged(paths)})
-    with pytest.raises(
-        ValueError, match=r"1\.png: cannot identify image file .* leave out such rows by on_error='skip'"
-    ):
+    with pytest.raises(ValueError, match=r"1\.png: it is no picture .* leave out such rows by on_error='skip'"):
         prepare_images(rows, 8, 1, on_error="raise", cache_dir=tmp_path / "cache")
 
 
 def test_a_missing_picture_is_damaged(paths: list[str], tmp_path: Path) -> None:
     rows = Dataset.from_dict({"image": [*paths, None]})
-    assert prepare_images(rows, 8, 1, cache_dir=tmp_path / "cache")[1] == ["An image: it has no image"]
+    assert prepare_images(rows, 8, 1, cache_dir=tmp_path / "cache")[1] == ["row 7: it has no image"]
 
 
 def test_the_first_picture_may_be_the_missing_one(paths: list[str], tmp_path: Path) -> None:
     rows = Dataset.from_dict({"image": [None, *paths]})
     prepared, problems = prepare_images(rows, 8, 1, cache_dir=tmp_path / "cache")
-    assert (len(prepared), problems) == (7, ["An image: it has no image"])
+    assert (len(prepared), problems) == (7, ["row 0: it has no image"])
 
 
 def test_no_picture_at_all(tmp_path: Path) -> None:

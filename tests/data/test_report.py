@@ -139,8 +139,10 @@ def test_pictures_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     report = check(splits(200, pictures), dataset_name=str(tmp_path))
     assert report.errors == []
     (unreadable,) = report.warnings
-    assert unreadable.startswith("3 of 200 pictures cannot be used: broken.png: cannot identify")
+    assert unreadable.startswith("3 of 200 pictures cannot be used")
+    assert "broken.png: it is no picture" in unreadable
     assert "deep.png: more than 8 bits per channel" in unreadable
+    assert f"{tmp_path}/where.png: No such file" in unreadable
     assert (
         check(splits(200, pictures), dataset_name=str(tmp_path), on_error="raise")
         .errors[0]
@@ -156,10 +158,9 @@ def test_files_that_are_not_there_are_looked_for_beyond_the_sample(
     (tmp_path / "0.png").write_bytes(png(0))
     there = {"bytes": None, "path": str(tmp_path / "0.png")}
     pictures = {**dict.fromkeys(range(200), there), 55: {"bytes": None, "path": str(tmp_path / "where.png")}}
-    assert check(splits(200, pictures), dataset_name=str(tmp_path)).warnings[0] == (
-        f"1 pictures are not there, for instance {tmp_path}/where.png: their rows would be left out. Correct the "
-        "names, or remove the rows."
-    )
+    warning = check(splits(200, pictures), dataset_name=str(tmp_path)).warnings[0]
+    assert warning.startswith("1 pictures are not there")
+    assert f"{tmp_path}/where.png" in warning
 
 
 def test_the_first_picture_decides_on_colour() -> None:
@@ -170,7 +171,8 @@ def test_the_first_picture_decides_on_colour() -> None:
     assert check(table, image_channels=1).warnings == []
     report = check(splits(200, {0: {"bytes": b"", "path": "empty.png"}}))  # then the next one does
     assert report.errors == []
-    assert report.warnings[0].startswith("1 of 200 pictures cannot be used: empty.png: ")
+    assert report.warnings[0].startswith("1 of 200 pictures cannot be used")
+    assert "empty.png: " in report.warnings[0]
 
 
 def test_sizes_are_told() -> None:

@@ -121,7 +121,7 @@ def test_damaged_images_are_left_out_and_named(tmp_path: Path, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         assert sorted(numbers(list(islice(images, 30)))) == list(range(30))
         next(islice(images, 30, 31))
-    assert "ct7.png is left out: cannot identify image file" in caplog.text
+    assert "ct7.png is left out: it is no picture" in caplog.text
 
 
 def test_nothing_to_learn_from_is_an_error(tmp_path: Path) -> None:

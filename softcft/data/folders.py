@@ -1,0 +1,265 @@
+"""Folders of pictures or of data files: which files there are, and which of them are which split.
+
+The files are listed here, and tables are read anew each time, so that nothing but names and contents decides: no
+pattern in which a bracket is no bracket, and no cache of a table that has changed since.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, DatasetBuilder, DatasetDict, Features, Image, load_dataset_builder
+from datasets.data_files import DataFilesList
+from huggingface_hub import metadata_load
+from PIL import Image as PILImage
+
+from softcft.data.paths import check_files
+from softcft.data.splits import split_files, split_of
+from softcft.data.tables import Table, join_tables, read_file
+from softcft.data.whole import check_whole, file_state
+
+__all__ = ["has_readme", "left_out", "list_files", "read_folder"]
+
+TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+PACKED = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".zip": "imagefolder"}
+PLAIN = (".csv", ".jsonl")
+NOT_READ = (*PACKED, *PLAIN, ".tsv", ".xls", ".xlsx", ".ods", ".json", ".gz", ".npz", ".h5", ".hdf5")
+IGNORED = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
+EXAMPLES = 5
+
+
+def list_files(folder: str | Path) -> list[str]:
+    """All files below a folder, as sorted paths with slashes, links followed; without hidden ones.
+
+    Raises:
+        ValueError: If the name of one is no text.
+    """
+    root = Path(folder).resolve()
+    found = []
+    above = {str(root): frozenset([os.path.realpath(root)])}  # a link to a folder above would never end
+    for place, folders, files in os.walk(root, followlinks=True):
+        kept = []
+        for name in folders:
+            real = os.path.realpath(os.path.join(place, name))
+            if not name.startswith((".", "__")) and real not in above[place]:
+                above[os.path.join(place, name)] = above[place] | {real}
+                kept.append(name)
+        folders[:] = kept
+        found += [os.path.join(place, name) for name in files if not name.startswith(".")]
+    for path in found:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"The name {os.fsencode(path)!r} is not UTF-8; rename the file or folder.") from None
+    return sorted(Path(path).relative_to(root).as_posix() for path in found)
+
+
+def read_folder(folder: str | Path) -> DatasetDict | DatasetBuilder:
+    """Read a folder of pictures, with tables or with folders as labels, or find what builds its data files.
+
+    Args:
+        folder: With ``metadata.csv``, ``.jsonl`` or ``.parquet``; or with pictures only, in folders of their classes;
+            or with ``.csv``, ``.jsonl``, ``.parquet``, ``.arrow``, WebDataset ``.tar`` or ``.zip`` files.
+
+    Returns:
+        The splits that the names of folders (or data files) say, see :mod:`softcft.data.splits`, else all in ``train``.
+        Of data files that are too large for the memory, a builder of such splits.
+
+    Raises:
+        ValueError: If a file cannot be read, is cut short or leads out of the folder, or if names leave open what is a
+            split.
+    """
+    root, files = Path(folder).resolve(), list_files(folder)
+    tables = [file for file in files if os.path.basename(file) in TABLES]
+    pictures = [file for file in files if _is_picture(file)]
+    packed = {ending: [file for file in files if file.lower().endswith(ending)] for ending in (*PACKED, *PLAIN)}
+    ending, data = max(packed.items(), key=lambda item: len(item[1]))
+    check_files(str(root), [str(root / file) for file in tables or (pictures and ()) or data])
+    if tables:
+        return _read_pictures(root, tables, files)
+    if len(pictures) >= max(1, len(data)):
+        return _classes(root, pictures)
+    if not data:
+        raise ValueError(
+            f"{root} has {len(files)} files, but no pictures and no data files ({', '.join((*PACKED, *PLAIN))})."
+        )
+    places = split_files(data, by_name=True)
+    splits = {split: [data[i] for i in found] for split, found in places.items()}
+    for file in data:
+        check_whole(root / file)
+    if ending in PACKED:
+        return _builder(root, ending, splits)
+    read = {file: read_file(root / file) for file in data}
+    return join_tables([(split, read[file]) for split, some in splits.items() for file in some])
+
+
+def has_readme(folder: str | Path) -> bool:
+    """Whether a ``README.md`` says which files are which split, which then counts."""
+    readme = Path(folder, "README.md")
+    return readme.is_file() and "configs" in (metadata_load(readme) or {})
+
+
+def left_out(dataset_name: str, splits: Mapping[str, Dataset]) -> list[str]:
+    """What is in a folder and not in its rows, in words: pictures that no row names, and files that are not read.
+
+    Args:
+        dataset_name: A folder, or the name of a data set of the Hub, of which nothing is said.
+        splits: What was read of it.
+    """
+    if not os.path.isdir(dataset_name):
+        return []
+    root, files = Path(dataset_name).resolve(), list_files(dataset_name)
+    used: set[str] = set()
+    holds = False  # pictures in the rows themselves
+    for rows in splits.values():
+        for name in [name for name, feature in rows.features.items() if isinstance(feature, Image)]:
+            for batch in rows.select_columns([name]).cast_column(name, Image(decode=False)).iter(1_000):
+                used |= {stored["path"] for stored in batch[name] if stored and stored["bytes"] is None}
+                holds = holds or any(stored and stored["bytes"] is not None for stored in batch[name])
+    notes = []
+    pictures = [file for file in files if _is_picture(file)]
+    unused = [file for file in pictures if str(root / file) not in used]
+    if unused:
+        counts = Counter(os.path.dirname(file) or "." for file in unused).most_common(3)
+        most = ", ".join(f"{number} in {folder}" for folder, number in counts)
+        notes.append(
+            f"{len(unused)} of {len(pictures)} pictures in the folder are left out, for they are in no row that is "
+            f"used: {_examples(unused)} ({most}). Add rows for them to the table, or give their folder the name of a "
+            "split, if they are needed."
+        )
+    if used and not holds:
+        tables = [
+            file
+            for file in files
+            if file.lower().endswith(NOT_READ) and os.path.basename(file) not in (*TABLES, *IGNORED)
+        ]
+        if tables:
+            notes.append(
+                f"{len(tables)} files are left out, for beside pictures only {', '.join(TABLES)} are read: "
+                f"{_examples(tables)}. Rename or convert one, if it is the table."
+            )
+    return notes
+
+
+def _examples(files: Sequence[str]) -> str:
+    return ", ".join(files[:EXAMPLES]) + (", ..." if len(files) > EXAMPLES else "")
+
+
+def _is_picture(file: str) -> bool:
+    endings = PILImage.registered_extensions()
+    return endings.get(os.path.splitext(file)[1].lower()) in PILImage.OPEN
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+
+
+def _classes(root: Path, pictures: Sequence[str]) -> DatasetDict:
+    """Pictures without a table: the folder of each is its label, if all lie equally deep and there are several."""
+    places = split_files(pictures, by_name=False)
+    used = sorted(i for found in places.values() for i in found)
+    labels = {i: os.path.basename(os.path.dirname(pictures[i])) for i in used}
+    names = sorted(set(labels.values()))
+    deep = {pictures[i].count("/") for i in used}
+    is_labelled = len(names) > 1 and len(deep) == 1 and (len(places) == 1 or not all(map(split_of, names)))
+    types = {"image": Image()} | ({"label": ClassLabel(names=names)} if is_labelled else {})
+    return DatasetDict(
+        {
+            split: Dataset.from_dict(
+                {"image": [str(root / pictures[i]) for i in found]}
+                | ({"label": [labels[i] for i in found]} if is_labelled else {}),
+                features=Features(types),
+            )
+            for split, found in places.items()
+        }
+    )
+
+
+def _read_pictures(root: Path, tables: Sequence[str], files: Sequence[str]) -> DatasetDict:
+    """Tables of pictures, each with a column ``file_name`` (or ``scan_file_name``, which becomes ``scan``)."""
+    if twice := [place for place, number in Counter(map(os.path.dirname, tables)).items() if number > 1]:
+        raise ValueError(f"{root / twice[0]} has several of {', '.join(TABLES)}; keep one of them.")
+    known = {unicodedata.normalize("NFC", file): file for file in files}
+    read: list[Table] = []
+    pictures: set[str] = set()
+    places: list[str] = []  # of each row's picture
+    for file in tables:
+        folder, table = os.path.dirname(file), read_file(root / file)
+        names = {name: name[: -len("_file_name")] or "image" for name in table if name.endswith("_file_name")}
+        names |= {"file_name": "image"} if "file_name" in table else {}
+        if not names:
+            raise ValueError(f"{root / file} has no column file_name, of the pictures' names; it has {list(table)}.")
+        for name, column in names.items():
+            if column in table:
+                raise ValueError(f"{root / file} has the columns {name} and {column}; rename {column}.")
+            table[name] = [_find(root, folder, cell, known) for cell in table[name]]
+        main = "file_name" if "file_name" in names else next(iter(names))
+        places += [os.path.join(folder, "") if path is None else path for path in table[main]]
+        read.append(
+            {
+                names.get(name, name): [None if cell is None else str(root / cell) for cell in cells]
+                if name in names
+                else cells
+                for name, cells in table.items()
+            }
+        )
+        pictures |= set(names.values())
+    splits = {row: split for split, rows in split_files(places, by_name=False).items() for row in rows}
+    parts, start = [], 0
+    for table in read:
+        end = start + len(next(iter(table.values())))
+        for split in dict.fromkeys(splits[row] for row in range(start, end) if row in splits):
+            rows = [row - start for row in range(start, end) if splits.get(row) == split]
+            parts.append((split, {name: [cells[row] for row in rows] for name, cells in table.items()}))
+        start = end
+    return join_tables(parts, pictures)
+
+
+def _find(root: Path, folder: str, name: Any, known: Mapping[str, str]) -> str | None:
+    """The path of the picture that a table calls so, below the root; None if it names none."""
+    if name is None or name == "":
+        return None
+    path = os.path.normpath(os.path.join(folder, str(name)))
+    if not os.path.lexists(root / path):
+        path = os.path.normpath(os.path.join(folder, str(name).replace("\\", "/")))
+        path = known.get(unicodedata.normalize("NFC", path), path)  # é may be written as one letter or as two
+    return path
+
+
+# ---- data files -----------------------------------------------------------------------------------------------------
+
+
+def _builder(root: Path, ending: str, splits: Mapping[str, Sequence[str]]) -> DatasetBuilder:
+    """What reads files that are too large for the memory, and keeps them in the cache while they do not change."""
+    for path in (str(root / file) for some in splits.values() for file in some):
+        if "::" in path or os.path.expandvars(path) != path:
+            raise ValueError(f"{path}: datasets would not take this name as it is; rename what has '::' or '$' in it.")
+    # Lists of this class are taken as they are; others would be patterns, in which [ and * are no letters.
+    files = {
+        split: DataFilesList([str(root / file) for file in some], [file_state(root / file) for file in some])
+        for split, some in splits.items()
+    }
+    return load_dataset_builder(PACKED[ending], data_files=files, features=_features(root, ending, splits))
+
+
+def _features(root: Path, ending: str, splits: Mapping[str, Sequence[str]]) -> Features | None:
+    """The columns of all files together: whole numbers in one, and numbers in another, where a gap is, are numbers."""
+    schemas = []
+    for file in (file for some in splits.values() for file in some):
+        if ending == ".parquet":
+            schemas.append(pq.read_schema(root / file))
+        elif ending == ".arrow":
+            with pa.memory_map(str(root / file)) as source:
+                try:
+                    schemas.append(pa.ipc.open_stream(source).schema)
+                except pa.ArrowInvalid:
+                    schemas.append(pa.ipc.open_file(source).schema)
+    if not schemas or all(schema.equals(schemas[0]) for schema in schemas):
+        return None
+    return Features.from_arrow_schema(pa.unify_schemas(schemas, promote_options="permissive"))

@@ -1,0 +1,152 @@
+"""Which folders, files or rows are training, validation and test: by names that are those of splits, and by no guess.
+
+A name counts as a whole. ``Test``, ``testing`` and ``test_set`` are the test split; ``test_site`` and ``train_station``
+are sites. Where names leave it open, that is an error that says what to rename: no test picture must be learned from.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["SPLITS", "name_splits", "rename_splits", "split_files", "split_of"]
+
+SPLITS = ("train", "validation", "test")
+WORDS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation", "validate", "dev", "development"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+NAMES = {word + end: split for split, words in WORDS.items() for word in words for end in ("", "set", "data", "split")}
+# Of both, as published lists often are: validation images are then drawn from it.
+NAMES |= {word + other: "train" for word in WORDS["train"] for other in WORDS["validation"]}
+SHARD = re.compile(r"[-_. ]*\d+([-_ ]of[-_ ]\d+.*)?$")  # of train-00000-of-00003 and train_0
+
+
+def split_of(name: object) -> str | None:
+    """The split that a name is a name of, ``"validation"`` of ``"Val"`` for instance, or None.
+
+    Upper and lower case, spaces and punctuation do not matter. ``train_val`` is the training split.
+    """
+    return NAMES.get(re.sub(r"[\W_]+", "", str(name)).casefold())
+
+
+def name_splits(names: Iterable[str], kind: str) -> dict[str, str]:
+    """Which of some names belong to which split.
+
+    Args:
+        names: Names of folders or files that lie beside each other, or of parts of a data set.
+        kind: What they are, for messages: ``"folders"`` for instance.
+
+    Returns:
+        The split of each name that has one; the others are left out. Of none if these are not names of splits.
+
+    Raises:
+        ValueError: If two names are of one split; if some are names of splits and others not, but they are not at least
+            the training and another split; or if two differ only by words for splits, as ``xtrain`` and ``xtest`` do.
+    """
+    names = sorted(set(names))
+    found = {name: split for name in names if (split := split_of(name)) is not None}
+    _check_once(found, kind)
+    others = [name for name in names if name not in found]
+    if found and others and (len(found) == 1 or "train" not in found.values()):
+        raise ValueError(
+            f"Of the {kind}, {list(found)} would be splits by their names, and {_some(others)} would not. If all are "
+            "splits, call them train, validation and test. If they are classes or sites, rename "
+            f"{list(found)}, or put all into a folder train."
+        )
+    if not found:
+        _check_affixes(names, kind)
+    return found
+
+
+def rename_splits(names: Iterable[str]) -> dict[str, str]:
+    """Which of the splits of a data set is which of ours; a single one is ``train``.
+
+    Raises:
+        ValueError: If two are the same, or none is the training split.
+    """
+    names = list(names)
+    if len(names) == 1:
+        return {names[0]: "train"}
+    found = {name: split for name in names if (split := split_of(name)) is not None}
+    _check_once(found, "splits")
+    if "train" not in found.values():
+        raise ValueError(f"The data set has the splits {sorted(names)}, but none is called 'train'; rename one.")
+    return found
+
+
+def split_files(files: Sequence[str], *, by_name: bool) -> dict[str, list[int]]:
+    """Part the files of a folder into splits, by the first folders below that which they have in common.
+
+    Args:
+        files: Their paths below the folder, with slashes.
+        by_name: Whether the names of the files count, too, but for the number of a part and the ending.
+
+    Returns:
+        By split the positions of its files; all are ``train`` if there are no splits.
+
+    Raises:
+        ValueError: If names leave it open, see :func:`name_splits`.
+    """
+    parts = [_parts(file, by_name) for file in files]
+    first, last = min(parts), max(parts)
+    depth = next((i for i, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
+    if by_name and all(len(part) == depth for part in parts):  # shards of one file
+        return {"train": list(range(len(files)))}
+    kind = "files" if by_name and all(len(part) <= depth + 1 for part in parts) else "folders"
+    tops = [part[depth] if len(part) > depth else "." for part in parts]
+    named = {split_of(top) for top in tops} - {None}
+    if len(named) < 2 and any(map(split_of, first[:depth])):  # classes in a folder train, one of them perhaps trains
+        return {"train": list(range(len(files)))}
+    splits = name_splits(tops, kind)
+    if not splits:
+        for level in range(depth + 1, max(map(len, parts), default=0)):
+            deeper = {part[level] for part in parts if len(part) > level}
+            named = {split_of(name) for name in deeper} - {None}
+            if len(named) > 1:
+                examples = sorted(name for name in deeper if split_of(name) is not None)
+                raise ValueError(
+                    f"There are {examples}, names of splits, in several folders ({_some(sorted(set(tops)))}). Make "
+                    "them the folders at the top, or rename them if they are no splits."
+                )
+        return {"train": list(range(len(files)))}
+    result: dict[str, list[int]] = {split: [] for split in SPLITS if split in splits.values()}
+    for i, top in enumerate(tops):
+        if top in splits:
+            result[splits[top]].append(i)
+    return result
+
+
+def _parts(file: str, by_name: bool) -> list[str]:
+    *folders, name = file.split("/")
+    return [*folders, SHARD.sub("", os.path.splitext(name)[0]) or name] if by_name else folders
+
+
+def _check_once(found: Mapping[str, str], kind: str) -> None:
+    for split in SPLITS:
+        same = [name for name, other in found.items() if other == split]
+        if len(same) > 1:
+            raise ValueError(f"The {kind} {same} are all names of the split {split!r}; rename or merge all but one.")
+
+
+def _check_affixes(names: Sequence[str], kind: str) -> None:
+    """Refuse names such as trainA and testA: they may well be splits, and may be classes."""
+    rests: dict[str, dict[str, str]] = {}
+    for name in names:
+        for split, words in WORDS.items():
+            for word in words:
+                lower = name.casefold()
+                for rest in {lower.removeprefix(word), lower.removesuffix(word)} - {lower}:
+                    rests.setdefault(rest, {})[split] = name
+    for found in rests.values():
+        if len(set(found.values())) > 1:
+            raise ValueError(
+                f"The {kind} {sorted(set(found.values()))} differ by the names of splits. If they are splits, call "
+                "them train, validation and test. If they are not, rename one of them."
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    return str(list(names[:5]))[:-1] + (f", ... {len(names) - 5} more]" if len(names) > 5 else "]")
