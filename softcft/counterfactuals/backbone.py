@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from diffusers.utils import BaseOutput
@@ -26,8 +26,8 @@ class BackboneOutput(BaseOutput):
     """
 
     image: Tensor
-    fidelity: Tensor
-    latents: list[Tensor] = field(default_factory=list)
+    fidelity: Tensor = None  # type: ignore[assignment]  # so that accelerate can make it again of a dict
+    latents: list[Tensor] = None  # type: ignore[assignment]
 
 
 class CounterfactualBackbone(Protocol):

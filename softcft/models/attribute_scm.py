@@ -48,6 +48,7 @@ def _without_autocast(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(method)
     def run(self: AttributeSCM, *args: Any, **kwargs: Any) -> Tensor:
+        self._check_loaded()
         with torch.autocast(self.device.type, enabled=False):
             return method(self, *args, **kwargs)
 
@@ -232,6 +233,7 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
                 ``generator`` is none, nor a list of n.
         """
         check_whole("n", n)
+        self._check_loaded()
         if intervention is not None:
             self._check_intervention(intervention, n)
         normal = self._split(self._normal(n, generator, self.dtype))
@@ -262,7 +264,15 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
         self._check_encoded("values", values)
         self._refuse("values are", ~self._is_encoded(values))
 
+    def _check_loaded(self) -> None:
+        if self.device.type == "meta":  # its splines keep weights from one layer to the next
+            raise ValueError(
+                "AttributeSCM has its weights on device 'meta': it cannot be offloaded layer by layer. It is small: "
+                "leave it where it computes, as enable_sequential_cpu_offload of a pipeline does."
+            )
+
     def _check_encoded(self, argument: str, encoded: Tensor) -> None:
+        self._check_loaded()
         self.causal_graph.check_encoded(argument, encoded)
         if self._is_elsewhere(encoded):
             raise ValueError(f"{argument} is on {encoded.device}, but the model is on {self.device}; move one of them.")
@@ -298,7 +308,8 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
         return torch.stack(valid, dim=1)
 
     def _refuse(self, subject: str, invalid: Tensor) -> None:
-        if invalid.any():
+        # A program that torch.export makes cannot look at values.
+        if not torch.compiler.is_exporting() and invalid.any():
             wrong = [
                 name for name, bad in zip(self.causal_graph.names, invalid.any(dim=0).tolist(), strict=True) if bad
             ]

@@ -39,7 +39,7 @@ class AttributeClassifierOutput(BaseOutput):
     """
 
     logits: Tensor
-    embedding: Tensor
+    embedding: Tensor = None  # type: ignore[assignment]  # so that accelerate can make it again of a dict
 
 
 class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers declares config_name twice

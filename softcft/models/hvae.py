@@ -72,13 +72,14 @@ class HVAEOutput(BaseOutput):
     """
 
     nelbo: Tensor
-    nll: Tensor
-    kl: Tensor
-    loc: Tensor
-    log_scale: Tensor
-    latents: list[Tensor]
-    posteriors: list[tuple[Tensor, Tensor]]
-    injections: list[Tensor]
+    # All are set. The defaults let accelerate make it again of a dict, as it does under mixed precision and offloading.
+    nll: Tensor = None  # type: ignore[assignment]
+    kl: Tensor = None  # type: ignore[assignment]
+    loc: Tensor = None  # type: ignore[assignment]
+    log_scale: Tensor = None  # type: ignore[assignment]
+    latents: list[Tensor] = None  # type: ignore[assignment]
+    posteriors: list[tuple[Tensor, Tensor]] = None  # type: ignore[assignment]
+    injections: list[Tensor] = None  # type: ignore[assignment]
 
 
 @dataclass
@@ -92,8 +93,8 @@ class HVAEPriorOutput(BaseOutput):
     """
 
     latents: list[Tensor]
-    priors: list[tuple[Tensor, Tensor]]
-    injections: list[Tensor]
+    priors: list[tuple[Tensor, Tensor]] = None  # type: ignore[assignment]  # as above
+    injections: list[Tensor] = None  # type: ignore[assignment]
 
 
 class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers declares config_name twice
@@ -199,6 +200,13 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
                 for layer in (block.z_proj, block.z_parents.conv, block.conv.block.last):
                     layer.weight.mul_(math.sqrt(1 / len(self.decoder)))
 
+    def enable_layerwise_casting(self, *args: Any, **kwargs: Any) -> None:
+        """Not possible: always raises ValueError."""
+        raise ValueError(
+            "HVAEModel cannot keep its weights in another type than it computes in, for it computes with the weights "
+            "of several layers at once: load it with dtype=torch.bfloat16."
+        )
+
     # ---- the two halves -----------------------------------------------------------------------------------------
 
     def _run(self, block: Callable[..., Any], *inputs: Tensor) -> Any:
@@ -208,6 +216,12 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def _condition(self, parents: Tensor) -> Tensor:
         """What the network sees of encoded parents (B, K)."""
+        if self.x_loc.weight.is_meta:
+            raise ValueError(
+                "HVAEModel cannot be offloaded layer by layer, for it computes with the weights of several layers at "
+                "once: use enable_model_cpu_offload of the pipeline, or accelerate's cpu_offload with "
+                "preload_module_classes=['HVAEModel']."
+            )
         if (scale := self.config["parents_scale"]) is not None:
             parents = parents * parents.new_tensor(scale)
         if (shift := self.config["parents_shift"]) is not None:
@@ -266,8 +280,9 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
             Mean and log standard deviation of the pixels, each (B, C, H, W).
         """
         h, parents = None, self._condition(parents)
+        batch_size = parents.shape[0]  # not len(parents), which torch.export takes for a constant
         for block, injection in zip(self.decoder, injections, strict=True):
-            h = self._run(block, self._lift(h, block.resolution, len(parents)), injection, parents.to(injection.dtype))
+            h = self._run(block, self._lift(h, block.resolution, batch_size), injection, parents.to(injection.dtype))
         assert h is not None
         return self._likelihood(h)
 
@@ -295,7 +310,7 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         state, drawn, priors, injections = None, [], [], []
         given = None if latents is None else iter(latents)
         for block in self.decoder:
-            lifted = self._lift(state, block.resolution, len(parents))
+            lifted = self._lift(state, block.resolution, parents.shape[0])
             hidden, loc, log_scale = self._run(block.run_prior, lifted, parents.to(lifted.dtype))
             z = None
             if block.posterior is not None:
@@ -321,18 +336,18 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
             The bound, the pixel distribution given the factual parents, the latents and injections.
 
         Raises:
-            ValueError: If image or parents have the wrong shape.
+            ValueError: If image or parents have the wrong shape, or the weights are offloaded layer by layer.
         """
         self._check_inputs(image, parents)
         convolved, parents = self._convolve_activations(self._encode(image)), self._condition(parents)
         h, state = None, None
-        kl = torch.zeros(len(image), device=image.device)
+        kl = torch.zeros(image.shape[0], device=image.device)
         latents, posteriors, injections = [], [], []
         for block in self.decoder:
-            h = self._lift(h, block.resolution, len(image))
+            h = self._lift(h, block.resolution, image.shape[0])
             given = parents.to(h.dtype)
             hidden, p_loc, p_log_scale = self._run(
-                block.run_prior, self._lift(state, block.resolution, len(image)), given
+                block.run_prior, self._lift(state, block.resolution, image.shape[0]), given
             )
             z = None
             if block.posterior is not None:
@@ -365,7 +380,7 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         size = (self.config["in_channels"], self.config["sample_size"], self.config["sample_size"])
         if image.ndim != 4 or tuple(image.shape[1:]) != size:
             raise ValueError(f"image must have shape (B, {', '.join(map(str, size))}), got {tuple(image.shape)}.")
-        if tuple(parents.shape) != (len(image), self.causal_graph.width):
+        if tuple(parents.shape) != (image.shape[0], self.causal_graph.width):
             raise ValueError(
                 f"parents must have shape ({len(image)}, {self.causal_graph.width}), got {tuple(parents.shape)}."
             )

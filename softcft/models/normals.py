@@ -67,7 +67,10 @@ def draw_normal(loc: Tensor, log_scale: Tensor, generator: Generator = None) -> 
     Returns:
         The shape of ``loc``, and its memory layout.
     """
-    noise = randn_tensor(loc.shape, generator, loc.device, loc.dtype)
+    if generator is None:  # the same numbers; randn_tensor cannot be exported with a batch of any size
+        noise = torch.randn_like(loc, memory_format=torch.contiguous_format)
+    else:
+        noise = randn_tensor(loc.shape, generator, loc.device, loc.dtype)
     if loc.is_contiguous(memory_format=torch.channels_last):  # mixed layouts would slow down all that follows
         noise = noise.contiguous(memory_format=torch.channels_last)
     return torch.addcmul(loc, log_scale.exp(), noise)

@@ -54,7 +54,7 @@ class DSCMPipelineOutput(BaseOutput):
     """
 
     images: list[Image.Image] | np.ndarray | Tensor
-    parents: dict[str, list[Any]]
+    parents: dict[str, list[Any]] = None  # type: ignore[assignment]  # so that accelerate can make it again of a dict
     effects: np.ndarray | Tensor | None = None
     factual_predictions: Predictions | None = None
     counterfactual_predictions: Predictions | None = None

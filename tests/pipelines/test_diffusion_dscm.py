@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
 from torch import nn
 
@@ -153,6 +154,29 @@ def test_offloaded_it_gives_the_same_answers(images: np.ndarray) -> None:
     output = ask(pipe, large, {"size": 7.0})
     assert torch.equal(output.images, expected.images)
     assert output.counterfactual_predictions == expected.counterfactual_predictions
+
+
+def test_offloaded_layer_by_layer_it_gives_the_same_answers(images: np.ndarray) -> None:
+    """As enable_sequential_cpu_offload does, which wants an accelerator."""
+    pipe = build(vae=make_vae())
+    large = images.repeat(2, axis=1).repeat(2, axis=2)
+    expected = ask(pipe, large, {"size": 7.0})
+    for name in ("unet", "vae", "classifier"):
+        assert name not in pipe._exclude_from_cpu_offload
+        cpu_offload(pipe.components[name], torch.device("cpu"))
+    assert pipe.unet.device.type == "meta"
+    output = ask(pipe, large, {"size": 7.0})
+    assert torch.equal(output.images, expected.images)
+    assert output.counterfactual_predictions == expected.counterfactual_predictions
+
+
+@pytest.mark.parametrize("storage", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_that_lie_in_another_type(images: np.ndarray, storage: torch.dtype) -> None:
+    pipe = build()
+    for name in ("unet", "parent_encoder", "classifier"):
+        pipe.components[name].enable_layerwise_casting(storage_dtype=storage, compute_dtype=torch.bfloat16)
+    assert ask(pipe, images, {"size": 7.0}).images.isfinite().all()
+    torch.testing.assert_close(ask(pipe, images).images[:, 0], torch.as_tensor(images), rtol=0, atol=1e-6)
 
 
 def test_patches_of_pixels(images: np.ndarray) -> None:
