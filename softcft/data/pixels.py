@@ -11,6 +11,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from softcft.data.whole import file_state, read_cache
 __all__ = [
     "encode_pixels",
     "fit_picture",
+    "has_more_than_8_bits",
     "is_grey",
     "list_problems",
     "open_picture",
@@ -44,10 +46,11 @@ logger = logging.getLogger(__name__)
 
 CHUNK = 1_000  # pictures that are prepared and cached together: what an interruption may cost
 AHEAD = 64  # pictures that are in memory together before they are prepared
-VERSION = 2  # of the pixels: raise it with any change of them, so that cached ones are made anew
+VERSION = 3  # of the pixels: raise it with any change of them, so that cached ones are made anew
 SHOWN = 20  # problems that a message names
 MAGIC = {1: "P5", 3: "P6"}
 MODES = {1: "L", 3: "RGB"}
+DEEP = re.compile(r";16[BLN]|^L;16")  # what Pillow reads as 8 bits, by dropping the lower ones of 16
 
 
 def encode_pixels(pixels: np.ndarray) -> dict[str, Any]:
@@ -128,15 +131,26 @@ def picture_shape(rows: Dataset) -> tuple[int, int, int]:
 
 
 def is_grey(picture: PILImage.Image) -> bool:
-    """Whether a picture has a single channel, transparency aside."""
+    """Whether a picture has a single channel, or a palette of greys, transparency aside."""
+    if picture.mode == "P":
+        colours = np.asarray(picture.convert("RGB"))
+        return bool((colours == colours[..., :1]).all())
     return picture.mode in ("1", "L", "LA", "I", "F") or picture.mode.startswith("I;16")
+
+
+def has_more_than_8_bits(picture: PILImage.Image) -> bool:
+    """Whether a picture that is not decoded yet has more than 8 bits per channel, of which Pillow may read 8."""
+    stored = (tile[3] for tile in getattr(picture, "tile", None) or [])
+    raw_modes = [arguments if isinstance(arguments, str) else str((arguments or [""])[0]) for arguments in stored]
+    return picture.mode.startswith(("I", "F")) or any(map(DEEP.search, raw_modes))
 
 
 def fit_picture(picture: PILImage.Image, size: int, channels: int) -> np.ndarray:
     """Resize so that the shorter side has ``size`` pixels, with antialiasing, and cut out the middle square.
 
     Args:
-        picture: A picture of 8 bits per channel, in any mode, upright or turned by its EXIF tag.
+        picture: A picture of 8 bits per channel, in any mode, upright or turned by its EXIF tag, not decoded yet. What
+            is transparent is seen on white.
         size: Height and width of the result.
         channels: 1 (grey) or 3 (RGB).
 
@@ -144,14 +158,18 @@ def fit_picture(picture: PILImage.Image, size: int, channels: int) -> np.ndarray
         uint8 of shape (size, size) or (size, size, 3). A picture that has this size and mode already is not changed.
 
     Raises:
-        ValueError: If the picture has more than 8 bits per channel, which would be clipped without a word.
+        ValueError: If the picture has more than 8 bits per channel, which would be clipped without a word, or become
+            all but black.
     """
-    if picture.mode.startswith(("I", "F")):
+    if has_more_than_8_bits(picture):
         raise ValueError(
             f"more than 8 bits per channel (PIL mode {picture.mode!r}), of unknown white point; scale it to 8 bits"
         )
     picture.draft(MODES[channels], (2 * size, 2 * size))  # a large JPEG is decoded at a half or a quarter
     picture = ImageOps.exif_transpose(picture)
+    if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:  # the pixels below may be of any colour
+        picture = picture.convert("RGBA")
+        picture = PILImage.alpha_composite(PILImage.new("RGBA", picture.size, "white"), picture)
     if picture.mode != MODES[channels]:
         picture = picture.convert(MODES[channels])
     if picture.size != (size, size):

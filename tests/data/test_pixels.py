@@ -2,6 +2,7 @@ import io
 import os
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import datasets
@@ -11,7 +12,7 @@ from datasets import Dataset, Features
 from PIL import Image as PILImage
 
 from softcft.data import pixels as module
-from softcft.data.pixels import encode_pixels, fit_picture, picture_shape, prepare_images, read_pixels
+from softcft.data.pixels import encode_pixels, fit_picture, open_picture, picture_shape, prepare_images, read_pixels
 
 RNG = np.random.default_rng(0)
 MODES = {1: "L", 3: "RGB"}
@@ -127,6 +128,57 @@ def test_modes_of_eight_bits_are_converted(mode: str) -> None:
 def test_more_bits_are_refused_and_not_clipped(mode: str) -> None:
     with pytest.raises(ValueError, match=rf"more than 8 bits per channel \(PIL mode '{mode}'\)"):
         fit_picture(PILImage.new(mode, (8, 8)), 8, 1)
+
+
+def deep_png(pixels: np.ndarray) -> dict[str, object]:
+    """A PNG of 16 bits, (H, W) or (H, W, C) of 2 to 4 channels, most of which Pillow reads but cannot write."""
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[1 if pixels.ndim == 2 else pixels.shape[2]]
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    parts = ((b"IHDR", struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, kind, 0, 0, 0)),)
+    parts += ((b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    packed = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
+    )
+    return {"bytes": b"\x89PNG\r\n\x1a\n" + b"".join(packed), "path": None}
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4], ids=["grey", "grey and alpha", "colour", "colour and alpha"])
+def test_sixteen_bits_are_refused_in_grey_and_colour(channels: int) -> None:
+    """Pictures of 12 bits in 16, as of X-rays, whose upper 8 bits are all but black."""
+    pixels = RNG.integers(0, 4096, (8, 8) if channels == 1 else (8, 8, channels))
+    with open_picture(deep_png(pixels)) as picture, pytest.raises(ValueError, match="more than 8 bits per channel"):
+        fit_picture(picture, 8, 1)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "L", "RGB", "P"])
+def test_what_is_transparent_is_white_and_not_what_is_below(mode: str) -> None:
+    left = np.arange(10) < 5
+    if mode in ("L", "RGB", "P"):  # one colour stands for nothing
+        shown = PILImage.fromarray(np.where(left, 40, 90)[None].repeat(10, 0).astype(np.uint8)).convert(mode)
+        picture = PILImage.open(io.BytesIO(encoded(shown, transparency=(90, 90, 90) if mode == "RGB" else 90)["bytes"]))
+    else:
+        below = np.where(left, 40, RNG.integers(0, 256, (10, 10))).astype(np.uint8)
+        alpha = PILImage.fromarray((255 * left[None].repeat(10, 0)).astype(np.uint8))
+        grey = PILImage.fromarray(below)
+        picture = PILImage.merge(mode, [grey] * (len(mode) - 1) + [alpha])
+    for channels in (1, 3):
+        pixels = fit_picture(picture, 10, channels).reshape(10, 10, channels)
+        assert (pixels[:, left] == 40).all()
+        assert (pixels[:, ~left] == 255).all()
+
+
+def test_a_palette_of_greys_is_grey() -> None:
+    grey = PILImage.fromarray(noise(9, 9))
+    for picture, channels in ((grey.convert("P"), 1), (PILImage.fromarray(noise(9, 9, 3)).convert("P"), 3)):
+        assert picture_shape(table([encoded(picture)])) == (channels, 9, 9)
+    np.testing.assert_array_equal(fit_picture(grey.convert("P"), 9, 1), np.asarray(grey))
+
+
+def test_four_colours_of_print_are_seen_as_on_a_screen() -> None:
+    colours = PILImage.fromarray(np.full((8, 8, 3), (220, 160, 140), np.uint8))
+    stored = encoded(colours.convert("CMYK"), "jpeg", quality=95)["bytes"]
+    with PILImage.open(io.BytesIO(stored)) as picture:
+        np.testing.assert_allclose(fit_picture(picture, 8, 3), np.asarray(colours), atol=3)
 
 
 def test_shape_is_that_of_the_first_picture_that_can_be_read() -> None:
