@@ -131,8 +131,8 @@ def left_out(dataset_name: str, splits: Mapping[str, Dataset]) -> list[str]:
         most = ", ".join(f"{number} in {folder}" for folder, number in counts)
         notes.append(
             f"{len(unused)} of {len(pictures)} pictures in the folder are left out, for they are in no row that is "
-            f"used: {_examples(unused)} ({most}). Add rows for them to the table, or give their folder the name of a "
-            "split, if they are needed."
+            f"used: {_examples(unused)} ({most}). If they are needed, add rows for them to a table; if they are in a "
+            "folder beside those of the splits, move them into one of these."
         )
     if used and not holds:
         tables = [

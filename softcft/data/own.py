@@ -38,7 +38,7 @@ from datasets import (
 
 from softcft.data.folders import has_readme, read_folder
 from softcft.data.paths import check_files
-from softcft.data.splits import SPLITS, rename_splits
+from softcft.data.splits import SPLITS, rename_splits, split_of
 from softcft.data.whole import check_whole, read_cache
 from softcft.graph import CausalGraph, Variable
 
@@ -71,7 +71,8 @@ def read_table(
         streaming: Whether to leave the rows where they are until they are asked for.
 
     Returns:
-        Of its splits ``train``, ``validation`` and ``test``, by these names; a single one is ``train``. Of a nested
+        Of its splits ``train``, ``validation`` and ``test``, by these names; a single one is ``train``, unless it has a
+        column ``split`` of such names (which is not looked for in data files that are streamed). Of a nested
         column ``json`` each field is a column, ``json.age`` for instance; of streamed rows, once they are read.
 
     Raises:
@@ -90,12 +91,15 @@ def read_table(
         hub = "" if folder.is_dir() else " is no folder, and as a data set of the Hub it"
         raise ValueError(f"--dataset_name {dataset_name}{hub} cannot be read: {error}") from error
     splits = {"train": rows} if isinstance(rows, Dataset) else dict(rows)
+    splits = _split_by_column(splits)
     names = rename_splits(splits)
     if others := [name for name in splits if name not in names]:
         logger.warning("%s: the splits %s are left out; rename one to use it.", dataset_name, others)
     splits = {split: splits[name] for split in SPLITS for name in names if names[name] == split}
     if streaming:
-        return IterableDatasetDict(splits)
+        return IterableDatasetDict(
+            {name: rows.to_iterable_dataset() if isinstance(rows, Dataset) else rows for name, rows in splits.items()}
+        )
     # What is nested, as the .json files of WebDataset are, becomes columns such as "json.age".
     return DatasetDict({name: rows.with_format(None).flatten() for name, rows in splits.items()})
 
@@ -107,10 +111,9 @@ def _read(dataset_name: str, config_name: str | None, streaming: bool) -> Datase
             check_whole(path)
         return load_from_disk(dataset_name)
     if folder.is_dir() and not has_readme(folder):
-        read = read_folder(folder)
-        if isinstance(read, DatasetDict):
-            return IterableDatasetDict({k: v.to_iterable_dataset() for k, v in read.items()}) if streaming else read
-        builder = read
+        builder = read_folder(folder)
+        if isinstance(builder, DatasetDict):
+            return builder
     else:
         builder = load_dataset_builder(dataset_name, config_name)
         files = [str(file) for split in (builder.config.data_files or {}).values() for file in split]
@@ -118,6 +121,22 @@ def _read(dataset_name: str, config_name: str | None, streaming: bool) -> Datase
         for file in filter(os.path.isfile, files):
             check_whole(file)
     return builder.as_streaming_dataset() if streaming else read_cache(builder)
+
+
+def _split_by_column(splits: dict[str, Any]) -> dict[str, Any]:
+    """Part a table that has no splits but a column ``split``, of names of splits, as lists of published images have."""
+    rows = next(iter(splits.values()))
+    column = next((name for name in rows.column_names or () if name.casefold() == "split"), None)
+    if len(splits) > 1 or not isinstance(rows, Dataset) or column is None:
+        return splits
+    values = [as_text(value) for value in column_values(rows, column)]
+    if len({split_of(value) for value in values} - {None}) < 2:
+        return splits
+    parts = {value: [row for row, other in enumerate(values) if other == value] for value in sorted(set(values))}
+    logger.warning(
+        "The splits are those of the column %r: %s.", column, {name: len(part) for name, part in parts.items()}
+    )
+    return {name: rows.select(part).remove_columns(column) for name, part in parts.items()}
 
 
 def make_splits(

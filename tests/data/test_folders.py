@@ -216,6 +216,46 @@ def test_parts_of_files_are_one_split(tmp_path: Path) -> None:
     assert sizes(tmp_path / "mine") == {"train": 4, "test": 6}
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["train", "validate", "test"], {"train": 2, "validation": 2, "test": 2}),
+        (["Training", "Test", "Test"], {"train": 2, "test": 4}),
+        (["train", "test", "holdout"], {"train": 2, "test": 2}),
+        (["train", "test", ""], {"train": 2, "test": 2}),
+        (["train", "train", "train"], {"train": 6}),
+        (["0", "1", "2"], {"train": 6}),
+        (["north", "south", "test"], {"train": 6}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_column_of_splits(
+    values: list[str], expected: dict[str, int], kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"file_name": f"{i}.png", "size": i, "Split": value} for i, value in enumerate(values * 2)]
+    if kind == "csv":
+        put(tmp_path / "mine", [f"{i}.png" for i in range(6)])
+        write_csv(tmp_path / "mine" / "metadata.csv", rows)
+    else:
+        (tmp_path / "mine").mkdir()
+        Dataset.from_list(rows).to_parquet(tmp_path / "mine" / "0.parquet")
+    splits = read_table(str(tmp_path / "mine"))
+    assert {split: len(rows) for split, rows in splits.items()} == expected
+    assert sum(sum(rows["size"]) for rows in splits.values()) in (15, 8)  # 8: without the last of three
+    is_used = len(expected) > 1
+    assert is_used == ("column 'Split'" in caplog.text) == ("Split" not in splits["train"].column_names)
+    if is_used and "holdout" in values:
+        assert "holdout" in caplog.text
+
+
+def test_a_column_of_splits_with_two_names_for_one_is_refused(tmp_path: Path) -> None:
+    put(tmp_path / "mine", ["0.png", "1.png", "2.png"])
+    rows = [{"file_name": f"{i}.png", "split": name} for i, name in enumerate(("train", "val", "dev"))]
+    write_csv(tmp_path / "mine" / "metadata.csv", rows)
+    with pytest.raises(ValueError, match="'dev', 'val'"):
+        read_table(str(tmp_path / "mine"))
+
+
 # ---- what is left out -----------------------------------------------------------------------------------------------
 
 

@@ -381,6 +381,24 @@ def test_a_damaged_image_is_left_out_and_named(
         load_mimic_cxr(tree.root, 16, on_error="raise", cache_dir=tmp_path / "cache")
 
 
+def test_all_images_that_are_left_out_are_named_with_their_reasons(
+    tree: MimicTree, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = [tree.add(str(50_000_000 + number)) for number in range(60)]
+    broken = {path: kind for path, kind in zip(paths, ("gone", "page", "cut", "none") * 4, strict=False)}
+    for path, kind in broken.items():
+        whole = path.read_bytes()
+        path.unlink() if kind == "gone" else path.write_bytes(
+            {"page": b"<html>401 Unauthorized</html>", "cut": whole[:-100], "none": b""}[kind]
+        )
+    reasons = {"gone": "No such file", "page": "no picture", "cut": "truncated", "none": "no picture"}
+    with caplog.at_level(logging.WARNING):
+        load_mimic_cxr(tree.write(), 16, cache_dir=tmp_path / "cache")
+    for path, kind in broken.items():
+        (line,) = [line for line in caplog.text.splitlines() if str(path) in line]
+        assert reasons[kind] in line
+
+
 def test_a_split_without_a_readable_image(tree: MimicTree, tmp_path: Path) -> None:
     selection = select_mimic_cxr(tree.write())
     for path in selection.rows["image"][selection.rows["split"] == "validation"]:

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -8,7 +9,7 @@ import yaml
 from softcft.data.mimic_cxr import load_mimic_cxr
 from softcft.data.phantom import PHANTOM_GRAPH
 from softcft.data.schema import ImageAttributeDataset
-from softcft.data.sources import GRAPHS, DataConfig, load_data, subjects_of
+from softcft.data.sources import GRAPHS, DataConfig, load_data, subjects_of, training_images
 from softcft.graph import CausalGraph
 from softcft.training.parsing import parse_config
 from tests.data.mimic_cxr_tree import make_mimic_tree
@@ -114,3 +115,40 @@ def test_subjects_of_mimic_cxr_are_its_own(tmp_path: Path, monkeypatch: pytest.M
         config = DataConfig(dataset_name="mimic_cxr", sample_size=24, data_dir=str(tmp_path / folder))
         for name, rows in load_data(config, graph).items():
             assert subjects_of(rows, config) == expected[name]["subject_id"][:]
+
+
+@pytest.mark.parametrize("order", ["together", "scattered"])
+@pytest.mark.parametrize("kind", ["folder", "mimic"])
+def test_halves_share_no_subject(kind: str, order: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge must not know the patients of the guide."""
+    if kind == "mimic":
+        graph = CausalGraph(yaml.safe_load((ROOT / "recipes" / "configs" / "mimic_cxr_224.yaml").read_text())["graph"])
+        make_mimic_tree(tmp_path / "tree", num_subjects=30, size=(40, 30))
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        made = load_mimic_cxr(tmp_path / "tree", 16)
+        made["train"] = datasets.concatenate_datasets([made["train"]] * 3)  # several images of each
+        if order == "together":
+            made["train"] = made["train"].select(np.argsort(made["train"]["subject_id"][:], kind="stable"))
+        made.save_to_disk(tmp_path / "prepared")
+        config = DataConfig(dataset_name="mimic_cxr", sample_size=16, data_dir=str(tmp_path / "prepared"))
+    else:
+        graph = PHANTOM_GRAPH
+        made = load_data(DataConfig(**PHANTOM, data_dir=str(tmp_path / "cache")), graph)["train"]
+        subjects = [f"p{i // 5 if order == 'together' else i % 9}" for i in range(48)]
+        made.select([0, 1, 2, 3, 4, 5] * 8).add_column("patient", subjects).save_to_disk(tmp_path / "mine")
+        config = DataConfig(dataset_name=str(tmp_path / "mine"), sample_size=16, group_column="patient")
+    rows = load_data(config, graph)["train"]
+    images, subjects = training_images(rows, config, graph), subjects_of(rows, config)
+    halves = {half: images.subset(half).indices for half in ("even", "odd", "all")}
+    seen = {half: {subjects[row] for row in rows} for half, rows in halves.items()}
+    assert sorted([*halves["even"], *halves["odd"]]) == halves["all"] == list(range(len(rows)))
+    assert not seen["even"] & seen["odd"]
+    assert abs(len(seen["even"]) - len(seen["odd"])) <= 1
+
+
+def test_one_subject_has_no_halves(tmp_path: Path) -> None:
+    rows = load_data(DataConfig(**PHANTOM, data_dir=str(tmp_path)), PHANTOM_GRAPH)["train"]
+    with pytest.raises(ValueError, match="'odd'"):
+        ImageAttributeDataset(rows, PHANTOM_GRAPH, ["a"] * len(rows)).subset("odd")
+    with pytest.raises(ValueError, match="subjects"):
+        ImageAttributeDataset(rows, PHANTOM_GRAPH, ["a"])
