@@ -67,8 +67,8 @@ from softcft.models.vae import image_posterior
 from softcft.models.weights import load_safetensors
 from softcft.pipelines.query import load_pipeline
 from softcft.training.config import SolverConfig, make_backbone
-from softcft.training.parsing import begin_run, parse_config
-from softcft.training.precision import PRECISION_HELP, Precision, choose_precision
+from softcft.training.parsing import parse_config, write_config
+from softcft.training.precision import PRECISION_HELP, Precision, start_accelerator
 from softcft.training.preparation import main_process_first
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
@@ -412,7 +412,7 @@ def main() -> None:
     with main_process_first():  # the others find the data in the cache
         splits = load_data(data, graph, config["columns"])
         images = NumberedImages(ImageAttributeDataset(splits["test"], graph))
-    accelerator = Accelerator(mixed_precision=choose_precision(settings.mixed_precision))
+    accelerator = start_accelerator(settings.mixed_precision)
     if len(images) < 2:
         raise ValueError(
             f"The test split must have images that miss no value, at least 2, but has {len(images)} of "
@@ -457,7 +457,7 @@ def main() -> None:
         return
 
     output_dir = Path(settings.output_dir)
-    begin_run(config, "evaluate", output_dir)
+    write_config(config, output_dir)
     for folder in ("metrics", "figures"):
         (output_dir / folder).mkdir(exist_ok=True)
     modes = attribute_modes(next(iter(results.values()))["judge/embedding"][:, 0], graph, images.parents)

@@ -25,7 +25,7 @@ from softcft.evaluation.bootstrap import bootstrap_weights
 from softcft.evaluation.report import CFT_NAMES
 from softcft.evaluation.utility import REAL, utility_rows
 from softcft.training.parsing import parse_config, read_config
-from softcft.training.precision import PRECISION_HELP, Precision, choose_precision
+from softcft.training.precision import PRECISION_HELP, Precision, start_accelerator
 from softcft.training.preparation import main_process_first
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
@@ -102,7 +102,7 @@ def main() -> None:
     with main_process_first():  # the others find the data in the cache
         rows = load_data(data, graph, config["columns"])["test"]
         images = ImageAttributeDataset(rows, graph)
-    accelerator = Accelerator(mixed_precision=choose_precision(settings.mixed_precision))
+    accelerator = start_accelerator(settings.mixed_precision)
     for predictor in predictors.values():
         predictor.to(accelerator.device)
     logits, labels = predict(predictors, images.subset(complete=True), settings.eval_batch_size, accelerator)

@@ -45,8 +45,8 @@ from softcft.evaluation.report import CFT_NAMES, PUBLISHED_CFT
 from softcft.graph import Intervention
 from softcft.pipelines.query import load_pipeline
 from softcft.training.config import SolverConfig, given_settings, make_backbone
-from softcft.training.parsing import begin_run, parse_config
-from softcft.training.precision import PRECISION_HELP, Precision, choose_precision
+from softcft.training.parsing import parse_config, write_config
+from softcft.training.precision import PRECISION_HELP, Precision, start_accelerator
 from softcft.training.preparation import main_process_first
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
@@ -288,7 +288,7 @@ def make(
     accelerator.wait_for_everyone()  # nobody writes before all have looked
     if accelerator.is_main_process:
         for made in sets:
-            begin_run(config, "generate", made.folder)
+            write_config(config, made.folder)
     jobs = list(missing.items())[accelerator.process_index :: accelerator.num_processes]
     total = sum(
         made.settings["values_per_image"] * len(made.rows[shard * SHARD :][:SHARD])
@@ -326,7 +326,7 @@ def main() -> None:
     backbones = {folder: make_backbone(pipeline, solver).eval() for folder, pipeline in pipelines.items()}
     with main_process_first():  # the others find the data in the cache
         images = ImageAttributeDataset(load_data(data, graph, config["columns"])["train"], graph)
-    accelerator = Accelerator(mixed_precision=choose_precision(settings.mixed_precision))
+    accelerator = start_accelerator(settings.mixed_precision)
     rows = random_part(images.complete, settings.num_images, data.data_seed)
     if len(rows) < (wanted := settings.num_images or 2):
         raise ValueError(f"--num_images is {wanted}, but only {len(rows)} training images miss no value; lower it.")

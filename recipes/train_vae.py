@@ -23,7 +23,7 @@ from softcft.data.sources import DataConfig, load_data, training_images
 from softcft.hub.publish import HubConfig
 from softcft.models.vae import image_posterior
 from softcft.training.checkpoints import save_whole
-from softcft.training.config import PatchConfig, TrainingConfig
+from softcft.training.config import MemoryConfig, PatchConfig, TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import VAEObjective
 from softcft.training.parsing import model_arguments, parse_config
@@ -44,8 +44,15 @@ def measure_scale(vae: AutoencoderKL, images: Dataset) -> tuple[float, float]:
 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
-    config, data, training, hub, patches = parse_config(
-        "vae", DataConfig, TrainingConfig, HubConfig, PatchConfig, default_config=DEFAULT_CONFIG, description=__doc__
+    config, data, training, hub, memory, patches = parse_config(
+        "vae",
+        DataConfig,
+        TrainingConfig,
+        HubConfig,
+        MemoryConfig,
+        PatchConfig,
+        default_config=DEFAULT_CONFIG,
+        description=__doc__,
     )
     training = replace(training, output_dir=str(Path(training.output_dir, "vae")))
     graph = CausalGraph(config["graph"])
@@ -73,6 +80,8 @@ def main() -> None:
         **arguments,
     )
     begin_training(config, "vae", training.output_dir)
+    if memory.gradient_checkpointing:
+        vae.enable_gradient_checkpointing()
     train(VAEObjective(vae), images.subset(), training, name="vae")
     if this_process().is_main_process:
         shift_factor, scaling_factor = measure_scale(vae.eval(), images)

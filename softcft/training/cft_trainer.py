@@ -24,7 +24,7 @@ from softcft.noise import seeded_generator
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import CFTObjective
-from softcft.training.precision import choose_precision
+from softcft.training.precision import start_accelerator
 
 __all__ = ["CFTConfig", "CFTTrainer"]
 
@@ -216,7 +216,7 @@ class CFTTrainer:
                 )
 
     def _accelerator(self) -> Accelerator:
-        accelerator = Accelerator(mixed_precision=choose_precision(self.config.mixed_precision))
+        accelerator = start_accelerator(self.config.mixed_precision)
         self.objective.to(accelerator.device)
         return accelerator
 

@@ -13,33 +13,54 @@ import hashlib
 import json
 import os
 import pickle
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.utils import SCALER_NAME
 from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.optim.lr_scheduler import LambdaLR
 
-from softcft.training.config import TrainingConfig
-from softcft.training.interruption import KILLED
+from softcft.training.writing import remove, sync, sync_folder, writing
 
-__all__ = ["checkpoint_to_resume", "load_checkpoint", "replace_file", "save_checkpoint", "save_whole", "set_aside"]
+__all__ = [
+    "CONFIG",
+    "Progress",
+    "checkpoint_to_resume",
+    "load_checkpoint",
+    "prune_checkpoints",
+    "replace_file",
+    "save_checkpoint",
+    "save_whole",
+    "saved_progress",
+    "set_aside",
+]
 
 logger = get_logger(__name__)
 
 FILES = "files.json"
+CONFIG = "config.yaml"
+"""The settings of a run, in its folder."""
 AVERAGE = "average.safetensors"
-OPEN_LINE = "open-line.json"
+PROGRESS = "progress.json"
 PARTIAL_CHECKPOINT = "partial-checkpoint"
 PARTIAL_MODEL = "partial-model"
 REPLACED_MODEL = "replaced-model"
 MARKERS = ("model_index.json", "config.json", "unet")
 """What a folder must have to be loaded as a pipeline, a model, or a diffusion model. It comes last and goes first."""
+
+
+class Progress(TypedDict):
+    """How far a training has come, beside what it has learned."""
+
+    seed: int
+    images: int
+    """Number of images seen, of all processes: the place in their order, which follows from the seed."""
+    open_line: dict[str, Any]
+    """What the next line of the log will be made of, plain data."""
 
 
 def save_checkpoint(
@@ -48,7 +69,7 @@ def save_checkpoint(
     output_dir: Path,
     step: int,
     total_limit: int,
-    open_line: dict[str, Any],
+    progress: Progress,
 ) -> None:
     """Save the state of a training as ``checkpoint-STEP``, and delete what is beyond the limit. All processes call it.
 
@@ -58,48 +79,67 @@ def save_checkpoint(
         output_dir: Folder of the run.
         step: The last step taken.
         total_limit: Number of checkpoints to keep; 0 keeps all.
-        open_line: What the next line of the log will be made of, plain data.
+        progress: How far the training has come.
 
     Raises:
         OSError: If it cannot be written, for want of room for instance. What was there before stays.
     """
     partial, checkpoint = output_dir / PARTIAL_CHECKPOINT, output_dir / f"checkpoint-{step}"
-    with _writing(partial, f"{checkpoint}", f"or lower --checkpoints_total_limit, now {total_limit or 'none'}"):
+    fewer = f", or lower --checkpoints_total_limit (now {total_limit or '0, which keeps all'})"
+    room = f"Make room{fewer if total_limit != 1 else ''}"
+    with writing(partial, str(checkpoint), "go on with --resume_from_checkpoint latest", room):
         accelerator.save_state(str(partial))
         if average is not None and accelerator.is_main_process:
             weights = {str(i): weight.contiguous() for i, weight in enumerate(average.shadow_params)}
             save_file(weights, partial / AVERAGE, metadata={"steps": str(average.optimization_step)})
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            (partial / OPEN_LINE).write_text(json.dumps(open_line), encoding="utf-8")
+            (partial / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
             files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
             listed = {str(path.relative_to(partial)): _describe(path) for path in files}
             (partial / FILES).write_text(json.dumps(listed, indent=1), encoding="utf-8")
-            _sync(partial)
+            sync(partial)
             partial.rename(checkpoint)
-            _sync_folder(output_dir)
-            for outdated in _checkpoints(output_dir)[:-total_limit] if total_limit else []:
-                outdated.rename(partial)  # half a folder must not keep the name
-                shutil.rmtree(partial)
+            sync_folder(output_dir)
+            prune_checkpoints(output_dir, total_limit)
     accelerator.wait_for_everyone()
 
 
-def load_checkpoint(accelerator: Accelerator, average: EMAModel | None, checkpoint: Path) -> dict[str, Any]:
+def prune_checkpoints(output_dir: Path, total_limit: int) -> None:
+    """Delete all checkpoints but the newest ``total_limit``; 0 keeps all."""
+    partial = output_dir / PARTIAL_CHECKPOINT
+    remove(partial)
+    for outdated in _checkpoints(output_dir)[:-total_limit] if total_limit else []:
+        outdated.rename(partial)  # half a folder must not keep the name
+        remove(partial)
+
+
+def load_checkpoint(accelerator: Accelerator, schedule: LambdaLR, average: EMAModel | None, checkpoint: Path) -> None:
     """Bring a training back to the state of a checkpoint, whose files are whole. All processes call it.
 
-    Returns:
-        The open line of the log.
+    Weights, moments, average and the step of the schedule are those of the checkpoint. Learning rate, betas, weight
+    decay and the shape of the schedule stay as they are now: these are settings.
+
+    Args:
+        accelerator: Has prepared the objective, its optimizer and its schedule.
+        schedule: That schedule, with the optimizer.
+        average: The moving average of the weights, if there is one.
+        checkpoint: Its folder.
 
     Raises:
         ValueError: If it is of another training (other weights, with or without a moving average), or holds what might
             run code.
     """
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in schedule.optimizer.param_groups]
+    peaks, scaler = schedule.base_lrs, accelerator.scaler
     if (average is not None) != (checkpoint / AVERAGE).is_file():
         have, need = ("no", "a") if average is not None else ("a", "no")
         raise ValueError(
             f"{checkpoint} has {have} moving average of the weights, but --ema_decay asks for {need} one: restore the "
             "setting, or start anew in another --output_dir."
         )
+    if not (checkpoint / SCALER_NAME).is_file():  # of a run in another precision: that of fp16 starts anew
+        accelerator.scaler = None
     try:
         accelerator.load_state(str(checkpoint))
     except RuntimeError as error:  # PyTorch's, with a line for each tensor
@@ -109,26 +149,61 @@ def load_checkpoint(accelerator: Accelerator, average: EMAModel | None, checkpoi
             f"{checkpoint} is refused, for it holds more than tensors and numbers: reading it might run code. Use a "
             "checkpoint of your own, or start anew in another --output_dir."
         ) from error
+    accelerator.scaler = scaler
+    accelerator.step = 0  # of the batches of a step, which are perhaps others now
+    schedule.base_lrs = peaks
+    for group, mine, peak, factor in zip(
+        schedule.optimizer.param_groups, settings, peaks, schedule.lr_lambdas, strict=True
+    ):
+        group |= mine | {"lr": peak * factor(schedule.last_epoch)}
     if average is not None:
         with safe_open(checkpoint / AVERAGE, framework="pt") as file:
             average.shadow_params = [file.get_tensor(str(i)) for i in range(len(average.shadow_params))]
             average.optimization_step = int(file.metadata()["steps"])
         average.to(accelerator.device)
-    return json.loads((checkpoint / OPEN_LINE).read_text(encoding="utf-8"))
 
 
-def checkpoint_to_resume(config: TrainingConfig, output_dir: Path) -> tuple[Path | None, int, list[Path]]:
+def saved_progress(checkpoint: Path, seed: int) -> Progress:
+    """How far the training of a checkpoint had come.
+
+    Raises:
+        ValueError: If it has another seed, so that the images that are left cannot be known; or if the checkpoint does
+            not say.
+    """
+    try:
+        progress: Progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{checkpoint} does not say which images it has seen, for an earlier softcft saved it: start anew in "
+            "another --output_dir."
+        ) from error
+    if progress["seed"] != seed:
+        raise ValueError(
+            f"{checkpoint} is of a run with --seed {progress['seed']}, now it is {seed}, and the order of the images "
+            "follows from it: restore it, or start anew in another --output_dir."
+        )
+    return progress
+
+
+def checkpoint_to_resume(
+    resume_from: str | None, output_dir: Path, max_train_steps: int
+) -> tuple[Path | None, int, list[Path]]:
     """Which checkpoint a run goes on from. Changes nothing.
+
+    Args:
+        resume_from: The setting ``resume_from_checkpoint``.
+        output_dir: Folder of the run.
+        max_train_steps: At which step the run will end.
 
     Returns:
         The checkpoint, if any; its step; and newer ones that are damaged, for :func:`set_aside`.
 
     Raises:
         FileNotFoundError: If the checkpoint that was asked for does not exist.
-        ValueError: If it is damaged, or the folder has whole checkpoints of steps yet to come.
+        ValueError: If it is damaged or beyond the last step, or the folder has whole checkpoints of steps yet to come.
     """
     checkpoints, damaged, path = _checkpoints(output_dir), [], None
-    if config.resume_from_checkpoint == "latest":
+    if resume_from == "latest":
         for path in reversed(checkpoints):
             if (damage := find_damage(path)) is None:
                 break
@@ -136,14 +211,24 @@ def checkpoint_to_resume(config: TrainingConfig, output_dir: Path) -> tuple[Path
             damaged.append(path)
         else:
             path = None
-    elif config.resume_from_checkpoint is not None:
-        path = Path(config.resume_from_checkpoint)
+    elif resume_from is not None:
+        path = Path(resume_from)
         if not path.is_dir():
-            raise FileNotFoundError(f"--resume_from_checkpoint {path}: there is no such folder.")
+            raise FileNotFoundError(
+                f"--resume_from_checkpoint {path}: there is no such folder. 'latest' is the newest in --output_dir."
+            )
         step_of(path)
         if damage := find_damage(path):
-            raise ValueError(f"--resume_from_checkpoint {path} is damaged: {damage}. Use another, or 'latest'.")
+            raise ValueError(
+                f"--resume_from_checkpoint {path} is damaged: {damage}. Use 'latest' for the newest whole one, or "
+                "another with another --output_dir."
+            )
     step = 0 if path is None else step_of(path)
+    if step > max_train_steps:
+        raise ValueError(
+            f"--max_train_steps must be at least {step}, the step of {path}, got {max_train_steps}: raise it, or start "
+            "anew in another --output_dir, without --resume_from_checkpoint."
+        )
     if later := [c.name for c in checkpoints if step_of(c) > step and c not in damaged]:
         raise ValueError(
             f"--output_dir {output_dir} already has {', '.join(later)}, but this run starts after step {step}: "
@@ -170,7 +255,7 @@ def set_aside(damaged: list[Path]) -> None:
     """Rename damaged checkpoints: their steps will be taken again, and somebody may want to look at them."""
     for path in damaged:
         aside = path.with_name(f"damaged-{path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
         path.rename(aside)
 
 
@@ -188,14 +273,14 @@ def save_whole(folder: str | Path, model: Any = None, **parts: Any) -> None:
     folder = Path(folder)
     partial, replaced = folder / PARTIAL_MODEL, folder / REPLACED_MODEL
     for left in (partial, replaced):
-        shutil.rmtree(left, ignore_errors=True)
-    with _writing(partial, f"the model in {folder}", "and run the same command again"):
+        remove(left)
+    with writing(partial, f"the model in {folder}", "run the same command again"):
         partial.mkdir(parents=True)
         if model is not None:
             model.save_pretrained(partial)
         for name, part in parts.items():
             part.save_pretrained(partial / name)
-        _sync(partial)
+        sync(partial)
     names = sorted((path.name for path in partial.iterdir()), key=lambda name: name in MARKERS)
     replaced.mkdir()
     for name in reversed(names):
@@ -203,15 +288,15 @@ def save_whole(folder: str | Path, model: Any = None, **parts: Any) -> None:
             (folder / name).rename(replaced / name)
     for name in names:
         (partial / name).rename(folder / name)
-    _sync_folder(folder)
+    sync_folder(folder)
     for left in (partial, replaced):
-        shutil.rmtree(left)
+        remove(left)
 
 
 def replace_file(path: Path, text: str) -> None:
     """Write a text file, whose old content stays until the new one is whole."""
     new = path.with_name(f"{path.name}.new")
-    with _writing(new, str(path), "and run the same command again"):
+    with writing(new, str(path), "run the same command again"):
         new.write_text(text, encoding="utf-8")
         os.replace(new, path)
 
@@ -229,45 +314,6 @@ def _checkpoints(output_dir: Path) -> list[Path]:
     return sorted(output_dir.glob("checkpoint-*"), key=step_of)
 
 
-@contextmanager
-def _writing(path: Path, what: str, remedy: str) -> Iterator[None]:
-    """Says what could not be written and why, and leaves nothing of it."""
-    try:
-        yield
-    except Exception as error:  # OSError, or what safetensors and PyTorch make of it
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-        if KILLED in str(error):
-            raise
-        there = next(folder for folder in path.absolute().parents if folder.is_dir())
-        free = shutil.disk_usage(there).free / 2**20
-        raise OSError(
-            f"Could not save {what}: {error}. Nothing that was saved before is lost. If the disk is full ({free:,.0f} "
-            f"MiB are free), make room, {remedy}."
-        ) from error
-
-
 def _describe(path: Path) -> list[Any]:
     with path.open("rb") as file:
         return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
-
-
-def _sync(folder: Path) -> None:
-    """Force a folder and all that is in it to the disk."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        else:
-            _sync_folder(path)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

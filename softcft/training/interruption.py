@@ -72,9 +72,12 @@ def explain_faults(name: str, config: TrainingConfig) -> Iterator[None]:
                 f"{config.dataloader_num_workers}). {again}"
             ) from error
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in what:
+            smaller = (
+                f"Lower --train_batch_size (now {config.train_batch_size}) and raise --gradient_accumulation_steps by "
+                "the same factor, for the same steps; or try"
+            )
             raise RuntimeError(
-                f"{name}: out of memory. {what} Lower --train_batch_size (now {config.train_batch_size}) and raise "
-                "--gradient_accumulation_steps by the same factor, for the same steps; or try --mixed_precision "
+                f"{name}: out of memory. {what} {smaller if config.train_batch_size > 1 else 'Try'} --mixed_precision "
                 f"bf16 (now {config.mixed_precision}), or --gradient_checkpointing for an image model. {again}"
             ) from error
         raise

@@ -6,19 +6,20 @@ itself is what Accelerate wraps, a loss may call any method of any of its models
 Exactness: on the CPU, a run that was interrupted and resumed gives the same weights, bit for bit, as one that was not.
 The checkpoint holds weights, buffers, moving average, optimizer, schedule, random states of all processes and the open
 line of the log. The order of the data is a function of the seed alone, and each image's noise one of the seed and of
-its place in that order: so it makes no difference either into how many processes and accumulated batches a step is cut.
-The data set must play along: equal index, equal sample. Random augmentation belongs into the objective.
+its place in that order: so it makes no difference either into how many processes and accumulated batches a step is
+cut, also where that changes on the way. The data set must play along: equal index, equal sample. Random augmentation
+belongs into the objective.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -35,16 +36,19 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from tqdm.auto import tqdm
 
 from softcft.training.checkpoints import (
-    PARTIAL_CHECKPOINT,
+    Progress,
     checkpoint_to_resume,
     load_checkpoint,
+    prune_checkpoints,
     replace_file,
     save_checkpoint,
+    saved_progress,
     set_aside,
 )
 from softcft.training.config import TrainingConfig
 from softcft.training.interruption import StopSignals, explain_faults, next_batch
-from softcft.training.precision import choose_precision
+from softcft.training.precision import start_accelerator
+from softcft.training.processes import this_process
 
 __all__ = ["AfterStep", "Objective", "train"]
 
@@ -128,14 +132,18 @@ def train(  # noqa: C901  # one algorithm, told in order
         SystemExit: After SIGTERM or SIGINT and a checkpoint, with the exit status that these signals have.
     """
     output_dir = Path(config.output_dir)
-    resume_from, first_step, damaged = checkpoint_to_resume(config, output_dir)
+    this_process()  # before anything is logged
+    resume_from, first_step, damaged = checkpoint_to_resume(
+        config.resume_from_checkpoint, output_dir, config.max_train_steps
+    )
+    progress = saved_progress(resume_from, config.seed) if resume_from is not None else None
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     if not parameters:
         raise ValueError(f"Nothing to train: no parameter of {type(objective).__name__} requires a gradient.")
 
-    accelerator = Accelerator(
+    accelerator = start_accelerator(
+        config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        mixed_precision=choose_precision(config.mixed_precision),
         log_with=config.report_to,
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
         step_scheduler_with_optimizer=False,  # else it steps once per process, and the schedule ends early
@@ -152,9 +160,9 @@ def train(  # noqa: C901  # one algorithm, told in order
         parameters, lr=config.learning_rate, betas=betas, weight_decay=config.adam_weight_decay, fused=True
     )
     warmup, total = config.lr_warmup_steps, config.max_train_steps
-    scheduler = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=total)
+    schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=total)
     step_size = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-    seen = first_step * step_size
+    seen = progress["images"] if progress else 0  # not the step times its size, which was perhaps another one
     streamed = isinstance(dataset, IterableDataset)
     # Its own generator: by default, starting to load would draw from the global one, once more after each resume.
     generator = torch.Generator().manual_seed(config.seed)
@@ -168,35 +176,34 @@ def train(  # noqa: C901  # one algorithm, told in order
         pin_memory=accelerator.device.type == "cuda",
         generator=generator,
     )
-    wrapped, optimizer, dataloader, scheduler = accelerator.prepare(objective, optimizer, dataloader, scheduler)
+    wrapped, optimizer, dataloader, scheduler = accelerator.prepare(objective, optimizer, dataloader, schedule)
     if streamed:
         dataloader.base_dataloader.generator = generator  # Accelerate drops it
     ema = EMAModel(parameters, decay=config.ema_decay, foreach=True) if config.ema_decay else None
     log = _Log(output_dir / METRICS)
-    if resume_from is not None:
-        log.open_line = load_checkpoint(accelerator, ema, resume_from)
+    if resume_from is not None and progress is not None:
+        load_checkpoint(accelerator, schedule, ema, resume_from)
+        log.open_line = progress["open_line"]
     logger.info(f"Training {name} from {resume_from or 'the start'} to step {total} in {output_dir}.")
     is_main = accelerator.is_main_process
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(output_dir / PARTIAL_CHECKPOINT, ignore_errors=True)
         set_aside(damaged)
+        prune_checkpoints(output_dir, config.checkpoints_total_limit)  # makes room, also for the next one
         log.truncate(first_step)
     accelerator.init_trackers(name, {k: v for k, v in asdict(config).items() if v is not None})  # it chokes on None
 
     batches = iter(dataloader)
     skipped_in_a_row, stopped = 0, False
     steps = range(first_step + 1, total + 1)
-    progress = tqdm(steps, initial=first_step, total=total, desc=name, disable=not is_main)
-    with StopSignals() as signals, explain_faults(name, config):
-        for step in progress:
+    bar = tqdm(steps, initial=first_step, total=total, desc=name, disable=not is_main)
+    with StopSignals() as signals, explain_faults(name, config), _given_back(accelerator, wrapped):
+        for step in bar:
             output: dict[str, Tensor] = {}
             buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]
             for part in range(config.gradient_accumulation_steps):
                 batch = next_batch(batches, name, step, config.dataloader_num_workers)
-                place = (step - 1) * step_size + config.train_batch_size * (
-                    part * accelerator.num_processes + accelerator.process_index
-                )
+                place = seen + config.train_batch_size * (part * accelerator.num_processes + accelerator.process_index)
                 seeds = [config.seed * 2**48 + place + i for i in range(config.train_batch_size)]
                 with accelerator.accumulate(wrapped):
                     returned = wrapped({**batch, "seeds": seeds})
@@ -212,7 +219,8 @@ def train(  # noqa: C901  # one algorithm, told in order
             scalars = {key: value for key, value in output.items() if not value.ndim} | {"grad_norm": grad_norm.float()}
             means = accelerator.reduce(torch.stack([*scalars.values(), stop]), "mean").tolist()
             metrics, stopped = dict(zip(scalars, means[:-1], strict=True)), means[-1] > 0
-            learning_rate = scheduler.get_last_lr()[0]
+            learning_rate = optimizer.param_groups[0]["lr"]
+            seen += step_size
             loss, norm = metrics["loss"], metrics["grad_norm"]
             if math.isfinite(loss) and math.isfinite(norm) and norm <= config.skip_grad_norm:
                 optimizer.step()
@@ -235,10 +243,12 @@ def train(  # noqa: C901  # one algorithm, told in order
                     raise RuntimeError(
                         f"{name}: skipped {skipped_in_a_row} steps in a row, the last one (step {step}) with loss "
                         f"{loss:.6g} and gradient norm {norm:.6g}. Lower --learning_rate, or raise --skip_grad_norm "
-                        f"(now {config.skip_grad_norm:g}) if such gradients are usual here. Checkpoints are kept."
+                        f"(now {config.skip_grad_norm:g}) if such gradients are usual here, and go on with "
+                        "--resume_from_checkpoint latest; or from the path of an earlier checkpoint, with another "
+                        "--output_dir, if the weights are too far off by now."
                     )
             optimizer.zero_grad()
-            progress.set_postfix(loss=f"{loss:.4g}")
+            bar.set_postfix(loss=f"{loss:.4g}")
 
             if step % config.logging_steps == 0 or step == total:
                 line = log.close_line(step, learning_rate, step_size, write=is_main)
@@ -246,7 +256,8 @@ def train(  # noqa: C901  # one algorithm, told in order
             every = config.checkpointing_steps
             if every and (step % every == 0 or step == total or stopped):
                 _check_finite(objective, name, step)
-                save_checkpoint(accelerator, ema, output_dir, step, config.checkpoints_total_limit, log.open_line)
+                progress = Progress(seed=config.seed, images=seen, open_line=log.open_line)
+                save_checkpoint(accelerator, ema, output_dir, step, config.checkpoints_total_limit, progress)
             if stopped:
                 break
 
@@ -256,7 +267,7 @@ def train(  # noqa: C901  # one algorithm, told in order
         number = signals.received or signal.SIGTERM  # another process may be the one that got it
         saved = f"checkpoint-{step} is saved" if every else "nothing is saved, for --checkpointing_steps is 0"
         if is_main:
-            progress.close()
+            bar.close()
             sys.stderr.write(
                 f"{name}: stopped by {signal.Signals(number).name} after step {step} of {total}; {saved}. The same "
                 "command with --resume_from_checkpoint latest goes on from there.\n"
@@ -270,7 +281,16 @@ def train(  # noqa: C901  # one algorithm, told in order
     accelerator.wait_for_everyone()
     if ema:
         ema.copy_to(parameters)
-    return accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    return objective
+
+
+@contextmanager
+def _given_back(accelerator: Accelerator, wrapped: nn.Module) -> Iterator[None]:
+    """Frees the objective of Accelerate's precision in the end, also where it fails: it may be trained again."""
+    try:
+        yield
+    finally:
+        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
 
 
 class _Log:

@@ -47,10 +47,10 @@ import yaml
 from transformers import HfArgumentParser
 
 from softcft.arguments import is_finite, shown
-from softcft.training.checkpoints import replace_file
+from softcft.training.checkpoints import CONFIG, replace_file
 from softcft.training.config import choices_of
 
-__all__ = ["SECTIONS", "begin_run", "model_arguments", "parse_config", "read_config"]
+__all__ = ["SECTIONS", "model_arguments", "parse_config", "read_config", "write_config"]
 
 SECTIONS = (
     "output_dir",
@@ -82,21 +82,6 @@ SET_BY_RECIPES: defaultdict[str, tuple[str, ...]] = defaultdict(
 
 OWN_DATA = "own_data.yaml"
 MOST_ENTRIES = 100_000  # of a YAML file: a few lines of aliases can stand for more than any memory holds
-
-FREE_SETTINGS = (
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "data_dir",
-    "dataloader_num_workers",
-    "hub_model_id",
-    "logging_steps",
-    "max_train_steps",
-    "output_dir",
-    "push_to_hub",
-    "report_to",
-    "resume_from_checkpoint",
-)
-"""Settings that may change when a run is resumed."""
 
 
 def parse_config(  # noqa: C901  # file, section, flags: one reading, told in order
@@ -200,34 +185,10 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, told in or
     return config, *instances
 
 
-def begin_run(config: Mapping[str, Any], section: str, output_dir: str | Path) -> None:
-    """Write the resolved settings as ``config.yaml`` into a run's folder; passed as ``--config`` they repeat the run.
-
-    Raises:
-        ValueError: If the run is to go on from a checkpoint, but the folder's ``config.yaml`` has other settings. The
-            message names the first that differs. Those that do not change what is learned may differ.
-    """
-    path = Path(output_dir, "config.yaml")
-    if config[section].get("resume_from_checkpoint") is not None and path.is_file():
-        before, now = (
-            _flat({k: c.get(k) for k in ("graph", "columns", "data", section)}) for c in (read_config(path), config)
-        )
-        for key in sorted(before | now):
-            if key.rpartition(".")[2] not in FREE_SETTINGS and before.get(key) != now.get(key):
-                raise ValueError(
-                    f"{output_dir} holds a run with {key} = {before.get(key)!r}, now it is {now.get(key)!r}: restore "
-                    "the setting to go on with that run, or choose another --output_dir, or delete the folder."
-                )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False))
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one dict with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+def write_config(config: Mapping[str, Any], output_dir: str | Path) -> None:
+    """Write the resolved settings as ``config.yaml`` into a run's folder; as ``--config`` they repeat the run."""
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    replace_file(Path(output_dir, CONFIG), yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False))
 
 
 def model_arguments(config: Mapping[str, Any], section: str, model_class: type) -> dict[str, Any]:

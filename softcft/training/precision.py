@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.state import AcceleratorState, is_initialized
 
 from softcft.training.processes import this_process
 
-__all__ = ["PRECISION_HELP", "Precision", "choose_precision"]
+__all__ = ["PRECISION_HELP", "Precision", "choose_precision", "start_accelerator"]
 
 logger = get_logger(__name__)
 
@@ -20,11 +22,24 @@ PRECISION_HELP = (
 )
 
 
+def start_accelerator(mixed_precision: Precision, **arguments: Any) -> Accelerator:
+    """An Accelerator that computes in the type that was set, whatever one before it in this process computed in.
+
+    Args:
+        mixed_precision: The setting, see :data:`PRECISION_HELP`.
+        arguments: What else the Accelerator takes.
+    """
+    precision = choose_precision(mixed_precision)
+    if is_initialized() and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # Accelerate would refuse; transformers' Trainer does so, too
+    return Accelerator(mixed_precision=precision, **arguments)
+
+
 def choose_precision(setting: Precision) -> Literal["no", "bf16", "fp16"]:
     """What to give Accelerate as ``mixed_precision``: ``auto`` becomes bf16 or no, all else stays."""
-    device = this_process().device.type
-    fast = torch.cuda.is_bf16_supported() if device == "cuda" else device == "cpu" and _cpu_computes_bf16()
-    if setting == "bf16" and device == "cpu" and not fast:
+    kind = this_process().device.type
+    fast = _computes_bf16(kind)
+    if setting == "bf16" and kind == "cpu" and not fast:
         logger.warning("--mixed_precision bf16 is very slow on this CPU, which has no such instructions; try auto.")
     if setting != "auto":
         return setting
@@ -32,6 +47,11 @@ def choose_precision(setting: Precision) -> Literal["no", "bf16", "fp16"]:
     return "bf16" if fast else "no"
 
 
-def _cpu_computes_bf16() -> bool:
+def _computes_bf16(kind: str) -> bool:
+    """Whether a kind of device has instructions for it: emulation, which most have, is slower than float32."""
+    if kind == "cuda":  # from Ampere on; also AMD's
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind == "xpu":
+        return torch.xpu.is_bf16_supported(including_emulation=False)
     # Not mkldnn's own answer, which is yes where it emulates them.
-    return torch.cpu._is_avx512_bf16_supported()
+    return kind == "cpu" and torch.cpu._is_avx512_bf16_supported()

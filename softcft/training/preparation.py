@@ -9,8 +9,9 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from softcft.training.parsing import begin_run
+from softcft.training.parsing import write_config
 from softcft.training.processes import this_process
+from softcft.training.resuming import record_changes
 
 __all__ = ["begin_training", "main_process_first"]
 
@@ -39,11 +40,12 @@ def main_process_first() -> Iterator[bool]:
 
 
 def begin_training(config: Mapping[str, Any], section: str, output_dir: str | Path) -> None:
-    """:func:`~softcft.training.parsing.begin_run` on the main process, once all processes see one folder.
+    """Write the settings of a run into its folder, once all processes see one folder, and record what changes.
 
     Raises:
+        FileNotFoundError: If the checkpoint to resume from does not exist.
         ValueError: If processes see different checkpoints, so that some would go on and others start anew; or if the
-            folder holds a run with other settings.
+            run goes on with settings that may not change, see :mod:`softcft.training.resuming`.
     """
     this_process()
     seen = gather_object([sorted(path.name for path in Path(output_dir).glob("checkpoint-*"))])
@@ -56,7 +58,8 @@ def begin_training(config: Mapping[str, Any], section: str, output_dir: str | Pa
                     "machines share."
                 )
         if is_main:
-            begin_run(config, section, output_dir)
+            record_changes(config, section, output_dir)
+            write_config(config, output_dir)
 
 
 def _meet() -> None:

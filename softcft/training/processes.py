@@ -6,6 +6,7 @@ import os
 
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import str_to_bool
 
 __all__ = ["this_process"]
@@ -15,7 +16,12 @@ def this_process() -> PartialState:
     """Accelerate's knowledge of this process and the others; to be asked for before any Accelerator is made.
 
     A plain ``PartialState()`` takes each of several processes on CPUs for the only one, and later Accelerators believe
-    it.
+    it. Where ``ACCELERATE_USE_CPU`` was set anew since, as in a notebook, it decides.
     """
-    wants_cpu = bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")))
-    return PartialState(cpu=wants_cpu or not torch.accelerator.is_available())
+    setting = os.environ.get("ACCELERATE_USE_CPU")
+    cpu = bool(str_to_bool(setting or "false")) or not torch.accelerator.is_available()
+    state = PartialState(cpu=cpu)
+    if setting and not state.use_distributed and (state.device.type == "cpu") != cpu:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        state = PartialState(cpu=cpu)
+    return state

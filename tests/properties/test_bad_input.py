@@ -28,7 +28,7 @@ from softcft import (
     Variable,
 )
 from softcft.data.phantom import PHANTOM_GRAPH
-from softcft.training.parsing import begin_run, parse_config
+from softcft.training.parsing import parse_config, write_config
 from tests.models.test_denoiser import GRAPH
 from tests.pipelines import test_diffusion_dscm, test_dscm
 from tests.properties import calls
@@ -282,7 +282,7 @@ def read(folder: Path, section: str, text: str | None, argv: list[str] = []) -> 
     path.write_text(yaml.dump(small(section)) if text is None else text, encoding="utf-8", errors="surrogatepass")
     config, *_ = parse_config(section, *RECIPES[section], default_config=path, argv=argv)
     config["output_dir"] = str(folder / "run")
-    begin_run(config, section, folder / "run")
+    write_config(config, folder / "run")
     again, *_ = parse_config(
         section, *RECIPES[section], default_config=path, argv=["--config", str(folder / "run" / "config.yaml")]
     )

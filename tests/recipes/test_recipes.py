@@ -511,9 +511,31 @@ def test_another_size_than_the_model_was_trained_with_is_refused(
             start(recipe, "--sample_size", "32", cwd=folder)
 
 
-def test_a_run_does_not_go_on_with_other_settings(start: Start, hvae: Path, folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"runs/hvae holds a run with hvae.learning_rate = 0.001, now it is 0.01"):
-        start("train_hvae", "--resume_from_checkpoint", "latest", "--learning_rate", "1e-2", cwd=folder)
+def test_a_run_does_not_go_on_as_another(start: Start, hvae: Path, folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"runs/hvae/checkpoint-4 is of a run with --seed = 0, now it is 1"):
+        start("train_hvae", "--resume_from_checkpoint", "latest", "--seed", "1", cwd=folder)
+
+
+def test_a_run_goes_on_as_errors_advise(monkeypatch: pytest.MonkeyPatch, hvae: Path, folder: Path) -> None:
+    """Lower learning rate; smaller batches, precision and checkpointed gradients for memory; and elsewhere."""
+
+    def start(*flags: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["train_hvae.py", "--config", str(TINY), *flags])
+        load_recipe("train_hvae").main()
+
+    monkeypatch.chdir(folder)
+    shutil.copytree(hvae, folder / "advised" / "hvae")
+    on = ("--output_dir", "advised", "--resume_from_checkpoint", "latest", "--lr_scheduler")
+    smaller = ("--train_batch_size", "4", "--gradient_accumulation_steps", "2", "--mixed_precision", "bf16")
+    start(*on, "constant_with_warmup", "--max_train_steps", "5", "--learning_rate", "1e-4")
+    start(*on, "cosine", "--max_train_steps", "6", *smaller, "--gradient_checkpointing")
+    logged = metrics(folder / "advised" / "hvae")
+    assert [line["step"] for line in logged] == [1, 2, 3, 4, 5, 6]
+    assert logged[4]["lr"] == 1e-4
+    assert logged[4]["loss"] != logged[5]["loss"]
+    path = "advised/hvae/checkpoint-5"
+    start("--output_dir", "elsewhere", "--resume_from_checkpoint", path, *smaller, "--max_train_steps", "6")
+    assert [line["step"] for line in metrics(folder / "elsewhere" / "hvae")] == [6]
 
 
 def test_a_classifier_is_not_averaged(start: Start) -> None:

@@ -1,5 +1,6 @@
 """What is written while a training runs is whole or not there: damage, full disks, models that are replaced."""
 
+import errno
 import json
 import os
 import pickle
@@ -12,7 +13,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from softcft.training import loop
+from softcft.training import loop, writing
 from softcft.training.checkpoints import _describe, find_damage, replace_file, save_whole
 from tests.training.test_loop import Adaptive, checkpoints, equal, fresh_accelerate, lines, run, settings, without_speed
 
@@ -84,7 +85,7 @@ def test_where_all_are_damaged_the_run_starts_anew(cut, whole):
 def test_a_damaged_checkpoint_that_was_asked_for_is_refused(cut):
     newest = cut / "checkpoint-6"
     os.truncate(newest / "optimizer.bin", 10)
-    with pytest.raises(ValueError, match=r"checkpoint-6 is damaged: optimizer.bin .*Use another, or 'latest'"):
+    with pytest.raises(ValueError, match=r"checkpoint-6 is damaged: optimizer.bin .*'latest'"):
         run(cut, Adaptive(), max_train_steps=10, resume_from_checkpoint=str(newest), **FIELDS)
     assert checkpoints(cut) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
 
@@ -199,9 +200,100 @@ def test_a_full_disk_leaves_the_old_model(tmp_path):
     result = subprocess.run(["unshare", "-rm", "sh", "-c", shell], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert f"Could not save the model in {disk / 'model'}" in result.stderr
-    assert "make room, and run the same command again" in result.stderr
+    assert "is full" in result.stderr
+    assert "Make room and run the same command again" in result.stderr
     assert torch.equal(weights(copy / "model"), weights(tmp_path / "old"))
     assert sorted(os.listdir(copy / "model")) == sorted(os.listdir(tmp_path / "old"))
+
+
+# ---- file systems that cannot do all --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def told_anew():
+    writing._say_once.cache_clear()
+    yield
+    writing._say_once.cache_clear()
+
+
+def refuse_folders(monkeypatch, error):
+    """Windows, and some network mounts: a folder cannot be opened."""
+    opened = os.open
+
+    def refusing(path, *arguments, **keywords):
+        if isinstance(path, str | Path) and os.path.isdir(path):
+            raise error
+        return opened(path, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "open", refusing)
+
+
+def refuse_sync(monkeypatch, error):
+    """Some network mounts: nothing can be forced to the disk."""
+
+    def refusing(descriptor):
+        raise error
+
+    monkeypatch.setattr(os, "fsync", refusing)
+
+
+CANNOT = [
+    PermissionError(errno.EACCES, "Permission denied"),
+    PermissionError("without a number"),
+    *(OSError(number, os.strerror(number)) for number in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)),
+]
+
+
+@pytest.mark.parametrize("refuse", [refuse_folders, refuse_sync])
+@pytest.mark.parametrize("error", CANNOT, ids=repr)
+def test_a_file_system_that_cannot_force_things_to_the_disk(tmp_path, monkeypatch, caplog, told_anew, refuse, error):
+    whole = run(tmp_path / "whole", Adaptive(), **FIELDS)
+    writing._say_once.cache_clear()
+    caplog.clear()
+    refuse(monkeypatch, error)
+    cut = run(tmp_path / "run", Adaptive(), **FIELDS, max_train_steps=4)
+    assert caplog.text.count("after a power failure") == 1
+    assert find_damage(tmp_path / "run" / "checkpoint-4") is None
+    del cut
+    assert equal(run(tmp_path / "run", Adaptive(), resume_from_checkpoint="latest", **FIELDS), whole)
+    model = vae()
+    for _ in range(2):
+        save_whole(tmp_path / "model", model)
+    replace_file(tmp_path / "file.txt", "text")
+    assert torch.equal(weights(tmp_path / "model"), model.encoder.conv_in.weight)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_full"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), True),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), True),
+        (RuntimeError(f"IoError(Os {{ code: 28, message: {os.strerror(errno.ENOSPC)!r} }})"), True),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), False),
+        (OSError(errno.EROFS, os.strerror(errno.EROFS)), False),
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+        (RuntimeError("something of PyTorch's own"), False),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("refused", ["state", "fsync"])
+def test_only_a_full_disk_is_told_as_one(tmp_path, monkeypatch, error, is_full, refused):
+    def refusing(*arguments, **keywords):
+        raise error
+
+    if refused == "state":
+        monkeypatch.setattr("accelerate.Accelerator.save_state", refusing)
+    elif isinstance(error, PermissionError):
+        pytest.skip("what a file system answers that cannot force things to the disk")
+    else:
+        monkeypatch.setattr(os, "fsync", refusing)
+    with pytest.raises(OSError, match="checkpoint-2") as told:
+        run(tmp_path, Adaptive(), **FIELDS)
+    assert ("is full" in str(told.value)) == is_full
+    assert ("--checkpoints_total_limit" in str(told.value)) == is_full
+    assert str(error.args[-1]) in str(told.value)
+    assert checkpoints(tmp_path) == []
+    assert not (tmp_path / "partial-checkpoint").exists()
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from softcft.training.config import TrainingConfig
-from softcft.training.parsing import begin_run, parse_config
+from softcft.training.parsing import parse_config, write_config
 
 FILE = """
 output_dir: runs
@@ -87,7 +87,7 @@ def test_codes_dates_and_times_are_words(path):
 
 def test_a_saved_file_reads_as_what_was_saved(tmp_path):
     values = ["1e3", "007", "10", "no", "true", ".5", "2020-01-01", 10, 1e3, 1e-7, True, None, "", "~", math.inf]
-    begin_run({"graph": values, "data": {}, "hvae": {}}, "hvae", tmp_path)
+    write_config({"graph": values, "data": {}, "hvae": {}}, tmp_path)
     path = tmp_path / "config.yaml"
     path.write_text(path.read_text().replace("hvae: {}", "hvae: {output_dir: x}"))
     read = parse(path)[0]["graph"]
