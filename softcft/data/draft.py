@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
+from softcft.data.doubts import are_codes, are_years, looks_like, spelled_alike
 from softcft.data.own import as_text, column_values, is_missing
 
 __all__ = ["draft_graph"]
@@ -27,6 +28,7 @@ def draft_graph(table: DatasetDict) -> str:
 
     Class labels, truth values, words and a few different whole numbers become binary or categorical variables with the
     categories that occur; other numbers become continuous ones, their range rounded outward. There are no parents.
+    Dates and lists are left out; years, codes and spellings have a comment (:mod:`softcft.data.doubts`).
 
     Args:
         table: What :func:`~softcft.data.own.read_table` returned.
@@ -67,7 +69,7 @@ def draft_graph(table: DatasetDict) -> str:
         "# A draft: correct kinds, ranges and categories, give units (unit: years). No variable causes another yet,",
         "# for that is your knowledge: add parents: [NAME, NAME]. Other names for categories are given by columns.",
         "graph:",
-        *(f"  - {_flow(variable)}" for variable in variables),
+        *(f"  - {_flow(variable)}{_remark(list(table.values()), columns, variable)}" for variable in variables),
     ]
     if columns:
         lines += ["columns:", *(f"  {_flow({name: column})[1:-1]}" for name, column in columns.items())]
@@ -105,6 +107,8 @@ def _guess(rows: Sequence[Dataset], column: str) -> dict[str, Any] | str:  # noq
     keep = keep if len(different) < len(values) else ""
     if IDENTIFIER.search(column.rpartition(".")[2]):
         return f"an identifier, it seems{keep}"
+    if doubt := looks_like([as_text(value) for value in values]):
+        return doubt
     if isinstance(values[0], bool):
         return _discrete(sorted(different))
     try:
@@ -121,6 +125,24 @@ def _guess(rows: Sequence[Dataset], column: str) -> dict[str, Any] | str:  # noq
         if len(different) == len(numbers) == max(numbers) - min(numbers) + 1:
             return "the numbers of the rows, it seems"
     return {"kind": "continuous", **_range(min(numbers), max(numbers))}
+
+
+def _remark(rows: Sequence[Dataset], columns: dict[str, str], variable: dict[str, Any]) -> str:
+    """What to think about before a variable is taken as it was guessed."""
+    name = variable["name"]
+    if variable["kind"] == "continuous":
+        column = columns.get(name, name)
+        values = [value for split in rows for value in column_values(split, column) if not is_missing(value)]
+        if are_years([float(value) for value in values]):
+            return "  # years, it seems: of birth? An age, at the time of the picture, is what it shows"
+        return ""
+    if are_codes(variable["categories"]):
+        meanings = ", ".join(f"{_scalar(code)}: ..." for code in variable["categories"])
+        return f"  # codes: name what they stand for, by columns: {{{_scalar(name)}: {{values: {{{meanings}}}}}}}"
+    if alike := spelled_alike(variable["categories"]):
+        pairs = "; ".join(", ".join(map(_scalar, group)) for group in alike)
+        return f"  # spellings of one category? {pairs}: join them by columns: {{{_scalar(name)}: {{values: ...}}}}"
+    return ""
 
 
 def _discrete(categories: list[str]) -> dict[str, Any]:

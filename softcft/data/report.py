@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from datasets import DatasetDict
 
+from softcft.data.doubts import are_years, looks_like, spelled_alike
 from softcft.data.folders import left_out
-from softcft.data.own import as_text, column_values, explain_unknown, find_columns, make_splits, read_column
+from softcft.data.own import as_text, column_values, explain_unknown, find_columns, is_missing, make_splits, read_column
 from softcft.data.report_pictures import DataReport, Example, check_pictures
 from softcft.data.sources import FOLDERS, GRAPHS, DataConfig
 from softcft.graph import CausalGraph, Variable
@@ -75,6 +76,7 @@ def check_data(
                 report.errors.append(explain_unknown(variable, column, wrong))
             for split, (understood, _) in read.items():
                 values[split][variable.name] = understood
+            _check_doubts(splits, column, variable, report)
             named = "" if column == variable.name else f", column {column!r}"
             report.lines += ["", f"{variable.name} ({variable.kind}{named})"]
             if variable.kind == "continuous":
@@ -134,6 +136,20 @@ def _check_groups(splits: DatasetDict, config: DataConfig, report: DataReport) -
             )
 
 
+def _check_doubts(splits: DatasetDict, column: str, variable: Variable, report: DataReport) -> None:
+    """Whether the values are something else than a quantity or categories, or two categories are one."""
+    values = [as_text(v) for rows in splits.values() for v in column_values(rows, column) if not is_missing(v)]
+    if doubt := looks_like(values):
+        report.warnings.append(f"Column {column!r} of '{variable.name}' has {doubt}.")
+    for group in spelled_alike(variable.categories):
+        kept = max(group, key=lambda category: len(category.strip()))
+        others = {category: kept for category in group if category != kept}
+        report.warnings.append(
+            f"'{variable.name}' has the categories {group}, which seem to be spellings of one: leave one in the graph, "
+            f"and translate the others by columns: {{{variable.name}: {{column: {column}, values: {others}}}}}."
+        )
+
+
 def _check_numbers(variable: Variable, values: Mapping[str, list[Any]], report: DataReport) -> None:
     assert variable.low is not None
     assert variable.high is not None
@@ -161,9 +177,10 @@ def _check_numbers(variable: Variable, values: Mapping[str, list[Any]], report: 
     low, high = known.min(), known.max()
     if low < variable.low - slack or high > variable.high + slack:
         count = int(((known < variable.low - slack) | (known > variable.high + slack)).sum())
+        years = ", which are years, it seems, and no ages" if are_years(known.tolist()) else ""
         report.errors.append(
             f"{count} values of '{variable.name}' are outside [{variable.low:g}, {variable.high:g}]: they go from "
-            f"{low:g} to {high:g}. Widen low and high, or correct the table, or null them by columns: "
+            f"{low:g} to {high:g}{years}. Widen low and high, or correct the table, or null them by columns: "
             f"{{{variable.name}: {{values: {{{as_text(float(low if low < variable.low else high))}: null}}}}}}."
         )
     elif low == high:

@@ -64,12 +64,33 @@ def test_class_labels_keep_their_names_and_order() -> None:
         ("scanner", lambda i: "A", "always 'A'"),
         ("empty", lambda i: None, "no values"),
         ("box", lambda i: [1, 2], "neither numbers nor words"),
+        ("scanned", lambda i: 20140101 + i % 28, "dates, it seems"),
+        ("labels", lambda i: ["Mass", "Mass|Nodule", "Nodule"][i % 3], "several labels in one cell, it seems"),
+        ("weight", lambda i: f"{i},5", "numbers with decimal commas, it seems"),
     ],
 )
 def test_what_is_left_out_is_said(name: str, column: Any, reason: str) -> None:
     text = draft_graph(table(**{name: column, "sex": lambda i: "ab"[i % 2]}))
     assert f"#   {name}: {reason}" in text
     assert [variable["name"] for variable in yaml.safe_load(text)["graph"]] == ["sex"]
+
+
+@pytest.mark.parametrize(
+    ("column", "word"),
+    [
+        (lambda i: 1930 + 2 * i, "years"),
+        (lambda i: 1 + i % 2, "codes"),
+        (lambda i: [-1, 1][i % 2], "codes"),
+        (lambda i: ["F", "f", "M"][i % 3], "spellings"),
+        (lambda i: i % 2, None),
+        (lambda i: 20 + 2 * i, None),
+    ],
+)
+def test_what_a_variable_stands_for_is_asked(column: Any, word: str | None) -> None:
+    text = draft_graph(table(x=column))
+    (line,) = (line for line in text.splitlines() if "name: x" in line)
+    assert (word in line.partition("#")[2]) if word else "#" not in line
+    assert [variable["name"] for variable in yaml.safe_load(text)["graph"]] == ["x"]
 
 
 def test_words_that_make_no_variable_are_not_called_identifiers() -> None:

@@ -210,3 +210,18 @@ def test_examples_go_over_categories_and_ranges() -> None:
     examples = check(splits(200, age=lambda i: None if i < 4 else 3.14159)).examples
     assert examples["sex: male"][0].caption == "age ?, male"
     assert examples["sex: male"][-1].caption == "age 3.14 years, male"
+
+
+def test_years_are_no_ages_and_lists_no_categories() -> None:
+    table = splits(age=lambda i: 1930.0 + i, sex=lambda i: ["male", "male|female", "female"][i % 3])
+    report = check(table)
+    assert any("'age'" in error and "years" in error for error in report.errors)
+    assert any("'sex'" in warning and "several labels" in warning for warning in report.warnings)
+
+
+def test_spellings_of_one_category_are_told() -> None:
+    graph = CausalGraph([{"name": "sex", "kind": "categorical", "categories": ["F", "female", "M"]}])
+    table = splits(sex=lambda i: ["F", "female", "M"][i % 3])
+    report = check_data(table, DataConfig(dataset_name="mine", sample_size=8), graph)
+    (warning,) = (text for text in report.warnings if "'female'" in text and "spellings" in text)
+    assert "{'F': 'female'}" in warning

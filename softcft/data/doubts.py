@@ -1,0 +1,94 @@
+"""What the values of a column look like that a variable should not take them for: dates, lists, codes, spellings."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Sequence
+from datetime import date
+
+__all__ = ["are_codes", "are_years", "looks_like", "spelled_alike"]
+
+YEARS = (1850, 2100)
+DATE = re.compile(r"(\d{4})([-/.]?)(\d\d)\2(\d\d)([ T].*)?")
+DAY_FIRST = re.compile(r"\d{1,2}([-/.])\d{1,2}\1(\d\d)?\d\d([ T].*)?")
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+SEPARATORS = "|;,"
+
+
+def looks_like(texts: Sequence[str]) -> str | None:
+    """Say what the values of a column are if they are no quantity and no category.
+
+    Args:
+        texts: The known values as text.
+
+    Returns:
+        What they seem to be, and what to do; None if nothing is wrong with them.
+    """
+    different = set(texts)
+    if len(different) < 2:
+        return None
+    if all(map(_is_date, different)):
+        return "dates, it seems; make a number of them, an age for instance"
+    if any("," in text for text in different) and all(
+        DECIMAL_COMMA.fullmatch(text) or re.fullmatch(r"[+-]?\d+", text) for text in different
+    ):
+        return "numbers with decimal commas, it seems; write them with points"
+    if _are_lists(different):
+        return "several labels in one cell, it seems; make a column of yes and no of each label"
+    return None
+
+
+def are_years(numbers: Sequence[float]) -> bool:
+    """Whether numbers seem to be years, of birth for instance."""
+    first, last = YEARS
+    return len(set(numbers)) > 1 and all(number == int(number) and first <= number <= last for number in numbers)
+
+
+def are_codes(categories: Sequence[str]) -> bool:
+    """Whether categories are numbers other than 0, 1, 2 and so on, which say nothing of what they stand for."""
+    numbers = [text for text in categories if re.fullmatch(r"[+-]?\d+", text)]
+    return len(numbers) == len(categories) and set(numbers) != {str(i) for i in range(len(categories))}
+
+
+def spelled_alike(categories: Sequence[str]) -> list[list[str]]:
+    """Groups of categories that seem to be one: they differ in capitals and spaces, or are a word and its initial."""
+    plain = {category: " ".join(category.split()).casefold() for category in categories}
+    words = set(plain.values())
+    for category, word in plain.items():
+        longer = [other for other in words if len(other) > 3 and other.startswith(word)] if len(word) == 1 else []
+        if len(longer) == 1 and word.isalpha():
+            plain[category] = longer[0]
+    groups = [[c for c in categories if plain[c] == word] for word in dict.fromkeys(plain.values())]
+    return [group for group in groups if len(group) > 1]
+
+
+def _is_date(text: str) -> bool:
+    if DAY_FIRST.fullmatch(text):
+        return True
+    found = DATE.fullmatch(text)
+    if not found or not YEARS[0] <= int(found[1]) <= YEARS[1]:
+        return False
+    try:
+        date(int(found[1]), int(found[3]), int(found[4]))
+    except ValueError:
+        return False
+    return True
+
+
+def _are_lists(different: set[str]) -> bool:
+    """Whether some cells hold several words, which other cells hold, too, in brackets or between separators."""
+    if all(text[:1] + text[-1:] in ("[]", "()", "{}") for text in different):
+        try:
+            return any(len(ast.literal_eval(text)) > 1 for text in different)
+        except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
+            return True  # words without quotes
+    for mark in SEPARATORS:
+        cells = [[part.strip() for part in text.split(mark)] for text in different]
+        several = [parts for parts in cells if len(parts) > 1 and all(parts)]
+        number = Counter(part for parts in cells for part in set(parts))
+        shared = [part for parts in several for part in parts if number[part] > 1]
+        if several and 2 * len(shared) > sum(map(len, several)):
+            return True
+    return False

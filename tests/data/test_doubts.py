@@ -1,0 +1,77 @@
+import pytest
+
+from softcft.data.doubts import are_codes, are_years, looks_like, spelled_alike
+
+
+@pytest.mark.parametrize(
+    ("texts", "word"),
+    [
+        (["20140915", "20101231"], "dates"),
+        (["2014-09-15", "1999-01-31"], "dates"),
+        (["2014/09/15 10:30:00", "2014/09/16 11:00:00"], "dates"),
+        (["15.09.2014", "1.2.2015"], "dates"),
+        (["9/15/14", "12/1/15"], "dates"),
+        (["45,2", "7,25", "60"], "decimal commas"),
+        (["['normal']", "['effusion', 'nodule']"], "several labels"),
+        (["[normal, nodule]", "[normal]"], "several labels"),
+        (["Effusion", "Mass", "Effusion|Mass", "No Finding"], "several labels"),
+        (["cough;fever", "fever", "cough; pain", "pain"], "several labels"),
+        (["cough, fever", "fever", "cough"], "several labels"),
+    ],
+)
+def test_what_is_neither_a_quantity_nor_a_category_is_named(texts, word):
+    assert word in (looks_like(texts) or "")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [],
+        ["20140915"],
+        ["20140915", "20149999"],  # numbers of eight digits
+        ["10000000", "99999999"],
+        ["1.5", "2"],
+        ["no", "yes"],
+        ["AP, supine", "PA, erect"],  # words with a comma
+        ["['normal']", "['effusion']"],
+        ["1-2", "3-5"],
+        ["12", "1,000,000"],
+        ["A|B", "C"],
+    ],
+)
+def test_quantities_and_categories_are_left_alone(texts):
+    assert looks_like(texts) is None
+
+
+def test_years_are_whole_numbers_of_our_time():
+    assert are_years([1938.0, 2001.0])
+    assert not are_years([1938.5, 2001.0])
+    assert not are_years([38.0, 1938.0])
+    assert not are_years([1938.0, 1938.0])
+
+
+@pytest.mark.parametrize("categories", [["1", "2"], ["-1", "1"], ["0", "1", "9"], ["2", "3", "4"]])
+def test_codes_are_numbers_that_are_no_count(categories):
+    assert are_codes(categories)
+
+
+@pytest.mark.parametrize("categories", [["0", "1"], ["2", "0", "1"], ["0", "diabetes1"], ["no", "yes"], ["1.5", "2.5"]])
+def test_counts_and_words_are_no_codes(categories):
+    assert not are_codes(categories)
+
+
+@pytest.mark.parametrize(
+    ("categories", "groups"),
+    [
+        (["F", "M", "female", "Male", " F", "m"], [["F", "female", " F"], ["M", "Male", "m"]]),
+        (["yes", "YES", "no", "No"], [["yes", "YES"], ["no", "No"]]),
+        (["no  finding", "No Finding"], [["no  finding", "No Finding"]]),
+        (["no", "normal", "nodule"], []),
+        (["A", "AB", "B", "O"], []),
+        (["I", "III", "II"], []),
+        (["N", "normal", "nodule"], []),  # of which one?
+        (["0", "1"], []),
+    ],
+)
+def test_spellings_of_one_category_are_put_together(categories, groups):
+    assert spelled_alike(categories) == groups
