@@ -24,7 +24,7 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from softcft import CausalGraph, ConditionalDenoiser
 from softcft.data.sources import DataConfig, load_data, training_images
 from softcft.hub.publish import HubConfig
-from softcft.models.denoiser import UNETS, adopt_unet, load_unet
+from softcft.models.denoiser import UNETS, adopt_unet, load_unet, network_size
 from softcft.models.vae import encode_latents, latent_stride
 from softcft.models.weights import load_safetensors
 from softcft.training.checkpoints import save_whole
@@ -59,9 +59,7 @@ def build(
         return ConditionalDenoiser(unet, encoder, scheduler)
     unet = load_unet(diffusion.unet_dir)
     patch_sizes = range(1, 2 if diffusion.latents else size + 1)
-    if [unet.config["in_channels"], unet.config["sample_size"]] not in [
-        [channels * p**2, size / p] for p in patch_sizes
-    ]:
+    if [unet.config["in_channels"], network_size(unet)] not in [[channels * p**2, size / p] for p in patch_sizes]:
         raise ValueError(
             f"--unet_dir {diffusion.unet_dir} was trained on images of {unet.config['in_channels']} channels and size "
             f"{unet.config['sample_size']}, but these have {channels} and {size}; set --sample_size."

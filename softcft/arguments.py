@@ -1,17 +1,20 @@
 """How a bad argument is refused: before any work, by its name, its value and what it must be.
 
-Nothing is converted or guessed here. Every check raises ValueError or returns without a word.
+Nothing is guessed here. Every check raises ValueError or returns without a word. A number is one of Python's, and those
+of NumPy and PyTorch are first made such by :func:`plain`.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import reprlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 
 __all__ = [
@@ -22,8 +25,13 @@ __all__ = [
     "check_whole",
     "check_wholes",
     "is_finite",
+    "plain",
     "shown",
+    "takes_any_numbers",
 ]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 MOST = 2**31 - 1  # of what is counted; sizes beyond overflow before they run out of memory
 
@@ -50,6 +58,35 @@ class _Shown(reprlib.Repr):
 def shown(value: Any) -> str:
     """A value as messages show it: its ``repr``, shortened where that is long."""
     return _Shown().repr(value)
+
+
+def plain(value: Any, depth: int = 4) -> Any:
+    """A number of NumPy or PyTorch as Python's own, which can be saved as JSON; all else as it is.
+
+    Args:
+        value: A scalar, an array or tensor without dimensions, or a list, tuple or dict of such.
+        depth: How far lists and dicts are looked into: one may contain itself.
+    """
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor) and value.ndim == 0:
+        if value is np.ma.masked or (isinstance(value, torch.Tensor) and (value.is_meta or value.is_sparse)):
+            return value
+        number = value.item()
+        return number if isinstance(number, int | float) else value
+    if depth and type(value) in (list, tuple):
+        return type(value)(plain(entry, depth - 1) for entry in value)
+    if depth and type(value) is dict:
+        return {key: plain(entry, depth - 1) for key, entry in value.items()}
+    return value
+
+
+def takes_any_numbers(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function see all numbers among its arguments as Python's, by :func:`plain`."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return function(*(plain(arg) for arg in args), **{name: plain(arg) for name, arg in kwargs.items()})
+
+    return call
 
 
 def is_finite(value: Any, largest: float = sys.float_info.max) -> bool:

@@ -19,7 +19,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from softcft.arguments import check_whole, shown
+from softcft.arguments import check_whole, plain, shown
 from softcft.variable import Variable, has_no_values, is_list
 
 __all__ = ["CausalGraph", "Intervention", "Variable"]
@@ -209,6 +209,7 @@ class CausalGraph:
         Raises:
             ValueError: If a variable is unknown, a value is invalid, or lengths disagree with ``batch_size``.
         """
+        batch_size = plain(batch_size)
         check_whole("batch_size", batch_size)
         values = torch.zeros(batch_size, self.width)
         mask = torch.zeros(batch_size, len(self), dtype=torch.bool)
@@ -220,6 +221,7 @@ class CausalGraph:
     def _encode_each(self, values: Values, batch_size: int | None) -> dict[str, Tensor]:
         self._check_mapping(values)
         if batch_size is not None:
+            batch_size = plain(batch_size)
             check_whole("batch_size", batch_size)
         columns = {name: self[name].encode(value) for name, value in values.items()}
         size = batch_size or max((len(column) for column in columns.values()), default=1)

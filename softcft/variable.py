@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from softcft.arguments import is_finite, shown
+from softcft.arguments import is_finite, plain, shown
 
 __all__ = ["Kind", "Variable", "has_no_values", "is_list"]
 
@@ -92,6 +92,8 @@ class Variable:
             self._check_categories()
 
     def _check_range(self) -> None:
+        for field in ("low", "high"):
+            object.__setattr__(self, field, plain(getattr(self, field)))
         if self.categories:
             raise ValueError(f"Variable '{self.name}' is continuous and takes no categories, got {self.categories}.")
         largest = torch.finfo(torch.float32).max  # values come in float32, too

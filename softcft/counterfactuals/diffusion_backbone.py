@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import get_args
 
@@ -10,9 +9,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
-from softcft.arguments import check_choice, check_number, check_whole
+from softcft.arguments import check_choice, check_number, check_whole, takes_any_numbers
 from softcft.counterfactuals.backbone import BackboneOutput
-from softcft.counterfactuals.solvers import NoiseLevels, Solver, invert, predict
+from softcft.counterfactuals.solvers import Interrupted, NoiseLevels, OnStep, Solver, invert, predict
 from softcft.models.denoiser import CONDITION_DROPOUT, MIN_SNR_GAMMA, ConditionalDenoiser
 from softcft.models.vae import decode_latents, encode_latents
 from softcft.noise import Generator, uniform
@@ -55,14 +54,16 @@ class DiffusionBackbone(nn.Module):
         condition_dropout: Of the fidelity, see :meth:`~softcft.models.denoiser.ConditionalDenoiser.loss`. Without any,
             fine-tuning would forget what guidance needs.
         min_snr_gamma: Of the fidelity, see there.
-        on_step: Is given the images (or latents) after each step of prediction and their level of noise, from S - 1 to
-            0, and gives back those to go on with.
+        on_step: Is given the images (or latents) after each step, first of abduction, then of prediction, and the level
+            of noise that they have reached; gives back those to go on with, or raises
+            :class:`~softcft.counterfactuals.solvers.Interrupted`, and these are the result.
 
     Raises:
         ValueError: If there is no such ``abduction``, ``num_inference_steps`` or ``gradient_steps`` does not fit the
             scheduler, or a guidance scale is no number from 0 to 1000.
     """
 
+    @takes_any_numbers
     def __init__(
         self,
         denoiser: ConditionalDenoiser,
@@ -74,7 +75,7 @@ class DiffusionBackbone(nn.Module):
         gradient_steps: int | None = None,
         condition_dropout: float = CONDITION_DROPOUT,
         min_snr_gamma: float | None = MIN_SNR_GAMMA,
-        on_step: Callable[[Tensor, int], Tensor] | None = None,
+        on_step: OnStep | None = None,
     ) -> None:
         super().__init__()
         check_choice("abduction", abduction, get_args(Solver))
@@ -124,14 +125,18 @@ class DiffusionBackbone(nn.Module):
         times = (uniform((1,), one, clean.device) + torch.arange(len(clean), device=clean.device) / len(clean)) % 1
         loss = self.denoiser.loss(clean, parents, self.condition_dropout, self.min_snr_gamma, generator, times)
         factual = partial(self._denoise, parents=parents)
-        latents, passed = invert(factual, clean, self.levels, self.abduction, self.gradient_steps)
+        fidelity = 0.5 * loss.mean().log()
+        try:
+            latents, passed = invert(factual, clean, self.levels, self.abduction, self.gradient_steps, self.on_step)
+        except Interrupted as stopped:
+            return BackboneOutput(image=self._decode(stopped.images), fidelity=fidelity, latents=[stopped.images])
         if counterfactual_parents.ndim == 2:
             predicted = self._predict(latents, passed, parents, counterfactual_parents)
         else:
             predictions = [self._predict(latents, passed, parents, p) for p in counterfactual_parents.unbind(dim=1)]
             predicted = torch.stack(predictions, dim=1)
             latents = [z[:, None].expand(-1, predicted.shape[1], -1, -1, -1) for z in latents]
-        return BackboneOutput(image=predicted, fidelity=0.5 * loss.mean().log(), latents=latents)
+        return BackboneOutput(image=predicted, fidelity=fidelity, latents=latents)
 
     def generate(self, noise: Tensor, parents: Tensor) -> Tensor:
         """Images of given attributes, shape (B, C, H, W), by DDIM; all attributes are guided by ``guidance_scale``.
@@ -154,7 +159,11 @@ class DiffusionBackbone(nn.Module):
 
     def _follow(self, latents: list[Tensor], passed: list[Tensor] | None, parents: Tensor, changed: Tensor) -> Tensor:
         guided = partial(self._denoise, parents=parents, changed=changed)
-        return self._decode(predict(guided, latents, self.levels, self.gradient_steps, passed, self.on_step))
+        try:
+            image = predict(guided, latents, self.levels, self.gradient_steps, passed, self.on_step)
+        except Interrupted as stopped:
+            image = stopped.images
+        return self._decode(image)
 
     def _denoise(
         self, noisy: Tensor, level: int, told: int, parents: Tensor, changed: Tensor | None = None

@@ -37,14 +37,24 @@ from torch import Tensor
 
 from softcft.arguments import shown
 
-__all__ = ["LARGEST", "Denoiser", "NoiseLevels", "Solver", "invert", "predict"]
+__all__ = ["LARGEST", "Denoiser", "Interrupted", "NoiseLevels", "OnStep", "Solver", "invert", "predict"]
 
 Solver = Literal["ddim", "bdia"]
 Denoiser = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
 """From images (B, C, H, W), their level and the level that the network is told, to the image and the noise in each."""
+OnStep = Callable[[Tensor, int], Tensor]
+"""Is given the images after a step and the level that they have reached, and gives back those to go on with."""
 
 LARGEST = 1024
 """Sums of pixels up to this size are exact. Those of images and noise are below 10."""
+
+
+class Interrupted(Exception):  # no error
+    """What :data:`OnStep` raises to go no further; ``images`` are those of the last step."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self.images = images
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,12 @@ class NoiseLevels:
 
 
 def invert(
-    denoiser: Denoiser, image: Tensor, levels: NoiseLevels, solver: Solver, gradient_steps: int
+    denoiser: Denoiser,
+    image: Tensor,
+    levels: NoiseLevels,
+    solver: Solver,
+    gradient_steps: int,
+    on_step: OnStep | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Find the noise that images come from.
 
@@ -105,6 +120,7 @@ def invert(
         levels: S of them.
         solver: ``ddim`` or ``bdia``.
         gradient_steps: K, how many of the first steps gradients flow through, see :func:`predict`.
+        on_step: Of the levels 1 to S.
 
     Returns:
         The images at level S (DDIM), or at levels S - 1 and S (BDIA), constants; and those at level K, or K and K + 1
@@ -115,15 +131,17 @@ def invert(
     # On its way up DDIM tells the network the level that it goes to, as diffusers' DDIMInverseScheduler does. So must
     # BDIA at level 0, which has no training step.
     image = _round(image.to(torch.float32 if image.device.type == "mps" else torch.float64))
-    path = [image, _round(levels.mix(*denoiser(image, 0, 1), 1))]
-    passed = path
-    for level in range(1, len(levels)):
+    path = [image, image]
+    for level in range(len(levels)):
         below, x = path
         with torch.set_grad_enabled(tracked and level < last + (solver == "bdia")):
-            if solver == "ddim":
-                path = [x, levels.mix(*denoiser(x, level, level + 1), level + 1)]
+            if solver == "ddim" or level == 0:
+                above = _round(levels.mix(*denoiser(x, level, level + 1), level + 1))
             else:
-                path = [x, below - levels.leap(*denoiser(x, level, level), level)]
+                above = below - levels.leap(*denoiser(x, level, level), level)
+            if on_step is not None:
+                above = on_step(above, level + 1)
+        path = [x, above]
         if level < last + (solver == "bdia"):
             passed = path
     kept = slice(1, None) if solver == "ddim" else slice(None)
@@ -136,7 +154,7 @@ def predict(
     levels: NoiseLevels,
     gradient_steps: int,
     passed: list[Tensor] | None = None,
-    on_step: Callable[[Tensor, int], Tensor] | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """The images that noise becomes.
 
@@ -152,7 +170,7 @@ def predict(
         gradient_steps: K.
         passed: Of :func:`invert`: what it passed at level K. Its gradient is added to that of the images there, as if
             both were carried alike through the levels above. Left out, there is none.
-        on_step: Is given the images after each step and their level, and gives back those to go on with.
+        on_step: Of the levels below those of ``latents``, down to 0.
     """
     tracked = torch.is_grad_enabled()
     state = list(latents)

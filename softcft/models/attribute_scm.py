@@ -35,7 +35,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from softcft.arguments import check_generator, check_whole, check_wholes, shown
+from softcft.arguments import check_generator, check_whole, check_wholes, plain, shown, takes_any_numbers
 from softcft.graph import CausalGraph, Intervention, Variable
 from softcft.models.weights import SafetensorsOnly
 from softcft.noise import Generator
@@ -87,6 +87,7 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
     # A rounded mechanism is a wrong mechanism, and half precision would save next to nothing.
     _keep_in_fp32_modules = ["mechanisms"]  # noqa: RUF012 - the loader wants a list
 
+    @takes_any_numbers
     @register_to_config
     def __init__(
         self, graph: list[dict[str, Any]], num_bins: int = 8, hidden_features: Sequence[int] = (64, 64)
@@ -232,6 +233,7 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
             ValueError: If ``n`` is no whole number of at least 1, ``intervention`` has the wrong shape or values, or
                 ``generator`` is none, nor a list of n.
         """
+        n = plain(n)
         check_whole("n", n)
         self._check_loaded()
         if intervention is not None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
-from softcft.arguments import check_number, shown
+from softcft.arguments import check_number, shown, takes_any_numbers
 from softcft.graph import CausalGraph
 from softcft.models.weights import SafetensorsOnly
 
@@ -61,6 +61,7 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
     column_scales: Tensor
     is_continuous: Tensor
 
+    @takes_any_numbers
     @register_to_config
     def __init__(
         self, graph: list[dict[str, Any]], backbone: dict[str, Any], scales: dict[str, float] | None = None

@@ -11,13 +11,22 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
+from softcft.arguments import plain
 from softcft.graph import CausalGraph
 from softcft.models.parent_encoder import ParentEncoder
 from softcft.models.patches import fold_patches, unfold_patches
 from softcft.models.weights import load_safetensors
 from softcft.noise import Generator, uniform
 
-__all__ = ["CONDITION_DROPOUT", "MIN_SNR_GAMMA", "UNETS", "ConditionalDenoiser", "adopt_unet", "load_unet"]
+__all__ = [
+    "CONDITION_DROPOUT",
+    "MIN_SNR_GAMMA",
+    "UNETS",
+    "ConditionalDenoiser",
+    "adopt_unet",
+    "load_unet",
+    "network_size",
+]
 
 UNETS: dict[str, type[UNet2DModel | UNet2DConditionModel]] = {
     "UNet2DModel": UNet2DModel,
@@ -259,6 +268,22 @@ def load_unet(folder: str | Path) -> UNet2DModel | UNet2DConditionModel:
         raise ValueError(f"{folder} holds a {name}, and not one of {sorted(UNETS)}.")
     unet: UNet2DModel | UNet2DConditionModel = load_safetensors(UNETS[name], folder)
     return unet
+
+
+def network_size(unet: UNet2DModel | UNet2DConditionModel) -> int:
+    """Height and width of what a network was trained on: images, their patches or latents.
+
+    Raises:
+        ValueError: If its config does not tell, or they differ.
+    """
+    size = plain(unet.config["sample_size"])
+    sides = size if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or sides[0] != sides[1] or not isinstance(sides[0], int):
+        raise ValueError(
+            f"sample_size of unet must be the side of square images, got {size!r}. If it is only missing, set it by "
+            "unet.register_to_config(sample_size=...)."
+        )
+    return sides[0]
 
 
 def _check_scheduler(scheduler: DDIMScheduler) -> None:

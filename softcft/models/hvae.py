@@ -39,7 +39,15 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from softcft.arguments import check_choice, check_flag, check_number, check_whole, check_wholes, shown
+from softcft.arguments import (
+    check_choice,
+    check_flag,
+    check_number,
+    check_whole,
+    check_wholes,
+    shown,
+    takes_any_numbers,
+)
 from softcft.graph import CausalGraph
 from softcft.models.hvae_blocks import (
     MAX_LOG_SCALE,
@@ -128,6 +136,7 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
     _supports_gradient_checkpointing = True
     _no_split_modules = ["DecoderBlock", "ResidualBlock"]  # type: ignore[assignment]  # noqa: RUF012
 
+    @takes_any_numbers
     @register_to_config
     def __init__(
         self,

@@ -9,7 +9,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from softcft.arguments import check_whole
+from softcft.arguments import check_whole, takes_any_numbers
 from softcft.graph import CausalGraph
 from softcft.models.weights import SafetensorsOnly
 
@@ -31,6 +31,7 @@ class ParentEncoder(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[m
         ValueError: If the graph is invalid, or ``embedding_dim`` is no whole number of at least 1.
     """
 
+    @takes_any_numbers
     @register_to_config
     def __init__(self, graph: list[dict[str, Any]], embedding_dim: int) -> None:
         super().__init__()

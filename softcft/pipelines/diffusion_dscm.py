@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -17,11 +18,11 @@ from torch import Tensor
 
 from softcft.arguments import check_flag, shown
 from softcft.counterfactuals.diffusion_backbone import DiffusionBackbone
-from softcft.counterfactuals.solvers import Solver
+from softcft.counterfactuals.solvers import Interrupted, Solver
 from softcft.graph import CausalGraph
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
-from softcft.models.denoiser import ConditionalDenoiser
+from softcft.models.denoiser import ConditionalDenoiser, network_size
 from softcft.models.parent_encoder import ParentEncoder
 from softcft.models.patches import patch_size_of
 from softcft.models.vae import latent_stride
@@ -38,6 +39,8 @@ from softcft.pipelines.query import (
 )
 
 __all__ = ["DiffusionDSCMPipeline"]
+
+logger = logging.getLogger(__name__)
 
 StepCallback = Callable[["DiffusionDSCMPipeline", int, int, dict[str, Tensor]], dict[str, Tensor]]
 
@@ -56,8 +59,8 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         vae: Optional too: where given, the network works on its latents.
 
     Raises:
-        ValueError: If a component is of another class, the causal graphs differ, or unet, parent_encoder and scheduler
-            do not fit together.
+        ValueError: If a component is of another class, the causal graphs differ, unet, parent_encoder and scheduler do
+            not fit together, or the config of unet tells no size of square images.
 
     Example:
         >>> from softcft import DiffusionDSCMPipeline
@@ -108,7 +111,9 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         }
         check_parts(parts, kinds)
         ConditionalDenoiser(unet, parent_encoder, scheduler)  # refuses parts that do not fit
+        network_size(unet)
         self.register_modules(**parts)
+        self._interrupt = False
 
     def backbone(self, **settings: Any) -> DiffusionBackbone:
         """The differentiable core of this pipeline, on the models as they are.
@@ -121,6 +126,11 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         )
 
     @property
+    def interrupt(self) -> bool:
+        """Whether a call was told to stop, by setting ``_interrupt``."""
+        return self._interrupt
+
+    @property
     def causal_graph(self) -> CausalGraph:
         """The graph of all components."""
         return self.attribute_scm.causal_graph
@@ -128,7 +138,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
     @property
     def image_format(self) -> ImageFormat:
         """What images the model takes."""
-        size = self.unet.config["sample_size"]
+        size = network_size(self.unet)
         if self.vae is None:
             channels, patch_size = patch_size_of(self.unet.config["in_channels"])
             return ImageFormat(channels, patch_size * size)
@@ -168,9 +178,12 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
                 abduction of images has none.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
             infer_missing_parents: Whether the classifier may fill in the factual attributes that ``parents`` lacks.
-            callback_on_step_end: Called after each step of prediction with the pipeline, the number of the step, the
-                training step that it started from, and ``{"latents": ...}`` of shape (B, C, H, W); returns a dict,
-                whose ``latents``, if it has them, are those to go on with.
+            callback_on_step_end: Called after each step with the pipeline, the number of the step, its training step,
+                and ``{"latents": ...}``, float64 of shape (B, C, H, W); returns a dict, whose ``latents``, if it has
+                them, are those to go on with. The first ``num_inference_steps`` are abduction, from the image up to
+                noise, the others prediction, as many or (``"bdia"``) one less. The training step is that of the noisier
+                end. Sets it ``pipe._interrupt = True``, no further step is taken, and the images are those of that
+                step, unfinished and with its noise.
             return_dict: Whether to return a :class:`DSCMPipelineOutput` or a tuple of its attributes.
 
         Raises:
@@ -186,22 +199,22 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
             guidance_scale=guidance_scale,
             invariant_guidance_scale=invariant_guidance_scale,
         )
-        steps = num_inference_steps - (abduction == "bdia")  # its noise is the images of two levels
-        with self.progress_bar(total=steps) as bar:
+        levels = backbone.levels
+        total = 2 * len(levels) - (abduction == "bdia")  # its noise is the images of two levels
+        steps = iter(range(total))
+        self._interrupt = False
+        with self.progress_bar(total=total) as bar:
 
             def on_step(latents: Tensor, level: int) -> Tensor:
                 bar.update()
-                if callback_on_step_end is None:
-                    return latents
-                timestep = backbone.levels.timesteps[level]
-                given = callback_on_step_end(self, steps - 1 - level, timestep, {"latents": latents})
-                changed = given.get("latents", latents) if isinstance(given, dict) else given
-                if not isinstance(changed, Tensor) or changed.shape != latents.shape or not isinstance(given, dict):
-                    raise ValueError(
-                        f"callback_on_step_end must return a dict, with latents of shape {tuple(latents.shape)} if "
-                        f"with any, got {shown(given)}."
-                    )
-                return changed
+                step = next(steps)
+                if callback_on_step_end is not None:
+                    timestep = levels.timesteps[level - 1 if step < len(levels) else level]
+                    latents = _changed(callback_on_step_end(self, step, timestep, {"latents": latents}), latents)
+                if self._interrupt:
+                    logger.warning("Interrupted after step %d of %d: the images are unfinished.", step + 1, total)
+                    raise Interrupted(latents)
+                return latents
 
             backbone.on_step = on_step
             output = answer(
@@ -254,15 +267,19 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         backbone = self.backbone(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
 
         values = draw_attributes(self.attribute_scm, num_images, do, generator).to(device)
-        channels, size = self.unet.config["in_channels"], self.unet.config["sample_size"]
+        channels, size = self.unet.config["in_channels"], network_size(self.unet)
         if self.vae is None:  # pixels, of which the network may see patches
             channels, size = self.image_format
-        shape = (num_images, channels, size, size)
+        shape = (len(values), channels, size, size)
         noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        with self.progress_bar(total=num_inference_steps) as bar:
+        self._interrupt = False
+        with self.progress_bar(total=len(backbone.levels)) as bar:
 
             def on_step(latents: Tensor, level: int) -> Tensor:
                 bar.update()
+                if self._interrupt:
+                    logger.warning("Interrupted at level %d: the images are unfinished.", level)
+                    raise Interrupted(latents)
                 return latents
 
             backbone.on_step = on_step
@@ -270,3 +287,14 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
 
         self.maybe_free_model_hooks()
         return DSCMPipelineOutput(images=from_tensor(images, output_type), parents=self.causal_graph.decode(values))
+
+
+def _changed(given: Any, latents: Tensor) -> Tensor:
+    """The latents to go on with, of what a callback has returned."""
+    changed = given.get("latents", latents) if isinstance(given, dict) else None
+    if not isinstance(changed, Tensor) or changed.shape != latents.shape:
+        raise ValueError(
+            f"callback_on_step_end must return a dict, with latents of shape {tuple(latents.shape)} if with any, got "
+            f"{shown(given)}."
+        )
+    return changed.to(latents)

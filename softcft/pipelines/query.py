@@ -14,7 +14,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from softcft.arguments import check_flag, check_generator, check_whole
+from softcft.arguments import check_flag, check_generator, check_whole, plain
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.graph import CausalGraph, Intervention
 from softcft.models.attribute_scm import AttributeSCM
@@ -175,6 +175,7 @@ def draw_attributes(
     Raises:
         ValueError: See there.
     """
+    num_images = plain(num_images)
     check_whole("num_images", num_images)
     intervention = _encode_values("do", attribute_scm.causal_graph, do, num_images)
     check_generator(generator, num_images)

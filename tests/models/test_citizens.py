@@ -3,8 +3,10 @@
 import importlib
 import pkgutil
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator, cpu_offload
@@ -15,7 +17,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 import softcft
-from softcft import AttributeClassifier, AttributeSCM, HVAEModel
+from softcft import AttributeClassifier, AttributeSCM, CausalGraph, HVAEModel, ParentEncoder
 from tests.models.test_denoiser import draw_parents, make_denoiser
 
 GRAPH = [
@@ -129,3 +131,22 @@ def test_an_exported_program_takes_batches_of_any_size(name: str) -> None:
     program = torch.export.export(model, inputs, dynamic_shapes=shapes).module()
     for batch in (tuple(x[:1] for x in inputs), tuple(torch.cat([x, x]) for x in inputs)):
         torch.testing.assert_close(answer(program, batch), answer(model, batch))
+
+
+@pytest.mark.parametrize("number", [np.int64, np.uint8, np.array, torch.tensor])
+def test_models_made_of_other_numbers_are_saved_as_any(number: Any, tmp_path: Path) -> None:
+    graph = [{**GRAPH[0], "low": number(0), "high": number(10)}, GRAPH[1]]
+    assert CausalGraph(graph) == CausalGraph(GRAPH)
+    sizes = {"channels": [number(8), number(8)], "encoder_blocks": [number(1), 1], "decoder_blocks": [1, number(1)]}
+    resolutions = [number(8), number(1)]
+    models = [
+        HVAEModel(graph, sample_size=number(8), z_dim=number(2), resolutions=resolutions, **sizes, beta=number(3)),
+        AttributeClassifier(graph, {**TRUNK, "depths": [number(1)]}, scales={"size": number(2), "state": number(1)}),
+        AttributeSCM(graph, num_bins=number(4), hidden_features=(number(8),)),
+        ParentEncoder(graph, number(16)),
+    ]
+    for i, model in enumerate(models):
+        model.save_pretrained(tmp_path / str(i))
+        again = type(model).from_pretrained(tmp_path / str(i))
+        assert again.causal_graph == CausalGraph(GRAPH)
+        assert again.state_dict().keys() == model.state_dict().keys()

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from torch import nn
 
 from softcft import AttributeClassifier, AttributeSCM, DiffusionDSCMPipeline, ParentEncoder
@@ -97,16 +104,40 @@ def test_a_callback_sees_each_step_and_may_change_it(
     plain = ask(pipe, images, {"size": 7.0}, abduction=abduction)
     looked = ask(pipe, images, {"size": 7.0}, abduction=abduction, callback_on_step_end=look)
     assert torch.equal(plain.images, looked.images)
-    assert [step for step, _ in seen] == list(range(steps))
-    assert [timestep for _, timestep in seen] == [100 * i - 1 for i in range(steps, 0, -1)]
+    assert [step for step, _ in seen] == list(range(STEPS + steps))
+    up, down = range(1, STEPS + 1), range(steps, 0, -1)
+    assert [timestep for _, timestep in seen] == [100 * i - 1 for i in (*up, *down)]
     black = ask(
         pipe,
         images,
         {"size": 7.0},
         abduction=abduction,
-        callback_on_step_end=lambda p, s, t, given: {"latents": torch.full_like(given["latents"], -1)},
+        callback_on_step_end=lambda p, s, t, given: {"latents": torch.full_like(given["latents"], -1).float()},
     )
     assert black.images.max() == 0
+
+
+@pytest.mark.parametrize("abduction", ["ddim", "bdia"])
+@pytest.mark.parametrize("last", [0, STEPS - 1, STEPS, 2 * STEPS - 2, None])
+def test_it_stops_when_it_is_told_to(
+    pipe: Pipeline, images: np.ndarray, abduction: Any, last: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In abduction as in prediction, with the images as they are then; the next call goes on as ever."""
+    seen = []
+
+    def stop(pipeline: Any, step: int, timestep: int, given: dict[str, Any]) -> dict[str, Any]:
+        seen.append(given["latents"])
+        pipeline._interrupt = step == last
+        return {}
+
+    output = ask(pipe, images, {"size": 7.0}, abduction=abduction, callback_on_step_end=stop)
+    total = 2 * STEPS - (abduction == "bdia")
+    assert len(seen) == (total if last is None else last + 1)
+    torch.testing.assert_close(2 * output.images - 1, seen[-1].float().clamp(-1, 1), rtol=0, atol=1e-6)
+    assert ("unfinished" in caplog.text) == (last is not None)
+    expected = ask(pipe, images, {"size": 7.0}, abduction=abduction)
+    assert not pipe.interrupt
+    assert torch.equal(expected.images, output.images) == (last in (None, total - 1))
 
 
 def test_samples(pipe: Pipeline) -> None:
@@ -236,6 +267,49 @@ def test_what_is_not_finite_is_no_image(images: np.ndarray) -> None:
 def test_bad_arguments(pipe: Pipeline, images: np.ndarray, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ask(pipe, images, **settings)
+
+
+NUMBERS = [np.int64, np.int32, np.uint8, np.float32, np.float64, np.float16, np.array, torch.tensor]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_numbers_of_numpy_and_torch_are_numbers(pipe: Pipeline, images: np.ndarray, number: Any) -> None:
+    whole = number if number in (np.array, torch.tensor) or issubclass(number, np.integer) else np.int64
+    plain = {"num_inference_steps": 10, "guidance_scale": 2, "invariant_guidance_scale": 1}
+    given = {name: (whole if name == "num_inference_steps" else number)(value) for name, value in plain.items()}
+    expected = ask(pipe, images, {"size": 7}, **plain)
+    assert torch.equal(ask(pipe, images, {"size": number(7)}, **given).images, expected.images)
+    drawn = pipe.sample(whole(2), do={"size": number(7)}, num_inference_steps=whole(10), guidance_scale=number(2))
+    assert drawn.parents["size"] == [7, 7]
+
+
+@pytest.mark.parametrize("size", [(8, 8), [8, 8], np.int64(8)])
+def test_a_size_may_be_a_pair(pipe: Pipeline, images: np.ndarray, size: Any) -> None:
+    unet = make_unet(False)
+    unet.register_to_config(sample_size=size)
+    parts = {**pipe.components, "unet": unet}
+    again = DiffusionDSCMPipeline(**parts)
+    assert again.image_format == pipe.image_format
+    assert again.sample(1, num_inference_steps=STEPS, output_type="pt").images.shape == (1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("size", [None, (8, 16), (8,), (8, 8, 8), "8", ()])
+def test_a_size_that_is_no_square_is_refused(pipe: Pipeline, size: Any) -> None:
+    unet = make_unet(False)
+    unet.register_to_config(sample_size=size)
+    with pytest.raises(ValueError, match="sample_size"):
+        DiffusionDSCMPipeline(**{**pipe.components, "unet": unet})
+
+
+def test_a_scheduler_that_is_swapped_is_refused(images: np.ndarray) -> None:
+    for scheduler_class in (EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, DDPMScheduler):
+        pipe = build()
+        pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
+        with pytest.raises(ValueError, match=scheduler_class.__name__):
+            ask(pipe, images)
+    pipe.scheduler = DDIMScheduler(clip_sample=False, rescale_betas_zero_snr=True)
+    with pytest.raises(ValueError, match="epsilon"):
+        pipe.sample(1)
 
 
 def test_parts_that_do_not_fit_are_refused(pipe: Pipeline) -> None:
