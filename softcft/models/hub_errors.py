@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 
 __all__ = ["LOG_IN", "explain_hub_errors", "hub_refusal"]
 
@@ -22,12 +29,16 @@ def explain_hub_errors(name: str | Path) -> Iterator[None]:
         name: What is loaded: a repository, or a folder, of which nothing is said.
 
     Raises:
-        OSError: In place of one that follows from a refusal of the Hub, or from weights that are not safetensors.
+        OSError: In place of one that follows from a refusal of the Hub, from weights that are not safetensors, or from
+            a Hub that cannot be reached.
     """
     try:
         yield
     except OSError as error:
-        if Path(name).is_dir() or (reason := hub_refusal(error, str(name))) is None:
+        if Path(name).is_dir():
+            raise
+        reason = hub_refusal(error, str(name)) or _out_of_reach(error, str(name))
+        if reason is None:
             raise
         raise OSError(reason) from error
 
@@ -44,9 +55,7 @@ def hub_refusal(error: BaseException, repo_id: str) -> str | None:
             f"{repo_id} has not all weights as .safetensors: softcft reads no pickles (.bin, .pt), for that may run "
             "code from the file. If you trust them, load them with diffusers and save them by save_pretrained."
         )
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, HfHubHTTPError):
-        cause = cause.__cause__ or cause.__context__
+    cause = next((cause for cause in _causes(error) if isinstance(cause, HfHubHTTPError)), None)
     if cause is None or isinstance(cause, EntryNotFoundError):
         return None
     if isinstance(cause, GatedRepoError):
@@ -62,3 +71,29 @@ def hub_refusal(error: BaseException, repo_id: str) -> str | None:
             f"{LOG_IN} as a user that may see it."
         )
     return None
+
+
+def _out_of_reach(error: BaseException, name: str) -> str | None:
+    """What is to be done where the Hub was not asked, or did not answer; None if an error has another cause."""
+    causes = list(_causes(error))
+    is_not_cached = any(isinstance(cause, LocalEntryNotFoundError) for cause in causes)
+    if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
+        why, fix = "HF_HUB_OFFLINE is set: this program is offline", "Unset HF_HUB_OFFLINE"
+    elif not is_not_cached and "not fully cached" not in str(error):  # what diffusers says of pipelines
+        return None
+    elif len(causes) == 1 or all(isinstance(cause, LocalEntryNotFoundError) for cause in causes[1:]):
+        why, fix = "local_files_only is set: the Hub is not asked", "Leave out local_files_only=True"
+    else:
+        why, fix = f"the Hub cannot be reached ({causes[-1]})", "Restore the network"
+    return (
+        f"There is no folder {name}, it is not, or not whole, in the cache {HF_HUB_CACHE}, and {why}. {fix}; or where "
+        f"there is a network call 'hf download {name}' and copy the cache from there; or correct the name."
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, what it follows from, what that follows from, and so on."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__

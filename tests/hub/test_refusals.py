@@ -1,13 +1,22 @@
 """What the Hub or softcft refuses, and what the user reads then."""
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from diffusers import AutoencoderKL, DiffusionPipeline
+from huggingface_hub import constants
 
-from softcft import DSCMPipeline, HVAEModel
+from softcft import (
+    AttributeClassifier,
+    AttributeSCM,
+    DiffusionDSCMPipeline,
+    DSCMPipeline,
+    HVAEModel,
+    ParentEncoder,
+)
 from softcft.hub.publish import HubConfig, check_access, model_files, publish, reserve
 from softcft.models.weights import load_safetensors
 from tests.hub.loopback import READER, STRANGER, LoopbackHub, Repository
@@ -57,6 +66,23 @@ def test_who_may_not_see_a_repository_is_told_what_to_do(
             with pytest.raises(OSError, match=expected):
                 load(name)
         assert load(name) is not None  # who may see it loads it
+
+
+LOADING = [DSCMPipeline, DiffusionDSCMPipeline, HVAEModel, AttributeClassifier, AttributeSCM, ParentEncoder]
+
+
+@pytest.mark.parametrize("reach", ["HF_HUB_OFFLINE", "local_files_only", "the Hub cannot be reached"])
+@pytest.mark.parametrize("loading_class", LOADING)
+def test_who_is_offline_is_told(
+    loading_class: Any, reach: str, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reach == "HF_HUB_OFFLINE":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    elif reach != "local_files_only":
+        hub.close()
+        monkeypatch.setattr(time, "sleep", lambda _: None)  # between one attempt and the next
+    with pytest.raises(OSError, match=f"^There is no folder owner/pipe, .*{reach}"):
+        loading_class.from_pretrained("owner/pipe", local_files_only=reach == "local_files_only")
 
 
 def test_a_folder_that_is_not_there_is_taken_for_a_repository(hub: LoopbackHub) -> None:
