@@ -84,7 +84,7 @@ class ClassifierObjective(nn.Module):
 
     A continuous variable's likelihood is normal, and its variance the moving average of the squared error, which starts
     at that of a blind guess: no weight has to be chosen to balance years against classes. Missing attributes (NaN) are
-    left out.
+    left out: of the likelihood, which is still a mean over all images, and of the squared error, which is not.
     """
 
     squared_errors: Tensor
@@ -101,23 +101,26 @@ class ClassifierObjective(nn.Module):
         graph = self.classifier.causal_graph
         logits = self.classifier(scale_pixels(batch["image"])).logits
         parents = batch["parents"]
-        losses = {}
+        losses, known = {}, {}
         for name, loss in attribute_losses(graph, logits, parents.nan_to_num()).items():
-            known = ~parents[:, graph.slices[name]].isnan().any(dim=1)
-            losses[name] = (loss * known).mean()
+            is_known = ~parents[:, graph.slices[name]].isnan().any(dim=1)
+            losses[name], known[name] = (loss * is_known).mean(), is_known.float().mean()
         errors = {name: losses[name].detach() for name in self.continuous}
         for name, variance in zip(self.continuous, self.squared_errors.clamp_min(1e-6).unbind(), strict=True):
-            losses[name] = 0.5 * (losses[name] / variance + torch.log(variance))
+            losses[name] = 0.5 * (losses[name] / variance + known[name] * torch.log(variance))
         return {
             "loss": torch.stack(list(losses.values())).sum(),
             **{f"loss/{name}": loss for name, loss in losses.items()},
             **{f"squared_error/{name}": error for name, error in errors.items()},
+            **{f"known/{name}": known[name] for name in self.continuous},
         }
 
     def after_step(self, metrics: dict[str, float]) -> None:
-        """Follow the squared errors, in encoded units."""
-        errors = torch.tensor([metrics[f"squared_error/{name}"] for name in self.continuous])
-        self.squared_errors.lerp_(errors.to(self.squared_errors), 0.1)
+        """Follow the squared errors of the images whose value is known, in encoded units."""
+        for i, name in enumerate(self.continuous):
+            if metrics[f"known/{name}"] > 0:
+                error = metrics[f"squared_error/{name}"] / metrics[f"known/{name}"]
+                self.squared_errors[i].lerp_(torch.as_tensor(error).to(self.squared_errors), 0.1)
 
 
 class HVAEObjective(nn.Module):

@@ -197,10 +197,37 @@ def test_the_variance_of_a_classifier_follows_its_error() -> None:
     objective = ClassifierObjective(classifier())
     errors = [1 / 3]
     for error in (0.1, 0.4, *[0.02] * 100):
-        objective.after_step({"squared_error/age": error, "loss": 0.0})
+        objective.after_step({"squared_error/age": 0.3 * error, "known/age": 0.3, "loss": 0.0})
         errors.append(0.9 * errors[-1] + 0.1 * error)
         assert objective.squared_errors.item() == pytest.approx(errors[-1], rel=1e-4)
     assert errors[-1] == pytest.approx(0.02, rel=1e-2)
+    objective.after_step({"squared_error/age": 0.0, "known/age": 0.0, "loss": 0.0})  # nobody's age was known
+    assert objective.squared_errors.item() == pytest.approx(errors[-1], rel=1e-4)
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.5, 0.9])
+def test_a_missing_value_has_no_part_in_the_variance(missing: float) -> None:
+    """However many are missing, the variance is that of those that are known, and the gradient the likelihood's."""
+    objective = ClassifierObjective(classifier())
+    with torch.no_grad():
+        objective.classifier.heads.weight.zero_()
+        objective.classifier.heads.bias.zero_()  # predicts the middle for everybody
+    age, generator = PHANTOM_GRAPH.slices["age"], torch.Generator().manual_seed(0)
+
+    def batch() -> dict[str, Tensor]:
+        parents = torch.rand(64, PHANTOM_GRAPH.width, generator=generator).round()
+        parents[:, age] = torch.rand(64, 1, generator=generator) * 2 - 1
+        parents[: round(64 * missing), age] = math.nan
+        return {"image": torch.zeros(64, 1, 16, 16, dtype=torch.uint8), "parents": parents}
+
+    for _ in range(80):
+        scalars = objective(batch())
+        objective.after_step({name: value.item() for name, value in scalars.items()})
+    assert objective.squared_errors.item() == pytest.approx(1 / 3, rel=0.25)
+    rows = batch()
+    (gradient,) = torch.autograd.grad(objective(rows)["loss/age"], objective.classifier.heads.bias)
+    ages = rows["parents"][:, age].nan_to_num()
+    torch.testing.assert_close(gradient[age][0], -ages.sum() / objective.squared_errors[0] / 64)
 
 
 def test_classifier_objective_leaves_out_what_is_missing(phantoms: dict[str, Tensor]) -> None:
