@@ -11,9 +11,16 @@ too. With :math:`\Delta x` the change of the image and :math:`\Delta a` that of 
 
 .. math:: E\left[\Delta x - W \Delta a \mid do(v = k)\right] = 0 \quad \text{for each category } k.
 
-The left side is a picture, too: what images that are made k have in excess. Its square is the penalty, or rather the
-product of the pictures of the last step and of this one, whose expectation it is: the square of a mean of few images
-would be too large by their variance. This is small, for what is peculiar to an image is in the factual image as well.
+The left side is a picture, too: what images that are made k have in excess. Its mean square, times the share of images
+that are made k, is the penalty. The square of a mean of few images would be too large by their variance, so the picture
+:math:`d` of this step is squared by the one of the step before, :math:`c`: :math:`2 c d - c^2` has the value and the
+gradient of the square where the model stands still.
+
+Effects are measured, too, and the fewer images a category has, the more of its picture is noise. The share that is not,
+
+.. math:: r_k = \max(0, 1 - \text{error variance} / \text{mean square of the picture}),
+
+weighs its penalty: what is not known is not asked for.
 
 Continuous attributes are regressed on, but not held: their effects are no straight lines.
 """
@@ -38,18 +45,24 @@ class EffectConstraint(nn.Module):
     Args:
         graph: The causal graph.
         weight: Of the penalty, in nats per squared grey level of the mean pixel.
+
+    Attributes:
+        effects: W, shape (K, C, H, W), in units of images from -1 to 1; None before they are measured.
+        reliability: r of each of the G categories of discrete variables, from 0 to 1, shape (G,).
+        excess: What each category had in excess when it was last given to an image, grey levels, shape (G, C, H, W).
     """
 
     effects: Tensor | None
+    reliability: Tensor | None
     excess: Tensor | None
 
-    def __init__(self, graph: CausalGraph, weight: float = 0.05) -> None:
+    def __init__(self, graph: CausalGraph, weight: float = 0.025) -> None:
         super().__init__()
         self.graph, self.weight = graph, weight
         self.variables = [variable for variable in graph.variables if variable.kind != "continuous"]
-        self.register_buffer("effects", None)  # W, shape (K, C, H, W)
-        self.register_buffer("excess", None)  # of each category when it was last given to an image, (G, C, H, W)
-        self._moments = self._products = torch.zeros((), dtype=torch.float64)
+        for name in ("effects", "reliability", "excess"):
+            self.register_buffer(name, None)
+        self._moments = self._products = self._squares = torch.zeros((), dtype=torch.float64)
 
     def observe(self, image: Tensor, parents: Tensor) -> None:
         """Take note of real images, to be followed by :meth:`fit`.
@@ -58,19 +71,47 @@ class EffectConstraint(nn.Module):
             image: Shape (B, C, H, W) in [-1, 1].
             parents: Encoded attributes, shape (B, K).
         """
+        pixels, parents = image.cpu().double(), parents.cpu().double()  # sums of many numbers that are nearly alike
         regressors = torch.cat([parents.new_ones(len(parents), 1), parents], dim=1)
-        products = torch.einsum("bk,bchw->kchw", regressors, image.to(regressors))
-        self._moments = self._moments + (regressors.T @ regressors).double().cpu()
-        self._products = self._products + products.double().cpu()
+        self._moments = self._moments + regressors.T @ regressors
+        self._products = self._products + torch.einsum("bk,bchw->kchw", regressors, pixels)
+        self._squares = self._squares + pixels.square().sum(dim=0)
 
     def fit(self) -> None:
         """Measure the average effects in all images that were observed; they are on the CPU then."""
+        number = self._moments[0, 0]
+        mean, mean_image = self._moments[0, 1:] / number, self._products[0] / number
+        moments = self._moments[1:, 1:] - number * mean[:, None] * mean
+        products = self._products[1:] - number * torch.einsum("k,chw->kchw", mean, mean_image)
+        # In standard deviations: what explains the image must not depend on the range that an attribute was declared.
+        scale = moments.diagonal().sqrt()
+        scale = torch.where(scale > 1e-6 * number.sqrt(), 1 / scale, 0)  # 0: the same in all images
         # The columns of a categorical variable add up to 1, so W is not unique; but what it says of a change is.
-        inverse = torch.linalg.pinv(self._moments, rtol=1e-6, hermitian=True)
-        effects = torch.einsum("jk,kchw->jchw", inverse, self._products)[1:]
+        scales = scale[:, None] * scale
+        inverse = scales * torch.linalg.pinv(scales * moments, rtol=1e-6, hermitian=True)
+        effects = torch.einsum("jk,kchw->jchw", inverse, products)
         self.effects = effects.float()
-        categories = sum(len(variable.categories) for variable in self.variables)
-        self.excess = self.effects.new_zeros(categories, *self.effects.shape[1:])
+
+        explained = torch.einsum("kchw,kchw->chw", effects, products)
+        rest = self._squares - number * mean_image.square() - explained
+        variance = (rest / (number - len(effects) - 1).clamp_min(1)).mean().clamp_min(0)  # of the mean pixel
+        changes = self._changes(mean)
+        size = torch.einsum("gk,kchw->gchw", changes, effects).square().mean(dim=(1, 2, 3))
+        error = variance * torch.einsum("gk,kl,gl->g", changes, inverse, changes)
+        self.reliability = (1 - error / size.clamp_min(1e-30)).clamp_min(0).float()
+        self.excess = self.effects.new_zeros(len(changes), *self.effects.shape[1:])
+
+    def _changes(self, mean: Tensor) -> Tensor:
+        """The change of attributes that gives each category to those who have another one, shape (G, K)."""
+        blocks = [mean.new_zeros(0, len(mean))]
+        for variable in self.variables:
+            columns = self.graph.slices[variable.name]
+            others = category_probabilities(variable, mean[None, columns]).repeat(len(variable.categories), 1)
+            others.fill_diagonal_(0)
+            changes = torch.eye(len(others)).to(others) - others / others.sum(dim=1, keepdim=True).clamp_min(1e-12)
+            blocks.append(mean.new_zeros(len(others), len(mean)))
+            blocks[-1][:, columns] = changes[:, -variable.width :]
+        return torch.cat(blocks)
 
     def forward(
         self, change: Tensor, parents: Tensor, counterfactual_parents: Tensor, intervened: Tensor
@@ -91,7 +132,7 @@ class EffectConstraint(nn.Module):
         Raises:
             ValueError: If the effects have not been measured.
         """
-        if self.effects is None or self.excess is None:
+        if self.effects is None or self.reliability is None or self.excess is None:
             raise ValueError("Average effects must be measured first: observe() real images, then fit().")
         given = torch.cat(
             [
@@ -107,7 +148,9 @@ class EffectConstraint(nn.Module):
         with torch.autocast(change.device.type, enabled=False):  # rounding would cost up to half a grey level
             expected = torch.einsum("bk,kchw->bchw", counterfactual_parents - parents, self.effects)
             excess = GREY_LEVELS * torch.einsum("bg,bchw->gchw", given, change.float() - expected) / len(change)
-        loss = self.weight * (self.excess * excess).sum(dim=0).mean()
+            share = given.mean(dim=0)[:, None, None, None]
+            squares = (2 * self.excess * excess - share * self.excess.square()).mean(dim=(1, 2, 3))
+            loss = self.weight * (self.reliability * squares).sum()
         pictures = self.excess.split([len(variable.categories) for variable in self.variables])
         sizes = {f"excess/{v.name}": x.square().mean().sqrt() for v, x in zip(self.variables, pictures, strict=True)}
         return loss, {"effect/excess": excess.detach(), "effect/share": given.mean(dim=0), **sizes}
