@@ -101,6 +101,11 @@ class EffectConstraint(nn.Module):
         self.reliability = (1 - error / size.clamp_min(1e-30)).clamp_min(0).float()
         self.excess = self.effects.new_zeros(len(changes), *self.effects.shape[1:])
 
+    def reliabilities(self) -> dict[str, float]:
+        """The reliability of each category's effect, by the category's name; empty before it is measured."""
+        names = [f"'{variable.name}': {category!r}" for variable in self.variables for category in variable.categories]
+        return {} if self.reliability is None else dict(zip(names, self.reliability.tolist(), strict=True))
+
     def _changes(self, mean: Tensor) -> Tensor:
         """The change of attributes that gives each category to those who have another one, shape (G, K)."""
         blocks = [mean.new_zeros(0, len(mean))]

@@ -31,7 +31,7 @@ from torch import Tensor
 from softcft.graph import CausalGraph
 from softcft.variable import Variable
 
-__all__ = ["Reference", "matched_targets"]
+__all__ = ["FEWEST", "Reference", "matched_targets"]
 
 FEWEST = 32
 """Of so many images at least a distribution is estimated, if there are so many."""

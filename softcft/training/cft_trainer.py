@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from tqdm.auto import tqdm
 
 from softcft.cft.constraint import LagrangianConstraint
-from softcft.cft.matched import Reference
+from softcft.cft.matched import FEWEST, Reference
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.data.schema import scale_pixels
 from softcft.models.attribute_scm import AttributeSCM
@@ -62,13 +62,13 @@ class CFTConfig:
         },
     )
     slack_images: int = field(
-        default=2048, metadata={"help": "Training images on which the pretrained fidelity is measured."}
+        default=2048, metadata={"help": "Random training images on which the pretrained fidelity is measured."}
     )
     reference_images: int = field(
         default=10_000,
         metadata={
-            "help": "For matched: training images among which the guide's predictions are ranked, and of which average "
-            "effects are measured."
+            "help": "For matched: random training images among which the guide's predictions are ranked, and of which "
+            "average effects are measured."
         },
     )
     plausibility: bool = field(
@@ -159,7 +159,7 @@ class CFTTrainer:
         """Fine-tune on ``{"image": (C, H, W), uint8 or in [-1, 1], "parents": (K,)}``; returns the backbone.
 
         Raises:
-            ValueError: If targets are to be matched, but a category has no image among the first ``reference_images``.
+            ValueError: If targets are to be matched, but a category has no image among the ``reference_images``.
         """
         if self.cft.cft == "matched":
             self.measure_reference(dataset)
@@ -173,10 +173,10 @@ class CFTTrainer:
 
     @torch.no_grad()
     def measure_fidelity(self, dataset: Dataset[Any]) -> float:
-        """Mean fidelity of the model as it is on the first ``slack_images`` images, in the training's precision."""
+        """Mean fidelity of the model as it is on ``slack_images`` random images, in the training's precision."""
         accelerator = self._accelerator()
         total, images = 0.0, 0
-        for image, parents in self._first(dataset, self.cft.slack_images, "measuring fidelity", accelerator):
+        for image, parents in self._part(dataset, self.cft.slack_images, "measuring fidelity", accelerator):
             generators = [seeded_generator(self.config.seed, images + i) for i in range(len(image))]
             with accelerator.autocast():
                 output = self.objective.backbone.counterfactual(image, parents, parents, generators)
@@ -186,14 +186,16 @@ class CFTTrainer:
 
     @torch.no_grad()
     def measure_reference(self, dataset: Dataset[Any]) -> None:
-        """Let the guides see the first ``reference_images`` images, in the training's precision; measure effects there.
+        """Let the guides see ``reference_images`` random images, in the training's precision; measure effects there.
+
+        Warns of categories that few of them have.
 
         Raises:
             ValueError: If none of them has some category.
         """
         accelerator, objective = self._accelerator(), self.objective
         rows = []
-        for image, parents in self._first(dataset, self.cft.reference_images, "measuring reference", accelerator):
+        for image, parents in self._part(dataset, self.cft.reference_images, "measuring reference", accelerator):
             with accelerator.autocast():
                 said = [guide.predict(image).float() for guide in objective.guides]
             rows.append((parents, torch.stack(said)))
@@ -201,32 +203,41 @@ class CFTTrainer:
                 objective.effect.observe(image, parents)
         reference = Reference(torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows], dim=1))
         objective.reference_parents, objective.reference_predictions = reference
+        self._check_counts(reference)
         if objective.effect is not None:
             objective.effect.fit()
-        graph = objective.attribute_scm.causal_graph
+            for name, reliability in objective.effect.reliabilities().items():
+                if reliability < 0.5:
+                    logger.warning("The average effect of %s is mostly noise: its weight is %.2f.", name, reliability)
+
+    def _check_counts(self, reference: Reference) -> None:
+        graph = self.objective.attribute_scm.causal_graph
         for variable in graph.variables:
             if variable.kind == "continuous":
                 continue
-            counts = dict(zip(variable.categories, reference.counts(graph, variable.name), strict=True))
-            if absent := [category for category, count in counts.items() if count == 0]:
-                raise ValueError(
-                    f"--cft matched compares with real images of each category, but '{variable.name}' is {absent[0]!r} "
-                    f"in none of the first {len(reference.parents)}; raise --reference_images, or use "
-                    "--cft soft."
-                )
+            for category, count in zip(variable.categories, reference.counts(graph, variable.name), strict=True):
+                has = f"'{variable.name}' is {category!r} in {count} of {len(reference.parents)} reference images"
+                if count == 0:
+                    raise ValueError(
+                        f"--cft matched compares with real images of each category, but {has}; raise "
+                        "--reference_images, or use --cft soft."
+                    )
+                if count < FEWEST:
+                    logger.warning("%s: targets of so few are rough. Raise --reference_images, if there are more.", has)
 
     def _accelerator(self) -> Accelerator:
         accelerator = start_accelerator(self.config.mixed_precision)
         self.objective.to(accelerator.device)
         return accelerator
 
-    def _first(
+    def _part(
         self, dataset: Dataset[Any], size: int, description: str, accelerator: Accelerator
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The first images and their attributes, by batches."""
+        """Images and their attributes by batches: a random part, for tables are often sorted; streams are mixed."""
         if not isinstance(dataset, IterableDataset):
-            size = min(size, len(dataset))  # type: ignore[arg-type]
-            dataset = Subset(dataset, range(size))
+            rows = torch.randperm(len(dataset), generator=seeded_generator(self.config.seed))  # type: ignore[arg-type]
+            size = min(size, len(rows))
+            dataset = Subset(dataset, rows[:size].tolist())
         batch_size = self.config.train_batch_size
         batches = islice(DataLoader(dataset, batch_size), -(-size // batch_size))
         for batch in tqdm(batches, desc=description, disable=not accelerator.is_main_process):
