@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from softcft import CausalGraph
-from softcft.data.schema import scale_pixels
+from softcft.data.schema import random_part, scale_pixels
 from softcft.data.sources import DataConfig, load_data, training_images
 from softcft.hub.publish import HubConfig
 from softcft.models.vae import image_posterior
@@ -35,8 +35,10 @@ SCALE_IMAGES = 1000
 
 
 @torch.no_grad()
-def measure_scale(vae: AutoencoderKL, images: Dataset) -> tuple[float, float]:
-    """Mean of the latents of the first images, and the factor that makes their standard deviation 1."""
+def measure_scale(vae: AutoencoderKL, images: Dataset, seed: int) -> tuple[float, float]:
+    """Mean of the latents of some images, and the factor that makes their standard deviation 1."""
+    if not isinstance(images, IterableDataset):  # streams are mixed
+        images = Subset(images, random_part(range(len(images)), SCALE_IMAGES, seed))
     batches = islice(DataLoader(images, batch_size=50), SCALE_IMAGES // 50)
     loc = torch.cat([image_posterior(vae, scale_pixels(batch["image"].to(vae.device)))[0] for batch in batches])
     return loc.mean().item(), 1 / loc.std().item()
@@ -84,7 +86,7 @@ def main() -> None:
         vae.enable_gradient_checkpointing()
     train(VAEObjective(vae), images.subset(), training, name="vae")
     if this_process().is_main_process:
-        shift_factor, scaling_factor = measure_scale(vae.eval(), images)
+        shift_factor, scaling_factor = measure_scale(vae.eval(), images, training.seed)
         vae.register_to_config(shift_factor=shift_factor, scaling_factor=scaling_factor)
         save_whole(training.output_dir, vae)
         print(f"Saved to {training.output_dir}")

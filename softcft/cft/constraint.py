@@ -10,6 +10,9 @@ the default here.
 The published code takes g from the batch at hand; here it is that of the last step, the mean over all its images. So
 the loss is a mean over images: it makes no difference how many processes and accumulated batches share them. And noise
 of g that comes from the images of a batch does not go together with that of their gradient.
+
+In the inequality form g is a moving average over steps. The clamp would make a pull of the noise of one: where a
+constraint is exactly met, max(0, damping * g) is .4 times damping on the average for each unit of g's deviation.
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ import torch
 from torch import Tensor, nn
 
 __all__ = ["LagrangianConstraint"]
+
+AVERAGED_STEPS = 20
+"""Of the moving average of the violation."""
 
 
 class LagrangianConstraint(nn.Module):
@@ -38,6 +44,7 @@ class LagrangianConstraint(nn.Module):
 
     slack: Tensor
     multiplier: Tensor
+    violation: Tensor
     weight: Tensor
 
     def __init__(self, slack: float, damping: float, learning_rate: float, inequality: bool = True) -> None:
@@ -50,13 +57,14 @@ class LagrangianConstraint(nn.Module):
         # Buffers: saved and resumed with the training state, but no business of the image model's optimizer.
         self.register_buffer("slack", torch.tensor(float(slack)))
         self.register_buffer("multiplier", torch.zeros(()))
+        self.register_buffer("violation", torch.zeros(()))
         self.register_buffer("weight", torch.zeros(()))
 
     def forward(self, fidelity: Tensor) -> Tensor:
         """The term to add to the guidance loss: its gradient is (multiplier + damping * violation) * grad fidelity.
 
         Args:
-            fidelity: Scalar, of the batch at hand. The violation in the weight is that of the last :meth:`ascend`.
+            fidelity: Scalar, of the batch at hand. The violation in the weight is that of :meth:`ascend`.
         """
         # Not the buffer itself: it may move on before the gradient is taken.
         return self.weight.clone() * (fidelity - self.slack)
@@ -69,5 +77,6 @@ class LagrangianConstraint(nn.Module):
         """
         violation = fidelity - self.slack
         self.multiplier.add_(self.learning_rate * violation).clamp_(min=0)
-        weight = self.multiplier + self.damping * violation
+        self.violation.lerp_(violation, 1 / AVERAGED_STEPS if self.inequality else 1)
+        weight = self.multiplier + self.damping * self.violation
         self.weight.copy_(weight.clamp_min(0) if self.inequality else weight)

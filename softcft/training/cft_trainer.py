@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from softcft.cft.constraint import LagrangianConstraint
 from softcft.cft.matched import FEWEST, Reference
 from softcft.counterfactuals.backbone import CounterfactualBackbone
-from softcft.data.schema import scale_pixels
+from softcft.data.schema import random_part, scale_pixels
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.noise import seeded_generator
@@ -235,9 +235,8 @@ class CFTTrainer:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and their attributes by batches: a random part, for tables are often sorted; streams are mixed."""
         if not isinstance(dataset, IterableDataset):
-            rows = torch.randperm(len(dataset), generator=seeded_generator(self.config.seed))  # type: ignore[arg-type]
-            size = min(size, len(rows))
-            dataset = Subset(dataset, rows[:size].tolist())
+            rows = random_part(range(len(dataset)), size, self.config.seed)  # type: ignore[arg-type]
+            dataset, size = Subset(dataset, rows), len(rows)
         batch_size = self.config.train_batch_size
         batches = islice(DataLoader(dataset, batch_size), -(-size // batch_size))
         for batch in tqdm(batches, desc=description, disable=not accelerator.is_main_process):
