@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 __all__ = ["LagrangianConstraint"]
 
-AVERAGED_STEPS = 20
-"""Of the moving average of the violation."""
+AVERAGED_STEPS = 10
+"""Of the moving average of the violation: as many as those of Adam's mean of gradients."""
 
 
 class LagrangianConstraint(nn.Module):

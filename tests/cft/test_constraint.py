@@ -84,7 +84,7 @@ def test_noise_of_a_batch_does_not_pull_where_the_constraint_is_met(noise: float
     for _ in range(4_000):
         constraint.ascend(3 + noise * torch.randn((), generator=generator).item())
         weights.append(constraint.weight.item())
-    assert sum(weights) / len(weights) < 0.1 * damping * noise
+    assert sum(weights) / len(weights) < 0.12 * damping * noise
 
 
 def test_the_multiplier_follows_the_violation_and_stops_at_zero() -> None:

@@ -346,6 +346,7 @@ def test_only_the_backbone_gets_gradients(mode: str, options: dict[str, Any], ph
 def test_scalars_add_up(phantoms: dict[str, Tensor]) -> None:
     objective = cft()
     objective.constraint.multiplier.fill_(0.7)
+    objective.constraint.violation.fill_(0.1)
     objective.constraint.ascend(5.1)
     scalars = objective(phantoms)
     assert set(scalars) == {
