@@ -6,12 +6,14 @@ pattern in which a bracket is no bracket, and no cache of a table that has chang
 
 from __future__ import annotations
 
+import logging
 import os
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +27,7 @@ from softcft.data.splits import split_files, split_of
 from softcft.data.tables import Table, join_tables, read_file
 from softcft.data.whole import check_whole, file_state
 
-__all__ = ["has_readme", "left_out", "list_files", "read_folder"]
+__all__ = ["find_builder", "has_readme", "left_out", "list_files", "read_folder"]
 
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 PACKED = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".zip": "imagefolder"}
@@ -33,6 +35,8 @@ PLAIN = (".csv", ".jsonl")
 NOT_READ = (*PACKED, *PLAIN, ".tsv", ".xls", ".xlsx", ".ods", ".json", ".gz", ".npz", ".h5", ".hdf5")
 IGNORED = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 EXAMPLES = 5
+
+logger = logging.getLogger(__name__)
 
 
 def list_files(folder: str | Path) -> list[str]:
@@ -81,6 +85,9 @@ def read_folder(folder: str | Path) -> DatasetDict | DatasetBuilder:
     pictures = [file for file in files if _is_picture(file)]
     packed = {ending: [file for file in files if file.lower().endswith(ending)] for ending in (*PACKED, *PLAIN)}
     ending, data = max(packed.items(), key=lambda item: len(item[1]))
+    others = [file for other, some in packed.items() if other != ending for file in some]
+    if others and not pictures and not tables:
+        logger.warning("%s: only its %s files are read, and not %s.", root, ending, _examples(others))
     check_files(str(root), [str(root / file) for file in tables or (pictures and ()) or data])
     if tables:
         return _read_pictures(root, tables, files)
@@ -100,10 +107,28 @@ def read_folder(folder: str | Path) -> DatasetDict | DatasetBuilder:
     return join_tables([(split, read[file]) for split, some in splits.items() for file in some])
 
 
+def find_builder(dataset_name: str, config_name: str | None = None) -> DatasetBuilder:
+    """What builds a data set of the Hub, or a folder whose ``README.md`` says which files are which split.
+
+    Raises:
+        ValueError: If one of its files is elsewhere or cut short.
+        Exception: Of many kinds, which datasets does not list, if it cannot be found.
+    """
+    builder = load_dataset_builder(dataset_name, config_name)
+    splits = {split: list(map(str, files)) for split, files in (builder.config.data_files or {}).items()}
+    check_files(dataset_name, [file for files in splits.values() for file in files])
+    for file in (file for files in splits.values() for file in files if os.path.isfile(file)):
+        check_whole(file)
+    if os.path.isdir(dataset_name):
+        builder = load_dataset_builder(dataset_name, config_name, data_files=_as_they_are(splits))
+    return builder
+
+
 def has_readme(folder: str | Path) -> bool:
     """Whether a ``README.md`` says which files are which split, which then counts."""
     readme = Path(folder, "README.md")
-    return readme.is_file() and "configs" in (metadata_load(readme) or {})
+    configs = (metadata_load(readme) or {}).get("configs") if readme.is_file() else None
+    return any("data_files" in config for config in configs or ())
 
 
 def left_out(dataset_name: str, splits: Mapping[str, Dataset]) -> list[str]:
@@ -240,12 +265,23 @@ def _builder(root: Path, ending: str, splits: Mapping[str, Sequence[str]]) -> Da
     for path in (str(root / file) for some in splits.values() for file in some):
         if "::" in path or os.path.expandvars(path) != path:
             raise ValueError(f"{path}: datasets would not take this name as it is; rename what has '::' or '$' in it.")
-    # Lists of this class are taken as they are; others would be patterns, in which [ and * are no letters.
-    files = {
-        split: DataFilesList([str(root / file) for file in some], [file_state(root / file) for file in some])
-        for split, some in splits.items()
-    }
+        if ending == ".zip":
+            with ZipFile(path) as archive:
+                members = archive.namelist()
+            inside = [name for name in members if _is_picture(name)]
+            has_table = any(os.path.basename(name) in TABLES for name in members)
+            if len(split_files(inside, by_name=False)) > 1 or (
+                not has_table and len(set(map(os.path.dirname, inside))) > 1
+            ):
+                raise ValueError(f"{path} has folders of splits or of classes in it; unpack it.")
+    files = _as_they_are({split: [str(root / file) for file in some] for split, some in splits.items()})
     return load_dataset_builder(PACKED[ending], data_files=files, features=_features(root, ending, splits))
+
+
+def _as_they_are(splits: Mapping[str, Sequence[str]]) -> dict[str, DataFilesList]:
+    """Files that :mod:`datasets` takes as they are, and reads anew when their states change."""
+    # Plain lists would be patterns, in which [ and * are no letters, and states but the times of last modifications.
+    return {split: DataFilesList(list(files), list(map(file_state, files))) for split, files in splits.items()}
 
 
 def _features(root: Path, ending: str, splits: Mapping[str, Sequence[str]]) -> Features | None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,12 +31,10 @@ from datasets import (
     IterableDatasetDict,
     Value,
     concatenate_datasets,
-    load_dataset_builder,
     load_from_disk,
 )
 
-from softcft.data.folders import has_readme, read_folder
-from softcft.data.paths import check_files
+from softcft.data.folders import find_builder, has_readme, read_folder
 from softcft.data.splits import SPLITS, rename_splits, split_of
 from softcft.data.whole import check_whole, read_cache
 from softcft.graph import CausalGraph, Variable
@@ -110,16 +107,12 @@ def _read(dataset_name: str, config_name: str | None, streaming: bool) -> Datase
         for path in sorted(folder.rglob("*.arrow")):
             check_whole(path)
         return load_from_disk(dataset_name)
-    if folder.is_dir() and not has_readme(folder):
-        builder = read_folder(folder)
-        if isinstance(builder, DatasetDict):
-            return builder
-    else:
-        builder = load_dataset_builder(dataset_name, config_name)
-        files = [str(file) for split in (builder.config.data_files or {}).values() for file in split]
-        check_files(dataset_name, files)
-        for file in filter(os.path.isfile, files):
-            check_whole(file)
+    if not folder.is_dir() or has_readme(folder):
+        builder = find_builder(dataset_name, config_name)
+    elif config_name is not None:
+        raise ValueError(f"it has no README.md with 'configs', so that --dataset_config_name {config_name} is unknown")
+    elif isinstance(builder := read_folder(folder), DatasetDict):
+        return builder
     return builder.as_streaming_dataset() if streaming else read_cache(builder)
 
 

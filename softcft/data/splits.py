@@ -90,6 +90,8 @@ def split_files(files: Sequence[str], *, by_name: bool) -> dict[str, list[int]]:
     Raises:
         ValueError: If names leave it open, see :func:`name_splits`.
     """
+    if not files:
+        return {}
     parts = [_parts(file, by_name) for file in files]
     first, last = min(parts), max(parts)
     depth = next((i for i, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))

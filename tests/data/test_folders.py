@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import unicodedata
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,56 @@ def test_a_class_may_be_called_train_in_a_folder_train(tmp_path: Path) -> None:
     rows = read_table(str(tmp_path / "mine"))
     assert list(rows) == ["train"]
     assert rows["train"].features["label"].names == ["bus", "car", "train"]
+
+
+def test_a_readme_with_splits_counts(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name, n in (("a", 4), ("b", 2)):
+        Dataset.from_dict({"size": range(n)}).to_parquet(folder / f"{name}.parquet")
+    files = "".join(
+        f"  - {{split: {split}, path: {name}.parquet}}\n" for split, name in (("train", "a"), ("test", "b"))
+    )
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+    assert sizes(folder) == {"train": 4, "test": 2}
+    file = io.BytesIO()
+    Dataset.from_dict({"size": range(10, 14)}).to_parquet(file)
+    state = (folder / "a.parquet").stat()
+    (folder / "a.parquet").write_bytes(file.getvalue())
+    os.utime(folder / "a.parquet", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert read_table(str(folder))["train"]["size"][:] == [10, 11, 12, 13]
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert sizes(folder) == {"train": 6}
+    with pytest.raises(ValueError, match="--dataset_config_name other"):
+        read_table(str(folder), "other")
+
+
+@pytest.mark.parametrize("names", [("0.png", "1.png"), ("a/0.png", "b/1.png"), ("train/0.png", "test/1.png")])
+@pytest.mark.parametrize("has_table", [False, True])
+def test_an_archive_is_read_or_to_be_unpacked(names: tuple[str, ...], has_table: bool, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with zipfile.ZipFile(tmp_path / "mine" / "images.zip", "w") as archive:
+        for i, name in enumerate(names):
+            archive.writestr(name, png(i))
+        if has_table:
+            rows = [{"file_name": name, "size": i} for i, name in enumerate(names)]
+            archive.writestr("metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    if names[0].startswith("train") or (names[0].startswith("a") and not has_table):
+        with pytest.raises(ValueError, match=r"images\.zip"):
+            read_table(str(tmp_path / "mine"))
+    else:
+        rows = read_table(str(tmp_path / "mine"))["train"]
+        assert sorted(shades(rows)) == [0, 1]
+        assert ("size" in rows.column_names) == has_table
+
+
+def test_data_files_of_another_kind_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "mine").mkdir()
+    for name in ("train-0", "train-1"):
+        Dataset.from_dict({"size": range(2)}).to_parquet(tmp_path / "mine" / f"{name}.parquet")
+    write_csv(tmp_path / "mine" / "classes.csv", [{"size": 7}])
+    assert sizes(tmp_path / "mine") == {"train": 4}
+    assert "classes.csv" in caplog.text
 
 
 def test_parts_of_files_are_one_split(tmp_path: Path) -> None:
