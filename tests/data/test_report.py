@@ -225,3 +225,13 @@ def test_spellings_of_one_category_are_told() -> None:
     report = check_data(table, DataConfig(dataset_name="mine", sample_size=8), graph)
     (warning,) = (text for text in report.warnings if "'female'" in text and "spellings" in text)
     assert "{'F': 'female'}" in warning
+
+
+def test_several_rows_of_one_picture_are_told(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(png(i))
+    paths = {i: {"bytes": None, "path": str(tmp_path / f"{i % 3}.png")} for i in range(5)}
+    report = check(splits(pictures=paths), dataset_name=str(tmp_path))
+    (warning,) = (text for text in report.warnings if "more than one row" in text)
+    assert warning.startswith("2 pictures are in more than one row")
+    assert not any("more than one row" in text for text in check(splits()).warnings)
