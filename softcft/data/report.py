@@ -82,7 +82,7 @@ def check_data(
             if variable.kind == "continuous":
                 _check_numbers(variable, {split: values[split][variable.name] for split in splits}, report)
             else:
-                _note_translation(splits, column, values, variable, report)
+                _note_translation(splits, column, mapping, values, variable, report)
                 _check_categories(variable, {split: values[split][variable.name] for split in splits}, report)
     if len(values[next(iter(splits))]) == len(graph):  # otherwise nothing is complete
         _check_complete(graph, values, report)
@@ -207,13 +207,29 @@ def _check_categories(variable: Variable, values: Mapping[str, list[Any]], repor
         report.lines.append(f"  {category or '(missing)':<24}" + "".join(f"{cell:>18}" for cell in cells))
 
 
-def _note_translation(splits: DatasetDict, column: str, values: Values, variable: Variable, report: DataReport) -> None:
+def _note_translation(
+    splits: DatasetDict,
+    column: str,
+    mapping: Mapping[str, Any] | None,
+    values: Values,
+    variable: Variable,
+    report: DataReport,
+) -> None:
     """Say how values were read that are not names of categories, positions for instance."""
     pairs = {}
     for split, rows in splits.items():
         for raw, value in zip(column_values(rows, column), values[split][variable.name], strict=True):
             if value is not None and as_text(raw) != value:
                 pairs[as_text(raw)] = value
+    # Codes from 1 on that all happen to be positions, which are from 0 on.
+    numbers = [raw for raw in pairs if raw.isdigit()]
+    if numbers and "0" not in numbers and not any(raw in (mapping or {}) for raw in numbers):
+        read = ", ".join(f"{raw} is {pairs[raw]}" for raw in sorted(numbers))
+        report.warnings.append(
+            f"Column {column!r} has numbers but no 0, which are read as places in {list(variable.categories)} from 0 on: "
+            f"{read}. If they count from 1, say what they stand for by columns: {{{variable.name}: {{column: {column}, "
+            "values: {...}}}."
+        )
     if pairs:
         report.lines.append("  read as: " + ", ".join(f"{raw} -> {value}" for raw, value in sorted(pairs.items())[:20]))
 

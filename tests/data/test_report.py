@@ -219,6 +219,17 @@ def test_years_are_no_ages_and_lists_no_categories() -> None:
     assert any("'sex'" in warning and "several labels" in warning for warning in report.warnings)
 
 
+def test_numbers_that_may_count_from_one_are_told() -> None:
+    graph = CausalGraph([{"name": "view", "kind": "categorical", "categories": ["AP", "PA", "LL"]}])
+    config = DataConfig(dataset_name="mine", sample_size=8)
+    for first, told in ((1, True), (0, False)):
+        report = check_data(splits(view=lambda i, first=first: first + i % 2), config, graph)
+        assert any("count from 1" in text and "'view'" in text for text in report.warnings) is told
+    translated = {"view": {"column": "view", "values": {1: "AP", 2: "PA"}}}
+    report = check_data(splits(view=lambda i: 1 + i % 2), config, graph, translated)
+    assert not any("count from 1" in text for text in report.warnings)
+
+
 def test_spellings_of_one_category_are_told() -> None:
     graph = CausalGraph([{"name": "sex", "kind": "categorical", "categories": ["F", "female", "M"]}])
     table = splits(sex=lambda i: ["F", "female", "M"][i % 3])
