@@ -226,7 +226,7 @@ def _note_translation(
     if numbers and "0" not in numbers and not any(raw in (mapping or {}) for raw in numbers):
         read = ", ".join(f"{raw} is {pairs[raw]}" for raw in sorted(numbers))
         report.warnings.append(
-            f"Column {column!r} has numbers but no 0, which are read as places in {list(variable.categories)} from 0 on: "
+            f"Column {column!r} has numbers but no 0, read as places in {list(variable.categories)}, from 0 on: "
             f"{read}. If they count from 1, say what they stand for by columns: {{{variable.name}: {{column: {column}, "
             "values: {...}}}."
         )
