@@ -35,7 +35,7 @@ def lookalikes(
     """Find for each counterfactual a real image that should show one variable just as it does.
 
     The lookalike has the same category of a discrete variable. Among the real images that have it, it is the nearest by
-    the squared distance of the encoded causes, and of the value of a continuous variable. Among those equally near it
+    the squared distance of the causes, and of the value of a continuous variable, in standard deviations. Among those equally near it
     is drawn at random. Whose variable and causes have not changed may look like itself.
 
     Args:
@@ -62,6 +62,8 @@ def lookalikes(
     compared = [*variable.parents, *([name] if variable.kind == "continuous" else [])]
     columns = [column for cause in compared for column in range(graph.width)[graph.slices[cause]]]
     real, wanted = (x.double().cpu().numpy() for x in (parents, counterfactual_parents))
+    spread = real.std(axis=0)
+    scale = np.where(spread > 1e-6, spread, 1)
     category, wanted_category = (_category(variable, x[:, graph.slices[name]]) for x in (real, wanted))
     draws = np.random.default_rng(seed).random(len(wanted))
     chosen = np.empty(len(wanted), dtype=np.int64)
@@ -72,11 +74,11 @@ def lookalikes(
                 f"'{name}': no real image has the category '{variable.categories[value]}' to compare {len(rows)} "
                 "counterfactuals with. Evaluate on more images."
             )
-        real_causes = real[candidates][:, columns]
+        real_causes = (real[candidates] / scale)[:, columns]
         size = max(1, CHUNK // len(candidates))
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            chosen[part] = candidates[_nearest(wanted[part][:, columns], real_causes, draws[part])]
+            chosen[part] = candidates[_nearest((wanted[part] / scale)[:, columns], real_causes, draws[part])]
     return chosen
 
 

@@ -67,6 +67,24 @@ def rows(labels, logits, interventions=GRAPH.names, weights=WEIGHTS, seed=0):
 
 
 class TestLookalikes:
+    def test_causes_count_however_small_their_spread_is_in_their_range(self):
+        """Doses of 5 in a range of a million beside ages: the unit in which a range was declared does not matter."""
+        generator = torch.Generator().manual_seed(3)
+        values = torch.rand(500, 2, generator=generator)
+        chosen = []
+        for scale in (1.0, 1e-4):
+            graph = CausalGraph(
+                [
+                    Variable(name="dose", kind="continuous", low=0, high=1),
+                    Variable(name="age", kind="continuous", low=0, high=1),
+                    Variable(name="ill", kind="binary", categories=("no", "yes"), parents=("dose", "age")),
+                ]
+            )
+            parents = torch.cat([values * torch.tensor([scale, 1.0]), (torch.arange(500) % 2)[:, None]], dim=1)
+            flipped = torch.cat([parents[:, :2], 1 - parents[:, 2:]], dim=1)
+            chosen.append(lookalikes(graph, "ill", parents, flipped, seed=0))
+        assert (chosen[0] == chosen[1]).mean() > 0.98
+
     @pytest.mark.parametrize("name", ["disease", "race"])
     @pytest.mark.parametrize("intervention", [1, 2, 3])
     def test_they_have_the_same_category(self, labels, name, intervention):
