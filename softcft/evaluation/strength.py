@@ -35,8 +35,8 @@ def lookalikes(
     """Find for each counterfactual a real image that should show one variable just as it does.
 
     The lookalike has the same category of a discrete variable. Among the real images that have it, it is the nearest by
-    the squared distance of the causes, and of the value of a continuous variable, in standard deviations. Among those equally near it
-    is drawn at random. Whose variable and causes have not changed may look like itself.
+    the squared distance of the causes, and of the value of a continuous variable, in standard deviations. Among those
+    equally near it is drawn at random. Whose variable and causes have not changed may look like itself.
 
     Args:
         graph: The causal graph.

@@ -133,7 +133,7 @@ class TestLookalikes:
                 Variable(name="b", **cause),
             ]
         )
-        real = graph.encode({"a": [1.0, 1.4, 0.0], "effect": [2.0, 1.4, 1.0], "b": [1.0, 1.4, 1.0]})
+        real = graph.encode({"a": [1.0, 1.2, 0.0], "effect": [2.0, 1.2, 1.0], "b": [1.0, 1.1, 2.0]})
         wanted = graph.encode({"a": 1, "effect": 1, "b": 1})
         assert lookalikes(graph, "effect", real, wanted, seed=0).tolist() == [1]
         assert lookalikes(graph, "a", real, wanted, seed=0).tolist() == [0]
