@@ -16,13 +16,14 @@ from typing import Any
 from zipfile import ZipFile
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, DatasetBuilder, DatasetDict, Features, Image, load_dataset_builder
 from datasets.data_files import DataFilesList
 from huggingface_hub import metadata_load
 from PIL import Image as PILImage
 
-from softcft.data.paths import check_files
+from softcft.data.paths import check_files, picture_files
 from softcft.data.splits import split_files, split_of
 from softcft.data.tables import Table, join_tables, read_file
 from softcft.data.whole import check_whole, file_state
@@ -145,9 +146,11 @@ def left_out(dataset_name: str, splits: Mapping[str, Dataset]) -> list[str]:
     holds = False  # pictures in the rows themselves
     for rows in splits.values():
         for name in [name for name, feature in rows.features.items() if isinstance(feature, Image)]:
-            for batch in rows.select_columns([name]).cast_column(name, Image(decode=False)).iter(1_000):
-                used |= {stored["path"] for stored in batch[name] if stored and stored["bytes"] is None}
-                holds = holds or any(stored and stored["bytes"] is not None for stored in batch[name])
+            stored = rows.select_columns([name]).cast_column(name, Image(decode=False)).with_format("arrow")
+            for batch in stored.iter(1_000):
+                found = picture_files(batch[name])
+                used.update(path for path in found if path is not None)
+                holds = holds or bool(pc.any(pc.is_valid(pc.struct_field(batch[name], "bytes"))).as_py())
     notes = []
     pictures = [file for file in files if _is_picture(file)]
     unused = [file for file in pictures if str(root / file) not in used]

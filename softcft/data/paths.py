@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Image, config
 from huggingface_hub.constants import HF_HUB_CACHE
 
-__all__ = ["check_files", "check_paths"]
+__all__ = ["check_files", "check_paths", "picture_files"]
 
 FIX = "Correct it or leave it out: what a data set names must be inside of it."
 BATCH = 1_000  # rows that are looked at together
@@ -69,12 +70,18 @@ def check_paths(rows: Dataset, column: str, dataset_name: str, first: int = 0) -
     for batch in (
         rows.select_columns([column]).cast_column(column, Image(decode=False)).with_format("arrow").iter(BATCH)
     ):
-        stored = batch[column]
-        paths = pc.if_else(pc.is_null(pc.struct_field(stored, "bytes")), pc.struct_field(stored, "path"), None)
-        for row, path in enumerate(paths.to_pylist(), start=first):
+        for row, path in enumerate(picture_files(batch[column]), start=first):
             if path is not None and not _is_inside(path, dataset_name, folders):
                 raise ValueError(f"{dataset_name}, row {row}: the picture {path!r} is not in this data set. {FIX}")
         first += len(batch)
+
+
+def picture_files(stored: pa.ChunkedArray) -> list[str | None]:
+    """Of pictures as datasets stores them the paths of those in files; None for those that the table itself holds."""
+    # Not by pc.if_else, which in some releases of pyarrow mixes up the texts of a part of a table.
+    held = pc.is_valid(pc.struct_field(stored, "bytes")).to_pylist()
+    paths = pc.struct_field(stored, "path").to_pylist()
+    return [None if is_held else path for is_held, path in zip(held, paths, strict=True)]
 
 
 def _folders(dataset_name: str) -> list[Path]:

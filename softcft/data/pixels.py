@@ -28,6 +28,7 @@ from PIL import Image as PILImage
 from PIL import ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
+from softcft.data.paths import picture_files
 from softcft.data.whole import file_state, read_cache
 
 __all__ = [
@@ -324,9 +325,8 @@ def _common_folder(pictures: Dataset) -> str | None:
     """The folder that all pictures are below which are files; none if there are none such, or not to begin with."""
     folders = set()
     for batch in pictures.with_format("arrow").iter(CHUNK):
-        stored = batch["image"]
-        paths = pc.if_else(pc.is_null(pc.struct_field(stored, "bytes")), pc.struct_field(stored, "path"), None)
-        folders |= {os.path.dirname(os.path.abspath(p)) for p in paths.to_pylist() if p is not None and "://" not in p}
+        paths = picture_files(batch["image"])
+        folders |= {os.path.dirname(os.path.abspath(p)) for p in paths if p is not None and "://" not in p}
     folder = os.path.commonpath(folders) if folders else None
     return folder if folder is not None and _has_files(folder) else None
 
