@@ -172,8 +172,11 @@ def _typed(graph: CausalGraph, pairs: dict[str, str]) -> dict[str, str | float]:
 def _open(path: Path) -> Image:
     from PIL import Image
 
+    from softcft.data.pictures import check_bits
+
     try:
         with Image.open(path) as image:
+            check_bits(image)  # of 16 bits Pillow may load 8
             image.load()
     except Exception as error:  # of many kinds, which Pillow does not list
         raise ValueError(

@@ -127,7 +127,7 @@ def test_diffusion_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ({"image": "half.png"}, "IMAGE half.png cannot be read: "),
         ({"image": "."}, "IMAGE . cannot be read: "),
         ({"image": "large.png"}, "IMAGE large.png is 20 x 30 pixels (height x width), but the model takes 16 x 16."),
-        ({"image": "colour.png"}, "IMAGE colour.png is a PIL image of mode 'RGB', but the model takes 1 channel"),
+        ({"image": "deep.png"}, "IMAGE deep.png cannot be read: more than 8 bits per channel"),
         ({"-o": "out.txt"}, "--output out.txt must end as a picture does, for example in .png."),
         ({"-o": "out"}, "--output out must end as a picture does"),
         ({"-o": "no/such/out.png"}, "there is no folder no/such; make it first."),
@@ -147,7 +147,7 @@ def test_mistakes_end_in_one_line(
     Path("empty").mkdir()
     Path("folder.png").mkdir()
     Image.new("L", (30, 20)).save("large.png")
-    Image.new("RGB", (16, 16)).save("colour.png")
+    Image.new("I;16", (16, 16)).save("deep.png")
     arguments = {"image": "scan.png", "--model": model, "--do": "sex=female", "-o": "out.png", **change}
     known = ["--parents", *arguments.pop("--parents").split()] if "--parents" in arguments else KNOWN
     image = arguments.pop("image")

@@ -17,7 +17,7 @@ from huggingface_hub import snapshot_download
 from PIL import Image
 
 from softcft.data.paths import check_files
-from softcft.data.pixels import fit_picture, is_grey
+from softcft.data.pictures import fit_picture, is_grey
 from softcft.example import example_model
 from softcft.graph import CausalGraph
 from softcft.models.weights import load_safetensors

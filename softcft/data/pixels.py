@@ -11,7 +11,6 @@ import hashlib
 import io
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,17 +24,15 @@ from datasets import Dataset, Features, Image, Value, concatenate_datasets
 from datasets.packaged_modules.generator.generator import Generator
 from datasets.utils.file_utils import xopen
 from PIL import Image as PILImage
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from softcft.data.paths import picture_files
+from softcft.data.pictures import fit_picture, is_grey
 from softcft.data.whole import file_state, read_cache
 
 __all__ = [
     "encode_pixels",
-    "fit_picture",
-    "has_more_than_8_bits",
-    "is_grey",
     "list_problems",
     "open_picture",
     "picture_shape",
@@ -50,8 +47,6 @@ AHEAD = 64  # pictures that are in memory together before they are prepared
 VERSION = 3  # of the pixels: raise it with any change of them, so that cached ones are made anew
 SHOWN = 20  # problems that a message names
 MAGIC = {1: "P5", 3: "P6"}
-MODES = {1: "L", 3: "RGB"}
-DEEP = re.compile(r";16[BLN]|^L;16")  # what Pillow reads as 8 bits, by dropping the lower ones of 16
 
 
 def encode_pixels(pixels: np.ndarray) -> dict[str, Any]:
@@ -131,53 +126,6 @@ def picture_shape(rows: Dataset) -> tuple[int, int, int]:
     raise ValueError(f"None of the {len(rows)} images can be read.")
 
 
-def is_grey(picture: PILImage.Image) -> bool:
-    """Whether a picture has a single channel, or a palette of greys, transparency aside."""
-    if picture.mode == "P":
-        colours = np.asarray(picture.convert("RGB"))
-        return bool((colours == colours[..., :1]).all())
-    return picture.mode in ("1", "L", "LA", "I", "F") or picture.mode.startswith("I;16")
-
-
-def has_more_than_8_bits(picture: PILImage.Image) -> bool:
-    """Whether a picture that is not decoded yet has more than 8 bits per channel, of which Pillow may read 8."""
-    stored = (tile[3] for tile in getattr(picture, "tile", None) or [])
-    raw_modes = [arguments if isinstance(arguments, str) else str((arguments or [""])[0]) for arguments in stored]
-    return picture.mode.startswith(("I", "F")) or any(map(DEEP.search, raw_modes))
-
-
-def fit_picture(picture: PILImage.Image, size: int, channels: int) -> np.ndarray:
-    """Resize so that the shorter side has ``size`` pixels, with antialiasing, and cut out the middle square.
-
-    Args:
-        picture: A picture of 8 bits per channel, in any mode, upright or turned by its EXIF tag, not decoded yet. What
-            is transparent is seen on white.
-        size: Height and width of the result.
-        channels: 1 (grey) or 3 (RGB).
-
-    Returns:
-        uint8 of shape (size, size) or (size, size, 3). A picture that has this size and mode already is not changed.
-
-    Raises:
-        ValueError: If the picture has more than 8 bits per channel, which would be clipped without a word, or become
-            all but black.
-    """
-    if has_more_than_8_bits(picture):
-        raise ValueError(
-            f"more than 8 bits per channel (PIL mode {picture.mode!r}), of unknown white point; scale it to 8 bits"
-        )
-    picture.draft(MODES[channels], (2 * size, 2 * size))  # a large JPEG is decoded at a half or a quarter
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:  # the pixels below may be of any colour
-        picture = picture.convert("RGBA")
-        picture = PILImage.alpha_composite(PILImage.new("RGBA", picture.size, "white"), picture)
-    if picture.mode != MODES[channels]:
-        picture = picture.convert(MODES[channels])
-    if picture.size != (size, size):
-        picture = ImageOps.fit(picture, (size, size), PILImage.Resampling.BICUBIC)
-    return np.asarray(picture)
-
-
 def prepare_images(
     rows: Dataset,
     size: int,
@@ -188,10 +136,11 @@ def prepare_images(
     cache_dir: str | Path | None = None,
     desc: str = "preparing images",
 ) -> tuple[Dataset, list[str]]:
-    """Decode, resize (:func:`fit_picture`) and cache all images of a data set, a thousand at a time.
+    """Decode, resize and cache all images of a data set, a thousand at a time.
 
-    What was prepared once is read from the cache, also by a run after one that was interrupted. A picture whose file
-    has changed since, or that could not be read then and can now, is prepared anew.
+    Each becomes what :func:`~softcft.data.pictures.fit_picture` makes of it. What was prepared once is read from the
+    cache, also by a run after one that was interrupted. A picture whose file has changed since, or that could not be
+    read then and can now, is prepared anew.
 
     Args:
         rows: A data set with a column ``image``: paths, encoded pictures, or a :class:`datasets.Image` of them.
@@ -209,7 +158,7 @@ def prepare_images(
         FileNotFoundError: If the folder of all the pictures goes away while they are read.
         ValueError: If ``channels`` is neither 1 nor 3, if no picture can be read, or, with ``on_error="raise"``, one.
     """
-    if channels not in MODES:
+    if channels not in MAGIC:
         raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels!r}.")
     rows = rows.with_format(None)
     pictures = rows.select_columns("image").cast_column("image", Image(decode=False))

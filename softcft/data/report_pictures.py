@@ -16,7 +16,8 @@ from datasets import Dataset, DatasetDict, Image
 from tqdm.auto import tqdm
 
 from softcft.data.paths import check_paths
-from softcft.data.pixels import fit_picture, is_grey, list_problems, open_picture, picture_shape, why_unread
+from softcft.data.pictures import fit_picture, is_grey
+from softcft.data.pixels import list_problems, open_picture, picture_shape, why_unread
 from softcft.data.sources import DataConfig
 
 __all__ = ["DataReport", "Example", "check_pictures"]

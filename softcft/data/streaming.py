@@ -1,6 +1,6 @@
 """Images that are read while a model learns from them, from the Hub or from disk: for data that fit nowhere else.
 
-Nothing is prepared or kept. Each image is decoded and resized (:func:`~softcft.data.pixels.fit_picture`) whenever its
+Nothing is prepared or kept. Each image is decoded and resized (:func:`~softcft.data.pictures.fit_picture`) whenever its
 turn comes, so let worker processes do it (``--dataloader_num_workers``). Rows are shuffled within a buffer of
 :data:`BUFFER`, and files are read in random order, but in their own one if the training split has to be cut (for
 validation or test, or by ``--num_train``). So what is streamed should be mixed already.
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from softcft.data.own import read_table, translate
 from softcft.data.paths import check_paths
-from softcft.data.pixels import fit_picture, list_problems, open_picture, picture_shape, prepare_images, why_unread
+from softcft.data.pictures import fit_picture
+from softcft.data.pixels import list_problems, open_picture, picture_shape, prepare_images, why_unread
 from softcft.data.schema import encode_rows
 from softcft.graph import CausalGraph
 

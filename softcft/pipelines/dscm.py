@@ -104,9 +104,10 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
         image's abducted noise.
 
         Args:
-            image: One or several factual images of the model's size: a PIL image (mode L for one channel, RGB for
-                three), an array (H, W), (H, W, C) or (B, H, W, C), a tensor (C, H, W) or (B, C, H, W), or a list of
-                single ones. Arrays and tensors are uint8 in 0..255 or floats in [0, 1].
+            image: One or several factual images of the model's size: a PIL image of 8 bits per channel, which is turned
+                as its EXIF tag says and made grey or colour as in training, an array (H, W), (H, W, C) or (B, H, W, C),
+                a tensor (C, H, W) or (B, C, H, W), or a list of single ones. Arrays and tensors are uint8 in 0..255 or
+                floats in [0, 1].
             parents: Factual attributes in natural units: a dict of scalars or of lists with one value per image, or a
                 list with one dict per image.
             do: The intervention in natural units, in the same forms; in a list of dicts each image may have other

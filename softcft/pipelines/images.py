@@ -1,7 +1,8 @@
 """Images as people have them, PIL, NumPy or PyTorch, to and from the tensors that models take.
 
 diffusers' ``VaeImageProcessor`` resizes, converts, rescales or passes through what it does not expect. On medical
-images a silent change is worse than an error, so here every mismatch is one.
+images a silent change is worse than an error, so here every mismatch is one; but a picture is read as in training
+(:mod:`softcft.data.pictures`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from softcft.arguments import check_choice
+from softcft.data.pictures import check_bits, plain_picture
 
 __all__ = ["Images", "OutputType", "check_output_type", "from_tensor", "to_numpy", "to_tensor"]
 
@@ -28,7 +30,8 @@ def to_tensor(image: Images, channels: int, size: int) -> Tensor:
     """Bring one or several images to [-1, 1].
 
     Args:
-        image: A PIL image (mode L for one channel, RGB for three), an array (H, W), (H, W, C) or (B, H, W, C), a tensor
+        image: A PIL image of 8 bits per channel, which is turned as its EXIF tag says, put on white where it is
+            transparent, and made grey or colour, as in training; an array (H, W), (H, W, C) or (B, H, W, C), a tensor
             (C, H, W) or (B, C, H, W), or a list of single ones. Arrays and tensors are uint8 in 0..255 or floats in
             [0, 1].
         channels: Number of channels C that the images must have.
@@ -85,12 +88,9 @@ def check_output_type(output_type: str, channels: int) -> None:
 def _pixels(name: str, image: Any, channels: int, size: int) -> Tensor:
     """A single image as floats in [0, 1], shape (C, H, W)."""
     if isinstance(image, Image.Image):
-        if image.mode != PIL_MODES.get(channels):
-            raise ValueError(
-                f"{name} is a PIL image of mode {image.mode!r}, but the model takes {_takes(channels)}. Convert colour "
-                f"with image.convert(...); scale more than 8 bits to an array in [0, 1]."
-            )
-        image = _read(name, image)
+        if channels not in PIL_MODES:
+            raise ValueError(f"{name} is a PIL image, but the model takes {_takes(channels)}.")
+        image = _read(name, image, channels)
     if isinstance(image, np.ndarray):
         image = _channels_first(name, image)
     if not isinstance(image, Tensor):
@@ -118,11 +118,14 @@ def _pixels(name: str, image: Any, channels: int, size: int) -> Tensor:
     return pixels
 
 
-def _read(name: str, image: Image.Image) -> np.ndarray:
+def _read(name: str, image: Image.Image, channels: int) -> np.ndarray:
     """The pixels of a picture, which may still lie in its file."""
     try:
-        image.load()
-        return np.asarray(image)
+        check_bits(image)
+    except ValueError as error:
+        raise ValueError(f"{name} has {error}, or to an array of floats in [0, 1].") from error
+    try:
+        return np.asarray(plain_picture(image, channels))
     except Exception as error:  # of many kinds, which Pillow does not list
         raise ValueError(f"{name} cannot be read: {error}. Its file is damaged, or was closed too early.") from error
 

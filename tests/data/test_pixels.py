@@ -12,7 +12,8 @@ from datasets import Dataset, Features
 from PIL import Image as PILImage
 
 from softcft.data import pixels as module
-from softcft.data.pixels import encode_pixels, fit_picture, open_picture, picture_shape, prepare_images, read_pixels
+from softcft.data.pictures import fit_picture
+from softcft.data.pixels import encode_pixels, open_picture, picture_shape, prepare_images, read_pixels
 
 RNG = np.random.default_rng(0)
 MODES = {1: "L", 3: "RGB"}

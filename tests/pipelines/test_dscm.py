@@ -1,4 +1,7 @@
+import io
 import itertools
+import struct
+import zlib
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +12,7 @@ from PIL import Image
 
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEBackbone, HVAEModel
 from softcft.data.phantom import PHANTOM_GRAPH, draw_block, render
+from softcft.data.pictures import fit_picture
 
 SIZE = 16
 PARENTS = {
@@ -266,8 +270,60 @@ def test_colour_images(arrays):
     output = pipe(colour, row(0))
     assert (np.asarray(output.images[0]) == np.asarray(colour)).all()
     assert pipe(colour, row(0), {"age": 20}, output_type="pt").images.shape == (1, 3, SIZE, SIZE)
-    with pytest.raises(ValueError, match=r"mode 'L', but the model takes 3 channels \(mode 'RGB'\)"):
-        pipe(Image.fromarray(arrays[0]), row(0))
+    grey = pipe(Image.fromarray(arrays[0]), row(0)).images[0]
+    assert (np.asarray(grey) == arrays[0][:, :, None]).all()
+
+
+def saved(picture, kind, **settings):
+    """A picture that still lies in its file."""
+    file = io.BytesIO()
+    picture.save(file, kind, **settings)
+    return Image.open(io.BytesIO(file.getvalue()))
+
+
+def as_people_have_it(grey, form):
+    """A grey picture, in another form: upright it shows the same."""
+    if form.startswith("EXIF"):
+        turned = {
+            "1": None, "2": "FLIP_LEFT_RIGHT", "3": "ROTATE_180", "4": "FLIP_TOP_BOTTOM", "5": "TRANSPOSE",
+            "6": "ROTATE_90", "7": "TRANSVERSE", "8": "ROTATE_270",
+        }[form[-1]]  # fmt: skip
+        exif = Image.Exif()
+        exif[0x0112] = int(form[-1])
+        return saved(grey.transpose(Image.Transpose[turned]) if turned else grey, "PNG", exif=exif)
+    if form == "transparent":  # black and white below are white and see-through
+        alpha = grey.point(lambda value: 255 if value < 255 else 0)
+        return saved(Image.merge("LA", [grey, alpha]), "PNG")
+    return saved(grey.convert(form), "TIFF" if form == "CMYK" else "PNG")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "form", ["L", "RGB", "RGBA", "LA", "P", "CMYK", "transparent", *(f"EXIF {i}" for i in range(1, 9))]
+)
+def test_a_picture_is_read_as_in_training(form, channels, arrays):
+    pipe = build(channels=channels)
+    grey = Image.fromarray(arrays[0])
+    expected = np.asarray(pipe(grey, row(0)).images[0]).astype(int)
+    picture = as_people_have_it(grey, form)
+    fitted = fit_picture(as_people_have_it(grey, form), SIZE, channels)
+    read = np.asarray(pipe(picture, row(0)).images[0])
+    assert (read == fitted).all()
+    assert abs(read - expected).max() <= (1 if form == "CMYK" else 0)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colours_of_16_bits_are_refused(mode):
+    """Of which Pillow reads 8, whatever the white point."""
+    pipe, depth = build(channels=3), len(mode)
+    rows = b"".join(b"\0" + bytes(2 * depth * SIZE) for _ in range(SIZE))
+    header = struct.pack(">IIBBBBB", SIZE, SIZE, 16, 2 if mode == "RGB" else 6, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    file = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    with pytest.raises(ValueError, match="more than 8 bits"):
+        pipe(Image.open(io.BytesIO(file)), row(0))
 
 
 def test_other_channels_go_as_arrays(arrays):
@@ -409,8 +465,9 @@ def with_pixel(value: float) -> np.ndarray:
         (torch.zeros(SIZE, SIZE, 1), "image has 16 channels.*first in tensors"),
         (torch.zeros(SIZE, SIZE), r"image must be a tensor of shape .* got \(16, 16\)"),
         (np.zeros(SIZE, np.float32), r"image must be an array of shape .* got \(16,\)"),
-        (Image.new("RGB", (SIZE, SIZE)), "mode 'RGB', but the model takes 1 channel .mode 'L'"),
-        (Image.new("I;16", (SIZE, SIZE)), "mode 'I;16'.*more than 8 bits"),
+        (Image.new("I;16", (SIZE, SIZE)), "image has more than 8 bits per channel"),
+        (Image.new("I", (SIZE, SIZE)), "image has more than 8 bits per channel"),
+        ([GREY, Image.new("F", (SIZE, SIZE))], r"image\[1\] has more than 8 bits per channel"),
         (with_pixel(float("nan")), "image has 1 pixels that are NaN or infinite"),
         (with_pixel(float("inf")), "image has 1 pixels that are NaN or infinite"),
         (with_pixel(-1), r"values from -1 to 0.5; floats must lie in \[0, 1\]"),
