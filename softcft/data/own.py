@@ -34,7 +34,7 @@ from datasets import (
     load_from_disk,
 )
 
-from softcft.data.folders import find_builder, has_readme, read_folder
+from softcft.data.folders import find_builder, has_readme, left_out, read_folder
 from softcft.data.splits import SPLITS, rename_splits, split_of
 from softcft.data.whole import check_whole, read_cache
 from softcft.graph import CausalGraph, Variable
@@ -94,6 +94,9 @@ def read_table(
         logger.warning("%s: the splits %s are left out; rename one to use it.", dataset_name, others)
     splits = {split: splits[name] for split in SPLITS for name in names if names[name] == split}
     if streaming:
+        tables = {name: rows for name, rows in splits.items() if isinstance(rows, Dataset)}
+        for note in left_out(dataset_name, tables) if tables else ():
+            logger.warning("%s: %s", dataset_name, note)
         return IterableDatasetDict(
             {name: rows.to_iterable_dataset() if isinstance(rows, Dataset) else rows for name, rows in splits.items()}
         )
@@ -104,6 +107,8 @@ def read_table(
 def _read(dataset_name: str, config_name: str | None, streaming: bool) -> Dataset | DatasetDict | IterableDatasetDict:
     folder = Path(dataset_name)
     if not streaming and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        if "::" in str(folder.resolve()):  # which datasets takes for the way into an archive
+            raise ValueError("what save_to_disk made must have no '::' in its path; rename the folder")
         for path in sorted(folder.rglob("*.arrow")):
             check_whole(path)
         return load_from_disk(dataset_name)

@@ -214,6 +214,7 @@ def stream_splits(
         if name in splits:
             held_out[name] = splits[name].take(numbers[name])
         else:
+            logger.warning("%s: %s is the first %d rows of train.", dataset_name, name, numbers[name])
             held_out[name], train = train.take(numbers[name]), train.skip(numbers[name])
     if "train" in numbers:
         train = train.take(numbers["train"])

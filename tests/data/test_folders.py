@@ -317,9 +317,11 @@ def test_pictures_without_a_row_are_counted(tmp_path: Path, caplog: pytest.LogCa
     assert "23 of 63" in note
     assert "masks/0.png" in note
     assert note in check_data(read_table(str(folder)), config(folder), GRAPH).warnings
-    with caplog.at_level(logging.WARNING):
-        load_data(config(folder), GRAPH)
-    assert note in caplog.text
+    for is_streamed in (False, True):
+        caplog.clear()
+        load_data(config(folder, streaming=is_streamed, num_validation=4, num_test=4), GRAPH)
+        assert note in caplog.text
+        assert "test" in caplog.text
 
 
 def test_a_folder_that_is_no_split_is_left_out_beside_splits_and_counted(tmp_path: Path) -> None:
@@ -518,6 +520,17 @@ def test_any_letters_of_data_files_are_letters_or_refused(name: str, tmp_path: P
         return
     assert read_table(str(folder))["train"]["size"][:] == list(range(12))
     assert len(list(read_table(str(folder), streaming=True)["train"])) == 12
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_any_letters_of_what_save_to_disk_made_are_letters_or_refused(name: str, tmp_path: Path) -> None:
+    Dataset.from_dict({"size": range(3)}).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved").rename(tmp_path / name)
+    if "::" in name:
+        with pytest.raises(ValueError, match="'::'"):
+            read_table(str(tmp_path / name))
+    else:
+        assert sizes(tmp_path / name) == {"train": 3}
 
 
 @pytest.mark.parametrize("name", FOLDERS)
