@@ -24,6 +24,7 @@ from datasets import DatasetDict
 
 from softcft import CausalGraph
 from softcft.data.draft import draft_graph
+from softcft.data.folders import left_out
 from softcft.data.own import read_table
 from softcft.data.report import DataReport, check_data
 from softcft.data.schema import scale_pixels
@@ -92,7 +93,10 @@ def main() -> None:
         else:
             table = read_table(data.dataset_name, data.dataset_config_name)
         if drafting:
-            text = draft_graph(table)
+            try:
+                text = draft_graph(table)
+            except ValueError as error:  # the table may be in a file that is not read
+                raise ValueError("\n".join([str(error), *left_out(data.dataset_name, table)])) from error
             config |= {"columns": {}, **yaml.safe_load(text)}
         graph = CausalGraph(config["graph"])
         output_dir.mkdir(parents=True, exist_ok=True)

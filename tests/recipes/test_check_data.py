@@ -109,6 +109,14 @@ def test_what_cannot_be_looked_at_is_told_without_a_traceback(check: Check, flag
     assert message in printed
 
 
+@pytest.mark.parametrize("name", ["metadata.tsv", "metadata.xlsx", "labels_160K.csv"])
+def test_a_table_that_is_not_read_is_named(check: Check, name: str) -> None:
+    Path("pictures/metadata.csv").rename(Path("pictures", name))
+    status, printed = check("--dataset_name", "pictures", "--sample_size", "16", "--output_dir", "out")
+    assert status == 1
+    assert name in printed
+
+
 def test_unknown_flags_are_refused(check: Check) -> None:
     with pytest.raises(ValueError, match="unknown argument '--sampel_size'; did you mean '--sample_size'"):
         check("--dataset_name", "pictures", "--sampel_size", "16")
