@@ -199,7 +199,9 @@ def translate(
     """Give a table the columns of a graph: numbers and category names, None where a value is missing.
 
     Discrete values may be names of categories, class labels, numbers that are names of categories, or, where no
-    category's name is a number, their positions in the list of categories. Continuous values may be numbers in strings.
+    category's name is a number and ``values`` gives no names, their positions in the list of categories, from 0 on.
+    They are none if one of them is too large: of two categories 1 and 2 are codes, and 1 is not the second.
+    Continuous values may be numbers in strings.
 
     Args:
         rows: The table.
@@ -289,15 +291,17 @@ def read_column(
     """
     understood: list[Any] = []
     wrong: Counter[str] = Counter()
-    understand = _number if variable.kind == "continuous" else _category
-    for raw in column_values(rows, column):
-        value = (mapping or {}).get(as_text(raw), raw)
+    mapping = mapping or {}
+    raws = column_values(rows, column)
+    categories = _categories(variable, raws, mapping)
+    for raw in raws:
+        value = mapping.get(as_text(raw), raw)
         if is_missing(value):
             understood.append(None)
             continue
         try:
-            understood.append(understand(variable, value))
-        except (TypeError, ValueError):
+            understood.append(_number(variable, value) if variable.kind == "continuous" else categories[as_text(value)])
+        except (KeyError, TypeError, ValueError):
             understood.append(None)
             wrong[as_text(value)] += 1
     return understood, wrong
@@ -328,10 +332,11 @@ def explain_unknown(variable: Variable, column: str, wrong: Counter[str]) -> str
     if variable.kind == "continuous":
         fix = f"translate or null them by columns: {{{variable.name}: {{column: {column}, values: {{...}}}}}}"
     else:
-        first = wrong.most_common(1)[0][0]
+        # Which category a code stands for is not for us to guess.
+        values = ", ".join(f"{value}: ..." for value, _ in wrong.most_common(5))
         fix = (
-            f"the categories are {list(variable.categories)}: add them, or translate by columns: "
-            f"{{{variable.name}: {{column: {column}, values: {{{first}: {variable.categories[0]}}}}}}}"
+            f"the categories are {list(variable.categories)}: add them, or say which of these, or null, each value "
+            f"stands for, by columns: {{{variable.name}: {{column: {column}, values: {{{values}}}}}}}"
         )
     return f"Column {column!r} has {len(wrong)} values that '{variable.name}' does not know: {examples}; {fix}."
 
@@ -345,15 +350,20 @@ def _number(variable: Variable, value: Any) -> float:
     return number
 
 
-def _category(variable: Variable, value: Any) -> str:
-    name = as_text(value)
-    if name in variable.categories:
-        return name
-    # Where categories are numbers themselves, 1 means the category "1", which is not there, and not the second one.
-    positions = not any(map(_is_number, variable.categories))
-    if positions and isinstance(value, int | float) and value in range(len(variable.categories)):
-        return variable.categories[int(value)]
-    raise ValueError(variable.name)
+def _categories(variable: Variable, values: Sequence[Any], mapping: Mapping[str, Any]) -> dict[str, str]:
+    """What the texts of a column's values mean: names of categories, or their positions.
+
+    Where categories are numbers themselves, 1 means the category "1", which is not there, and not the second one. Nor
+    are numbers positions if one of them is none, as of 1 and 2 in two categories, or has been given a name.
+    """
+    names = {category: category for category in variable.categories}
+    if any(map(_is_number, variable.categories)) or any(not is_missing(new) for new in mapping.values()):
+        return names
+    known = [value for value in values if not is_missing(value) and as_text(value) not in {*names, *mapping}]
+    numbers = [value for value in known if isinstance(value, int | float)]
+    if all(number in range(len(names)) for number in numbers):
+        names |= {as_text(number): variable.categories[int(number)] for number in numbers}
+    return names
 
 
 def _is_number(text: str) -> bool:

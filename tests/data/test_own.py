@@ -11,7 +11,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
-from softcft.data.own import find_columns, make_splits, read_column, read_table, translate
+from softcft.data.own import as_text, find_columns, make_splits, read_column, read_table, translate
 from softcft.graph import CausalGraph
 
 GRAPH = CausalGraph(
@@ -297,10 +297,22 @@ def test_numbers_that_are_names_are_no_positions() -> None:
     assert dict(wrong) == {"0": 1, "2.5": 1}
 
 
-def test_a_position_is_a_whole_number() -> None:
-    understood, wrong = read_column(Dataset.from_dict({"sex": [0.5, 1.0, 2.0, -1.0]}), SEX, "sex")
-    assert understood == [None, "female", None, None]
-    assert dict(wrong) == {"0.5": 1, "2": 1, "-1": 1}
+@pytest.mark.parametrize("values", [[0.5, 1.0], [1, 2, None], [1.0, 2.0, float("nan")], [-1, 1], [0, 1, 9], [1, 2, 3]])
+def test_numbers_are_positions_only_if_all_of_them_are(values: list[Any]) -> None:
+    rows = Dataset.from_dict({"sex": values})
+    understood, wrong = read_column(rows, SEX, "sex")
+    known = [value for value in values if value is not None and value == value]
+    assert understood == [None] * len(values)
+    assert sorted(map(float, wrong)) == known
+    # Nor is what is left, once one of them has been given a name.
+    understood, wrong = read_column(rows, SEX, "sex", {as_text(known[-1]): "male"})
+    assert {*understood} == {"male", None}
+    assert len(wrong) == len(known) - 1
+
+
+def test_numbers_that_stand_for_a_missing_value_are_no_codes() -> None:
+    rows = Dataset.from_dict({"sex": [0, 1, 9]})
+    assert read_column(rows, SEX, "sex", {"9": None})[0] == ["male", "female", None]
 
 
 @pytest.mark.parametrize(
@@ -336,7 +348,8 @@ def test_unknown_values_are_counted_and_the_fix_is_named() -> None:
         translate(full(sex=["m", "f", "m", "male"]), GRAPH)
     assert str(error.value) == (
         "Column 'sex' has 2 values that 'sex' does not know: 'm' (2 rows), 'f' (1 rows); the categories are "
-        "['male', 'female']: add them, or translate by columns: {sex: {column: sex, values: {m: male}}}."
+        "['male', 'female']: add them, or say which of these, or null, each value stands for, by columns: "
+        "{sex: {column: sex, values: {m: ..., f: ...}}}."
     )
     with pytest.raises(
         ValueError, match=r"'\?' \(1 rows\); translate or null them by columns: {age: {column: age, val"
