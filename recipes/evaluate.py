@@ -306,11 +306,10 @@ class Evaluation:
             backbone, batch["image"], batch["parents"], planned, batch["row"], self.settings.seed
         )
 
-    def fit_probe(self, images: NumberedImages, truth: PhantomTruth) -> ExpressionProbe:
-        """A probe that reads expressions from the judge's embedding of images that are not tested on."""
-        seen = self.run(images, lambda batch: predict_images({"judge": self.judge}, batch["image"][:, None]), "probe")
-        expressions = truth.expression(images.rows, images.parents)
-        return ExpressionProbe(seen["judge/embedding"][:, 0], expressions, truth.expression_columns)
+    def embed(self, images: NumberedImages) -> Tensor:
+        """The judge's embeddings of real images, shape (N, D)."""
+        seen = self.run(images, lambda batch: predict_images({"judge": self.judge}, batch["image"][:, None]), "real")
+        return seen["judge/embedding"][:, 0]
 
 
 def result_rows(
@@ -411,7 +410,9 @@ def main() -> None:
     truth = true_counterfactuals(data, graph, mnist_dir=settings.mnist_dir)
     with main_process_first():  # the others find the data in the cache
         splits = load_data(data, graph, config["columns"])
-        images = NumberedImages(ImageAttributeDataset(splits["test"], graph))
+        images, validation = (
+            NumberedImages(ImageAttributeDataset(splits[name], graph)) for name in ("test", "validation")
+        )
     accelerator = start_accelerator(settings.mixed_precision)
     if len(images) < 2:
         raise ValueError(
@@ -434,6 +435,9 @@ def main() -> None:
         accelerator,
     )
 
+    # Not of the test images: modes would then fit these better than their counterfactuals, and tests would notice.
+    embeddings = evaluation.embed(validation)
+    modes = attribute_modes(embeddings, graph, validation.parents)
     plans = {
         cft: plan_counterfactuals(pipeline.attribute_scm, images.parents, interventions, settings.seed)
         for cft, pipeline in pipelines.items()
@@ -450,8 +454,9 @@ def main() -> None:
         guide = pipelines[first].classifier.to(accelerator.device)
         results["truth"] = evaluation.of_truth(guide, plans[first])
     if isinstance(truth, PhantomTruth):
-        validation = NumberedImages(ImageAttributeDataset(splits["validation"], graph))
-        probe = evaluation.fit_probe(validation, PhantomTruth("validation", data.sample_size, data.data_seed))
+        of_validation = PhantomTruth("validation", data.sample_size, data.data_seed)
+        expressions = of_validation.expression(validation.rows, validation.parents)
+        probe = ExpressionProbe(embeddings, expressions, of_validation.expression_columns)
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
@@ -460,7 +465,6 @@ def main() -> None:
     write_config(config, output_dir)
     for folder in ("metrics", "figures"):
         (output_dir / folder).mkdir(exist_ok=True)
-    modes = attribute_modes(next(iter(results.values()))["judge/embedding"][:, 0], graph, images.parents)
     metrics = result_rows(evaluation, results, modes, probe)
     metrics.insert(0, "dataset", data.dataset_name)
     metrics.insert(1, "seed", settings.seed)

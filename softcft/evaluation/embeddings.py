@@ -125,6 +125,9 @@ def attribute_modes(embeddings: Tensor, graph: CausalGraph, parents: Tensor) -> 
     categories over all variance, or the squared correlation with a continuous variable. Of a variable of more than two
     categories, one mode may not show them all.
 
+    Give it other images than those that are compared: in modes that fit real images better than their counterfactuals,
+    tests find a difference where there is none.
+
     Args:
         embeddings: Of real images, shape (N, D).
         graph: The causal graph.

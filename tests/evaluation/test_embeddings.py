@@ -15,6 +15,7 @@ from softcft.evaluation.embeddings import (
     subgroup_comparisons,
     subgroups,
 )
+from softcft.evaluation.permutation import distribution_shift
 from softcft.graph import CausalGraph, Variable
 
 GRAPH = CausalGraph(
@@ -348,3 +349,24 @@ class TestFrechetDistance:
             frechet_distance(a, a[0])
         with pytest.raises(ValueError, match="b must be finite"):
             frechet_distance(a, a * torch.nan)
+
+
+@pytest.mark.parametrize(("other_images", "most"), [(True, 0.12), (False, 1.0)])
+def test_modes_of_other_images_make_no_difference_where_there_is_none(other_images, most):
+    """A weak attribute in many directions, few images, and counterfactuals that differ from them by noise alone."""
+    graph = CausalGraph([Variable(name="state", kind="binary", categories=("off", "on"))])
+    rejected = 0
+    for seed in range(80):
+        generator = torch.Generator().manual_seed(seed)
+        state = (torch.arange(240) % 2)[:, None].float()
+        parts = [0.3 * state + torch.randn(240, 64, generator=generator) for _ in range(2)]
+        real, fitted = parts if other_images else (parts[0], parts[0])
+        counterfactual = 0.3 * state + torch.randn(240, 64, generator=generator)
+        modes = attribute_modes(fitted, graph, state)
+        on = state[:, 0] > 0
+        sides = [modes.project(images[on], "state") for images in (real, counterfactual)]
+        people = range(int(on.sum()))
+        shift = distribution_shift(*sides, real_subjects=people, counterfactual_subjects=people, seed=seed)
+        rejected += shift.energy_p <= 0.05
+    assert rejected / 80 <= most
+    assert other_images or rejected / 80 > 0.12  # what this is about
