@@ -173,7 +173,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
                 see :class:`~softcft.counterfactuals.diffusion_backbone.DiffusionBackbone`.
             invariant_guidance_scale: Of the attributes that the intervention leaves alone, see there; left out, they
                 are guided with the others.
-            abduction: ``"bdia"``, exact up to rounding, or ``"ddim"``, the usual one.
+            abduction: ``"bdia"``, exact in whatever type, or ``"ddim"``, the usual one.
             generator: Randomness of the attributes' abduction: one for all, or a list with one per counterfactual. The
                 abduction of images has none.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
