@@ -5,7 +5,7 @@ BIN := .venv/bin
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce reproduce-diffusion paper example test check docs clean
+.PHONY: help reproduce reproduce-diffusion paper example test smoke check docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ example: .venv/.installed ## Put the pipeline of make reproduce into the package
 test: .venv/.installed ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+smoke: .venv-lowest/.installed .venv-newest/.installed ## Try the lowest and the newest versions that pyproject.toml allows
+	.venv-lowest/bin/python tests/smoke.py
+	.venv-newest/bin/python tests/smoke.py
+
 check: .venv/.installed ## Lint, format check, types, import layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -39,11 +43,25 @@ docs: .venv/.installed ## Build the documentation into docs/_build/html; needs n
 	$(BIN)/python -m sphinx --quiet --nitpicky --fail-on-warning --keep-going docs docs/_build/html
 
 clean: ## Remove the virtual environment and all caches; outputs/ stays
-	rm -rf .venv .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist docs/_build
+	rm -rf .venv .venv-lowest .venv-newest .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist docs/_build
 	find recipes softcft tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "softcft needs Python 3.11 or newer; put it on PATH or run make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# torch, by far the largest, is that of constraints.txt in both.
+TORCH = $(shell grep '^torch==' constraints.txt)
+
+.venv-lowest/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) tests/smoke.py --lowest $(TORCH) > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable .
+	touch $@
+
+.venv-newest/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet $(TORCH) --editable .
 	touch $@
