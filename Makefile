@@ -5,7 +5,7 @@ BIN := .venv/bin
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce reproduce-diffusion paper example test smoke check docs clean
+.PHONY: help reproduce reproduce-diffusion paper example test smoke smoke-lowest smoke-newest check docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,9 +29,10 @@ example: .venv/.installed ## Put the pipeline of make reproduce into the package
 test: .venv/.installed ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-smoke: .venv-lowest/.installed .venv-newest/.installed ## Try the lowest and the newest versions that pyproject.toml allows
-	.venv-lowest/bin/python tests/smoke.py
-	.venv-newest/bin/python tests/smoke.py
+smoke: smoke-lowest smoke-newest ## Try the lowest and the newest versions that pyproject.toml allows
+
+smoke-lowest smoke-newest: smoke-%: .venv-%/.installed
+	OMP_NUM_THREADS=1 .venv-$*/bin/python tests/smoke.py
 
 check: .venv/.installed ## Lint, format check, types, import layers
 	$(BIN)/ruff check
