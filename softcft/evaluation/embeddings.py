@@ -108,7 +108,7 @@ class Comparison(NamedTuple):
     paired: bool
 
     def shift(self, seed: int) -> Shift:
-        """How far apart they are, see :func:`distribution_shift`."""
+        """How far apart they are, see :func:`~softcft.evaluation.permutation.distribution_shift`."""
         return distribution_shift(
             self.real,
             self.counterfactual,
@@ -285,7 +285,7 @@ def shift_rows(
         parents: The encoded attributes that each image should show, shape (N, 1 + I, K).
         interventions: The I variables intervened on.
         subjects: Who each of the N real images is of; ``range(N)`` if each has a subject of its own.
-        seed: Of the permutations, see :func:`distribution_shift`.
+        seed: Of the permutations, see :func:`~softcft.evaluation.permutation.distribution_shift`.
 
     Returns:
         Rows with the columns ``intervention``, ``variable`` (whose mode and subgroup it is), ``predictor`` (``judge``),
