@@ -22,6 +22,7 @@ from datasets import ClassLabel, Dataset, DatasetBuilder, DatasetDict, Features,
 from datasets.data_files import DataFilesList
 from huggingface_hub import metadata_load
 from PIL import Image as PILImage
+from yaml import YAMLError
 
 from softcft.data.paths import check_files, picture_files
 from softcft.data.splits import split_files, split_of
@@ -35,6 +36,7 @@ PACKED = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".zip"
 PLAIN = (".csv", ".jsonl")
 NOT_READ = (*PACKED, *PLAIN, ".tsv", ".xls", ".xlsx", ".ods", ".json", ".gz", ".npz", ".h5", ".hdf5")
 IGNORED = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
+MADE_BY_MACHINES = ("__MACOSX", "__pycache__")  # folders
 EXAMPLES = 5
 
 logger = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ def list_files(folder: str | Path) -> list[str]:
         kept = []
         for name in folders:
             real = os.path.realpath(os.path.join(place, name))
-            if not name.startswith((".", "__")) and real not in above[place]:
+            if not name.startswith(".") and name not in MADE_BY_MACHINES and real not in above[place]:
                 above[os.path.join(place, name)] = above[place] | {real}
                 kept.append(name)
         folders[:] = kept
@@ -100,6 +102,10 @@ def read_folder(folder: str | Path) -> DatasetDict | DatasetBuilder:
         )
     places = split_files(data, by_name=True)
     splits = {split: [data[i] for i in found] for split, found in places.items()}
+    if unused := sorted({*data} - {file for some in splits.values() for file in some}):
+        logger.warning(
+            "%s: %d data files are left out, for they are in no split: %s.", root, len(unused), _examples(unused)
+        )
     for file in data:
         check_whole(root / file)
     if ending in PACKED:
@@ -128,7 +134,10 @@ def find_builder(dataset_name: str, config_name: str | None = None) -> DatasetBu
 def has_readme(folder: str | Path) -> bool:
     """Whether a ``README.md`` says which files are which split, which then counts."""
     readme = Path(folder, "README.md")
-    configs = (metadata_load(readme) or {}).get("configs") if readme.is_file() else None
+    try:
+        configs = (metadata_load(readme) or {}).get("configs") if readme.is_file() else None
+    except (ValueError, YAMLError) as error:  # not in UTF-8, or its head is no YAML
+        raise ValueError(f"its README.md cannot be read; correct or remove it: {error}") from error
     return any("data_files" in config for config in configs or ())
 
 
@@ -182,6 +191,8 @@ def _examples(files: Sequence[str]) -> str:
 
 def _is_picture(file: str) -> bool:
     endings = PILImage.registered_extensions()
+    if file.lower().endswith(NOT_READ):  # as .h5, which Pillow knows and cannot read
+        return False
     return endings.get(os.path.splitext(file)[1].lower()) in PILImage.OPEN
 
 
@@ -215,6 +226,7 @@ def _read_pictures(root: Path, tables: Sequence[str], files: Sequence[str]) -> D
         raise ValueError(f"{root / twice[0]} has several of {', '.join(TABLES)}; keep one of them.")
     known = {unicodedata.normalize("NFC", file): file for file in files}
     read: list[Table] = []
+    named: list[tuple[str, list[Any]]] = []  # each table's pictures
     pictures: set[str] = set()
     places: list[str] = []  # of each row's picture
     for file in tables:
@@ -229,6 +241,7 @@ def _read_pictures(root: Path, tables: Sequence[str], files: Sequence[str]) -> D
             table[name] = [_find(root, folder, cell, known) for cell in table[name]]
         main = "file_name" if "file_name" in names else next(iter(names))
         places += [os.path.join(folder, "") if path is None else path for path in table[main]]
+        named.append((file, table[main]))
         read.append(
             {
                 names.get(name, name): [None if cell is None else str(root / cell) for cell in cells]
@@ -239,6 +252,7 @@ def _read_pictures(root: Path, tables: Sequence[str], files: Sequence[str]) -> D
         )
         pictures |= set(names.values())
     splits = {row: split for split, rows in split_files(places, by_name=False).items() for row in rows}
+    _check_rows(root, named, [place for row, place in enumerate(places) if row not in splits])
     parts, start = [], 0
     for table in read:
         end = start + len(next(iter(table.values())))
@@ -247,6 +261,22 @@ def _read_pictures(root: Path, tables: Sequence[str], files: Sequence[str]) -> D
             parts.append((split, {name: [cells[row] for row in rows] for name, cells in table.items()}))
         start = end
     return join_tables(parts, pictures)
+
+
+def _check_rows(root: Path, named: Sequence[tuple[str, Sequence[str | None]]], unused: Sequence[str]) -> None:
+    """Refuse pictures that several tables name, and tell rows that are in no split and have no picture to tell them."""
+    table_of: dict[str, str] = {}
+    for file, paths in named:
+        for path in filter(None, paths):
+            if (other := table_of.setdefault(path, file)) != file:
+                raise ValueError(f"{root / path} has rows in two tables, {other} and {file}; leave it in one of them.")
+    if lost := [place or "''" for place in unused if not os.path.isfile(root / place)]:
+        logger.warning(
+            "%s: %d rows are left out, for they are in no split, and their pictures are not there: %s.",
+            root,
+            len(lost),
+            _examples(lost),
+        )
 
 
 def _find(root: Path, folder: str, name: Any, known: Mapping[str, str]) -> str | None:

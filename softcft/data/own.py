@@ -36,6 +36,7 @@ from datasets import (
 
 from softcft.data.folders import find_builder, has_readme, left_out, read_folder
 from softcft.data.splits import SPLITS, rename_splits, split_of
+from softcft.data.tables import TRUTH
 from softcft.data.whole import check_whole, read_cache
 from softcft.graph import CausalGraph, Variable
 
@@ -54,6 +55,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 FRACTIONS = {"validation": 0.1, "test": 0.2}
+YES = ("yes", "y", "true", "present", "positive")
+NO = ("no", "n", "false", "absent", "negative")
 
 
 def read_table(
@@ -152,12 +155,14 @@ def make_splits(
         seed: Seed of what is random.
 
     Raises:
-        ValueError: If there is no such column, or there are not enough rows (or groups) for the numbers.
+        ValueError: If there is no such column in a split, or there are not enough rows (or groups) for the numbers.
     """
     numbers = dict(numbers or {})
     rows = splits["train"]
-    if group_column is not None and group_column not in rows.column_names:
-        raise ValueError(f"--group_column {group_column}: the data set has no such column; correct the name.")
+    lacking = [name for name, others in splits.items() if group_column not in (None, *others.column_names)]
+    if lacking:
+        where = "the data set has" if len(lacking) == len(splits) else f"{' and '.join(lacking)} of the data set have"
+        raise ValueError(f"--group_column {group_column}: {where} no such column; correct the name, or add it.")
     order = np.random.default_rng(seed).permutation(len(rows))
     if group_column is not None:  # groups in random order, and their rows one after the other
         names = [f"none {i}" if is_missing(name) else as_text(name) for i, name in enumerate(rows[group_column][:])]
@@ -354,16 +359,24 @@ def _categories(variable: Variable, values: Sequence[Any], mapping: Mapping[str,
     """What the texts of a column's values mean: names of categories, or their positions.
 
     Where categories are numbers themselves, 1 means the category "1", which is not there, and not the second one. Nor
-    are numbers positions if one of them is none, as of 1 and 2 in two categories, or has been given a name.
+    are numbers positions if one of them is none, as of 1 and 2 in two categories, or has been given a name; nor if the
+    categories are yes and no, in this order, where 1 may be the place of no and mean yes.
     """
     names = {category: category for category in variable.categories}
-    if any(map(_is_number, variable.categories)) or any(not is_missing(new) for new in mapping.values()):
+    names |= {str(TRUTH[c.casefold()]): c for c in names if c.casefold() in TRUTH}  # true or TRUE in a table is True
+    are_names = any(map(_is_number, names)) or any(not is_missing(new) for new in mapping.values())
+    if are_names or _is_yes_and_no(variable.categories):
         return names
     known = [value for value in values if not is_missing(value) and as_text(value) not in {*names, *mapping}]
     numbers = [value for value in known if isinstance(value, int | float)]
     if all(number in range(len(names)) for number in numbers):
         names |= {as_text(number): variable.categories[int(number)] for number in numbers}
     return names
+
+
+def _is_yes_and_no(categories: Sequence[str]) -> bool:
+    words = [category.casefold() for category in categories]
+    return len(words) == 2 and (words[0] in YES or words[1] in NO or words[1].startswith(("no ", "not ")))
 
 
 def _is_number(text: str) -> bool:

@@ -44,7 +44,8 @@ def name_splits(names: Iterable[str], kind: str) -> dict[str, str]:
 
     Raises:
         ValueError: If two names are of one split; if some are names of splits and others not, but they are not at least
-            the training and another split; or if two differ only by words for splits, as ``xtrain`` and ``xtest`` do.
+            the training and another split; or if two differ only by words for splits and numbers, as ``xtrain_1`` and
+            ``xtest_2`` do.
     """
     names = sorted(set(names))
     found = {name: split for name in names if (split := split_of(name)) is not None}
@@ -57,7 +58,7 @@ def name_splits(names: Iterable[str], kind: str) -> dict[str, str]:
             f"{list(found)}, or put all into a folder train."
         )
     if not found:
-        _check_affixes(names, kind)
+        _check_words(names, kind)
     return found
 
 
@@ -133,19 +134,18 @@ def _check_once(found: Mapping[str, str], kind: str) -> None:
             raise ValueError(f"The {kind} {same} are all names of the split {split!r}; rename or merge all but one.")
 
 
-def _check_affixes(names: Sequence[str], kind: str) -> None:
-    """Refuse names such as trainA and testA: they may well be splits, and may be classes."""
+def _check_words(names: Sequence[str], kind: str) -> None:
+    """Refuse names such as trainA and testA, or 1_train and 2_test: they may well be splits, and may be classes."""
     rests: dict[str, dict[str, str]] = {}
     for name in names:
-        for split, words in WORDS.items():
-            for word in words:
-                lower = name.casefold()
-                for rest in {lower.removeprefix(word), lower.removesuffix(word)} - {lower}:
-                    rests.setdefault(rest, {})[split] = name
-    for found in rests.values():
-        if len(set(found.values())) > 1:
+        plain = re.sub(r"[\W\d_]+", "", name.casefold())
+        for word, split in NAMES.items():
+            for found in re.finditer(word, plain):
+                rests.setdefault(plain[: found.start()] + plain[found.end() :], {})[split] = name
+    for alike in rests.values():
+        if len(set(alike.values())) > 1:
             raise ValueError(
-                f"The {kind} {sorted(set(found.values()))} differ by the names of splits. If they are splits, call "
+                f"The {kind} {sorted(set(alike.values()))} differ by the names of splits. If they are splits, call "
                 "them train, validation and test. If they are not, rename one of them."
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +17,9 @@ from datasets import Dataset, DatasetDict, Features, Image
 
 from softcft.data.whole import check_whole
 
-__all__ = ["Table", "join_tables", "read_file"]
+__all__ = ["TRUTH", "Table", "join_tables", "read_file"]
+
+logger = logging.getLogger(__name__)
 
 # Words for a missing value, as pandas has them.
 MISSING = frozenset(
@@ -108,15 +111,20 @@ def join_tables(parts: Sequence[tuple[str, Table]], pictures: Iterable[str] = ()
         pictures: Names of columns that hold the paths of pictures.
     """
     sizes = [len(next(iter(table.values()))) for _, table in parts]
-    features, columns = Features(), {}
+    features, columns, words = Features(), {}, []
     for name in dict.fromkeys(name for _, table in parts for name in table):
         cells = [cell for (_, table), size in zip(parts, sizes, strict=True) for cell in table.get(name, [None] * size)]
         if name in pictures:
             features[name], columns[name] = Image(), cells
         else:
             array = _typed(cells)
+            if pa.types.is_string(array.type):
+                found = Counter(str(cell) for cell in cells if isinstance(cell, _Cell) and cell in MISSING)
+                words += [f"{word!r} in {number} cells of {name!r}" for word, number in found.items() if word]
             features[name] = Features.from_arrow_schema(pa.schema([(name, array.type)]))[name]
             columns[name] = array.to_pylist()
+    if words:
+        logger.warning("Read as missing values: %s. Call a category otherwise.", ", ".join(words))
     split_of_row = [split for (split, _), size in zip(parts, sizes, strict=True) for _ in range(size)]
     splits = DatasetDict()
     for split in dict.fromkeys(split_of_row):

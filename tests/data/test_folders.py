@@ -181,6 +181,10 @@ def test_validation_is_drawn_from_what_is_both(name: str, tmp_path: Path, caplog
         (("trainA", "trainB", "testA", "testB"), "testA"),
         (("images_train", "images_test"), "images_test"),
         (("my.train", "my.test"), "my.test"),
+        (("1_train", "2_val", "3_test"), "3_test"),
+        (("ISIC_Task3_Training_Input", "ISIC_Task3_Test_Input"), "ISIC_Task3_Test_Input"),
+        (("VOCtrainval_06-Nov", "VOCtest_06-Nov"), "VOCtest_06-Nov"),
+        (("hospital training", "hospital-test"), "hospital-test"),
         (("a/train", "a/test", "b/train", "b/test"), "train"),
     ],
 )
@@ -196,10 +200,11 @@ def test_names_that_leave_it_open_are_refused(names: tuple[str, ...], named: str
         read_table(str(tmp_path / "mine"))
 
 
-def test_years_belong_to_names_of_folders(tmp_path: Path) -> None:
-    for name in ("train2017", "val2017"):
+@pytest.mark.parametrize("names", [("train2017", "val2017"), ("train_2019", "test_2020"), ("2019 dev", "2020-train")])
+def test_years_belong_to_names_of_folders(names: tuple[str, str], tmp_path: Path) -> None:
+    for name in names:
         pictures(tmp_path / "mine" / name, 3)
-    with pytest.raises(ValueError, match="train2017"):
+    with pytest.raises(ValueError, match=names[0]):
         read_table(str(tmp_path / "mine"))
 
 
@@ -208,6 +213,20 @@ def test_a_class_may_be_called_train_in_a_folder_train(tmp_path: Path) -> None:
     rows = read_table(str(tmp_path / "mine"))
     assert list(rows) == ["train"]
     assert rows["train"].features["label"].names == ["bus", "car", "train"]
+
+
+@pytest.mark.parametrize("name", ["__none__", "_b", "@b", "__"])
+def test_a_class_may_have_any_name(name: str, tmp_path: Path) -> None:
+    put(tmp_path / "mine", [f"{folder}/{i}.png" for folder in ("a", name) for i in range(2)])
+    put(tmp_path / "mine", ["__MACOSX/0.png"])
+    assert read_table(str(tmp_path / "mine"))["train"].features["label"].names == sorted(["a", name])
+
+
+@pytest.mark.parametrize("text", [b"Gr\xf6\xdfe", b"---\na: [1\n---\n", b"---\n- a\n---\n"])
+def test_a_readme_that_cannot_be_read_is_named(text: bytes, tmp_path: Path) -> None:
+    (pictures(tmp_path / "mine", 3) / "README.md").write_bytes(text)
+    with pytest.raises(ValueError, match=r"README\.md"):
+        read_table(str(tmp_path / "mine"))
 
 
 def test_a_readme_with_splits_counts(tmp_path: Path) -> None:
@@ -322,6 +341,46 @@ def test_pictures_without_a_row_are_counted(tmp_path: Path, caplog: pytest.LogCa
         load_data(config(folder, streaming=is_streamed, num_validation=4, num_test=4), GRAPH)
         assert note in caplog.text
         assert "test" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_data_files_that_are_no_split_are_named(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "mine").mkdir()
+    for name in ("train", "test", "extra"):
+        rows = Dataset.from_dict({"size": range(3)})
+        getattr(rows, f"to_{kind}")(tmp_path / "mine" / f"{name}.{kind}")
+    assert sizes(tmp_path / "mine") == {"train": 3, "test": 3}
+    assert f"extra.{kind}" in caplog.text
+
+
+def test_rows_of_no_split_and_no_picture_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"{split}/{i}.png" for split in ("train", "test") for i in range(4)]
+    put(tmp_path / "mine", names)
+    lost = ["", "other/lost.png", "lost.png"]
+    write_csv(tmp_path / "mine" / "metadata.csv", [{"file_name": name, "size": 1} for name in [*names, *lost]])
+    assert sizes(tmp_path / "mine") == {"train": 4, "test": 4}
+    assert "3 rows" in caplog.text
+    assert "other/lost.png" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_picture_has_its_rows_in_one_table(kind: str, tmp_path: Path) -> None:
+    pictures(tmp_path / "mine" / "train", 4)
+    pictures(tmp_path / "mine" / "test", 2, 10)
+    names = [f"{split}/{i}.png" for split in ("train", "test") for i in range(2)]
+    write = {"csv": write_csv, "jsonl": write_jsonl}[kind]
+    write(tmp_path / "mine" / f"metadata.{kind}", [{"file_name": name, "size": 1} for name in names])
+    with pytest.raises(ValueError, match=rf"metadata\.{kind}"):
+        read_table(str(tmp_path / "mine"))
+
+
+@pytest.mark.parametrize("word", ["None", "NA", "null"])
+def test_words_that_are_read_as_missing_are_told(word: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path / "mine", ["0.png", "1.png", "2.png"])
+    rows = [{"file_name": f"{i}.png", "grade": grade} for i, grade in enumerate(("mild", word, ""))]
+    write_csv(tmp_path / "mine" / "metadata.csv", rows)
+    assert read_table(str(tmp_path / "mine"))["train"]["grade"][:] == ["mild", None, None]
+    assert f"'{word}' in 1 cells of 'grade'" in caplog.text
 
 
 def test_a_folder_that_is_no_split_is_left_out_beside_splits_and_counted(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
 from softcft.data.own import as_text, find_columns, make_splits, read_column, read_table, translate
-from softcft.graph import CausalGraph
+from softcft.graph import CausalGraph, Variable
 
 GRAPH = CausalGraph(
     [
@@ -240,6 +240,14 @@ def test_splits_that_cannot_be_made(splits: dict[str, int], arguments: dict[str,
         make_splits(DatasetDict({name: numbered(n, same=[0] * n) for name, n in splits.items()}), **arguments)
 
 
+@pytest.mark.parametrize("lacking", ["train", "validation", "test"])
+def test_all_splits_have_the_column_of_subjects(lacking: str) -> None:
+    names = ("train", "validation", "test")
+    splits = {name: numbered(4, **({} if name == lacking else {"patient": [0, 0, 1, 1]})) for name in names}
+    with pytest.raises(ValueError, match=f"--group_column patient: {lacking} "):
+        make_splits(DatasetDict(splits), group_column="patient")
+
+
 # ---- values -------------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +288,22 @@ def test_other_names_and_values() -> None:
 def test_binary_values(values: list[Any], expected: list[Any]) -> None:
     understood, wrong = read_column(Dataset.from_dict({"sex": values}), SEX, "sex")
     assert (understood, dict(wrong)) == (expected, {})
+
+
+@pytest.mark.parametrize("categories", [("yes", "no"), ("Present", "absent"), ("pneumonia", "no finding")])
+@pytest.mark.parametrize("values", [[0, 1], [0.0, 1.0, None], [False, True]])
+def test_numbers_are_no_positions_of_yes_and_no(categories: tuple[str, str], values: list[Any]) -> None:
+    rows, variable = Dataset.from_dict({"x": values}), Variable(name="x", kind="binary", categories=categories)
+    assert set(read_column(rows, variable, "x")[1]) == {as_text(value) for value in values if value is not None}
+    turned = Variable(name="x", kind="binary", categories=categories[::-1])
+    assert read_column(rows, turned, "x")[0][:2] == list(turned.categories)
+
+
+@pytest.mark.parametrize("categories", [("true", "false"), ("FALSE", "TRUE"), ("True", "False")])
+def test_truth_values_are_categories_of_that_name(categories: tuple[str, str]) -> None:
+    variable = Variable(name="x", kind="binary", categories=categories)
+    understood, _ = read_column(Dataset.from_dict({"x": [True, False]}), variable, "x")
+    assert [str(category).lower() for category in understood] == ["true", "false"]
 
 
 def test_class_labels_are_read_by_their_names() -> None:
