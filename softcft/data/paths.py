@@ -11,7 +11,8 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Image, config
 from huggingface_hub.constants import HF_HUB_CACHE
 
-__all__ = ["check_files", "check_paths", "picture_files"]
+__all__ = ["check_files", "check_paths", "find_repeats", "picture_files"]
 
 FIX = "Correct it or leave it out: what a data set names must be inside of it."
 BATCH = 1_000  # rows that are looked at together
@@ -82,6 +83,34 @@ def picture_files(stored: pa.ChunkedArray) -> list[str | None]:
     held = pc.is_valid(pc.struct_field(stored, "bytes")).to_pylist()
     paths = pc.struct_field(stored, "path").to_pylist()
     return [None if is_held else path for is_held, path in zip(held, paths, strict=True)]
+
+
+def find_repeats(splits: Mapping[str, Dataset], column: str) -> list[str]:
+    """Whether a file has several rows, one for each finding or reader, which would count as so many pictures.
+
+    Args:
+        splits: Tables.
+        column: Their column of pictures.
+
+    Returns:
+        What is to be said about it; empty if each has one row.
+    """
+    places: defaultdict[str, list[str]] = defaultdict(list)
+    for split, rows in splits.items():
+        stored = rows.select_columns([column]).cast_column(column, Image(decode=False)).with_format("arrow")
+        for batch in stored.iter(BATCH):
+            for path in filter(None, picture_files(batch[column])):
+                places[path].append(split)
+    several = {path: found for path, found in places.items() if len(found) > 1}
+    if not several:
+        return []
+    path, most = max(several.items(), key=lambda item: len(item[1]))
+    apart = sum(len(set(found)) > 1 for found in several.values())
+    return [
+        f"{len(several)} pictures are in more than one row, {path} in {len(most)}, and {apart} in more than one split: "
+        "each row counts as a picture of its own, and such rows may contradict each other. Join them into one row for "
+        "each picture."
+    ]
 
 
 def _folders(dataset_name: str) -> list[Path]:

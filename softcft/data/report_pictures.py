@@ -15,7 +15,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Image
 from tqdm.auto import tqdm
 
-from softcft.data.paths import check_paths
+from softcft.data.paths import check_paths, find_repeats
 from softcft.data.pictures import fit_picture, is_grey
 from softcft.data.pixels import list_problems, open_picture, picture_shape, why_unread
 from softcft.data.sources import DataConfig
@@ -98,7 +98,7 @@ def check_pictures(
         return
     _check_files(stored, column, report)
     _check_links(stored, column, config, report)
-    _check_repeats(stored, column, report)
+    report.warnings += find_repeats(stored, column)
     channels: int | None = config.image_channels
     if channels is None:
         try:
@@ -165,24 +165,6 @@ def _check_links(stored: Mapping[str, Dataset], column: str, config: DataConfig,
         report.warnings.append(
             f"{len(links)} pictures are links out of the folder, for instance {links[0]}. They are followed: see where "
             "they lead, if the folder comes from somebody else."
-        )
-
-
-def _check_repeats(stored: Mapping[str, Dataset], column: str, report: DataReport) -> None:
-    """Whether a file has several rows, one for each finding or reader, which would count as so many pictures."""
-    rows = Counter(
-        picture["path"]
-        for split in stored.values()
-        if not (split[0][column] or {}).get("bytes")
-        for picture in split[column]
-        if picture is not None and picture["bytes"] is None and picture["path"] is not None
-    )
-    several = {path: number for path, number in rows.items() if number > 1}
-    if several:
-        path, most = max(several.items(), key=lambda item: item[1])
-        report.warnings.append(
-            f"{len(several)} pictures are in more than one row, {path} in {most}: each row would count as a picture of "
-            "its own, and such rows may contradict each other. Join them into one row for each picture."
         )
 
 

@@ -14,7 +14,7 @@ from softcft.data.folders import left_out
 from softcft.data.mimic_cxr import load_mimic_cxr
 from softcft.data.morphomnist import MORPHOMNIST_GRAPH, load_morphomnist
 from softcft.data.own import as_text, is_missing, make_splits, read_table, translate
-from softcft.data.paths import check_paths
+from softcft.data.paths import check_paths, find_repeats
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.pixels import list_problems, picture_shape, prepare_images
 from softcft.data.schema import ImageAttributeDataset
@@ -256,6 +256,7 @@ def load_data(
     for rows in splits.values():
         check_paths(rows, "image", name)
     splits = make_splits(splits, numbers, config.group_column, config.data_seed)
+    _tell_repeats(splits, name)
 
     channels = config.image_channels or picture_shape(splits["train"])[0]
     prepared = {}
@@ -283,6 +284,11 @@ def _read_own(name: str, config_name: str | None) -> DatasetDict:
     if drawn := [split for split in SPLITS if split not in splits]:
         logger.warning("%s: %s drawn at random from the training images.", name, " and ".join(drawn))
     return splits
+
+
+def _tell_repeats(splits: DatasetDict, name: str) -> None:
+    for note in find_repeats(splits, "image"):
+        logger.warning("%s: %s", name, note)
 
 
 def subjects_of(rows: Dataset, config: DataConfig) -> list[str]:

@@ -374,6 +374,17 @@ def test_a_picture_has_its_rows_in_one_table(kind: str, tmp_path: Path) -> None:
         read_table(str(tmp_path / "mine"))
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_picture_of_several_rows_is_told_in_training(
+    times: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path / "mine", [f"{i}.png" for i in range(20)])
+    rows = [{"file_name": f"{i}.png", "size": i} for i in range(20) for _ in range(times)]
+    write_csv(tmp_path / "mine" / "metadata.csv", rows)
+    load_data(config(tmp_path / "mine"), GRAPH)
+    assert ("20 pictures are in more than one row" in caplog.text) == (times > 1)
+
+
 @pytest.mark.parametrize("word", ["None", "NA", "null"])
 def test_words_that_are_read_as_missing_are_told(word: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     put(tmp_path / "mine", ["0.png", "1.png", "2.png"])
