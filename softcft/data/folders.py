@@ -207,6 +207,8 @@ def _classes(root: Path, pictures: Sequence[str]) -> DatasetDict:
     names = sorted(set(labels.values()))
     deep = {pictures[i].count("/") for i in used}
     is_labelled = len(names) > 1 and len(deep) == 1 and (len(places) == 1 or not all(map(split_of, names)))
+    if len(names) > 1 and len(deep) > 1:
+        logger.warning("%s: its folders are no labels, for the pictures are not all equally deep in folders.", root)
     types = {"image": Image()} | ({"label": ClassLabel(names=names)} if is_labelled else {})
     return DatasetDict(
         {

@@ -36,7 +36,7 @@ from datasets import (
 
 from softcft.data.folders import find_builder, has_readme, left_out, read_folder
 from softcft.data.splits import SPLITS, rename_splits, split_of
-from softcft.data.tables import TRUTH
+from softcft.data.tables import TRUTH, as_text, is_missing
 from softcft.data.whole import check_whole, read_cache
 from softcft.graph import CausalGraph, Variable
 
@@ -319,16 +319,6 @@ def column_values(rows: Dataset, column: str) -> list[Any]:
     if isinstance(feature, ClassLabel):
         return [None if value is None or value < 0 else feature.int2str(value) for value in values]
     return values
-
-
-def is_missing(value: Any) -> bool:
-    """Whether there is no value: none, an empty string, or not a number."""
-    return value is None or value == "" or value != value  # NaN is not itself
-
-
-def as_text(value: Any) -> str:
-    """A value as people write it: 1.0, which is what a column of integers with a gap holds, is 1."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def explain_unknown(variable: Variable, column: str, wrong: Counter[str]) -> str:

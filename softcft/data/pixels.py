@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,8 +38,6 @@ __all__ = [
     "prepare_images",
     "read_pixels",
 ]
-
-logger = logging.getLogger(__name__)
 
 CHUNK = 1_000  # pictures that are prepared and cached together: what an interruption may cost
 AHEAD = 64  # pictures that are in memory together before they are prepared
@@ -117,13 +114,15 @@ def picture_shape(rows: Dataset) -> tuple[int, int, int]:
     Raises:
         ValueError: If none of them can.
     """
-    for stored in rows.select_columns("image").cast_column("image", Image(decode=False)):
+    first = ""
+    for i, stored in enumerate(rows.select_columns("image").cast_column("image", Image(decode=False))):
         try:
             with open_picture(stored["image"]) as picture:
                 return (1 if is_grey(picture) else 3), picture.height, picture.width
-        except Exception:  # the next one will do
-            logger.debug("skipped", exc_info=True)
-    raise ValueError(f"None of the {len(rows)} images can be read.")
+        except Exception as error:  # the next one will do
+            path = (stored["image"] or {}).get("path") or f"row {i}"
+            first = first or f"; the first: {path}: {why_unread(error)}"
+    raise ValueError(f"None of the {len(rows)} images can be read{first}.")
 
 
 def prepare_images(

@@ -252,7 +252,7 @@ def load_data(
         splits = _read_own(name, config.dataset_config_name)
     subject = _subject_column(config)
     keep = [] if subject is None else [subject]
-    splits = DatasetDict({split: translate(rows, graph, columns, keep) for split, rows in splits.items()})
+    splits = DatasetDict({split: _translate(split, rows, graph, columns, keep) for split, rows in splits.items()})
     for rows in splits.values():
         check_paths(rows, "image", name)
     splits = make_splits(splits, numbers, config.group_column, config.data_seed)
@@ -284,6 +284,13 @@ def _read_own(name: str, config_name: str | None) -> DatasetDict:
     if drawn := [split for split in SPLITS if split not in splits]:
         logger.warning("%s: %s drawn at random from the training images.", name, " and ".join(drawn))
     return splits
+
+
+def _translate(split: str, rows: Dataset, *arguments: Any) -> Dataset:
+    try:
+        return translate(rows, *arguments)
+    except ValueError as error:  # another split may be right
+        raise ValueError(f"In the {split} split: {error}") from None
 
 
 def _tell_repeats(splits: DatasetDict, name: str) -> None:

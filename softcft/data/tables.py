@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict, Features, Image
 
 from softcft.data.whole import check_whole
 
-__all__ = ["TRUTH", "Table", "join_tables", "read_file"]
+__all__ = ["TRUTH", "Table", "as_text", "is_missing", "join_tables", "read_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,16 @@ class _Cell(str):
     """Text of a CSV file, which may stand for a number."""
 
     __slots__ = ()
+
+
+def is_missing(value: Any) -> bool:
+    """Whether there is no value: none, an empty string, or not a number."""
+    return value is None or value == "" or value != value  # NaN is not itself
+
+
+def as_text(value: Any) -> str:
+    """A value as people write it: 1.0, which is what a column of integers with a gap holds, is 1."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def read_file(path: Path) -> Table:
@@ -151,5 +161,5 @@ def _typed(cells: Sequence[Any]) -> pa.Array:
     try:
         array = pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # numbers and words
-        array = pa.array([value if value is None else str(value) for value in values])
+        array = pa.array([None if is_missing(value) else as_text(value) for value in values])
     return array.cast(pa.float64()) if pa.types.is_null(array.type) else array

@@ -385,6 +385,42 @@ def test_a_picture_of_several_rows_is_told_in_training(
     assert ("20 pictures are in more than one row" in caplog.text) == (times > 1)
 
 
+def test_pictures_of_different_depths_have_no_labels_which_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path / "mine", ["cat/0.png", "dog/0.png", "dog/poodle/0.png"])
+    assert read_table(str(tmp_path / "mine"))["train"].column_names == ["image"]
+    assert "no labels" in caplog.text
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_split_without_a_column_is_named(split: str, tmp_path: Path) -> None:
+    for name in ("train", "validation", "test"):
+        pictures(tmp_path / "mine" / name, 3)
+    write_csv(tmp_path / "mine" / split / "metadata.csv", [{"file_name": "0.png", "other": 1}])
+    with pytest.raises(ValueError, match=f"{split} split.*size"):
+        load_data(config(tmp_path / "mine"), GRAPH)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"<html>", b"version https://git-lfs"])
+def test_if_no_picture_can_be_read_the_first_is_named(content: bytes | None, tmp_path: Path) -> None:
+    for path in pictures(tmp_path / "mine", 20).glob("*.png"):
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"mine/\d+\.png: "):
+        load_data(config(tmp_path / "mine"), GRAPH)
+
+
+@pytest.mark.parametrize("cells", [(1, 2.0, "3", None), (1.0, float("nan"), "2"), ("1", 2, 3.0)])
+def test_numbers_among_texts_are_what_people_write(cells: tuple[Any, ...], tmp_path: Path) -> None:
+    put(tmp_path / "mine", [f"{i}.png" for i in range(len(cells))])
+    rows = [{"file_name": f"{i}.png", "grade": cell} for i, cell in enumerate(cells)]
+    write_jsonl(tmp_path / "mine" / "metadata.jsonl", rows)
+    read = read_table(str(tmp_path / "mine"))["train"]["grade"][:]
+    assert read == [None if cell is None or cell != cell else str(int(cell)) for cell in cells]
+
+
 @pytest.mark.parametrize("word", ["None", "NA", "null"])
 def test_words_that_are_read_as_missing_are_told(word: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     put(tmp_path / "mine", ["0.png", "1.png", "2.png"])
