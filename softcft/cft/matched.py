@@ -18,7 +18,8 @@ Peers and donors agree with the image in the variable itself, if it is discrete,
 its effects and their other causes. Categories of the blanket must be equal, unless fewer than 32 images have all of
 them; then as few differ as possible. Continuous values are near: real images have Gaussian weights, and the nearest
 ones count most. Where a category is rare they are not very near, so all scores are first moved along a straight line,
-fitted to all real images of the category, to what they would be at the image's own values.
+fitted to all real images of the category, to what they would be at the image's own values; and what is then left along
+another one, fitted to the near ones, for much is no line. Neither goes on beyond all real images.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ FEWEST = 32
 """Of so many images at least a distribution is estimated, if there are so many."""
 NEAREST = 256
 """Of so many images at most, where some are nearer than others."""
+PENALTY = 4
+"""Of slopes, in images that are a standard deviation away: fewer do not tell much."""
 WINDOW = 1 / 32
 """Share of peers and donors on either side that are near in the first log-odds: docs/matched.md."""
 
@@ -152,20 +155,23 @@ def _alike(graph: CausalGraph, variable: Variable, parents: Tensor, reference: R
     distances, rows = distances.topk(most, largest=False)
     weights = torch.where(distances <= reach, (-2 * distances / reach.clamp_min(1e-12)).exp(), 0)
 
-    # 3. The straight line.
-    regressors = [graph.slices[v.name] for v in around if v.kind == "continuous" or v != variable]
-    moved = scores[rows]
-    if regressors:
-        x, target = (torch.cat([values[:, s] / spread[s] for s in regressors], dim=1) for values in (real, parents))
-        slopes = torch.einsum("bc,ckw->bkw", mine, _slopes(x, scores, theirs))
-        moved = moved + torch.einsum("bmk,bkw->bmw", target[:, None] - x[rows], slopes)
-    return _Sample(moved, weights)
+    # 3. The straight lines: of all that may differ, through all images; of values, through what is left of near ones.
+    def way(variables: list[Variable]) -> tuple[Tensor, Tensor]:
+        """Values of real images (N, k), and how far near ones are from the own values (B, m, k), if these are real."""
+        columns = [i for v in variables for i in range(graph.width)[graph.slices[v.name]]]
+        x, target = (values[:, columns] / spread[columns] for values in (real, parents))
+        return x, target.clamp(x.amin(dim=0), x.amax(dim=0))[:, None] - x[rows]
+
+    x, steps = way([v for v in around if v.kind == "continuous" or v != variable])
+    moved = scores[rows] + steps @ torch.einsum("bc,ckw->bkw", mine, _slopes(x, scores, theirs))
+    _, steps = way([v for v in around if v.kind == "continuous"])
+    return _Sample(moved + steps @ _local_slopes(-steps, moved, weights), weights)
 
 
 def _slopes(x: Tensor, scores: Tensor, categories: Tensor) -> Tensor:
-    """Ridge regression of scores (N, width) on x (N, k) within each category, shape (C, k, width).
+    """Slopes of scores (N, width) on x (N, k) within each category, shape (C, k, width).
 
-    The penalty is as strong as one image that is a standard deviation away: it decides where images do not.
+    Of few images they are about those within all categories.
     """
     x, scores, categories = x.double(), scores.double(), categories.double()
     number = categories.sum(dim=0).clamp_min(1)[:, None, None]
@@ -174,8 +180,22 @@ def _slopes(x: Tensor, scores: Tensor, categories: Tensor) -> Tensor:
         torch.einsum("nc,nk,nl->ckl", categories, x, values) - number * mean_x.mT @ mean
         for values, mean in ((x, mean_x), (scores, mean_scores))
     )
-    identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    return torch.linalg.solve(products + identity, moments).to(torch.float32)
+    common = _bent(torch.zeros_like(moments[0]), products.sum(dim=0), moments.sum(dim=0))
+    return _bent(common, products, moments).to(torch.float32)
+
+
+def _local_slopes(x: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
+    """Slopes among the images near to each of a batch, of scores (B, m, width) on x (B, m, k), shape (B, k, width)."""
+    weights = weights[:, :, None]
+    x, scores = (v - (weights * v).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True) for v in (x, scores))
+    moments = (weights * x).mT @ scores
+    return _bent(torch.zeros_like(moments), (weights * x).mT @ x, moments)
+
+
+def _bent(slopes: Tensor, products: Tensor, moments: Tensor) -> Tensor:
+    """Ridge regression that starts from known slopes (..., k, width), given sums of products of what it regresses."""
+    penalty = PENALTY * torch.eye(products.shape[-1], dtype=products.dtype, device=products.device)
+    return slopes + torch.linalg.solve(products + penalty, moments - products @ slopes)
 
 
 def _near_in_first_odds(

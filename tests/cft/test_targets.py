@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -265,6 +266,42 @@ def test_few_images_of_a_category_are_compared_at_the_same_values_of_its_causes(
     age_error, ill_error = (targets - says(new, own))[:, 0], targets[:, 1].logit() - says(new, own)[:, 1].logit()
     assert age_error.mean().abs() < 0.04  # says() moves by 0.1
     assert ill_error.mean().abs() < 0.4
+
+
+@pytest.mark.parametrize(
+    ("depends", "mean", "farthest"),
+    [
+        (lambda age: 1.5 * age, 0.0, 1.0),
+        (lambda age: 2 * age.abs(), 0.0, 1.0),
+        (lambda age: 1.5 * torch.tanh(6 * age), 0.0, 1.0),
+        (lambda age: 1.5 * torch.tanh(6 * (age + 0.5)), -0.5, 0.15),  # do(age) is beyond all real images
+    ],
+    ids=["line", "valley", "step", "beyond"],
+)
+def test_targets_follow_what_a_score_depends_on_even_if_that_is_no_line(
+    depends: Callable[[Tensor], Tensor], mean: float, farthest: float
+) -> None:
+    """The ill are old. Where they are made young, and where age is set, scores are those of real images of that age."""
+    graph = CausalGraph(
+        [
+            {"name": "age", "kind": "continuous", "low": 0, "high": 100},
+            {"name": "ill", "kind": "binary", "categories": ["no", "yes"], "parents": ["age"]},
+        ]
+    )
+
+    def says(parents: Tensor, noise: Tensor) -> Tensor:
+        age, ill = parents.split(1, dim=1)
+        return torch.cat([0.7 * age, (5 * ill - 2.5 + depends(age) + 1.2 * noise).sigmoid()], dim=1)
+
+    age, noise = mean + farthest * (2 * torch.rand(10_000, 1) - 1), torch.randn(10_000, 1)
+    parents = torch.cat([age, torch.bernoulli(torch.sigmoid(5 * (age - mean) - 2))], dim=1)
+    old, own, reference = parents[:300], noise[:300], Reference(parents, says(parents, noise))
+    for set_to in (torch.tensor([torch.nan, 1.0]), torch.tensor([-0.9, torch.nan]), torch.tensor([0.9, torch.nan])):
+        new = torch.where(set_to.isnan(), old, set_to)
+        targets = matched_targets(graph, old, new, says(old, own), reference)[:, 1]
+        error = targets.logit(1e-6) - says(new, own)[:, 1].logit(1e-6)
+        assert error.mean().abs() < 0.6
+        assert error.square().mean().sqrt() < 0.9
 
 
 def test_the_blanket_counts_however_small_its_spread_is_in_its_range() -> None:
