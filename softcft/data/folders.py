@@ -114,8 +114,11 @@ def read_folder(folder: str | Path) -> DatasetDict | DatasetBuilder:
     return join_tables([(split, read[file]) for split, some in splits.items() for file in some])
 
 
-def find_builder(dataset_name: str, config_name: str | None = None) -> DatasetBuilder:
+def find_builder(dataset_name: str, config_name: str | None = None) -> DatasetDict | DatasetBuilder:
     """What builds a data set of the Hub, or a folder whose ``README.md`` says which files are which split.
+
+    Returns:
+        A builder; of a folder of pictures with tables the splits, whose columns have one type in all of them.
 
     Raises:
         ValueError: If one of its files is elsewhere or cut short.
@@ -126,9 +129,16 @@ def find_builder(dataset_name: str, config_name: str | None = None) -> DatasetBu
     check_files(dataset_name, [file for files in splits.values() for file in files])
     for file in (file for files in splits.values() for file in files if os.path.isfile(file)):
         check_whole(file)
-    if os.path.isdir(dataset_name):
-        builder = load_dataset_builder(dataset_name, config_name, data_files=_as_they_are(splits))
-    return builder
+    if not os.path.isdir(dataset_name):
+        return builder
+    root = os.path.abspath(dataset_name)
+    used = {split: files for split, files in splits.items() if split_of(split) is not None} or splits
+    listed = {os.path.relpath(file, root): split for split, files in used.items() for file in files}
+    if builder.name == "imagefolder" and (tables := [file for file in listed if os.path.basename(file) in TABLES]):
+        if sum(map(len, used.values())) > len(listed):
+            raise ValueError(f"{dataset_name}: its README.md has some files in several of the splits {list(used)}.")
+        return _read_pictures(Path(root).resolve(), tables, list_files(root), listed)
+    return load_dataset_builder(dataset_name, config_name, data_files=_as_they_are(splits))
 
 
 def has_readme(folder: str | Path) -> bool:
@@ -222,8 +232,13 @@ def _classes(root: Path, pictures: Sequence[str]) -> DatasetDict:
     )
 
 
-def _read_pictures(root: Path, tables: Sequence[str], files: Sequence[str]) -> DatasetDict:
-    """Tables of pictures, each with a column ``file_name`` (or ``scan_file_name``, which becomes ``scan``)."""
+def _read_pictures(
+    root: Path, tables: Sequence[str], files: Sequence[str], listed: Mapping[str, str] | None = None
+) -> DatasetDict:
+    """Tables of pictures, each with a column ``file_name`` (or ``scan_file_name``, which becomes ``scan``).
+
+    ``listed`` has the splits of the pictures; without it the names of folders say which they are.
+    """
     if twice := [place for place, number in Counter(map(os.path.dirname, tables)).items() if number > 1]:
         raise ValueError(f"{root / twice[0]} has several of {', '.join(TABLES)}; keep one of them.")
     known = {unicodedata.normalize("NFC", file): file for file in files}
@@ -253,7 +268,10 @@ def _read_pictures(root: Path, tables: Sequence[str], files: Sequence[str]) -> D
             }
         )
         pictures |= set(names.values())
-    splits = {row: split for split, rows in split_files(places, by_name=False).items() for row in rows}
+    if listed is None:
+        splits = {row: split for split, rows in split_files(places, by_name=False).items() for row in rows}
+    else:
+        splits = {row: listed[place] for row, place in enumerate(places) if place in listed}
     _check_rows(root, named, [place for row, place in enumerate(places) if row not in splits])
     parts, start = [], 0
     for table in read:

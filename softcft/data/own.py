@@ -116,12 +116,14 @@ def _read(dataset_name: str, config_name: str | None, streaming: bool) -> Datase
             check_whole(path)
         return load_from_disk(dataset_name)
     if not folder.is_dir() or has_readme(folder):
-        builder = find_builder(dataset_name, config_name)
+        found = find_builder(dataset_name, config_name)
     elif config_name is not None:
         raise ValueError(f"it has no README.md with 'configs', so that --dataset_config_name {config_name} is unknown")
-    elif isinstance(builder := read_folder(folder), DatasetDict):
-        return builder
-    return builder.as_streaming_dataset() if streaming else read_cache(builder)
+    else:
+        found = read_folder(folder)
+    if isinstance(found, DatasetDict):
+        return found
+    return found.as_streaming_dataset() if streaming else read_cache(found)
 
 
 def _split_by_column(splits: dict[str, Any]) -> dict[str, Any]:

@@ -215,6 +215,48 @@ def test_a_class_may_be_called_train_in_a_folder_train(tmp_path: Path) -> None:
     assert rows["train"].features["label"].names == ["bus", "car", "train"]
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_readme_may_say_which_pictures_are_which_split(
+    kind: str, is_link: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, write = tmp_path / "mine", {"csv": write_csv, "jsonl": write_jsonl}[kind]
+    for i, name in enumerate(("a", "b")):
+        put(folder / name, [f"{j}.png" for j in range(4)], 10 * i)
+        empty = "" if kind == "csv" else None
+        rows = [{"file_name": f"{j}.png", "size": 10 * i + j if (i, j) != (1, 1) else empty} for j in range(4)]
+        write(folder / name / f"metadata.{kind}", [*rows, {"file_name": "lost.png", "size": 7}])
+    files = "".join(f"  - {{split: {split}, path: {name}/*}}\n" for split, name in (("train", "a"), ("test", "b")))
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+    if is_link:
+        (tmp_path / "link").symlink_to(folder)
+        folder = tmp_path / "link"
+    splits = read_table(str(folder))
+    assert {split: rows["size"][:] for split, rows in splits.items()} == {
+        "train": [0, 1, 2, 3],
+        "test": [10, None, 12, 13],
+    }
+    assert {split: shades(rows) for split, rows in splits.items()} == {"train": [0, 1, 2, 3], "test": [10, 11, 12, 13]}
+    assert "a/lost.png" in caplog.text
+    streamed = read_table(str(folder), streaming=True)
+    assert {split: len(list(rows)) for split, rows in streamed.items()} == {"train": 4, "test": 4}
+
+
+def test_a_readme_with_a_picture_in_two_splits_is_refused_but_all_is_none(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    for i, name in enumerate(("a", "b")):
+        pictures(folder / name, 4, 10 * i)
+    for other, path in (("test", "*/*"), ("all", "*/*")):
+        lines = [("train", "a/*"), ("test", "b/*")] if other == "all" else [("train", "a/*")]
+        files = "".join(f"  - {{split: {split}, path: '{path}'}}\n" for split, path in [*lines, (other, path)])
+        (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+        if other == "all":
+            assert sizes(folder) == {"train": 4, "test": 4}
+        else:
+            with pytest.raises(ValueError, match=r"README\.md has some files in several"):
+                read_table(str(folder))
+
+
 @pytest.mark.parametrize("name", ["__none__", "_b", "@b", "__"])
 def test_a_class_may_have_any_name(name: str, tmp_path: Path) -> None:
     put(tmp_path / "mine", [f"{folder}/{i}.png" for folder in ("a", name) for i in range(2)])
