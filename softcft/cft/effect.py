@@ -20,7 +20,7 @@ Effects are measured, too, and the fewer images a category has, the more of its 
 
 .. math:: r_k = \max(0, 1 - \text{error variance} / \text{mean square of the picture}),
 
-weighs its penalty: what is not known is not asked for.
+weighs its penalty: what is not known is not asked for. It is 0 of attributes that always go together.
 
 Continuous attributes are regressed on, but not held: their effects are no straight lines.
 """
@@ -88,7 +88,8 @@ class EffectConstraint(nn.Module):
         scale = torch.where(scale > 1e-6 * number.sqrt(), 1 / scale, 0)  # 0: the same in all images
         # The columns of a categorical variable add up to 1, so W is not unique; but what it says of a change is.
         scales = scale[:, None] * scale
-        inverse = scales * torch.linalg.pinv(scales * moments, rtol=1e-6, hermitian=True)
+        scaled_inverse = torch.linalg.pinv(scales * moments, rtol=1e-6, hermitian=True)
+        inverse = scales * scaled_inverse
         effects = torch.einsum("jk,kchw->jchw", inverse, products)
         self.effects = effects.float()
 
@@ -98,7 +99,11 @@ class EffectConstraint(nn.Module):
         changes = self._changes(mean)
         size = torch.einsum("gk,kchw->gchw", changes, effects).square().mean(dim=(1, 2, 3))
         error = variance * torch.einsum("gk,kl,gl->g", changes, inverse, changes)
-        self.reliability = (1 - error / size.clamp_min(1e-30)).clamp_min(0).float()
+        # Of attributes that always go together, or that all images share, nobody can tell what one of them does.
+        wanted = changes * scale
+        told = wanted @ scaled_inverse @ (scales * moments)
+        is_told = (told - wanted).norm(dim=1) < 1e-3 * wanted.norm(dim=1)
+        self.reliability = ((1 - error / size.clamp_min(1e-30)).clamp_min(0) * is_told).float()
         self.excess = self.effects.new_zeros(len(changes), *self.effects.shape[1:])
 
     def reliabilities(self) -> dict[str, float]:

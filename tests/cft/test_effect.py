@@ -182,6 +182,34 @@ def test_what_is_not_known_of_a_rare_category_is_not_asked_for(ill: int) -> None
     assert sum(reliability) / 8 == pytest.approx(1 - (sum(error) / 8).item(), abs=0.2)
 
 
+@pytest.mark.parametrize("known", ["all", "ill if at site z", "nobody ill", "nobody at site z", "all at site z"])
+def test_what_cannot_be_told_apart_is_not_asked_for(known: str) -> None:
+    """The picture that all attributes together make may be sharp, and nobody knows which one of them makes it."""
+    parents = attributes(600)
+    if known == "ill if at site z":
+        parents[:, ILL] = parents[:, SITE][:, 2:]
+    elif known == "nobody ill":
+        parents[:, ILL] = 0
+    elif known == "nobody at site z":
+        parents = parents[parents[:, 2] == 0]
+    elif known == "all at site z":
+        parents[:, SITE] = torch.tensor([0.0, 0.0, 1.0])
+    effect = EffectConstraint(GRAPH)
+    effect.observe(images(parents), parents)
+    effect.fit()
+    not_told = {
+        "all": set(),
+        "ill if at site z": {"'ill': 'no'", "'ill': 'yes'", "'site': 'z'"},
+        "nobody ill": {"'ill': 'no'", "'ill': 'yes'"},
+        "nobody at site z": {"'site': 'z'"},
+        "all at site z": {"'site': 'x'", "'site': 'y'", "'site': 'z'"},
+    }[known]
+    zero = {name for name, reliability in effect.reliabilities().items() if reliability == 0}
+    assert zero >= not_told
+    assert ("'ill': 'yes'" in zero) == ("'ill': 'yes'" in not_told)
+    assert ("'site': 'z'" in zero) == ("'site': 'z'" in not_told)
+
+
 def test_what_no_guide_looks_at_is_changed_in_full() -> None:
     """The least change takes away what nobody asks for; the penalty asks for it."""
 
