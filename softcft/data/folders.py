@@ -171,8 +171,12 @@ def left_out(dataset_name: str, splits: Mapping[str, Dataset]) -> list[str]:
                 used.update(path for path in found if path is not None)
                 holds = holds or bool(pc.any(pc.is_valid(pc.struct_field(batch[name], "bytes"))).as_py())
     notes = []
-    pictures = [file for file in files if _is_picture(file)]
-    unused = [file for file in pictures if str(root / file) not in used]
+    archives = {path.rpartition("::")[2] for path in used if path.startswith("zip://")}
+    places = {str(root / file): file for file in files if _is_picture(file)}
+    for file in (file for file in files if str(root / file) in archives):
+        places |= {f"zip://{name}::{root / file}": f"{file}/{name}" for name in _zipped_pictures(root / file)[0]}
+    pictures = list(places.values())
+    unused = [file for place, file in places.items() if place not in used]
     if unused:
         counts = Counter(os.path.dirname(file) or "." for file in unused).most_common(3)
         most = ", ".join(f"{number} in {folder}" for folder, number in counts)
@@ -185,7 +189,9 @@ def left_out(dataset_name: str, splits: Mapping[str, Dataset]) -> list[str]:
         tables = [
             file
             for file in files
-            if file.lower().endswith(NOT_READ) and os.path.basename(file) not in (*TABLES, *IGNORED)
+            if file.lower().endswith(NOT_READ)
+            and os.path.basename(file) not in (*TABLES, *IGNORED)
+            and str(root / file) not in archives
         ]
         if tables:
             notes.append(
@@ -319,16 +325,20 @@ def _builder(root: Path, ending: str, splits: Mapping[str, Sequence[str]]) -> Da
         if "::" in path or os.path.expandvars(path) != path:
             raise ValueError(f"{path}: datasets would not take this name as it is; rename what has '::' or '$' in it.")
         if ending == ".zip":
-            with ZipFile(path) as archive:
-                members = archive.namelist()
-            inside = [name for name in members if _is_picture(name)]
-            has_table = any(os.path.basename(name) in TABLES for name in members)
+            inside, has_table = _zipped_pictures(path)
             if len(split_files(inside, by_name=False)) > 1 or (
                 not has_table and len(set(map(os.path.dirname, inside))) > 1
             ):
                 raise ValueError(f"{path} has folders of splits or of classes in it; unpack it.")
     files = _as_they_are({split: [str(root / file) for file in some] for split, some in splits.items()})
     return load_dataset_builder(PACKED[ending], data_files=files, features=_features(root, ending, splits))
+
+
+def _zipped_pictures(path: str | Path) -> tuple[list[str], bool]:
+    """The names of pictures in an archive, and whether it has tables of them."""
+    with ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
+    return [name for name in names if _is_picture(name)], any(os.path.basename(name) in TABLES for name in names)
 
 
 def _as_they_are(splits: Mapping[str, Sequence[str]]) -> dict[str, DataFilesList]:

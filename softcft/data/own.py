@@ -81,7 +81,8 @@ def read_table(
             (:func:`~softcft.data.paths.check_files`), or has several splits of which none is ``train``.
     """
     folder = Path(dataset_name)
-    if not folder.is_dir() and (dataset_name.startswith((".", "/", "~")) or dataset_name.count("/") != 1):
+    is_name = dataset_name.count("/") == 1 and not dataset_name.startswith((".", "/", "~"))
+    if not dataset_name or (not folder.is_dir() and not is_name):
         raise FileNotFoundError(
             f"--dataset_name {dataset_name} is no folder, and no data set of the Hub is called so (owner/name)."
         )

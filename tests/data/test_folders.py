@@ -312,6 +312,23 @@ def test_an_archive_is_read_or_to_be_unpacked(names: tuple[str, ...], has_table:
         assert ("size" in rows.column_names) == has_table
 
 
+@pytest.mark.parametrize("rows", [10, 7])
+@pytest.mark.parametrize("below", ["", "images/"])
+def test_pictures_in_an_archive_without_a_row_are_counted(rows: int, below: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with zipfile.ZipFile(tmp_path / "mine" / "images.zip", "w") as archive:
+        for i in range(10):
+            archive.writestr(f"{below}{i}.png", png(i))
+            archive.writestr(f"__MACOSX/{below}._{i}.png", b"\0")
+        table = [{"file_name": f"{below}{i}.png", "size": i} for i in range(rows)]
+        archive.writestr("metadata.jsonl", "".join(json.dumps(row) + "\n" for row in table))
+    splits = read_table(str(tmp_path / "mine"))
+    assert len(splits["train"]) == rows
+    notes = left_out(str(tmp_path / "mine"), splits)
+    assert len(notes) == (rows < 10)
+    assert all("3 of 10" in note and f"images.zip/{below}7.png" in note for note in notes)
+
+
 def test_data_files_of_another_kind_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "mine").mkdir()
     for name in ("train-0", "train-1"):

@@ -160,7 +160,7 @@ def test_other_kinds_of_files(write: Callable[[Dataset, Path], None], columns: d
     assert [np.asarray(image)[0, 0] for image in translated["image"]] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("name", ["nowhere", "./no/where", "/no/where", "a/b/c"])
+@pytest.mark.parametrize("name", ["", "nowhere", "./no/where", "/no/where", "a/b/c"])
 def test_no_such_folder(name: str) -> None:
     with pytest.raises(FileNotFoundError, match=f"^--dataset_name {name} is no folder, and no data set of the Hub"):
         read_table(name)
