@@ -185,11 +185,13 @@ def left_out(dataset_name: str, splits: Mapping[str, Dataset]) -> list[str]:
             f"used: {_examples(unused)} ({most}). If they are needed, add rows for them to a table; if they are in a "
             "folder beside those of the splits, move them into one of these."
         )
+    has_columns = any(rows.column_names != ["image"] for rows in splits.values())
+    endings = NOT_READ if has_columns else (*NOT_READ, ".txt", ".dat", ".mat")  # one of them may be the table
     if used and not holds:
         tables = [
             file
             for file in files
-            if file.lower().endswith(NOT_READ)
+            if file.lower().endswith(endings)
             and os.path.basename(file) not in (*TABLES, *IGNORED)
             and str(root / file) not in archives
         ]

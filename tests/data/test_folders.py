@@ -515,6 +515,16 @@ def test_tables_that_are_not_read_are_named(name: str, tmp_path: Path) -> None:
     assert name in note
 
 
+@pytest.mark.parametrize("name", ["list_attr.txt", "attributes.dat", "imagelabels.mat"])
+@pytest.mark.parametrize("has_table", [False, True])
+def test_texts_may_be_the_table_where_there_is_none(name: str, has_table: bool, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "mine", 3)
+    if not has_table:
+        (folder / "metadata.csv").unlink()
+    (folder / name).write_text("0.png 1\n")
+    assert [name in note for note in left_out(str(folder), read_table(str(folder)))] == [True] * (not has_table)
+
+
 # ---- one type for a column ------------------------------------------------------------------------------------------
 
 
