@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from softcft.graph import CausalGraph, Variable
 __all__ = [
     "as_text",
     "column_values",
+    "doubt_places",
     "explain_unknown",
     "find_columns",
     "is_missing",
@@ -337,6 +338,24 @@ def explain_unknown(variable: Variable, column: str, wrong: Counter[str]) -> str
             f"stands for, by columns: {{{variable.name}: {{column: {column}, values: {{{values}}}}}}}"
         )
     return f"Column {column!r} has {len(wrong)} values that '{variable.name}' does not know: {examples}; {fix}."
+
+
+def doubt_places(variable: Variable, column: str, texts: Iterable[str]) -> str | None:
+    """What to say of codes from 1 on that all happen to be positions of categories, which are from 0 on.
+
+    Args:
+        variable: The variable.
+        column: The name of its column.
+        texts: Its values that are neither names of categories nor translated.
+    """
+    numbers = sorted(filter(str.isdigit, texts), key=int)
+    if not numbers or "0" in numbers:
+        return None
+    read = ", ".join(f"{text} is {variable.categories[int(text)]}" for text in numbers)
+    return (
+        f"Column {column!r} has numbers but no 0, read as places in {list(variable.categories)}, from 0 on: {read}. "
+        f"If they count from 1, translate them by columns: {{{variable.name}: {{column: {column}, values: {{...}}}}}}."
+    )
 
 
 def _number(variable: Variable, value: Any) -> float:

@@ -17,7 +17,16 @@ from datasets import DatasetDict
 
 from softcft.data.doubts import are_years, looks_like, spelled_alike
 from softcft.data.folders import left_out
-from softcft.data.own import as_text, column_values, explain_unknown, find_columns, is_missing, make_splits, read_column
+from softcft.data.own import (
+    as_text,
+    column_values,
+    doubt_places,
+    explain_unknown,
+    find_columns,
+    is_missing,
+    make_splits,
+    read_column,
+)
 from softcft.data.report_pictures import DataReport, Example, check_pictures
 from softcft.data.sources import FOLDERS, GRAPHS, DataConfig
 from softcft.graph import CausalGraph, Variable
@@ -221,15 +230,8 @@ def _note_translation(
         for raw, value in zip(column_values(rows, column), values[split][variable.name], strict=True):
             if value is not None and as_text(raw) != value:
                 pairs[as_text(raw)] = value
-    # Codes from 1 on that all happen to be positions, which are from 0 on.
-    numbers = [raw for raw in pairs if raw.isdigit()]
-    if numbers and "0" not in numbers and not any(raw in (mapping or {}) for raw in numbers):
-        read = ", ".join(f"{raw} is {pairs[raw]}" for raw in sorted(numbers))
-        report.warnings.append(
-            f"Column {column!r} has numbers but no 0, read as places in {list(variable.categories)}, from 0 on: "
-            f"{read}. If they count from 1, say what they stand for by columns: {{{variable.name}: {{column: {column}, "
-            "values: {...}}}."
-        )
+    if doubt := doubt_places(variable, column, set(pairs) - set(mapping or {})):
+        report.warnings.append(doubt)
     if pairs:
         report.lines.append("  read as: " + ", ".join(f"{raw} -> {value}" for raw, value in sorted(pairs.items())[:20]))
 

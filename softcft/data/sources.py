@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,16 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from softcft.data.folders import left_out
 from softcft.data.mimic_cxr import load_mimic_cxr
 from softcft.data.morphomnist import MORPHOMNIST_GRAPH, load_morphomnist
-from softcft.data.own import as_text, is_missing, make_splits, read_table, translate
+from softcft.data.own import (
+    as_text,
+    column_values,
+    doubt_places,
+    find_columns,
+    is_missing,
+    make_splits,
+    read_table,
+    translate,
+)
 from softcft.data.paths import check_paths, find_repeats
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.pixels import list_problems, picture_shape, prepare_images
@@ -252,7 +261,7 @@ def load_data(
         splits = _read_own(name, config.dataset_config_name)
     subject = _subject_column(config)
     keep = [] if subject is None else [subject]
-    splits = DatasetDict({split: _translate(split, rows, graph, columns, keep) for split, rows in splits.items()})
+    splits = _translate(splits, graph, columns, keep)
     for rows in splits.values():
         check_paths(rows, "image", name)
     splits = make_splits(splits, numbers, config.group_column, config.data_seed)
@@ -286,11 +295,24 @@ def _read_own(name: str, config_name: str | None) -> DatasetDict:
     return splits
 
 
-def _translate(split: str, rows: Dataset, *arguments: Any) -> Dataset:
-    try:
-        return translate(rows, *arguments)
-    except ValueError as error:  # another split may be right
-        raise ValueError(f"In the {split} split: {error}") from None
+def _translate(
+    splits: DatasetDict, graph: CausalGraph, columns: Mapping[str, Any] | None, keep: Sequence[str]
+) -> DatasetDict:
+    """Translate all splits, and say what is guessed of codes without names."""
+    result = DatasetDict()
+    for split, rows in splits.items():
+        try:
+            result[split] = translate(rows, graph, columns, keep)
+        except ValueError as error:  # another split may be right
+            raise ValueError(f"In the {split} split: {error}") from None
+    sources, mappings = find_columns(graph, columns)
+    for variable in graph.variables:
+        column, known = sources[variable.name], {*variable.categories, *mappings.get(variable.name, {})}
+        if variable.kind != "continuous":
+            texts = {as_text(value) for rows in splits.values() for value in column_values(rows, column)}
+            if doubt := doubt_places(variable, column, texts - known):
+                logger.warning("%s", doubt)
+    return result
 
 
 def _tell_repeats(splits: DatasetDict, name: str) -> None:

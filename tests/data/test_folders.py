@@ -525,6 +525,20 @@ def test_texts_may_be_the_table_where_there_is_none(name: str, has_table: bool, 
     assert [name in note for note in left_out(str(folder), read_table(str(folder)))] == [True] * (not has_table)
 
 
+@pytest.mark.parametrize(("first", "values"), [(1, {}), (0, {}), (1, {1: "a", 2: "b"})])
+def test_codes_that_may_count_from_one_are_told_in_training(
+    first: int, values: dict[int, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path / "mine", [f"{i}.png" for i in range(20)])
+    rows = [{"file_name": f"{i}.png", "grade": first + i % 2} for i in range(20)]
+    write_csv(tmp_path / "mine" / "metadata.csv", rows)
+    graph = CausalGraph([{"name": "grade", "kind": "categorical", "categories": ["a", "b", "c"]}])
+    columns = {"grade": {"values": values}} if values else None
+    splits = load_data(config(tmp_path / "mine"), graph, columns)
+    assert {*splits["train"]["grade"]} == ({"b", "c"} if first == 1 and not values else {"a", "b"})
+    assert ("count from 1" in caplog.text) == (first == 1 and not values)
+
+
 # ---- one type for a column ------------------------------------------------------------------------------------------
 
 
