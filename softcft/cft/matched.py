@@ -156,16 +156,16 @@ def _alike(graph: CausalGraph, variable: Variable, parents: Tensor, reference: R
     weights = torch.where(distances <= reach, (-2 * distances / reach.clamp_min(1e-12)).exp(), 0)
 
     # 3. The straight lines: of all that may differ, through all images; of values, through what is left of near ones.
-    def way(variables: list[Variable]) -> tuple[Tensor, Tensor]:
-        """Values of real images (N, k), and how far near ones are from the own values (B, m, k), if these are real."""
+    def displacements(variables: list[Variable]) -> tuple[Tensor, Tensor]:
+        """Values of real images (N, k), and the way from near ones to the own values (B, m, k), no farther than any."""
         columns = [i for v in variables for i in range(graph.width)[graph.slices[v.name]]]
         x, target = (values[:, columns] / spread[columns] for values in (real, parents))
         return x, target.clamp(x.amin(dim=0), x.amax(dim=0))[:, None] - x[rows]
 
-    x, steps = way([v for v in around if v.kind == "continuous" or v != variable])
-    moved = scores[rows] + steps @ torch.einsum("bc,ckw->bkw", mine, _slopes(x, scores, theirs))
-    _, steps = way([v for v in around if v.kind == "continuous"])
-    return _Sample(moved + steps @ _local_slopes(-steps, moved, weights), weights)
+    x, away = displacements([v for v in around if v.kind == "continuous" or v != variable])
+    moved = scores[rows] + away @ torch.einsum("bc,ckw->bkw", mine, _slopes(x, scores, theirs))
+    _, away = displacements([v for v in around if v.kind == "continuous"])
+    return _Sample(moved + away @ _local_slopes(-away, moved, weights), weights)
 
 
 def _slopes(x: Tensor, scores: Tensor, categories: Tensor) -> Tensor:
@@ -180,8 +180,8 @@ def _slopes(x: Tensor, scores: Tensor, categories: Tensor) -> Tensor:
         torch.einsum("nc,nk,nl->ckl", categories, x, values) - number * mean_x.mT @ mean
         for values, mean in ((x, mean_x), (scores, mean_scores))
     )
-    common = _bent(torch.zeros_like(moments[0]), products.sum(dim=0), moments.sum(dim=0))
-    return _bent(common, products, moments).to(torch.float32)
+    common = _ridge(torch.zeros_like(moments[0]), products.sum(dim=0), moments.sum(dim=0))
+    return _ridge(common, products, moments).to(torch.float32)
 
 
 def _local_slopes(x: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
@@ -189,11 +189,11 @@ def _local_slopes(x: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
     weights = weights[:, :, None]
     x, scores = (v - (weights * v).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True) for v in (x, scores))
     moments = (weights * x).mT @ scores
-    return _bent(torch.zeros_like(moments), (weights * x).mT @ x, moments)
+    return _ridge(torch.zeros_like(moments), (weights * x).mT @ x, moments)
 
 
-def _bent(slopes: Tensor, products: Tensor, moments: Tensor) -> Tensor:
-    """Ridge regression that starts from known slopes (..., k, width), given sums of products of what it regresses."""
+def _ridge(slopes: Tensor, products: Tensor, moments: Tensor) -> Tensor:
+    """Ridge regression towards known slopes (..., k, width), given the sums of products of what is regressed."""
     penalty = PENALTY * torch.eye(products.shape[-1], dtype=products.dtype, device=products.device)
     return slopes + torch.linalg.solve(products + penalty, moments - products @ slopes)
 
