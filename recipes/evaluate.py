@@ -17,12 +17,13 @@ below that folder. What it measures does not depend on the number of processes.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from os.path import isfile  # unlike Path.is_file, False of what cannot be the name of a file
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import torch
@@ -61,7 +62,7 @@ from softcft.evaluation.gallery import (
     draw_training_curves,
 )
 from softcft.evaluation.report import CFT_NAMES, COLUMNS, PUBLISHED_CFT, write_report
-from softcft.evaluation.strength import strength_rows
+from softcft.evaluation.strength import check_lookalikes, strength_rows
 from softcft.evaluation.truth import ExpressionProbe, probe_rows, truth_errors, truth_rows
 from softcft.models.vae import image_posterior
 from softcft.models.weights import load_safetensors
@@ -396,6 +397,48 @@ def load_models(
     return pipelines, judge, load_safetensors(AutoencoderKL, settings.vae_dir).eval()
 
 
+def complete_images(rows: datasets.Dataset, graph: CausalGraph, split: str) -> NumberedImages:
+    """The images of a split that miss no value.
+
+    Raises:
+        ValueError: If there are fewer than two.
+    """
+    images = NumberedImages(ImageAttributeDataset(rows, graph))
+    if len(images) < 2:
+        raise ValueError(
+            f"The {split} split must have images that miss no value, at least 2, but has {len(images)} of {len(rows)}. "
+            "Look at it with recipes/check_data.py."
+        )
+    return images
+
+
+def make_plans(
+    pipelines: Mapping[str, Any], images: NumberedImages, interventions: list[str], seed: int
+) -> dict[str, Tensor]:
+    """The attributes of the counterfactuals of each model, shapes (N, I, K).
+
+    Raises:
+        ValueError: If no image has a category that some of them are to have: there is nothing to compare them with.
+    """
+    plans = {}
+    for cft, pipeline in pipelines.items():
+        plans[cft] = plan_counterfactuals(pipeline.attribute_scm, images.parents, interventions, seed)
+        check_lookalikes(pipeline.causal_graph, images.parents, plans[cft], interventions)
+    return plans
+
+
+def modes_of(embeddings: Tensor, graph: CausalGraph, validation: NumberedImages) -> AttributeModes:
+    """The modes of validation images.
+
+    Raises:
+        ValueError: If they are all alike in something.
+    """
+    try:
+        return attribute_modes(embeddings, graph, validation.parents)
+    except ValueError as error:
+        raise ValueError(f"The {len(validation)} images of the validation split: {error}") from error
+
+
 def main() -> None:
     """Run the recipe; see the module's docstring."""
     config, data, settings, solver = parse_config(
@@ -410,15 +453,9 @@ def main() -> None:
     truth = true_counterfactuals(data, graph, mnist_dir=settings.mnist_dir)
     with main_process_first():  # the others find the data in the cache
         splits = load_data(data, graph, config["columns"])
-        images, validation = (
-            NumberedImages(ImageAttributeDataset(splits[name], graph)) for name in ("test", "validation")
-        )
+        images, validation = (complete_images(splits[name], graph, name) for name in ("test", "validation"))
     accelerator = start_accelerator(settings.mixed_precision)
-    if len(images) < 2:
-        raise ValueError(
-            f"The test split must have images that miss no value, at least 2, but has {len(images)} of "
-            f"{len(splits['test'])}. Look at it with recipes/check_data.py."
-        )
+    plans = make_plans(pipelines, images, interventions, settings.seed)
     all_subjects = subjects_of(splits["test"], data)
     subjects = [all_subjects[row] for row in images.rows]
     weights = bootstrap_weights(subjects, settings.num_resamples, settings.seed)
@@ -437,11 +474,7 @@ def main() -> None:
 
     # Not of the test images: modes would then fit these better than their counterfactuals, and tests would notice.
     embeddings = evaluation.embed(validation)
-    modes = attribute_modes(embeddings, graph, validation.parents)
-    plans = {
-        cft: plan_counterfactuals(pipeline.attribute_scm, images.parents, interventions, settings.seed)
-        for cft, pipeline in pipelines.items()
-    }
+    modes = modes_of(embeddings, graph, validation)
     results = {}
     for cft, pipeline in pipelines.items():
         pipeline.to(accelerator.device)

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Subset
 
 from softcft import AttributeClassifier, CausalGraph
 from softcft.data.own import read_table
-from softcft.data.schema import ImageAttributeDataset, random_part, scale_pixels
+from softcft.data.schema import ImageAttributeDataset, check_known, random_part, scale_pixels
 from softcft.data.sources import DataConfig, SubsetConfig, UtilityConfig, load_data, training_images
 from softcft.evaluation.metrics import variable_metrics
 from softcft.hub.publish import HubConfig
@@ -124,6 +124,9 @@ def main() -> None:
         else:
             learned = train_images.subset(choice.half)
     validation_images = ImageAttributeDataset(splits["validation"], graph)
+    check_known(validation_images, "validation")
+    if isinstance(train_images, ImageAttributeDataset):  # nobody knows beforehand what a stream will bring
+        check_known(train_images, "training")
 
     arguments["backbone"] = {"num_channels": train_images.image_channels, **arguments.get("backbone", {})}
     set_seed(training.seed)

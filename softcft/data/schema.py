@@ -19,7 +19,7 @@ from torch.utils.data import Subset
 from softcft.data.pixels import picture_shape, read_pixels
 from softcft.graph import CausalGraph
 
-__all__ = ["ImageAttributeDataset", "encode_rows", "random_part", "scale_pixels"]
+__all__ = ["ImageAttributeDataset", "check_known", "encode_rows", "random_part", "scale_pixels"]
 
 
 def scale_pixels(image: Tensor) -> Tensor:
@@ -130,6 +130,16 @@ class ImageAttributeDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         images = torch.from_numpy(read_pixels(self._images, rows, self._shape)).permute(0, 3, 1, 2)
         parents = self.parents[rows]
         return [{"image": image, "parents": values} for image, values in zip(images, parents, strict=True)]
+
+
+def check_known(images: ImageAttributeDataset, split: str) -> None:
+    """Raise ValueError if a variable is missing in all images of a split: nothing can be learned of it, or measured."""
+    for name in images.graph.names:
+        if images.parents[:, images.graph.slices[name]].isnan().any(dim=1).all():
+            raise ValueError(
+                f"'{name}' is missing in all {len(images)} images of the {split} split. Fill in its column, or leave "
+                "it out of the graph."
+            )
 
 
 def encode_rows(rows: Dataset, graph: CausalGraph) -> Tensor:

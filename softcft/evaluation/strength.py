@@ -23,7 +23,7 @@ from softcft.evaluation.effectiveness import BIASED, check_predictions
 from softcft.evaluation.metrics import evidence, most_probable, variable_metrics, weighted_mean
 from softcft.graph import CausalGraph, Variable
 
-__all__ = ["lookalikes", "strength_rows"]
+__all__ = ["check_lookalikes", "lookalikes", "strength_rows"]
 
 CHUNK = 2**21  # distances at a time, 16 MB
 EXCESSES = ("auc", "ece", "mae")  # of the metrics of a variable
@@ -70,16 +70,38 @@ def lookalikes(
     for value in np.unique(wanted_category):
         candidates, rows = np.flatnonzero(category == value), np.flatnonzero(wanted_category == value)
         if not len(candidates):
-            raise ValueError(
-                f"'{name}': no real image has the category '{variable.categories[value]}' to compare {len(rows)} "
-                "counterfactuals with. Evaluate on more images."
-            )
+            raise ValueError(_nobody(variable, int(value), len(rows)))
         real_causes = (real[candidates] / scale)[:, columns]
         size = max(1, CHUNK // len(candidates))
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             chosen[part] = candidates[_nearest((wanted[part] / scale)[:, columns], real_causes, draws[part])]
     return chosen
+
+
+def check_lookalikes(
+    graph: CausalGraph, parents: Tensor, counterfactual_parents: Tensor, interventions: Sequence[str]
+) -> None:
+    """Make sure, before any image is made, that each counterfactual will have a lookalike.
+
+    Args:
+        graph: The causal graph.
+        parents: Encoded attributes of the real images, shape (N, K).
+        counterfactual_parents: Those that their I counterfactuals should show, shape (N, I, K).
+        interventions: The I variables, in the same order.
+
+    Raises:
+        ValueError: If no real image has the category of a variable that an intervention moves some image to.
+    """
+    for i, intervention in enumerate(interventions):
+        for variable in (graph[name] for name in sorted(graph.affected_by(intervention))):
+            columns = graph.slices[variable.name]
+            real, wanted = (
+                _category(variable, x[:, columns].double().cpu().numpy())
+                for x in (parents, counterfactual_parents[:, i])
+            )
+            for value in np.setdiff1d(wanted, real):
+                raise ValueError(_nobody(variable, int(value), int((wanted == value).sum())))
 
 
 def strength_rows(
@@ -129,6 +151,13 @@ def strength_rows(
                     for metric, values in excess.items()
                 ]
     return pd.DataFrame(rows, columns=["intervention", "variable", "predictor", "metric", "value", "low", "high"])
+
+
+def _nobody(variable: Variable, value: int, number: int) -> str:
+    return (
+        f"'{variable.name}': no real image has the category '{variable.categories[value]}' to compare {number} "
+        "counterfactuals with. Evaluate on more images."
+    )
 
 
 def _category(variable: Variable, encoded: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from softcft.data.pixels import encode_pixels
-from softcft.data.schema import ImageAttributeDataset, random_part, scale_pixels
+from softcft.data.schema import ImageAttributeDataset, check_known, random_part, scale_pixels
 from softcft.graph import CausalGraph, Variable
 
 GRAPH = CausalGraph(
@@ -130,6 +130,18 @@ def test_a_missing_class_label_is_missing() -> None:
     columns = {**table().with_format("arrow")[:].to_pydict(), "grade": replaced([0] * N, 3, None)}
     dataset = ImageAttributeDataset(Dataset.from_dict(columns, features=features), GRAPH)
     assert dataset.parents[3, GRAPH.slices["grade"]].isnan().all()
+
+
+@pytest.mark.parametrize("column", ["age", "grade", "ill"])
+@pytest.mark.parametrize("known", [0, 1])
+def test_a_variable_that_no_image_tells_is_named_with_its_split(column: str, known: int) -> None:
+    values = table()[column][:known] + [None] * (N - known)
+    images = ImageAttributeDataset(table(**{column: values}), GRAPH)
+    if known:
+        check_known(images, "validation")
+    else:
+        with pytest.raises(ValueError, match=f"'{column}'.*validation"):
+            check_known(images, "validation")
 
 
 def test_nothing_may_be_complete() -> None:

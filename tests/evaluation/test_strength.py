@@ -9,7 +9,7 @@ from softcft.evaluation import strength
 from softcft.evaluation.bootstrap import bootstrap_weights
 from softcft.evaluation.effectiveness import effectiveness_rows
 from softcft.evaluation.metrics import evidence
-from softcft.evaluation.strength import lookalikes, strength_rows
+from softcft.evaluation.strength import check_lookalikes, lookalikes, strength_rows
 from softcft.graph import CausalGraph, Variable
 
 GRAPH = CausalGraph(
@@ -243,3 +243,30 @@ class TestRows:
         with pytest.raises(ValueError, match="logits must be finite"):
             rows(labels, true_logits / 0)
         assert rows(labels[:, :1], true_logits[:, :1], []).empty
+
+
+@pytest.mark.parametrize("lacking", ["Asian", "ill", None])
+@pytest.mark.parametrize("intervention", ["age", "disease", "race"])
+def test_whether_all_have_lookalikes_is_known_before_any_image_is_made(lacking, intervention):
+    """The check refuses what the comparison would refuse, and nothing else."""
+    real = draw_attributes(300, torch.Generator().manual_seed(0))
+    if lacking == "Asian":
+        real = real[real[:, 3] == 0]
+    elif lacking == "ill":
+        real = real[real[:, 1] == 0]
+    wanted = draw_attributes(len(real), torch.Generator().manual_seed(1))
+
+    def compare():
+        for name in sorted(GRAPH.affected_by(intervention)):
+            lookalikes(GRAPH, name, real, wanted, seed=0)
+
+    def check():
+        check_lookalikes(GRAPH, real, wanted[:, None], [intervention])
+
+    lacks = (lacking == "Asian" and intervention == "race") or (lacking == "ill" and intervention != "race")
+    for call in (compare, check):
+        if lacks:
+            with pytest.raises(ValueError, match=lacking):
+                call()
+        else:
+            call()
