@@ -294,12 +294,12 @@ def _check_scheduler(scheduler: DDIMScheduler) -> None:
             "of their own, and no other would be followed. The schedule of one that adds noise as DDIM does, such as "
             "DDPM's, is taken by DDIMScheduler.from_config(scheduler.config, clip_sample=False)."
         )
-    prediction_type, kept = scheduler.config["prediction_type"], scheduler.alphas_cumprod[-1].item()
+    prediction_type, kept = scheduler.config["prediction_type"], scheduler.alphas_cumprod[-1]
     if prediction_type not in ("epsilon", "v_prediction"):
         raise ValueError(f"prediction_type of scheduler must be 'epsilon' or 'v_prediction', got {prediction_type!r}.")
     if scheduler.config["clip_sample"] or scheduler.config["thresholding"]:
         raise ValueError("scheduler must have clip_sample=False and thresholding=False: clipping has no inverse.")
-    if prediction_type == "epsilon" and kept < LEAST_KEPT:
+    if prediction_type == "epsilon" and not kept.is_meta and kept < LEAST_KEPT:  # meta: a schedule without numbers
         raise ValueError(
             f"scheduler leaves nothing of the image at its last step (alphas_cumprod is {kept:.1g} there), and a "
             "network that predicts the noise, prediction_type 'epsilon', cannot tell the image then. Train with "

@@ -266,7 +266,7 @@ for number in (1, 2, 3, 4, 7, 20):
     for batch_size in (1, 2, 3, 250):
         images, expected = [picture(index) for index in range(number)], torch.arange(number).float()
         settings = SimpleNamespace(eval_batch_size=batch_size)
-        one = evaluate.Evaluation(settings, None, [], None, None, None, None, None, accelerator)
+        one = evaluate.Evaluation(settings, None, [], None, None, None, None, None, None, accelerator)
         measured = one.run(images, lambda batch: {"seen": see(batch["image"]).logits[:, 0]}, "test")["seen"]
         logits, labels = evaluate_utility.predict({"real": see}, images, batch_size, accelerator)
         for name, values in (("evaluate", measured), ("logits", logits["real"][:, 0]), ("labels", labels[:, 0])):
