@@ -24,11 +24,11 @@ from datasets import DatasetDict
 
 from softcft import CausalGraph
 from softcft.data.draft import draft_graph
-from softcft.data.folders import left_out
 from softcft.data.own import read_table
 from softcft.data.report import DataReport, check_data
 from softcft.data.schema import scale_pixels
 from softcft.data.sources import FOLDERS, GRAPHS, DataConfig, load_data
+from softcft.data.unread import left_out, unread_tables
 from softcft.evaluation.figures import example_grid
 from softcft.training.parsing import parse_config
 
@@ -94,7 +94,7 @@ def main() -> None:
             table = read_table(data.dataset_name, data.dataset_config_name)
         if drafting:
             try:
-                text = draft_graph(table)
+                text = draft_graph(table, unread_tables(data.dataset_name, table))
             except ValueError as error:  # the table may be in a file that is not read
                 raise ValueError("\n".join([str(error), *left_out(data.dataset_name, table)])) from error
             config |= {"columns": {}, **yaml.safe_load(text)}

@@ -12,6 +12,7 @@ import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from softcft.data.doubts import are_codes, are_years, looks_like, spelled_alike
+from softcft.data.folders import examples
 from softcft.data.own import as_text, column_values, is_missing
 
 __all__ = ["draft_graph"]
@@ -23,7 +24,7 @@ IDENTIFIER = re.compile(
 )
 
 
-def draft_graph(table: DatasetDict) -> str:
+def draft_graph(table: DatasetDict, unread: Sequence[str] = ()) -> str:
     """Guess variables from the columns of a table.
 
     Class labels, truth values, words and a few different whole numbers become binary or categorical variables with the
@@ -32,6 +33,8 @@ def draft_graph(table: DatasetDict) -> str:
 
     Args:
         table: What :func:`~softcft.data.own.read_table` returned.
+        unread: Files that may be the table of the pictures, see :func:`~softcft.data.unread.unread_tables`. Class
+            labels, which are then no more than names of folders, are left out.
 
     Returns:
         YAML with the sections ``graph`` and, where needed, ``columns``, for ``--graph``. Comments say what was left out
@@ -50,6 +53,11 @@ def draft_graph(table: DatasetDict) -> str:
             continue
         name = column.rpartition(".")[2]  # of json.age
         variable = _guess(list(table.values()), column)
+        if unread and isinstance(features[column], ClassLabel):
+            variable = (
+                f"the names of the pictures' folders; their attributes may be in {examples(unread)}, which is not "
+                f"read. If it is what you mean, write {column} into a graph of your own"
+            )
         if isinstance(variable, str):
             left_out[column] = variable
         elif name in ("", "image") or name in [other["name"] for other in variables]:

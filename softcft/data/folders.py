@@ -16,7 +16,6 @@ from typing import Any
 from zipfile import ZipFile
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, DatasetBuilder, DatasetDict, Features, Image, load_dataset_builder
 from datasets.data_files import DataFilesList
@@ -24,18 +23,27 @@ from huggingface_hub import metadata_load
 from PIL import Image as PILImage
 from yaml import YAMLError
 
-from softcft.data.paths import check_files, picture_files
+from softcft.data.paths import check_files
 from softcft.data.splits import split_files, split_of
 from softcft.data.tables import Table, join_tables, read_file
 from softcft.data.whole import check_whole, file_state
 
-__all__ = ["find_builder", "has_readme", "left_out", "list_files", "read_folder"]
+__all__ = [
+    "NOT_READ",
+    "TABLES",
+    "examples",
+    "find_builder",
+    "has_readme",
+    "is_picture",
+    "list_files",
+    "read_folder",
+    "zipped_pictures",
+]
 
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 PACKED = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".zip": "imagefolder"}
 PLAIN = (".csv", ".jsonl")
 NOT_READ = (*PACKED, *PLAIN, ".tsv", ".xls", ".xlsx", ".ods", ".json", ".gz", ".npz", ".h5", ".hdf5")
-IGNORED = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 MADE_BY_MACHINES = ("__MACOSX", "__pycache__")  # folders
 EXAMPLES = 5
 
@@ -85,12 +93,12 @@ def read_folder(folder: str | Path) -> DatasetDict | DatasetBuilder:
     """
     root, files = Path(folder).resolve(), list_files(folder)
     tables = [file for file in files if os.path.basename(file) in TABLES]
-    pictures = [file for file in files if _is_picture(file)]
+    pictures = [file for file in files if is_picture(file)]
     packed = {ending: [file for file in files if file.lower().endswith(ending)] for ending in (*PACKED, *PLAIN)}
     ending, data = max(packed.items(), key=lambda item: len(item[1]))
     others = [file for other, some in packed.items() if other != ending for file in some]
     if others and not pictures and not tables:
-        logger.warning("%s: only its %s files are read, and not %s.", root, ending, _examples(others))
+        logger.warning("%s: only its %s files are read, and not %s.", root, ending, examples(others))
     check_files(str(root), [str(root / file) for file in tables or (pictures and ()) or data])
     if tables:
         return _read_pictures(root, tables, files)
@@ -104,7 +112,7 @@ def read_folder(folder: str | Path) -> DatasetDict | DatasetBuilder:
     splits = {split: [data[i] for i in found] for split, found in places.items()}
     if unused := sorted({*data} - {file for some in splits.values() for file in some}):
         logger.warning(
-            "%s: %d data files are left out, for they are in no split: %s.", root, len(unused), _examples(unused)
+            "%s: %d data files are left out, for they are in no split: %s.", root, len(unused), examples(unused)
         )
     for file in data:
         check_whole(root / file)
@@ -151,63 +159,13 @@ def has_readme(folder: str | Path) -> bool:
     return any("data_files" in config for config in configs or ())
 
 
-def left_out(dataset_name: str, splits: Mapping[str, Dataset]) -> list[str]:
-    """What is in a folder and not in its rows, in words: pictures that no row names, and files that are not read.
-
-    Args:
-        dataset_name: A folder, or the name of a data set of the Hub, of which nothing is said.
-        splits: What was read of it.
-    """
-    if not os.path.isdir(dataset_name):
-        return []
-    root, files = Path(dataset_name).resolve(), list_files(dataset_name)
-    used: set[str] = set()
-    holds = False  # pictures in the rows themselves
-    for rows in splits.values():
-        for name in [name for name, feature in rows.features.items() if isinstance(feature, Image)]:
-            stored = rows.select_columns([name]).cast_column(name, Image(decode=False)).with_format("arrow")
-            for batch in stored.iter(1_000):
-                found = picture_files(batch[name])
-                used.update(path for path in found if path is not None)
-                holds = holds or bool(pc.any(pc.is_valid(pc.struct_field(batch[name], "bytes"))).as_py())
-    notes = []
-    archives = {path.rpartition("::")[2] for path in used if path.startswith("zip://")}
-    places = {str(root / file): file for file in files if _is_picture(file)}
-    for file in (file for file in files if str(root / file) in archives):
-        places |= {f"zip://{name}::{root / file}": f"{file}/{name}" for name in _zipped_pictures(root / file)[0]}
-    pictures = list(places.values())
-    unused = [file for place, file in places.items() if place not in used]
-    if unused:
-        counts = Counter(os.path.dirname(file) or "." for file in unused).most_common(3)
-        most = ", ".join(f"{number} in {folder}" for folder, number in counts)
-        notes.append(
-            f"{len(unused)} of {len(pictures)} pictures in the folder are left out, for they are in no row that is "
-            f"used: {_examples(unused)} ({most}). If they are needed, add rows for them to a table; if they are in a "
-            "folder beside those of the splits, move them into one of these."
-        )
-    has_columns = any(rows.column_names != ["image"] for rows in splits.values())
-    endings = NOT_READ if has_columns else (*NOT_READ, ".txt", ".dat", ".mat")  # one of them may be the table
-    if used and not holds:
-        tables = [
-            file
-            for file in files
-            if file.lower().endswith(endings)
-            and os.path.basename(file) not in (*TABLES, *IGNORED)
-            and str(root / file) not in archives
-        ]
-        if tables:
-            notes.append(
-                f"{len(tables)} files are left out, for beside pictures only {', '.join(TABLES)} are read: "
-                f"{_examples(tables)}. Rename or convert one, if it is the table."
-            )
-    return notes
-
-
-def _examples(files: Sequence[str]) -> str:
+def examples(files: Sequence[str]) -> str:
+    """The first files of several."""
     return ", ".join(files[:EXAMPLES]) + (", ..." if len(files) > EXAMPLES else "")
 
 
-def _is_picture(file: str) -> bool:
+def is_picture(file: str) -> bool:
+    """Whether a file, by its name, is a picture that Pillow reads."""
     endings = PILImage.registered_extensions()
     if file.lower().endswith(NOT_READ):  # as .h5, which Pillow knows and cannot read
         return False
@@ -303,7 +261,7 @@ def _check_rows(root: Path, named: Sequence[tuple[str, Sequence[str | None]]], u
             "%s: %d rows are left out, for they are in no split, and their pictures are not there: %s.",
             root,
             len(lost),
-            _examples(lost),
+            examples(lost),
         )
 
 
@@ -327,7 +285,7 @@ def _builder(root: Path, ending: str, splits: Mapping[str, Sequence[str]]) -> Da
         if "::" in path or os.path.expandvars(path) != path:
             raise ValueError(f"{path}: datasets would not take this name as it is; rename what has '::' or '$' in it.")
         if ending == ".zip":
-            inside, has_table = _zipped_pictures(path)
+            inside, has_table = zipped_pictures(path)
             if len(split_files(inside, by_name=False)) > 1 or (
                 not has_table and len(set(map(os.path.dirname, inside))) > 1
             ):
@@ -336,11 +294,11 @@ def _builder(root: Path, ending: str, splits: Mapping[str, Sequence[str]]) -> Da
     return load_dataset_builder(PACKED[ending], data_files=files, features=_features(root, ending, splits))
 
 
-def _zipped_pictures(path: str | Path) -> tuple[list[str], bool]:
+def zipped_pictures(path: str | Path) -> tuple[list[str], bool]:
     """The names of pictures in an archive, and whether it has tables of them."""
     with ZipFile(path) as archive:
         names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
-    return [name for name in names if _is_picture(name)], any(os.path.basename(name) in TABLES for name in names)
+    return [name for name in names if is_picture(name)], any(os.path.basename(name) in TABLES for name in names)
 
 
 def _as_they_are(splits: Mapping[str, Sequence[str]]) -> dict[str, DataFilesList]:

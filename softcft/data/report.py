@@ -16,7 +16,6 @@ import numpy as np
 from datasets import DatasetDict
 
 from softcft.data.doubts import are_years, looks_like, spelled_alike
-from softcft.data.folders import left_out
 from softcft.data.own import (
     as_text,
     column_values,
@@ -29,6 +28,7 @@ from softcft.data.own import (
 )
 from softcft.data.report_pictures import DataReport, Example, check_pictures
 from softcft.data.sources import FOLDERS, GRAPHS, DataConfig
+from softcft.data.unread import left_out
 from softcft.graph import CausalGraph, Variable
 
 __all__ = ["DataReport", "Example", "check_data"]

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from softcft.data.folders import left_out
 from softcft.data.mimic_cxr import load_mimic_cxr
 from softcft.data.morphomnist import MORPHOMNIST_GRAPH, load_morphomnist
 from softcft.data.own import (
@@ -29,6 +28,7 @@ from softcft.data.pixels import list_problems, picture_shape, prepare_images
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.splits import SPLITS
 from softcft.data.streaming import StreamedImages, stream_splits
+from softcft.data.unread import left_out
 from softcft.graph import CausalGraph
 
 __all__ = ["DataConfig", "SubsetConfig", "UtilityConfig", "load_data", "subjects_of", "training_images"]

@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from softcft.data.draft import draft_graph
+from softcft.data.own import read_table, translate
+from softcft.data.unread import left_out, unread_tables
+from softcft.graph import CausalGraph
+
+PLACES = {
+    "classes": "{label}/{i}.png",
+    "classes of splits": "train/{label}/{i}.png",
+    "patients and visits": "train/patient{i}/{label}/view.png",
+}
+
+
+def folder(root: Path, place: str) -> str:
+    for i in range(6):
+        path = root / place.format(i=i, label="ab"[i % 2])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 40 * i).save(path)
+    return str(root)
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize(
+    "file", ["train.csv", "labels.CSV", "a.tsv", "list.xlsx", "attributes.json", "info/meta.jsonl", "x.ods", "y.csv.gz"]
+)
+def test_names_of_folders_are_no_attributes_while_a_table_is_unread(place: str, file: str, tmp_path: Path) -> None:
+    name = folder(tmp_path, place)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("path,age\na/0.png,3\n")
+    table = read_table(name)
+    assert unread_tables(name, table) == [file]
+    with pytest.raises(ValueError, match=f"label: .*{file}"):
+        draft_graph(table, unread_tables(name, table))
+    # whoever names it has it, and is told
+    label = CausalGraph([{"name": "label", "kind": "binary", "categories": ["a", "b"]}])
+    assert sorted(translate(table["train"], label)["label"]) == ["a"] * 3 + ["b"] * 3
+    assert any(file in note for note in left_out(name, table))
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("file", ["train_val_list.txt", "splits/test.txt", "README.txt", "original.zip", None])
+def test_names_of_folders_are_attributes_beside_lists_which_are_named(
+    place: str, file: str | None, tmp_path: Path
+) -> None:
+    name = folder(tmp_path, place)
+    if file:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("a/0.png\n")
+    table = read_table(name)
+    assert unread_tables(name, table) == []
+    assert "name: label" in draft_graph(table, unread_tables(name, table))
+    is_named = any(file in note for note in left_out(name, table)) if file else False
+    assert is_named == (file not in (None, "README.txt"))
+
+
+def test_a_table_that_is_read_is_enough(tmp_path: Path) -> None:
+    name = folder(tmp_path, PLACES["classes"])
+    (tmp_path / "metadata.csv").write_text(
+        "file_name,sex\n" + "".join(f"{'ab'[i % 2]}/{i}.png,{i}\n" for i in range(6))
+    )
+    (tmp_path / "labels.csv").write_text("a,b\n")
+    assert unread_tables(name, read_table(name)) == []
