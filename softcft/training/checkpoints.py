@@ -14,7 +14,7 @@ import json
 import os
 import pickle
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from accelerate import Accelerator
 from accelerate.logging import get_logger
@@ -22,8 +22,10 @@ from accelerate.utils import SCALER_NAME
 from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from softcft.training.monitor import BEST
 from softcft.training.writing import remove, sync, sync_folder, writing
 
 __all__ = [
@@ -61,6 +63,8 @@ class Progress(TypedDict):
     """Number of images seen, of all processes: the place in their order, which follows from the seed."""
     open_line: dict[str, Any]
     """What the next line of the log will be made of, plain data."""
+    monitor: NotRequired[dict[str, Any] | None]
+    """What a monitor has seen, plain data; None if there is none."""
 
 
 def save_checkpoint(
@@ -70,6 +74,7 @@ def save_checkpoint(
     step: int,
     total_limit: int,
     progress: Progress,
+    best: dict[str, Tensor],
 ) -> None:
     """Save the state of a training as ``checkpoint-STEP``, and delete what is beyond the limit. All processes call it.
 
@@ -80,6 +85,7 @@ def save_checkpoint(
         step: The last step taken.
         total_limit: Number of checkpoints to keep; 0 keeps all.
         progress: How far the training has come.
+        best: Weights and buffers that a monitor found best so far; empty if there are none.
 
     Raises:
         OSError: If it cannot be written, for want of room for instance. What was there before stays.
@@ -92,6 +98,8 @@ def save_checkpoint(
         if average is not None and accelerator.is_main_process:
             weights = {str(i): weight.contiguous() for i, weight in enumerate(average.shadow_params)}
             save_file(weights, partial / AVERAGE, metadata={"steps": str(average.optimization_step)})
+        if best and accelerator.is_main_process:
+            save_file(best, partial / BEST)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             (partial / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")

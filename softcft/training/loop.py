@@ -4,11 +4,11 @@ An *objective* is a module that holds the models and whose ``forward`` turns a b
 itself is what Accelerate wraps, a loss may call any method of any of its models and still be trained on many GPUs.
 
 Exactness: on the CPU, a run that was interrupted and resumed gives the same weights, bit for bit, as one that was not.
-The checkpoint holds weights, buffers, moving average, optimizer, schedule, random states of all processes and the open
-line of the log. The order of the data is a function of the seed alone, and each image's noise one of the seed and of
-its place in that order: so it makes no difference either into how many processes and accumulated batches a step is
-cut, also where that changes on the way. The data set must play along: equal index, equal sample. Random augmentation
-belongs into the objective.
+The checkpoint holds weights, buffers, moving average, optimizer, schedule, random states of all processes, the open
+line of the log, and what a monitor has seen with the weights that it found best. The order of the data is a function
+of the seed alone, and each image's noise one of the seed and of its place in that order: so it makes no difference
+either into how many processes and accumulated batches a step is cut, also where that changes on the way. The data set
+must play along: equal index, equal sample. Random augmentation belongs into the objective.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from softcft.training.checkpoints import (
 )
 from softcft.training.config import TrainingConfig
 from softcft.training.interruption import StopSignals, explain_faults, next_batch
+from softcft.training.monitor import BestWeights, Monitor
 from softcft.training.precision import start_accelerator
 from softcft.training.processes import this_process
 
@@ -107,6 +108,7 @@ def train(  # noqa: C901  # one algorithm, told in order
     *,
     name: str,
     collate_fn: Callable[[list[Any]], dict[str, Tensor]] | None = None,
+    monitor: Monitor | None = None,
 ) -> ObjectiveModule:
     """Train an objective, on whatever ``accelerate launch`` or ``torchrun`` started: a CPU, a GPU, or many.
 
@@ -117,15 +119,17 @@ def train(  # noqa: C901  # one algorithm, told in order
         config: The settings.
         name: What is trained, for the progress bar and the tracker.
         collate_fn: Makes a batch of a list of samples; PyTorch's default stacks tensors in dicts.
+        monitor: Looks at the weights on the way and says which were the best. It moves nothing in the training.
 
     Returns:
-        The same objective, with the moving average of its weights if ``config.ema_decay`` is not 0.
+        The same objective, with the moving average of its weights if ``config.ema_decay`` is not 0; with a monitor,
+        with the weights and buffers that this found best.
 
     Raises:
         FileNotFoundError: If the checkpoint to resume from does not exist.
         ValueError: If Accelerate is set to cut weights into pieces, the data set is empty, nothing requires a gradient,
-            the checkpoint to resume from is damaged or of another model, the output folder has checkpoints of steps yet
-            to come, or the objective returns no ``loss`` or something that is not a scalar.
+            the checkpoint to resume from is damaged or of another model or monitor, the output folder has checkpoints
+            of steps yet to come, or the objective returns no ``loss`` or something that is not a scalar.
         RuntimeError: If 50 steps in a row were skipped, or all there were; if weights or buffers are not finite, memory
             does not suffice, or the data cannot be read.
         OSError: If a checkpoint cannot be written.
@@ -180,9 +184,11 @@ def train(  # noqa: C901  # one algorithm, told in order
     if streamed:
         dataloader.base_dataloader.generator = generator  # Accelerate drops it
     ema = EMAModel(parameters, decay=config.ema_decay, foreach=True) if config.ema_decay else None
+    watched = BestWeights(monitor, objective, ema, accelerator)
     log = _Log(output_dir / METRICS)
     if resume_from is not None and progress is not None:
         load_checkpoint(accelerator, schedule, ema, resume_from)
+        watched.load(resume_from, progress.get("monitor"))
         log.open_line = progress["open_line"]
     logger.info(f"Training {name} from {resume_from or 'the start'} to step {total} in {output_dir}.")
     is_main = accelerator.is_main_process
@@ -190,7 +196,7 @@ def train(  # noqa: C901  # one algorithm, told in order
         output_dir.mkdir(parents=True, exist_ok=True)
         set_aside(damaged)
         prune_checkpoints(output_dir, config.checkpoints_total_limit)  # makes room, also for the next one
-        log.truncate(first_step)
+        log.truncate(first_step if resume_from is not None else -1)
     accelerator.init_trackers(name, {k: v for k, v in asdict(config).items() if v is not None})  # it chokes on None
 
     batches = iter(dataloader)
@@ -198,6 +204,8 @@ def train(  # noqa: C901  # one algorithm, told in order
     steps = range(first_step + 1, total + 1)
     bar = tqdm(steps, initial=first_step, total=total, desc=name, disable=not is_main)
     with StopSignals() as signals, explain_faults(name, config), _given_back(accelerator, wrapped):
+        if first_step == 0 and watched.is_due(0, total):
+            accelerator.log(log.add(0, watched.look(0), write=is_main), step=0)
         for step in bar:
             output: dict[str, Tensor] = {}
             buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]
@@ -253,11 +261,14 @@ def train(  # noqa: C901  # one algorithm, told in order
             if step % config.logging_steps == 0 or step == total:
                 line = log.close_line(step, learning_rate, step_size, write=is_main)
                 accelerator.log(line, step=step)
+            if watched.is_due(step, total):
+                accelerator.log(log.add(step, watched.look(step), write=is_main), step=step)
             every = config.checkpointing_steps
             if every and (step % every == 0 or step == total or stopped):
                 _check_finite(objective, name, step)
-                progress = Progress(seed=config.seed, images=seen, open_line=log.open_line)
-                save_checkpoint(accelerator, ema, output_dir, step, config.checkpoints_total_limit, progress)
+                progress = Progress(seed=config.seed, images=seen, open_line=log.open_line, monitor=watched.state)
+                limit = config.checkpoints_total_limit
+                save_checkpoint(accelerator, ema, output_dir, step, limit, progress, watched.best)
             if stopped:
                 break
 
@@ -281,6 +292,7 @@ def train(  # noqa: C901  # one algorithm, told in order
     accelerator.wait_for_everyone()
     if ema:
         ema.copy_to(parameters)
+    watched.put_back()
     return objective
 
 
@@ -322,10 +334,13 @@ class _Log:
         line = {key: sum(metrics[key] for metrics in self.taken) / len(self.taken) for key in (self.taken or [{}])[0]}
         speed = self.steps * step_size / (time.perf_counter() - self.started)
         line |= {"lr": learning_rate, "skipped": self.skipped, "images_per_second": speed}
+        self.taken, self.skipped, self.started, self.steps = [], 0, time.perf_counter(), 0
+        return self.add(step, line, write)
+
+    def add(self, step: int, line: dict[str, float], write: bool) -> dict[str, float]:
         if write:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **line}) + "\n")
-        self.taken, self.skipped, self.started, self.steps = [], 0, time.perf_counter(), 0
         return line
 
     def truncate(self, last_step: int) -> None:

@@ -557,6 +557,7 @@ def test_no_advice_is_left_out():
                     speak.add(f"{path.stem}:{function.name}")
     tested = {where for where, *_ in ADVICE.values()} | {
         "resuming:record_changes",  # test_what_may_not_change_is_refused
+        "monitor:load",  # test_monitor.py: test_watched_and_not_watched_do_not_mix
         "writing:_say_once",  # test_a_damaged_checkpoint_is_told_and_the_one_before_is_used
     }
     assert speak - {"run_all:plan"} == tested  # which passes the flag itself
