@@ -47,15 +47,16 @@ from softcft.training.config import (
     refuse_for_hvae,
 )
 from softcft.training.parsing import model_arguments, parse_config
+from softcft.training.validation import ValidationConfig
 
 RECIPES = Path(__file__).resolve().parent
 DEFAULT_CONFIG = RECIPES / "configs" / "phantom.yaml"
 TRAININGS = {
     "scm": ([], AttributeSCM),
-    "guide": ([SubsetConfig], AttributeClassifier),
-    "guide_2": ([SubsetConfig], AttributeClassifier),
-    "guide_3": ([SubsetConfig], AttributeClassifier),
-    "judge": ([SubsetConfig], AttributeClassifier),
+    "guide": ([SubsetConfig, ValidationConfig], AttributeClassifier),
+    "guide_2": ([SubsetConfig, ValidationConfig], AttributeClassifier),
+    "guide_3": ([SubsetConfig, ValidationConfig], AttributeClassifier),
+    "judge": ([SubsetConfig, ValidationConfig], AttributeClassifier),
     "hvae": ([MemoryConfig], HVAEModel),
     "diffusion": ([MemoryConfig, DiffusionConfig], None),
     "vae": ([PatchConfig], AutoencoderKL),

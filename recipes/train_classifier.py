@@ -14,6 +14,9 @@ The role utility is for the paper's Table 2: a predictor that learns from nothin
 generate_counterfactuals.py, or to compare with from the real images that they were made of. evaluate_utility.py tests
 it on real images.
 
+The weights are those of the lowest loss on validation images (--validation_steps). Only utility has its last ones: it
+learns from nothing but its set.
+
 Reads the sections data, graph and that of the role. Writes the AttributeClassifier into --output_dir/guide, guide_2,
 guide_3, judge, utility/real, utility/soft/race and so on.
 """
@@ -40,6 +43,7 @@ from softcft.training.objectives import ClassifierObjective
 from softcft.training.parsing import model_arguments, parse_config
 from softcft.training.preparation import begin_training, main_process_first
 from softcft.training.processes import this_process
+from softcft.training.validation import ValidationConfig
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 ROLES = ("guide", "guide_2", "guide_3", "judge", "utility")
@@ -91,12 +95,12 @@ def main() -> None:
     role_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     role_parser.add_argument("--role", choices=ROLES, default="guide")
     role, argv = role_parser.parse_known_args()
-    config, data, training, hub, choice = parse_config(
+    config, data, training, hub, choice, *validation = parse_config(
         role.role,
         DataConfig,
         TrainingConfig,
         HubConfig,
-        UtilityConfig if role.role == "utility" else SubsetConfig,
+        *([UtilityConfig] if role.role == "utility" else [SubsetConfig, ValidationConfig]),
         default_config=DEFAULT_CONFIG,
         description=__doc__,
         argv=argv,
@@ -132,12 +136,16 @@ def main() -> None:
     set_seed(training.seed)
     classifier = AttributeClassifier(graph=graph.to_list(), **arguments)
     begin_training(config, role.role, training.output_dir)
-    train(ClassifierObjective(classifier), learned, training, name=role.role)
+    objective = ClassifierObjective(classifier)
+    monitor = validation[0].monitor(objective, validation_images, training.seed) if validation else None
+    train(objective, learned, training, name=role.role, monitor=monitor)
     if this_process().is_main_process:
         labels = validation_images.parents.to(classifier.device)
         classifier.eval().calibrate(predict(classifier, validation_images), labels)
         save_whole(training.output_dir, classifier)
         logits = predict(classifier, validation_images)
+        if monitor is not None:
+            print(f"{role.role}: {monitor.summary()}")
         print(f"The {'predictor' if role.role == 'utility' else role.role} on validation data:")
         for variable in graph.variables:
             columns = graph.slices[variable.name]

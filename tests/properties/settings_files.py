@@ -19,11 +19,13 @@ from softcft.training.config import (
     TrainingConfig,
 )
 from softcft.training.parsing import SECTIONS, _Dumper
+from softcft.training.validation import ValidationConfig
 from tests.recipes.small_pipeline import load_recipe
 
 RECIPES: dict[str, tuple[type, ...]] = {
     "hvae": (DataConfig, TrainingConfig, HubConfig, MemoryConfig),
     "vae": (DataConfig, TrainingConfig, PatchConfig),
+    "guide": (DataConfig, TrainingConfig, HubConfig, SubsetConfig, ValidationConfig),
     "diffusion": (DataConfig, TrainingConfig, MemoryConfig, DiffusionConfig),
     "cft": (DataConfig, SubsetConfig, TrainingConfig, MemoryConfig, CFTConfig, SolverConfig, DiffusionTuningConfig,
             load_recipe("soft_cft").PretrainedConfig),

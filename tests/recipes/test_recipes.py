@@ -36,6 +36,7 @@ from softcft.training.config import (
     TrainingConfig,
 )
 from softcft.training.parsing import parse_config
+from softcft.training.validation import ValidationConfig
 from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +89,9 @@ def scm(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def guide(folder: Path) -> Path:
-    assert "The guide on validation data" in run(folder, "train_classifier.py", "--role", "guide")
+    printed = run(folder, "train_classifier.py", "--role", "guide")
+    assert "The guide on validation data" in printed
+    assert "The weights after step " in printed
     return folder / "runs" / "guide"
 
 
@@ -584,10 +587,10 @@ def parse(name: str, section: str) -> tuple[Any, ...]:
     """A section of a shipped config, as its recipe reads it."""
     types = {
         "scm": [DataConfig, TrainingConfig],
-        "guide": [DataConfig, TrainingConfig, SubsetConfig],
-        "guide_2": [DataConfig, TrainingConfig, SubsetConfig],
-        "guide_3": [DataConfig, TrainingConfig, SubsetConfig],
-        "judge": [DataConfig, TrainingConfig, SubsetConfig],
+        "guide": [DataConfig, TrainingConfig, SubsetConfig, ValidationConfig],
+        "guide_2": [DataConfig, TrainingConfig, SubsetConfig, ValidationConfig],
+        "guide_3": [DataConfig, TrainingConfig, SubsetConfig, ValidationConfig],
+        "judge": [DataConfig, TrainingConfig, SubsetConfig, ValidationConfig],
         "hvae": [DataConfig, TrainingConfig, MemoryConfig],
         "diffusion": [DataConfig, TrainingConfig, MemoryConfig, DiffusionConfig],
         "cft": [
@@ -650,14 +653,14 @@ def test_parts_are_looked_for_where_the_recipes_leave_them(tmp_path: Path, monke
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_guide_and_judge_share_nothing(name: str) -> None:
-    (guide, _, guide_training, guide_rows), (judge, _, judge_training, judge_rows) = (
+    (guide, _, guide_training, guide_rows, _), (judge, _, judge_training, judge_rows, _) = (
         parse(name, role) for role in ("guide", "judge")
     )
     assert guide_training.seed != judge_training.seed
     assert {guide_rows.half, judge_rows.half} == {"even", "odd"}
     assert guide["guide"]["model"] != judge["judge"]["model"]
     for role in {"guide_2", "guide_3"} & set(guide):
-        more, _, training, rows = parse(name, role)
+        more, _, training, rows, _ = parse(name, role)
         assert training.seed not in {guide_training.seed, judge_training.seed}
         assert rows.half == guide_rows.half
         assert more[role]["model"] not in (guide["guide"]["model"], judge["judge"]["model"])

@@ -1,0 +1,103 @@
+"""Early stopping: the weights of the lowest loss on validation images, for few images are soon learned by heart."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from softcft.data.schema import random_part
+from softcft.training.monitor import Look
+
+__all__ = ["ValidationConfig", "ValidationLoss"]
+
+MOST_IMAGES = 2048
+BATCH_SIZE = 256
+
+
+@dataclass(kw_only=True)
+class ValidationConfig:
+    """Whether a training is held against validation images on the way.
+
+    Raises:
+        ValueError: If the value is out of range.
+    """
+
+    validation_steps: int = field(
+        default=100,
+        metadata={
+            "help": f"Measure the loss on up to {MOST_IMAGES:,} random validation images each so many steps, and save "
+            "the weights with which it was lowest. 0 turns it off: the last ones are saved."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.validation_steps < 0:
+            raise ValueError(f"--validation_steps must be >= 0, got {self.validation_steps}.")
+
+    def monitor(self, objective: nn.Module, dataset: Dataset[Any], seed: int) -> ValidationLoss | None:
+        """Who watches the training of an objective, see :class:`ValidationLoss`; None if nobody shall."""
+        return ValidationLoss(objective, dataset, self.validation_steps, seed) if self.validation_steps else None
+
+
+class ValidationLoss:
+    """A monitor (:class:`~softcft.training.monitor.Monitor`) that finds the weights with the lowest loss the best.
+
+    It is the loss of training, in evaluation mode, on images that the training has not seen.
+
+    Args:
+        objective: What is trained; a loss that is a mean over images, see :class:`~softcft.training.loop.Objective`.
+        dataset: Validation images, map-style.
+        every: Steps between two looks.
+        seed: Of the draw of up to 2,048 of them.
+
+    Attributes:
+        losses: By step, in the order of the looks.
+    """
+
+    def __init__(self, objective: nn.Module, dataset: Dataset[Any], every: int, seed: int) -> None:
+        self.objective = objective
+        self.images: Subset[Any] = Subset(dataset, random_part(range(len(dataset)), MOST_IMAGES, seed))  # type: ignore[arg-type]
+        self.every = every
+        self.losses: dict[int, float] = {}
+
+    @property
+    def best_step(self) -> int | None:
+        """The step after which the loss was lowest; None before any look, and if it never was a number."""
+        known = {step: loss for step, loss in self.losses.items() if not math.isnan(loss)}
+        return min(known, key=known.__getitem__) if known else None
+
+    def summary(self) -> str:
+        """What is saved, in a sentence."""
+        best, last = self.best_step, max(self.losses)
+        if best is None:
+            return f"The loss on validation images was never a number, so the weights of step {last} are saved."
+        return (
+            f"The weights after step {best} of {last} are saved: with them the loss on {len(self.images):,} validation "
+            f"images was lowest, {self.losses[best]:.4g} nats; after step {last} it was {self.losses[last]:.4g}."
+        )
+
+    def look(self, step: int) -> Look:
+        """See :class:`~softcft.training.monitor.Monitor`."""
+        device = next(self.objective.parameters()).device
+        self.objective.eval()
+        totals: dict[str, float] = {}
+        for batch in DataLoader(self.images, BATCH_SIZE):
+            size = len(batch["parents"])
+            returned = self.objective({key: value.to(device) for key, value in batch.items()})
+            for key, value in returned.items():
+                if key.split("/")[0] == "loss":
+                    totals[key] = totals.get(key, 0.0) + value.item() * size / len(self.images)
+        self.losses[step] = totals["loss"]
+        return Look({f"validation/{key}": value for key, value in totals.items()}, self.best_step == step)
+
+    def state(self) -> dict[str, Any]:
+        """See :class:`~softcft.training.monitor.Monitor`."""
+        return {"losses": list(self.losses.items())}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See :class:`~softcft.training.monitor.Monitor`."""
+        self.losses = dict(state["losses"])
