@@ -7,7 +7,8 @@ classifier; the judge, which had no part in their training, has the last word. M
 
 * effectiveness and amplification (Table 1) of all test images, with intervals, and how sure and calibrated guide and
   judge are; how strong interventions are, against real images with the same attributes;
-* the distribution shift of the judge's embeddings (Fig. 2, A3), and their Frechet distance to real images;
+* the distribution shift of the judge's embeddings (Fig. 2, A3), and their Frechet distance to real images of the same
+  attributes, beside that between such real images;
 * composition, reversibility and minimality;
 * where true counterfactuals are known (phantom; Morpho-MNIST with --mnist_dir), the error against them.
 
@@ -45,7 +46,7 @@ from softcft.evaluation.axioms import (
     reversibility,
     value_groups,
 )
-from softcft.evaluation.bootstrap import bootstrap_weights, halves
+from softcft.evaluation.bootstrap import bootstrap_weights
 from softcft.evaluation.effectiveness import (
     counterfactual_images,
     effectiveness_rows,
@@ -53,7 +54,7 @@ from softcft.evaluation.effectiveness import (
     plan_counterfactuals,
     predict_images,
 )
-from softcft.evaluation.embeddings import AttributeModes, attribute_modes, frechet_distance, shift_rows
+from softcft.evaluation.embeddings import AttributeModes, attribute_modes, shift_rows
 from softcft.evaluation.gallery import (
     draw_counterfactuals,
     draw_interpolations,
@@ -61,6 +62,7 @@ from softcft.evaluation.gallery import (
     draw_strength,
     draw_training_curves,
 )
+from softcft.evaluation.realism import frechet_rows
 from softcft.evaluation.report import CFT_NAMES, COLUMNS, PUBLISHED_CFT, write_report
 from softcft.evaluation.strength import check_lookalikes, strength_rows
 from softcft.evaluation.truth import ExpressionProbe, probe_rows, truth_errors, truth_rows
@@ -327,9 +329,6 @@ def result_rows(
     shown = evaluation.part(settings.shift_images)
     shown_subjects = [evaluation.subjects[i] for i in shown]
     real_embeddings = next(iter(results.values()))["judge/embedding"][:, 0]
-    half = halves(evaluation.subjects, settings.seed)
-    if min(half.sum(), (~half).sum()) > 1:
-        add("axioms", "real", realism_rows({"none": frechet_distance(real_embeddings[half], real_embeddings[~half])}))
     for cft, result in results.items():
         interventions = evaluation.interventions_of(cft)
         labels, embeddings = result["labels"], result["judge/embedding"]
@@ -341,10 +340,8 @@ def result_rows(
             cft,
             shift_rows(graph, modes, embeddings[shown], labels[shown], interventions, shown_subjects, settings.seed),
         )
-        distances = {
-            name: frechet_distance(embeddings[:, 1 + i], real_embeddings) for i, name in enumerate(interventions)
-        }
-        add("axioms", cft, realism_rows(distances))
+        realism = frechet_rows(graph, labels, embeddings, interventions, evaluation.subjects, settings.seed)
+        add("axioms", cft, realism)
         if cft == "truth":
             continue
         measures: dict[str, dict[str, Tensor]] = defaultdict(dict)
@@ -375,12 +372,6 @@ def result_rows(
         where = dict(zip(key, differing.index[0], strict=True))
         raise ValueError(f"--pipelines must have been trained with one guide, but differ on real images in {where}.")
     return metrics.drop_duplicates(key)
-
-
-def realism_rows(distances: dict[str, float]) -> pd.DataFrame:
-    """Frechet distances to real images by intervention; ``none`` is that between real images of different subjects."""
-    rows = [(name, "image", "judge", "frechet", distance, np.nan, np.nan) for name, distance in distances.items()]
-    return pd.DataFrame(rows, columns=list(COLUMNS[4:]))
 
 
 def load_models(

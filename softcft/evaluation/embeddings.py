@@ -29,7 +29,7 @@ __all__ = [
     "Comparison",
     "Mode",
     "attribute_modes",
-    "frechet_distance",
+    "finite_embeddings",
     "shift_rows",
     "subgroup_comparisons",
     "subgroups",
@@ -82,7 +82,7 @@ class AttributeModes:
         if name not in self.modes:
             raise ValueError(f"There is no mode for a variable '{name}', only for {list(self.modes)}.")
         mode = self.modes[name]
-        scores: NDArray[np.float64] = self.pca.transform(_finite(embeddings, "embeddings"))[:, mode.component]
+        scores: NDArray[np.float64] = self.pca.transform(finite_embeddings(embeddings, "embeddings"))[:, mode.component]
         return mode.sign * scores
 
 
@@ -140,7 +140,7 @@ def attribute_modes(embeddings: Tensor, graph: CausalGraph, parents: Tensor) -> 
         ValueError: If shapes are wrong, values are not finite, or all images have one embedding or one value of a
             variable.
     """
-    array = _finite(embeddings, "embeddings")
+    array = finite_embeddings(embeddings, "embeddings")
     if parents.shape != (len(array), graph.width):
         raise ValueError(f"parents must have shape {(len(array), graph.width)}, got {tuple(parents.shape)}.")
     if len(array) < 2 or not array.std(axis=0).any():
@@ -308,37 +308,12 @@ def shift_rows(
     return df.assign(low=math.nan, high=math.nan)
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance between Gaussians fitted to two sets of embeddings (Heusel et al. 2017, there the FID).
-
-    ``|mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2))``, in float64. With ``cov = R^T R`` the trace of
-    the root is the sum of the singular values of ``R_a R_b^T``, which is exact for singular covariances, too. The
-    distance is biased upwards, the more so the fewer images there are: compare sets of the same sizes.
-
-    Args:
-        a: Shape (N, D), N > 1.
-        b: Shape (M, D), M > 1.
-
-    Returns:
-        The distance, at least 0, in squared units of the embeddings.
+def finite_embeddings(embeddings: Tensor, name: str) -> NDArray[np.float64]:
+    """Embeddings, (N, D), as float64 of NumPy.
 
     Raises:
-        ValueError: If a set is not (N, D), has fewer than two rows or is not finite, or the sets differ in D.
+        ValueError: If they are not (N, D) with N, D > 0, or not finite; the message calls them ``name``.
     """
-    arrays = {"a": _finite(a, "a"), "b": _finite(b, "b")}
-    for name, x in arrays.items():
-        if len(x) < 2:
-            raise ValueError(f"{name} must have at least two rows, for a covariance, got {len(x)}.")
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(f"a and b must have the same number of columns, got {a.shape[1]} and {b.shape[1]}.")
-    mean_a, mean_b = (x.mean(axis=0) for x in arrays.values())
-    root_a, root_b = (np.linalg.qr(x - x.mean(axis=0)).R / math.sqrt(len(x) - 1) for x in arrays.values())
-    common = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
-    distance = np.square(mean_a - mean_b).sum() + np.square(root_a).sum() + np.square(root_b).sum() - 2 * common
-    return max(0.0, float(distance))  # equal sets may end a hair below
-
-
-def _finite(embeddings: Tensor, name: str) -> NDArray[np.float64]:
     array = embeddings.detach().double().cpu().numpy()
     if array.ndim != 2 or not array.size:
         raise ValueError(f"{name} must have shape (N, D) with N, D > 0, got {array.shape}.")

@@ -10,7 +10,7 @@ same causes of it. What is left is the strength of the intervention. 0 is as str
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -23,14 +23,19 @@ from softcft.evaluation.effectiveness import BIASED, check_predictions
 from softcft.evaluation.metrics import evidence, most_probable, variable_metrics, weighted_mean
 from softcft.graph import CausalGraph, Variable
 
-__all__ = ["check_lookalikes", "lookalikes", "strength_rows"]
+__all__ = ["check_lookalikes", "distinct_lookalikes", "lookalikes", "strength_rows"]
 
 CHUNK = 2**21  # distances at a time, 16 MB
 EXCESSES = ("auc", "ece", "mae")  # of the metrics of a variable
 
 
 def lookalikes(
-    graph: CausalGraph, name: str, parents: Tensor, counterfactual_parents: Tensor, seed: int
+    graph: CausalGraph,
+    name: str,
+    parents: Tensor,
+    counterfactual_parents: Tensor,
+    seed: int,
+    compared: Collection[str] | None = None,
 ) -> NDArray[np.int64]:
     """Find for each counterfactual a real image that should show one variable just as it does.
 
@@ -44,6 +49,7 @@ def lookalikes(
         parents: Encoded attributes of the real images, shape (N, K).
         counterfactual_parents: Encoded attributes that the counterfactuals should show, shape (M, K).
         seed: Of the draws, at least 0.
+        compared: Names of the variables that are compared in place of the causes.
 
     Returns:
         For each counterfactual the row of its lookalike in ``parents``, shape (M,), in [0, N).
@@ -59,8 +65,9 @@ def lookalikes(
             raise ValueError(f"{argument} must be finite; leave out images whose attributes are missing.")
     if not len(parents):
         raise ValueError("parents must have a real image to look like, got none.")
-    compared = [*variable.parents, *([name] if variable.kind == "continuous" else [])]
-    columns = [column for cause in compared for column in range(graph.width)[graph.slices[cause]]]
+    near = [cause for cause in (variable.parents if compared is None else compared) if cause != name]
+    near += [name] if variable.kind == "continuous" else []
+    columns = [column for cause in near for column in range(graph.width)[graph.slices[cause]]]
     real, wanted = (x.double().cpu().numpy() for x in (parents, counterfactual_parents))
     spread = real.std(axis=0)
     scale = np.where(spread > 1e-6, spread, 1)
@@ -77,6 +84,50 @@ def lookalikes(
             part = rows[start : start + size]
             chosen[part] = candidates[_nearest((wanted[part] / scale)[:, columns], real_causes, draws[part])]
     return chosen
+
+
+def distinct_lookalikes(
+    graph: CausalGraph, name: str, parents: Tensor, counterfactual_parents: Tensor, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pair counterfactuals with real images that have all their attributes, each image in one pair at most.
+
+    The real image is the one of :func:`lookalikes` by all variables. It has the same category of every discrete one.
+    Of several counterfactuals with one lookalike the nearest is left, by the continuous variables, or one at random.
+
+    Args:
+        graph: The causal graph.
+        name: The variable intervened on.
+        parents: Encoded attributes of the real images, shape (N, K).
+        counterfactual_parents: Encoded attributes that the counterfactuals should show, shape (M, K).
+        seed: Of the draws, at least 0.
+
+    Returns:
+        Rows of counterfactuals and of their lookalikes, shapes (P,), P at most N and M; no row is there twice. P is 0
+        where nothing is alike.
+
+    Raises:
+        ValueError: As :func:`lookalikes`, but categories that no real image has are left out.
+    """
+    graph[name]
+    real, wanted = (x.double().cpu().numpy() for x in (parents, counterfactual_parents))
+    categories = [
+        (_category(variable, real[:, columns]), _category(variable, wanted[:, columns]))
+        for variable in graph.variables
+        for columns in [graph.slices[variable.name]]
+    ]
+    theirs, ours = categories[graph.names.index(name)]
+    rows = np.flatnonzero(np.isin(ours, theirs))
+    if not len(rows):
+        return rows, rows
+    alike = lookalikes(graph, name, parents, counterfactual_parents[rows], seed, graph.names)
+    same = np.all([ours[rows] == theirs[alike] for theirs, ours in categories], axis=0)
+    rows, alike = rows[same], alike[same]
+    continuous = [graph.slices[variable.name].start for variable in graph.variables if variable.kind == "continuous"]
+    spread = real.std(axis=0)
+    gaps = np.square((wanted[rows] - real[alike]) / np.where(spread > 1e-6, spread, 1))[:, continuous].sum(axis=1)
+    order = np.lexsort((np.random.default_rng((seed, 1)).random(len(rows)), gaps))
+    _, first = np.unique(alike[order], return_index=True)
+    return rows[order[first]], alike[order[first]]
 
 
 def check_lookalikes(

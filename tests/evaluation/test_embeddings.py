@@ -1,7 +1,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import scipy
 import torch
 from scipy import stats
 from sklearn.feature_selection import f_classif
@@ -10,7 +9,6 @@ from sklearn.linear_model import LinearRegression
 from softcft.cft.interventions import other_values
 from softcft.evaluation.embeddings import (
     attribute_modes,
-    frechet_distance,
     shift_rows,
     subgroup_comparisons,
     subgroups,
@@ -308,47 +306,6 @@ class TestShiftRows:
 
 def _values(df: pd.DataFrame):
     return df.set_index(["intervention", "variable", "metric"])["value"].to_dict()
-
-
-class TestFrechetDistance:
-    def test_diagonal_gaussians_have_a_closed_form(self):
-        # Samples whose moments are exactly these.
-        columns = [torch.linalg.qr(torch.cat([torch.ones(50, 1), torch.randn(50, 6)], dim=1).double()).Q for _ in "ab"]
-        means, deviations = torch.randn(2, 6).double(), torch.rand(2, 6).double()
-        a, b = (7 * q[:, 1:] * s + m for q, m, s in zip(columns, means, deviations, strict=True))
-        expected = (means[0] - means[1]).square().sum() + (deviations[0] - deviations[1]).square().sum()
-        assert frechet_distance(a, b) == pytest.approx(expected.item())
-
-    @pytest.mark.parametrize("n", [60, 5], ids=["full rank", "fewer images than dimensions"])
-    def test_it_is_the_formula_of_heusel_et_al(self, n):
-        a, b = torch.randn(n, 8).double(), torch.randn(n + 3, 8).double() @ torch.randn(8, 8).double() + 0.3
-        covariances = [np.cov(x.numpy(), rowvar=False) for x in (a, b)]
-        root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
-        expected = np.square(a.numpy().mean(0) - b.numpy().mean(0)).sum() + np.trace(sum(covariances) - 2 * root.real)
-        assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-6)
-        assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b))
-
-    def test_a_rotation_and_a_move_of_both_change_nothing(self):
-        a, b = torch.randn(40, 8).double(), 2 * torch.randn(30, 8).double()
-        rotation = torch.linalg.qr(torch.randn(8, 8).double()).Q
-        assert frechet_distance(a @ rotation + 5, b @ rotation + 5) == pytest.approx(frechet_distance(a, b))
-
-    @pytest.mark.parametrize("n", [100, 10])
-    def test_a_set_is_at_no_distance_from_itself(self, n):
-        a = torch.randn(n, 32)
-        assert 0 <= frechet_distance(a, a.flip(0)) < 1e-9
-        assert frechet_distance(a, a + 1) == pytest.approx(32, rel=1e-5)
-
-    def test_what_has_no_distance(self):
-        a = torch.randn(5, 3)
-        with pytest.raises(ValueError, match="a must have at least two rows, for a covariance, got 1"):
-            frechet_distance(a[:1], a)
-        with pytest.raises(ValueError, match="the same number of columns, got 3 and 2"):
-            frechet_distance(a, a[:, :2])
-        with pytest.raises(ValueError, match=r"b must have shape \(N, D\)"):
-            frechet_distance(a, a[0])
-        with pytest.raises(ValueError, match="b must be finite"):
-            frechet_distance(a, a * torch.nan)
 
 
 @pytest.mark.parametrize(("other_images", "most"), [(True, 0.12), (False, 1.0)])
