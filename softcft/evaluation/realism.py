@@ -14,8 +14,8 @@ the fewer and the more varied the images are: for rare categories this hides eve
   told from real images of their attributes have an excess of 0 on average, however few images there are and however
   rare a category is. To first order the bias cancels for others, too: it estimates the distance of many images.
 
-All is the mean over several divisions into halves. An excess may end a little below 0 by chance. It says whether
-images are like real ones, not whether they are of the same person: see :mod:`~softcft.evaluation.axioms` for that.
+All is the mean over several divisions into halves. An excess may end a little below 0 by chance. It compares
+all images together: images that swap their attributes with each other have no excess, which effectiveness does see.
 """
 
 from __future__ import annotations

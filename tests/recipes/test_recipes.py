@@ -275,9 +275,9 @@ def test_every_other_table_has_results(evaluation: Path) -> None:
             assert ("truth", cft, name, "disease", "expression_error") in rows
             assert ("axioms", cft, name, "image", "reversibility_10") in rows
             assert ("axioms", cft, name, "image", "cld") in rows
-            assert ("axioms", cft, name, "image", "frechet_excess") in rows
+            assert ("axioms", cft, name, "image", "frechet_images") in rows
         assert ("axioms", cft, "none", "image", "reconstruction_10") in rows
-    assert ("axioms", "truth", "sex", "image", "frechet_real") in rows
+    assert ("axioms", "truth", "sex", "image", "frechet_images") in rows
     assert ("truth", "real", "none", "race", "r2") in rows
     assert ("shift", "real", "none", "race", "eta_squared") in rows
     composition = table[(table["table"] == "axioms") & (table["metric"] == "composition_10")]
