@@ -64,6 +64,7 @@ from softcft.evaluation.gallery import (
 )
 from softcft.evaluation.realism import frechet_rows
 from softcft.evaluation.report import CFT_NAMES, COLUMNS, PUBLISHED_CFT, write_report
+from softcft.evaluation.sight import sight_rows
 from softcft.evaluation.strength import check_lookalikes, strength_rows
 from softcft.evaluation.truth import ExpressionProbe, probe_rows, truth_errors, truth_rows
 from softcft.models.vae import image_posterior
@@ -490,6 +491,10 @@ def main() -> None:
     for folder in ("metrics", "figures"):
         (output_dir / folder).mkdir(exist_ok=True)
     metrics = result_rows(evaluation, results, modes, probe)
+    guide = next(iter(pipelines.values())).classifier  # the same in all of them
+    sight = sight_rows({"guide": guide.sight, "judge": judge.sight})
+    if len(sight):
+        metrics = pd.concat([metrics, sight.assign(table="sight", cft="real")], ignore_index=True)
     metrics.insert(0, "dataset", data.dataset_name)
     metrics.insert(1, "seed", settings.seed)
     metrics[list(COLUMNS)].to_csv(output_dir / "metrics" / "evaluation.csv", index=False)

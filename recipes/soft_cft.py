@@ -13,6 +13,7 @@ matched:
     result = pipe(image, parents={...}, do={...})
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from softcft import (
 from softcft.data.sources import DataConfig, SubsetConfig, load_data, training_images
 from softcft.hub.publish import HubConfig
 from softcft.models.denoiser import load_unet
+from softcft.models.sight import seen_by_some, unseen_by_some
 from softcft.models.weights import load_safetensors
 from softcft.training.cft_trainer import CFTConfig, CFTTrainer
 from softcft.training.checkpoints import save_whole
@@ -127,6 +129,15 @@ def load_pipeline(folders: dict[str, Path]) -> DSCMPipeline | DiffusionDSCMPipel
     )
 
 
+def check_sight(guides: Sequence[AttributeClassifier], cft: str) -> None:
+    """Say what guides do not see; raises ValueError if that leaves nothing to fine-tune by."""
+    if this_process().is_main_process:
+        for warning in unseen_by_some(guides).values():
+            print(warning)
+    if cft != "none":
+        seen_by_some(guides)
+
+
 def main() -> None:
     """Run the recipe; see the module's docstring."""
     config, data, subset, training, hub, memory, cft, solver, tuning, parts = parse_config(
@@ -161,6 +172,7 @@ def main() -> None:
             raise ValueError(
                 f"--more_guides {folder} was trained with another graph than that of --config; leave it out."
             )
+    check_sight(guides, cft.cft)
     backbone = make_backbone(pipeline, solver, tuning)
     with main_process_first():
         hub.reserve(config)

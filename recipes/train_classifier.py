@@ -33,9 +33,11 @@ from torch.utils.data import DataLoader, Subset
 from softcft import AttributeClassifier, CausalGraph
 from softcft.data.own import read_table
 from softcft.data.schema import ImageAttributeDataset, check_known, random_part, scale_pixels
-from softcft.data.sources import DataConfig, SubsetConfig, UtilityConfig, load_data, training_images
+from softcft.data.sources import DataConfig, SubsetConfig, UtilityConfig, load_data, subjects_of, training_images
 from softcft.evaluation.metrics import variable_metrics
+from softcft.evaluation.sight import measure_sight
 from softcft.hub.publish import HubConfig
+from softcft.models.sight import not_seen
 from softcft.training.checkpoints import save_whole
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
@@ -90,6 +92,23 @@ def predict(classifier: AttributeClassifier, dataset: ImageAttributeDataset) -> 
     return torch.cat([classifier(scale_pixels(batch["image"].to(classifier.device))).logits for batch in batches])
 
 
+def tell_validation(classifier: AttributeClassifier, logits: torch.Tensor, labels: torch.Tensor, role: str) -> None:
+    """Print how good a calibrated classifier is on validation images, and what it does not see in them."""
+    graph = classifier.causal_graph
+    print(f"The {'predictor' if role == 'utility' else role} on validation data:")
+    for variable in graph.variables:
+        columns = graph.slices[variable.name]
+        known = ~labels[:, columns].isnan().any(dim=1)
+        weights = np.ones((1, int(known.sum())))
+        metrics = variable_metrics(variable, logits[known][:, columns], labels[known][:, columns], weights)
+        unit = variable.unit if variable.kind == "continuous" else "%"
+        values = ", ".join(f"{metric.upper()} {value.item():.4g} {unit}".rstrip() for metric, value in metrics.items())
+        print(f"  {variable.name:12s} {values}, scale {classifier.config.scales[variable.name]:.3g}")
+    if role != "utility":  # it steers and judges nothing
+        for warning in not_seen(classifier.sight, role).values():
+            print(f"  {warning}")
+
+
 def main() -> None:
     """Run the recipe; see the module's docstring."""
     role_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -142,21 +161,13 @@ def main() -> None:
     if this_process().is_main_process:
         labels = validation_images.parents.to(classifier.device)
         classifier.eval().calibrate(predict(classifier, validation_images), labels)
-        save_whole(training.output_dir, classifier)
         logits = predict(classifier, validation_images)
+        subjects = subjects_of(splits["validation"], data)
+        classifier.store_sight(measure_sight(graph, logits, labels, subjects))
+        save_whole(training.output_dir, classifier)
         if monitor is not None:
             print(f"{role.role}: {monitor.summary()}")
-        print(f"The {'predictor' if role.role == 'utility' else role.role} on validation data:")
-        for variable in graph.variables:
-            columns = graph.slices[variable.name]
-            known = ~labels[:, columns].isnan().any(dim=1)
-            weights = np.ones((1, int(known.sum())))
-            metrics = variable_metrics(variable, logits[known][:, columns], labels[known][:, columns], weights)
-            unit = variable.unit if variable.kind == "continuous" else "%"
-            values = ", ".join(
-                f"{metric.upper()} {value.item():.4g} {unit}".rstrip() for metric, value in metrics.items()
-            )
-            print(f"  {variable.name:12s} {values}, scale {classifier.config.scales[variable.name]:.3g}")
+        tell_validation(classifier, logits, labels, role.role)
         print(f"Saved to {training.output_dir}")
         if hub.push_to_hub:
             print(f"Published as {hub.publish(training.output_dir, config)}")

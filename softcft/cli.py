@@ -228,6 +228,8 @@ def _value(variable: Variable, value: Any) -> str:
 
 
 def _info(arguments: argparse.Namespace) -> None:
+    from softcft.models.sight import not_seen
+
     pipeline = _load(arguments.model)
     channels, size = pipeline.image_format
     kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
@@ -241,7 +243,11 @@ def _info(arguments: argparse.Namespace) -> None:
         weights = f"{sum(p.numel() for p in part.parameters()):,}" if hasattr(part, "parameters") else ""
         rows.append([name, "none" if part is None else type(part).__name__, weights])
     print(_table(rows))
-    if pipeline.components["classifier"] is None:
+    classifier: Any = pipeline.components["classifier"]
+    if classifier is not None:
+        for warning in not_seen(classifier.sight).values():
+            print(f"\n{_plain(warning)}")
+    else:
         print("\nWithout a classifier there are no predictions, and no attribute of an image can be inferred.")
 
 

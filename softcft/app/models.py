@@ -20,12 +20,22 @@ from softcft.data.paths import check_files
 from softcft.data.pictures import fit_picture, is_grey
 from softcft.example import example_model
 from softcft.graph import CausalGraph
+from softcft.models.sight import not_seen
 from softcft.models.weights import load_safetensors
 from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
 from softcft.pipelines.images import to_tensor
 from softcft.pipelines.query import DSCMPipelineOutput, ImageFormat, Values
 
-__all__ = ["Example", "Model", "load_models", "propose", "read_examples", "read_picture", "steps_choices"]
+__all__ = [
+    "Example",
+    "Model",
+    "load_models",
+    "propose",
+    "read_examples",
+    "read_picture",
+    "steps_choices",
+    "warn_of_unseen",
+]
 
 COLOURS = {1: "grey", 3: "colour (RGB)"}
 MOST_EXAMPLES = 24  # what a page can show
@@ -225,6 +235,23 @@ def propose(models: Sequence[Model], picture: np.ndarray) -> dict[str, Any]:
                 seen = classifier.predict(image).float().cpu().clamp(-1, 1)
             return {name: value for name, (value,) in model.graph.decode(seen).items()}
     raise ValueError("No model has a classifier; set the attributes by hand.")
+
+
+def warn_of_unseen(models: Sequence[Model], name: str) -> str | None:
+    """What to know before intervening on a variable: that classifiers do not see it. None if all do.
+
+    Args:
+        models: Those to compare.
+        name: The variable.
+    """
+    told: dict[str, list[str]] = {}
+    for model in models:
+        classifier = model.pipeline.classifier
+        sentence = None if classifier is None else not_seen(classifier.sight).get(name)
+        if sentence is not None:
+            told.setdefault(sentence, []).append(model.name)
+    of_all = [len(names) == len(models) for names in told.values()] == [True]
+    return " ".join(told if of_all else [f"{', '.join(names)}: {what}" for what, names in told.items()]) or None
 
 
 def steps_choices(models: Sequence[Model]) -> tuple[list[int], int] | None:

@@ -15,7 +15,8 @@ import numpy as np
 
 from softcft.app import markup
 from softcft.app.changes import changes, curves, in_words, sweep_values
-from softcft.app.models import Example, Model, propose, read_picture, steps_choices
+from softcft.app.models import Example, Model, propose, read_picture, steps_choices, warn_of_unseen
+from softcft.escaping import as_markdown
 from softcft.graph import CausalGraph, Variable
 
 __all__ = ["build", "launch"]
@@ -85,7 +86,12 @@ def build(models: Sequence[Model], examples: Sequence[Example]) -> gr.Blocks:
                 switches, values = [], []
                 with gr.Group():
                     for i, variable in enumerate(graph.variables):
-                        switches.append(gr.Checkbox(label=f"do({variable.name})", elem_id=f"switch-{i}"))
+                        unseen = warn_of_unseen(models, variable.name)
+                        switches.append(
+                            gr.Checkbox(
+                                label=f"do({variable.name})", info=unseen and as_markdown(unseen), elem_id=f"switch-{i}"
+                            )
+                        )
                         values.append(_widget(variable, f"{variable.name} becomes", f"do-{i}", visible=False))
                 steps = _steps(models)
                 run = gr.Button("Show the counterfactual", variant="primary", elem_id="run")

@@ -27,6 +27,8 @@ Continuous attributes are regressed on, but not held: their effects are no strai
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +47,7 @@ class EffectConstraint(nn.Module):
     Args:
         graph: The causal graph.
         weight: Of the penalty, in nats per squared grey level of the mean pixel.
+        names: The variables to hold, of which the continuous ones are left alone; all of them if left out.
 
     Attributes:
         effects: W, shape (K, C, H, W), in units of images from -1 to 1; None before they are measured.
@@ -56,10 +59,14 @@ class EffectConstraint(nn.Module):
     reliability: Tensor | None
     excess: Tensor | None
 
-    def __init__(self, graph: CausalGraph, weight: float = 0.025) -> None:
+    def __init__(self, graph: CausalGraph, weight: float = 0.025, names: Collection[str] | None = None) -> None:
         super().__init__()
         self.graph, self.weight = graph, weight
-        self.variables = [variable for variable in graph.variables if variable.kind != "continuous"]
+        self.variables = [
+            variable
+            for variable in graph.variables
+            if variable.kind != "continuous" and (names is None or variable.name in names)
+        ]
         for name in ("effects", "reliability", "excess"):
             self.register_buffer(name, None)
         self._moments = self._products = self._squares = torch.zeros((), dtype=torch.float64)

@@ -14,6 +14,8 @@ for the clearest of targets, which no model reaches: to make up for them, all ot
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -30,15 +32,20 @@ class StrengthConstraint(nn.Module):
     Args:
         graph: The causal graph.
         learning_rate: Step of an offset in nats, per unit of strength that the mean image falls short.
+        names: The variables to hold, of which the continuous ones are left alone; all of them if left out.
     """
 
     offsets: Tensor
 
-    def __init__(self, graph: CausalGraph, learning_rate: float = 5.0) -> None:
+    def __init__(self, graph: CausalGraph, learning_rate: float = 5.0, names: Collection[str] | None = None) -> None:
         super().__init__()
         self.graph = graph
         self.learning_rate = learning_rate
-        self.variables = [variable for variable in graph.variables if variable.kind != "continuous"]
+        self.variables = [
+            variable
+            for variable in graph.variables
+            if variable.kind != "continuous" and (names is None or variable.name in names)
+        ]
         # A buffer, as the multiplier of the other constraint is: resumed, not optimised.
         self.register_buffer("offsets", torch.zeros(len(self.variables)))
 

@@ -5,7 +5,8 @@ Every number of every form is read from the same tidy table, which is written be
 ============  ==================================================================================
 column        meaning
 ============  ==================================================================================
-table         effectiveness, utility, shift, axioms or truth
+table         effectiveness, utility, shift, axioms, truth, or sight (what guide and judge see in
+              validation images: :mod:`softcft.evaluation.sight`)
 dataset       name of the data set
 seed          seed of the run
 cft           none, hard, soft or matched; real for real images; truth for true counterfactuals
@@ -34,6 +35,7 @@ from pathlib import Path
 import pandas as pd
 
 from softcft.escaping import as_latex, as_markdown
+from softcft.evaluation.sight import sight_warnings
 from softcft.graph import CausalGraph
 
 __all__ = ["CFT_NAMES", "COLUMNS", "PUBLISHED_CFT", "ROW_NAMES", "ReportTable", "report_tables", "write_report"]
@@ -290,6 +292,7 @@ def write_report(runs: Sequence[str | Path], output_dir: str | Path, graph: Caus
         ignore_index=True,
     )
     tables = report_tables(metrics, graph)
+    warnings = sight_warnings(metrics[metrics["table"] == "sight"])
 
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -298,9 +301,9 @@ def write_report(runs: Sequence[str | Path], output_dir: str | Path, graph: Caus
     settings = {str(folder): (folder / "config.yaml").read_text(encoding="utf-8") for folder in folders}
     versions = [f"python {platform.python_version()}", *(f"{package} {version(package)}" for package in PACKAGES)]
     settings["Versions"] = "\n".join(versions)
-    (output_dir / "report.md").write_text(_markdown(title, tables), encoding="utf-8")
-    (output_dir / "report.tex").write_text(_latex(title, tables), encoding="utf-8")
-    (output_dir / "report.html").write_text(_html(title, tables, figures, settings), encoding="utf-8")
+    (output_dir / "report.md").write_text(_markdown(title, warnings, tables), encoding="utf-8")
+    (output_dir / "report.tex").write_text(_latex(title, warnings, tables), encoding="utf-8")
+    (output_dir / "report.html").write_text(_html(title, warnings, tables, figures, settings), encoding="utf-8")
 
 
 def _check(metrics: pd.DataFrame) -> None:
@@ -386,8 +389,8 @@ def _title(name: str) -> str:
     return name[:1].upper() + name[1:]
 
 
-def _markdown(title: str, tables: Iterable[ReportTable]) -> str:
-    parts = [f"# {as_markdown(title)}"]
+def _markdown(title: str, warnings: Iterable[str], tables: Iterable[ReportTable]) -> str:
+    parts = [f"# {as_markdown(title)}", *(f"**{as_markdown(warning)}**" for warning in warnings)]
     for table in tables:
         lines = [table.frame.columns.tolist(), ["---"] * table.frame.shape[1], *table.frame.to_numpy().tolist()]
         cells = [[as_markdown(str(cell)) for cell in line] for line in lines]
@@ -395,8 +398,9 @@ def _markdown(title: str, tables: Iterable[ReportTable]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _latex(title: str, tables: Iterable[ReportTable]) -> str:
+def _latex(title: str, warnings: Iterable[str], tables: Iterable[ReportTable]) -> str:
     parts = [f"% {' '.join(title.split())}: needs the packages booktabs and graphicx"]
+    parts += [f"\\textbf{{{as_latex(warning)}}}" for warning in warnings]
     for table in tables:
         frame = table.frame.map(as_latex).rename(columns=as_latex)
         body = frame.style.hide(axis="index").to_latex(hrules=True, column_format="l" * frame.shape[1])
@@ -418,8 +422,15 @@ pre { background: #f5f5f5; padding: 0.8rem; overflow-x: auto; font-size: 12px; }
 """
 
 
-def _html(title: str, tables: Iterable[ReportTable], figures: Iterable[Path], settings: Mapping[str, str]) -> str:
+def _html(
+    title: str,
+    warnings: Iterable[str],
+    tables: Iterable[ReportTable],
+    figures: Iterable[Path],
+    settings: Mapping[str, str],
+) -> str:
     parts = [f"<h1>{html.escape(title)}</h1>"]
+    parts += [f"<p><strong>{html.escape(warning)}</strong></p>" for warning in warnings]
     for table in tables:
         body = table.frame.to_html(index=False, border=0)
         parts.append(

@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from softcft.escaping import as_markdown, as_mermaid
 from softcft.graph import CausalGraph
+from softcft.models.sight import not_seen, read_sight
 from softcft.variable import Variable
 
 __all__ = ["CardTable", "has_people", "make_card"]
@@ -129,6 +130,7 @@ def make_card(
         size=setting(settings, "sample_size"),
         has_people=has_people(name),
         is_phantom=name == "phantom",
+        not_seen=[as_markdown(sentence) for sentence in _not_seen(Path(folder))],
         tables=[(as_markdown(t.title), as_markdown(t.caption), _table(t.rows)) for t in tables],
     )
 
@@ -175,6 +177,16 @@ def _class_name(folder: Path) -> str:
     if (folder / INDEX).is_file():
         return str(json.loads((folder / INDEX).read_text(encoding="utf-8"))["_class_name"])
     return str((_config(parts_of(folder)[0]) or {})["_class_name"])
+
+
+def _not_seen(folder: Path) -> list[str]:
+    """A sentence for each variable that the classifier among the models does not see."""
+    sentences: list[str] = []
+    for part in parts_of(folder):
+        sees = (_config(part) or {}).get("sees")
+        if sees is not None:
+            sentences += not_seen(read_sight(list(sees), sees)).values()
+    return sentences
 
 
 def _tags(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
 from softcft.arguments import check_number, shown, takes_any_numbers
 from softcft.graph import CausalGraph
+from softcft.models.sight import Sight, read_sight
 from softcft.models.weights import SafetensorsOnly
 
 __all__ = ["AttributeClassifier", "AttributeClassifierOutput", "attribute_losses"]
@@ -52,10 +53,17 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
             ``{"model_type": "resnet", "num_channels": 1, "hidden_sizes": [32, 64], ...}``.
         scales: For each variable the temperature that divides its logits (discrete) or the standard deviation of its
             error in encoded units (continuous). Measured by :meth:`calibrate`; 1 before.
+        sees: For each variable how well it is seen in validation images, see :mod:`softcft.models.sight`. Measured by
+            :func:`softcft.evaluation.sight.measure_sight`, stored by :meth:`store_sight`; None before, which counts as
+            seen.
+
+    Attributes:
+        sight: The same as :class:`~softcft.models.sight.Sight` by variable; empty if it was not measured.
 
     Raises:
         ValueError: If the graph is invalid; the backbone has no known ``model_type``, no ``hidden_sizes``, or settings
-            that make no model; or ``scales`` names other variables than the graph, or is not above 0.
+            that make no model; ``scales`` names other variables than the graph, or is not above 0; or ``sees`` names
+            other variables, or has an entry without its numbers.
     """
 
     column_scales: Tensor
@@ -64,11 +72,16 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
     @takes_any_numbers
     @register_to_config
     def __init__(
-        self, graph: list[dict[str, Any]], backbone: dict[str, Any], scales: dict[str, float] | None = None
+        self,
+        graph: list[dict[str, Any]],
+        backbone: dict[str, Any],
+        scales: dict[str, float] | None = None,
+        sees: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self.causal_graph = CausalGraph(graph)
         columns = self._columns(scales)
+        self.sight = read_sight(self.causal_graph.names, sees)
         self.trunk = _make_trunk(backbone)
         self.heads = nn.Linear(self.trunk.config.hidden_sizes[-1], self.causal_graph.width)
         self.register_buffer("column_scales", columns, persistent=False)
@@ -139,6 +152,24 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
                 scales[variable.name] = _fit_temperature(predicted, labels)
         self.column_scales = self._columns(scales).to(self.column_scales)
         self.register_to_config(scales=scales)
+
+    def store_sight(self, sight: Mapping[str, Sight]) -> None:
+        """Store in the config how well each variable is seen.
+
+        Args:
+            sight: By the variable's name.
+
+        Raises:
+            ValueError: If other variables are named than the graph has.
+        """
+        sees = {name: asdict(entry) for name, entry in sight.items()}
+        self.sight = read_sight(self.causal_graph.names, sees)
+        self.register_to_config(sees=sees)
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """The variables that it sees in images; all of them if that was not measured."""
+        return tuple(name for name in self.causal_graph.names if name not in self.sight or self.sight[name].is_seen)
 
 
 def _make_trunk(backbone: dict[str, Any]) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, logging
 from PIL import Image
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.graph import CausalGraph, Intervention
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
+from softcft.models.sight import not_seen
 from softcft.models.weights import load_safetensors
 from softcft.pipelines.images import Images, OutputType, check_output_type, from_tensor, to_numpy, to_tensor
 
@@ -32,6 +34,8 @@ __all__ = [
     "draw_attributes",
     "load_pipeline",
 ]
+
+logger = logging.get_logger(__name__)
 
 Values = Mapping[str, Any]
 Predictions = dict[str, list[Any]]
@@ -126,6 +130,9 @@ def answer(
             f"parents has no value for {missing}, and infer_missing_parents=True needs a classifier, which this "
             f"pipeline does not have."
         )
+
+    if classifier is not None:
+        _warn_of_unseen(classifier, intervention)
 
     # 2. The factual world: what is known of the images, and what the classifier sees in them.
     seen = None if classifier is None else _predict(classifier, factual)
@@ -227,6 +234,20 @@ def check_parts(parts: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]])
         if other != graph:
             difference = _difference(first, graph, name, other)
             raise ValueError(f"{first} and {name} must have the same causal graph, but {difference}.")
+
+
+def _warn_of_unseen(classifier: AttributeClassifier, intervention: Intervention) -> None:
+    """Say once of each variable that is intervened on that the guide did not see it."""
+    names = classifier.causal_graph.names
+    set_by_some = {name for name, is_set in zip(names, intervention.mask.any(dim=0).tolist(), strict=True) if is_set}
+    for name, warning in not_seen(classifier.sight).items():
+        if name in set_by_some:
+            _warn_once(warning)
+
+
+@functools.cache
+def _warn_once(warning: str) -> None:
+    logger.warning("%s", warning)
 
 
 def _predict(classifier: AttributeClassifier, image: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from softcft.models.classifier import AttributeClassifier, attribute_losses
 from softcft.models.denoiser import CONDITION_DROPOUT, MIN_SNR_GAMMA, ConditionalDenoiser
 from softcft.models.hvae import HVAEModel
 from softcft.models.patches import fold_patches
+from softcft.models.sight import seen_by_some
 from softcft.models.vae import encode_latents
 from softcft.noise import Generator, seeded_generator, spread_evenly, uniform
 
@@ -206,7 +207,8 @@ class CFTObjective(nn.Module):
         backbone: The image mechanism to fine-tune, a module that satisfies
             :class:`~softcft.counterfactuals.backbone.CounterfactualBackbone`.
         attribute_scm: Trained attribute mechanisms; frozen here.
-        guides: Trained and calibrated classifiers; frozen here. Each image is shown to one of them, drawn at random.
+        guides: Trained and calibrated classifiers; frozen here. Each image is shown to one of them, drawn at random,
+            which is asked for no variable that it does not see (:mod:`softcft.models.sight`).
         constraint: Holds the fidelity.
         mode: Of the targets, see :mod:`softcft.cft.targets`. With matched ones all counterfactuals together are held
             to reality, too: in their strength (:mod:`softcft.cft.strength`) and their effect
@@ -215,6 +217,13 @@ class CFTObjective(nn.Module):
             them that is given here: a copy of it stays as it is.
         minimality: Weight of the mean absolute change of the images, in nats per grey level of 255.
         reversibility: Weight of the mean absolute error of intervening back, in nats per grey level.
+
+    Attributes:
+        seen: The variables that one of the guides at least sees: those that are asked for.
+
+    Raises:
+        ValueError: If the backbone is no module; there is no guide, or none that sees a variable; or mechanisms and a
+            guide have different graphs.
     """
 
     reference_parents: Tensor | None
@@ -242,6 +251,7 @@ class CFTObjective(nn.Module):
                     f"Attribute mechanisms and guide have different graphs: {attribute_scm.causal_graph} against "
                     f"{guide.causal_graph}. Train both from one config."
                 )
+        self.seen = seen_by_some(guides)
         self.backbone = backbone.train()
         self.attribute_scm = attribute_scm.eval().requires_grad_(False)
         frozen = nn.ModuleList(guides).eval().requires_grad_(False)
@@ -249,8 +259,8 @@ class CFTObjective(nn.Module):
         self.guides = cast("Sequence[AttributeClassifier]", frozen)
         self.constraint = constraint
         self.mode = mode
-        self.strength = StrengthConstraint(attribute_scm.causal_graph) if mode == "matched" else None
-        self.effect = EffectConstraint(attribute_scm.causal_graph) if mode == "matched" else None
+        self.strength = StrengthConstraint(attribute_scm.causal_graph, names=self.seen) if mode == "matched" else None
+        self.effect = EffectConstraint(attribute_scm.causal_graph, names=self.seen) if mode == "matched" else None
         self.plausibility = plausibility
         if plausibility is not None:
             self.pretrained = cast(CounterfactualBackbone, copy.deepcopy(backbone).requires_grad_(False))
@@ -300,11 +310,14 @@ class CFTObjective(nn.Module):
         intervened: Tensor,
         generators: Generator,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Mean loss and shortfall of strength of each variable; each image is seen by one of the guides."""
+        """Mean loss and shortfall of strength of each variable that is seen; each image is shown to one guide."""
         draw = uniform((len(image), 1), generators, image.device)[:, 0]
         whose = (draw * len(self.guides)).long().clamp_max(len(self.guides) - 1)
-        total: dict[str, Tensor] = {}
-        shortfalls: dict[str, Tensor] = {}
+        # All that one guide at least sees, whichever guides this batch draws.
+        nothing = torch.zeros((), device=image.device)
+        total = dict.fromkeys(self.seen, nothing)
+        held = () if self.strength is None else self.strength.variables
+        shortfalls = {variable.name: nothing for variable in held}
         moves = self.attribute_scm.causal_graph.affected(intervened)
         for i, guide in enumerate(self.guides):
             mine = (whose == i).nonzero()[:, 0]
@@ -326,11 +339,12 @@ class CFTObjective(nn.Module):
             if self.strength is not None and reference is not None:
                 seen = guide.probabilities(logits.detach())
                 short = self.strength.shortfall(targets, seen, new_parents[mine], moves[mine], reference)
-                for name, value in short.items():
-                    shortfalls[name] = shortfalls.get(name, 0) + value / len(image)
+                for name in shortfalls.keys() & set(guide.seen):
+                    shortfalls[name] = shortfalls[name] + short[name] / len(image)
                 targets = self.strength(targets, new_parents[mine], moves[mine])
-            for name, loss in guidance_losses(guide.causal_graph, logits, targets, guide.column_scales).items():
-                total[name] = total.get(name, 0) + loss * len(mine) / len(image)
+            losses = guidance_losses(guide.causal_graph, logits, targets, guide.column_scales)
+            for name in guide.seen:
+                total[name] = total[name] + losses[name] * len(mine) / len(image)
         return total, shortfalls
 
     def reference(self, guide: int) -> Reference | None:

@@ -1,6 +1,7 @@
 """What the page's buttons do, without a browser."""
 
 import asyncio
+import copy
 import re
 from typing import Any
 
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 from softcft import CausalGraph, DSCMPipeline
-from softcft.app.models import Model
+from softcft.app.models import Model, warn_of_unseen
 from softcft.data.phantom import PHANTOM_GRAPH
+from softcft.models.sight import Sight
 from tests.pipelines.test_diffusion_dscm import build as build_diffusion
 from tests.recipes.small_pipeline import make_pipeline
 
@@ -49,6 +51,24 @@ def test_all_models_are_asked_the_same(models: list[Model]) -> None:
     assert html.count('class="card"') == 2
     assert html.count("50 years → <b>80 years</b>") == 2
     assert html.count("<span class=tag>follows<") == 2  # the disease
+
+
+def test_what_a_guide_does_not_see_is_told_where_it_is_chosen(models: list[Model]) -> None:
+    one, other = (Model(m.name, m.source, copy.deepcopy(m.pipeline)) for m in models)
+    assert warn_of_unseen([one, other], SCRIPT) is None
+    names = GRAPH.names
+    sight = {name: Sight("auc", 0.558, 0.52, 0.6) if name == SCRIPT else Sight("auc", 0.9, 0.8, 1.0) for name in names}
+    one.pipeline.classifier.store_sight(sight)
+    assert one.name in str(warn_of_unseen([one, other], SCRIPT))
+    assert one.name not in str(warn_of_unseen([one], SCRIPT))
+    notes = {
+        component["props"]["label"]: component["props"].get("info")
+        for component in page.build([one, other], []).config["components"]
+        if component["type"] == "checkbox"
+    }
+    assert [name for name in names if notes[f"do({name})"]] == [SCRIPT]
+    assert "55.8" in notes[f"do({SCRIPT})"]
+    assert "<script" not in notes[f"do({SCRIPT})"]  # which the page would show as HTML
 
 
 def test_what_is_missing_is_told(models: list[Model]) -> None:

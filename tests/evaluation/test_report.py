@@ -203,6 +203,16 @@ def test_latex_escapes(runs, tmp_path):
     assert not re.search(r"(?<!\\)%(?!\n)", text.partition("\n")[2])
 
 
+def test_what_the_guide_does_not_see_is_in_every_form(runs, tmp_path):
+    row = ("sight", "real", "none", "sex", "guide", "auc", 0.558, 0.52, 0.6)
+    results(row).to_csv(runs[0] / "metrics" / "sight.csv", index=False)
+    write_report(runs, tmp_path / "report", PHANTOM_GRAPH, "title")
+    for form in ("md", "tex", "html"):
+        text = (tmp_path / "report" / f"report.{form}").read_text()
+        assert "cannot change sex" in text
+        assert "55.8" in text
+
+
 def test_a_folder_without_results_is_named(runs, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"elsewhere/metrics has no results.*evaluate\.py"):
         write_report([*runs, tmp_path / "elsewhere"], tmp_path / "out", PHANTOM_GRAPH, "Phantom")

@@ -8,11 +8,12 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from softcft import CausalGraph, Variable
+from softcft import AttributeClassifier, CausalGraph, Variable
 from softcft.data.phantom import PHANTOM_GRAPH
 from softcft.data.sources import FOLDERS, GRAPHS
 from softcft.escaping import as_mermaid
 from softcft.hub.card import SOURCES, CardTable, has_people, make_card
+from softcft.models.sight import Sight
 from tests.recipes.small_pipeline import make_pipeline
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +63,23 @@ def test_it_has_all_that_a_reader_needs(folder: Path) -> None:
         assert said in text
     assert "](data:" not in text  # no picture
     assert "![" not in text
+
+
+def test_it_says_what_the_guide_does_not_see(tmp_path: Path) -> None:
+    name = EVIL[0]
+    graph = CausalGraph([Variable(name=name, kind="binary", categories=("a", "b")), *PHANTOM_GRAPH.variables[:1]])
+    pipeline = make_pipeline(tmp_path / "pipeline", causal_graph=graph)
+    before = card_of(pipeline, graph).text
+    guide = AttributeClassifier.from_pretrained(pipeline / "classifier")
+    guide.store_sight({name: Sight("auc", 0.558, 0.52, 0.6), "age": Sight("skill", 0.3, 0.2, 0.4)})
+    for folder in (pipeline / "classifier", tmp_path / "guide"):
+        guide.save_pretrained(folder)
+    for folder in (pipeline, tmp_path / "guide"):
+        text = card_of(folder, graph).text
+        (line,) = [line for line in text.splitlines() if "55.8" in line]
+        assert "script" in line
+        assert "<script" not in text
+    assert "margin" not in before
 
 
 def test_it_does_not_pretend_that_something_was_measured(folder: Path) -> None:

@@ -1,4 +1,5 @@
 import copy
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from softcft.graph import CausalGraph
 from softcft.models.classifier import AttributeClassifier, attribute_losses
+from softcft.models.sight import Sight
 
 GRAPH = [
     {"name": "site", "kind": "categorical", "categories": ["x", "y", "z"]},
@@ -203,6 +205,32 @@ def test_saved_and_loaded_is_the_same_classifier(tmp_path: Path, backbone: dict[
         assert torch.equal(tensor, loaded.state_dict()[name]), name
     # A copy, because loaded weights lie unaligned in memory, where kernels may add in another order.
     assert torch.equal(copy.deepcopy(loaded)(IMAGE).logits, model(IMAGE).logits)
+
+
+def test_what_it_sees_is_saved_with_it_and_old_classifiers_load(tmp_path: Path) -> None:
+    model = build()
+    model.save_pretrained(tmp_path / "old")
+    settings = json.loads((tmp_path / "old" / "config.json").read_text())
+    del settings["sees"]  # as versions before saved it
+    (tmp_path / "old" / "config.json").write_text(json.dumps(settings))
+    old = AttributeClassifier.from_pretrained(tmp_path / "old")
+    assert old.config.sees is None
+    assert old.seen == ("site", "age", "ill")
+
+    old.store_sight(
+        {
+            "site": Sight("auc", 0.8, 0.7, 0.9),
+            "age": Sight("skill", 0.04, 0.01, 0.06),
+            "ill": Sight("auc", 0.9, None, None),
+        }
+    )
+    assert old.seen == ("site",)
+    old.save_pretrained(tmp_path / "new")
+    loaded = AttributeClassifier.from_pretrained(tmp_path / "new")
+    assert loaded.sight == old.sight
+    assert loaded.seen == ("site",)
+    with pytest.raises(ValueError, match="sees must name the variables"):
+        old.store_sight({"site": Sight("auc", 0.8, 0.7, 0.9)})
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from PIL import Image
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEBackbone, HVAEModel
 from softcft.data.phantom import PHANTOM_GRAPH, draw_block, render
 from softcft.data.pictures import fit_picture
+from softcft.models.sight import Sight
 
 SIZE = 16
 PARENTS = {
@@ -124,6 +125,19 @@ def test_intervention_moves_image_and_effects_are_in_units_of_the_grey_range(pip
     assert np.abs(output.effects).max() > 0.01
     np.testing.assert_allclose(output.images - output.effects, arrays[..., None] / 255, atol=1e-5)
     assert output.counterfactual_predictions != output.factual_predictions
+
+
+def test_an_intervention_that_the_guide_does_not_see_is_told_once(images, caplog):
+    pipe = build()
+    sight = {name: Sight("auc", 0.9, 0.8, 1.0) for name in PHANTOM_GRAPH.names}
+    pipe.classifier.store_sight(sight | {"sex": Sight("auc", 0.558, 0.52, 0.6)})
+    pipe(images, PARENTS, {"race": "Asian"})
+    assert caplog.records == []
+    for _ in range(2):
+        pipe(images, PARENTS, [{"race": "Asian"}, {"sex": "female"}, {}])
+    (record,) = caplog.records
+    assert "sex" in record.getMessage()
+    assert "55.8" in record.getMessage()
 
 
 def test_only_intervened_variables_and_their_descendants_move(pipe, images):

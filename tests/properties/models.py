@@ -25,6 +25,12 @@ CLASSIFIER: dict[str, Any] = {
     "graph": PLAIN_GRAPH,
     "backbone": TRUNK,
     "scales": {"age": 0.5, "sex": 1, "race": 2.0, "disease": 1.0},
+    "sees": {
+        "age": {"metric": "skill", "value": 0.2, "low": 0.1, "high": 0.3},
+        "sex": {"metric": "auc", "value": 0.7, "low": 0.6, "high": 0.8},
+        "race": {"metric": "auc", "value": 0.7, "low": None, "high": None},
+        "disease": {"metric": "auc", "value": 1, "low": 1, "high": 1},
+    },
 }
 SCM: dict[str, Any] = {"graph": PLAIN_GRAPH, "num_bins": 4, "hidden_features": [8]}
 ENCODER: dict[str, Any] = {"graph": PLAIN_GRAPH, "embedding_dim": 4}
@@ -63,6 +69,14 @@ BAD_SCALES += [
     GOOD_SCALES | {"sex": value}
     for value in [None, 0, -1, math.nan, math.inf, "1", True, 10**400, [1.0], np.array([1.0, 2.0])]
 ]
+GOOD_SEES = CLASSIFIER["sees"]
+BAD_SEES = [3, [], "age", {}, {"age": GOOD_SEES["age"]}, GOOD_SEES | {"weight": GOOD_SEES["age"]}]
+BAD_SEES += [GOOD_SEES | {"sex": entry} for entry in [None, 0.6, "auc", [], {}, {"metric": "auc"}, math.nan]]
+BAD_SEES += [
+    GOOD_SEES | {"sex": GOOD_SEES["sex"] | {key: value}}
+    for key, values in {"low": [math.nan, math.inf, "1", True, 2, [0.5]], "metric": [None, "mae", 3, ["auc"]]}.items()
+    for value in values
+]
 
 BAD_WIDTHS = [None, 8, "8", [0], [-1], ["8"], [8.0], [None], [True], {8}, [10**30], np.array([8]), object()]
 BAD_BLOCKS = ["", "heavy", None, 3, ["light"], np.array(["light", "light"]), object()]
@@ -78,7 +92,7 @@ CONSTRUCTORS: dict[str, dict[str, list[Any]]] = {
         "beta": BAD_BETAS,
         "graph": BAD_GRAPHS,
     },
-    "AttributeClassifier": {"graph": BAD_GRAPHS, "backbone": BAD_TRUNKS, "scales": BAD_SCALES},
+    "AttributeClassifier": {"graph": BAD_GRAPHS, "backbone": BAD_TRUNKS, "scales": BAD_SCALES, "sees": BAD_SEES},
     "AttributeSCM": {"graph": BAD_GRAPHS, "num_bins": [1, *BAD_WHOLE], "hidden_features": BAD_WIDTHS},
     "ParentEncoder": {"graph": BAD_GRAPHS, "embedding_dim": BAD_WHOLE},
 }

@@ -19,6 +19,7 @@ from softcft.models.classifier import AttributeClassifier
 from softcft.models.denoiser import ConditionalDenoiser
 from softcft.models.hvae import HVAEModel
 from softcft.models.parent_encoder import ParentEncoder
+from softcft.models.sight import Sight
 from softcft.models.vae import decode_latents, encode_latents
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
@@ -431,6 +432,86 @@ def test_mechanisms_and_guide_must_share_their_graph() -> None:
     other = AttributeSCM(PLAIN[:3], num_bins=4, hidden_features=[8])
     with pytest.raises(ValueError, match="different graphs"):
         CFTObjective(Recorder(), other, [classifier()], constraint(), "soft")
+
+
+def with_sight(objective_guides: list[AttributeClassifier], *unseen: set[str]) -> list[AttributeClassifier]:
+    """Guides that do not see these variables."""
+    for guide, names in zip(objective_guides, unseen, strict=True):
+        guide.store_sight(
+            {
+                v.name: Sight(
+                    "skill" if v.kind == "continuous" else "auc", *((0.0,) * 3 if v.name in names else (0.9,) * 3)
+                )
+                for v in PHANTOM_GRAPH.variables
+            }
+        )
+    return objective_guides
+
+
+def blind(mode: Any, *unseen: set[str], backbone: nn.Module | None = None) -> CFTObjective:
+    guides = with_sight([classifier() for _ in unseen], *unseen)
+    return CFTObjective(backbone or HVAEBackbone(hvae()), scm(), guides, constraint(), mode)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+@pytest.mark.parametrize("name", PHANTOM_GRAPH.names)
+def test_a_guide_is_not_asked_for_what_it_does_not_see(mode: str, name: str, phantoms: dict[str, Tensor]) -> None:
+    """Neither where it is moved nor where it is untouched: its head has no part in the gradient of the images."""
+    gradients = []
+    for weight in (1.0, -50.0):
+        objective = blind(mode, {name})
+        with torch.no_grad():  # whatever the guide says of the variable
+            objective.guides[0].heads.weight[PHANTOM_GRAPH.slices[name]] *= weight
+        torch.manual_seed(1)
+        scalars = objective(phantoms)
+        assert {key for key in scalars if key.startswith("guidance/")} == {
+            f"guidance/{other}" for other in PHANTOM_GRAPH.names if other != name
+        }
+        scalars["loss"].backward()
+        gradients.append([parameter.grad for parameter in objective.backbone.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    objective = blind(mode, set(PHANTOM_GRAPH.names) - {name})  # and that alone
+    torch.manual_seed(1)
+    objective(phantoms)["guidance"].backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in objective.backbone.parameters())
+
+
+def test_each_guide_is_asked_for_what_it_sees_and_the_log_has_the_same_keys(phantoms: dict[str, Tensor]) -> None:
+    objective = blind("soft", {"sex", "race"}, {"sex", "age", "disease"}, backbone=Recorder())
+    assert objective.seen == ("age", "race", "disease")
+    keys = set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        scalars = objective({key: values[seed : seed + 1] for key, values in phantoms.items()})
+        keys.add(frozenset(scalars))
+        asked = {name for name in objective.seen if scalars[f"guidance/{name}"].grad_fn is not None}
+        assert asked in ({"age", "disease"}, {"race"})
+        scalars["loss"].backward()  # every parameter has a part in it, whichever guide was drawn
+    assert len(keys) == 1
+
+
+def test_strength_and_effect_are_held_of_what_a_guide_sees(phantoms: dict[str, Tensor]) -> None:
+    objective = blind("matched", {"sex", "race"}, {"sex"})
+    assert objective.strength is not None
+    assert objective.effect is not None
+    for held in (objective.strength, objective.effect):
+        assert [variable.name for variable in held.variables] == ["race", "disease"]
+    objective.reference_parents = phantoms["parents"]
+    with torch.no_grad():
+        said = [guide.predict(phantoms["image"]) for guide in objective.guides]
+    objective.reference_predictions = torch.stack(said)
+    objective.effect.observe(phantoms["image"], phantoms["parents"])
+    objective.effect.fit()
+    scalars = objective(phantoms)
+    assert {key for key in scalars if key.startswith("shortfall/")} == {"shortfall/race", "shortfall/disease"}
+    scalars["loss"].backward()
+    objective.after_step({key: x.item() if x.ndim == 0 else x.detach() for key, x in scalars.items()})
+    assert objective.strength.offsets.isfinite().all()
+
+
+def test_guides_that_see_nothing_have_nothing_to_steer_by() -> None:
+    with pytest.raises(ValueError, match="no variable"):
+        blind("soft", set(PHANTOM_GRAPH.names))
 
 
 def test_there_must_be_a_guide() -> None:
