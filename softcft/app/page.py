@@ -86,10 +86,9 @@ def build(models: Sequence[Model], examples: Sequence[Example]) -> gr.Blocks:
                 switches, values = [], []
                 with gr.Group():
                     for i, variable in enumerate(graph.variables):
-                        unseen = warn_of_unseen(models, variable.name)
                         switches.append(
                             gr.Checkbox(
-                                label=f"do({variable.name})", info=unseen and as_markdown(unseen), elem_id=f"switch-{i}"
+                                label=f"do({variable.name})", info=note_of(models, variable.name), elem_id=f"switch-{i}"
                             )
                         )
                         values.append(_widget(variable, f"{variable.name} becomes", f"do-{i}", visible=False))
@@ -160,6 +159,12 @@ def launch(page: gr.Blocks, port: int | None) -> str:
         css_paths=Path(__file__).with_name("style.css"),
     )
     return address
+
+
+def note_of(models: Sequence[Model], name: str) -> str | None:
+    """What stands below the ``do()`` of a variable, as Markdown: that the guide does not see it. None if it does."""
+    unseen = warn_of_unseen(models, name)
+    return None if unseen is None else as_markdown(unseen)
 
 
 class Answers:

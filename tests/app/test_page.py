@@ -61,14 +61,10 @@ def test_what_a_guide_does_not_see_is_told_where_it_is_chosen(models: list[Model
     one.pipeline.classifier.store_sight(sight)
     assert one.name in str(warn_of_unseen([one, other], SCRIPT))
     assert one.name not in str(warn_of_unseen([one], SCRIPT))
-    notes = {
-        component["props"]["label"]: component["props"].get("info")
-        for component in page.build([one, other], []).config["components"]
-        if component["type"] == "checkbox"
-    }
-    assert [name for name in names if notes[f"do({name})"]] == [SCRIPT]
-    assert "55.8" in notes[f"do({SCRIPT})"]
-    assert "<script" not in notes[f"do({SCRIPT})"]  # which the page would show as HTML
+    note = str(page.note_of([one, other], SCRIPT))
+    assert "55.8" in note
+    assert "<script" not in note  # which the page would show as HTML
+    assert page.note_of([one, other], "age") is None
 
 
 def test_what_is_missing_is_told(models: list[Model]) -> None:

@@ -89,15 +89,15 @@ def scm(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def guide(folder: Path) -> Path:
-    printed = run(folder, "train_classifier.py", "--role", "guide")
-    assert "The guide on validation data" in printed
-    assert "The weights after step " in printed
+    assert "The guide on validation data" in run(folder, "train_classifier.py", "--role", "guide")
     return folder / "runs" / "guide"
 
 
 @pytest.fixture(scope="module")
 def judge(folder: Path) -> Path:
-    assert "The judge on validation data" in run(folder, "train_classifier.py", "--role", "judge")
+    printed = run(folder, "train_classifier.py", "--role", "judge")
+    assert "The judge on validation data" in printed
+    assert "The weights after step " in printed
     return folder / "runs" / "judge"
 
 
