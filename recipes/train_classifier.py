@@ -17,6 +17,9 @@ it on real images.
 The weights are those of the lowest loss on validation images (--validation_steps). Only utility has its last ones: it
 learns from nothing but its set.
 
+How well each variable is seen in validation images is measured and kept with the classifier. What is not seen is said:
+fine-tuning does not ask a guide for it.
+
 Reads the sections data, graph and that of the role. Writes the AttributeClassifier into --output_dir/guide, guide_2,
 guide_3, judge, utility/real, utility/soft/race and so on.
 """
