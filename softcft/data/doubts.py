@@ -8,13 +8,20 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import date
 
-__all__ = ["are_codes", "are_years", "looks_like", "spelled_alike"]
+__all__ = ["are_codes", "are_years", "looks_like", "mean_nothing", "spelled_alike"]
 
 YEARS = (1850, 2100)
 DATE = re.compile(r"(\d{4})([-/.]?)(\d\d)\2(\d\d)([ T].*)?")
 DAY_FIRST = re.compile(r"\d{1,2}([-/.])\d{1,2}\1(\d\d)?\d\d([ T].*)?")
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 SEPARATORS = "|;,"
+FILE = re.compile(r"\S.*\.(png|jpe?g|tiff?|bmp|gif|webp|dcm|dicom|nii|gz|npy|json|txt)", re.IGNORECASE)
+UNKNOWN = re.compile(
+    r"[?-]+|(unknown|uncertain|unclear|unspecified|undetermined|undefined|indeterminate|missing|not? ?(known|reported|"
+    r"available|recorded|specified|stated|applicable|assessed|data)|other/unknown|n\.?a\.?|unk)\.?",
+    re.IGNORECASE,
+)
+UNKNOWN_CODES = ("-1", "-9", "-99", "-999", "9", "99", "999")
 
 
 def looks_like(texts: Sequence[str]) -> str | None:
@@ -35,6 +42,8 @@ def looks_like(texts: Sequence[str]) -> str | None:
         DECIMAL_COMMA.fullmatch(text) or re.fullmatch(r"[+-]?\d+", text) for text in different
     ):
         return "numbers with decimal commas, it seems; write them with points"
+    if all(map(FILE.fullmatch, different)):
+        return "names of files, it seems"
     if _are_lists(different):
         return "several labels in one cell, it seems; make a column of yes and no of each label"
     return None
@@ -50,6 +59,15 @@ def are_codes(categories: Sequence[str]) -> bool:
     """Whether categories are numbers other than 0, 1, 2 and so on, which say nothing of what they stand for."""
     numbers = [text for text in categories if re.fullmatch(r"[+-]?\d+", text)]
     return len(numbers) == len(categories) and set(numbers) != {str(i) for i in range(len(categories))}
+
+
+def mean_nothing(categories: Sequence[str]) -> list[str]:
+    """Categories that seem to say that nothing is known: words such as unknown, and -1 or 9 beside 0, 1 and so on."""
+    words = [category for category in categories if UNKNOWN.fullmatch(" ".join(category.replace("_", " ").split()))]
+    others = [category for category in categories if category not in UNKNOWN_CODES]  # a count, if these are codes
+    if words or not others or are_codes(others) or not are_codes(categories):
+        return words
+    return [category for category in categories if category in UNKNOWN_CODES]
 
 
 def spelled_alike(categories: Sequence[str]) -> list[list[str]]:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from softcft.data.doubts import are_codes, are_years, looks_like, spelled_alike
+from softcft.data.doubts import are_codes, are_years, looks_like, mean_nothing, spelled_alike
 from softcft.data.folders import examples
 from softcft.data.own import as_text, column_values, is_missing
 
@@ -124,6 +124,8 @@ def _guess(rows: Sequence[Dataset], column: str) -> dict[str, Any] | str:  # noq
     except ValueError:
         if len(different) > FEW_WORDS:
             return f"{len(different):,} different words; for a variable, merge them by columns{keep}"
+        if len(different) == len(values) > FEW_NUMBERS:
+            return "another one in each row"
         return _discrete(sorted(different))
     if not all(math.isfinite(number) for number in numbers):
         return "infinite values"
@@ -144,9 +146,17 @@ def _remark(rows: Sequence[Dataset], columns: dict[str, str], variable: dict[str
         if are_years([float(value) for value in values]):
             return "  # years, it seems: of birth? An age, at the time of the picture, is what it shows"
         return ""
+    if nothing := mean_nothing(variable["categories"]):
+        values = ", ".join(f"{_scalar(category)}: null" for category in nothing)
+        return (
+            f"  # not known, it seems: {', '.join(map(_scalar, nothing))}: then take it out, and make it missing by "
+            f"columns: {{{_scalar(name)}: {{values: {{{values}}}}}}}"
+        )
     if are_codes(variable["categories"]):
-        meanings = ", ".join(f"{_scalar(code)}: ..." for code in variable["categories"])
-        return f"  # codes: name what they stand for, by columns: {{{_scalar(name)}: {{values: {{{meanings}}}}}}}"
+        values = ", ".join(f"{_scalar(code)}: ..." for code in variable["categories"])
+        return (
+            f"  # codes: name what they stand for, or null, by columns: {{{_scalar(name)}: {{values: {{{values}}}}}}}"
+        )
     if alike := spelled_alike(variable["categories"]):
         pairs = "; ".join(", ".join(map(_scalar, group)) for group in alike)
         return f"  # spellings of one category? {pairs}: join them by columns: {{{_scalar(name)}: {{values: ...}}}}"

@@ -50,7 +50,7 @@ def check_files(dataset_name: str, files: list[str]) -> None:
                 names = list(_file_names(Path(file)))
             except (csv.Error, ValueError):  # it is no table, which datasets will tell
                 continue
-            for row, name in names:
+            for row, name in ((row, name.strip(' "')) for row, name in names):  # as after a comma and a space
                 if "://" in name or os.path.isabs(name) or os.path.normpath(name.replace("\\", "/")).startswith(".."):
                     raise ValueError(f"{file}, {row}: the picture {name!r} is not in the folder of this table. {FIX}")
 
@@ -139,7 +139,7 @@ def _file_names(path: Path) -> Iterator[tuple[str, str]]:
 
     def of(row: Any) -> Iterator[str]:
         for key, value in row.items() if isinstance(row, dict) else ():
-            if isinstance(key, str) and key.endswith(("file_name", "file_names")):
+            if isinstance(key, str) and key.strip().endswith(("file_name", "file_names")):
                 yield from (name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str))
 
     if path.suffix == ".parquet":

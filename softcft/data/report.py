@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from datasets import DatasetDict
 
-from softcft.data.doubts import are_years, looks_like, spelled_alike
+from softcft.data.doubts import are_years, looks_like, mean_nothing, spelled_alike
 from softcft.data.own import (
     as_text,
     column_values,
@@ -150,6 +150,12 @@ def _check_doubts(splits: DatasetDict, column: str, variable: Variable, report: 
     values = [as_text(v) for rows in splits.values() for v in column_values(rows, column) if not is_missing(v)]
     if doubt := looks_like(values):
         report.warnings.append(f"Column {column!r} of '{variable.name}' has {doubt}.")
+    if nothing := mean_nothing(variable.categories):
+        report.warnings.append(
+            f"'{variable.name}' has the categories {nothing}, which seem to say that nothing is known: take them out "
+            f"of the graph, and make them missing by columns: {{{variable.name}: {{column: {column}, values: "
+            f"{{{', '.join(f'{category}: null' for category in nothing)}}}}}}}."
+        )
     for group in spelled_alike(variable.categories):
         kept = max(group, key=lambda category: len(category.strip()))
         others = {category: kept for category in group if category != kept}
@@ -261,13 +267,13 @@ def _check_complete(graph: CausalGraph, values: Values, report: DataReport) -> N
                 if not counts[category] and split != "train":
                     report.errors.append(
                         f"'{variable.name}': no image of {split} is {category!r}, so that there is no AUC. Add images, "
-                        "or leave the category out; if the split is drawn here, another --data_seed may do."
+                        "or leave the category out (null it); a drawn split may have it with another --data_seed."
                     )
                 elif counts[category] < RARE and split != "validation":
                     report.warnings.append(
                         f"'{variable.name}': {counts[category]} images of {split} are {category!r}, too few "
                         f"{'to learn from' if split == 'train' else 'for an AUC to say much'}. Add images, or merge it "
-                        "with another category."
+                        "with another category, or make it null, by columns."
                     )
 
 

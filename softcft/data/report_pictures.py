@@ -15,6 +15,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Image
 from tqdm.auto import tqdm
 
+from softcft.data.negatives import find_negatives, thumbnail
 from softcft.data.paths import check_paths, find_repeats
 from softcft.data.pictures import fit_picture, is_grey
 from softcft.data.pixels import list_problems, open_picture, picture_shape, why_unread
@@ -23,6 +24,7 @@ from softcft.data.sources import DataConfig
 __all__ = ["DataReport", "Example", "check_pictures"]
 
 SAMPLE = 1_000  # pictures that are read
+NEGATIVES = 5  # that are named
 AHEAD = 64  # pictures that are in memory together
 
 
@@ -59,6 +61,7 @@ class _Picture(NamedTuple):
     mode: str = ""
     grey: bool = False
     digest: bytes = b""
+    small: np.ndarray | None = None
     pixels: np.ndarray | None = None
     problem: str | None = None
 
@@ -124,6 +127,7 @@ def check_pictures(
     pictures = [picture for found in read.values() for picture in found]
     _note_pictures(pictures, total, config, channels, report)
     _check_read(pictures, total, config, channels, report)
+    _check_negatives(pictures, report)
     _check_duplicates(read, report)
     for heading, captions in shown.items():
         rows = {row: _read_picture(stored["train"][row][column], config.sample_size, channels) for row in captions}
@@ -180,7 +184,8 @@ def _read_picture(stored: Mapping[str, Any] | None, size: int, channels: int) ->
         with open_picture(stored) as opened:
             picture = picture._replace(size=opened.size, mode=opened.mode, grey=is_grey(opened))
             pixels = fit_picture(opened, size, channels)
-            return picture._replace(pixels=pixels, digest=hashlib.blake2b(pixels.tobytes()).digest())
+            digest = hashlib.blake2b(pixels.tobytes()).digest()
+            return picture._replace(pixels=pixels, digest=digest, small=thumbnail(pixels))
     except Exception as error:  # of many kinds; one picture must not end it all
         return picture._replace(problem=f"{picture.name}: {why_unread(error)}")
 
@@ -229,11 +234,22 @@ def _check_read(
             report.errors.append(f"{text}. Repair them, or leave their rows out:{named}")
         else:
             report.warnings.append(f"{text}, and their rows would be left out. Repair them, if they are needed:{named}")
-    coloured = sum(bool(picture.mode) and not picture.grey for picture in pictures)
-    if channels == 1 and coloured and config.image_channels is None:
+    grey = sum(picture.grey for picture in pictures if picture.mode)
+    coloured = sum(not picture.grey for picture in pictures if picture.mode)
+    if grey and coloured and config.image_channels is None:
+        many = f"{coloured} of {len(pictures)} pictures are in colour, but the first is grey"
+        if channels == 3:
+            many = f"{grey} of {len(pictures)} pictures are grey, but the first is in colour"
+        report.warnings.append(f"{many}, and so all would be: pass --image_channels, 1 or 3.")
+
+
+def _check_negatives(pictures: Sequence[_Picture], report: DataReport) -> None:
+    found = [pictures[place].name for place in find_negatives([picture.small for picture in pictures])]
+    if found:
+        examples = ", ".join(dict.fromkeys(found[:NEGATIVES])) + (", ..." if len(found) > NEGATIVES else "")
         report.warnings.append(
-            f"{coloured} of {len(pictures)} pictures are in colour, but the first is grey, and so all would be: pass "
-            "--image_channels 1 if that is right, or 3."
+            f"{len(found)} of {len(pictures)} pictures look inverted (negatives of the others): {examples}. DICOM "
+            "files with PhotometricInterpretation MONOCHROME1 become so: invert these, or leave their rows out."
         )
 
 

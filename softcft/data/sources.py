@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +118,8 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
+        self.dataset_name = os.path.expanduser(self.dataset_name)  # a shell leaves --dataset_name=~/x as it is
+        self.data_dir = None if self.data_dir is None else os.path.expanduser(self.data_dir)
         for name in ("num_train", "num_validation", "num_test"):
             value = getattr(self, name)
             if value is not None and value < 1:

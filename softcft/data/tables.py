@@ -76,8 +76,11 @@ def read_file(path: Path) -> Table:
 
 def _read_csv(path: Path) -> Table:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        header = [name or f"Unnamed: {i}" for i, name in enumerate(next(reader, []))]
+        # Names after a comma and a space: so are the cells, then.
+        is_spaced = any(name.startswith(" ") for name in next(csv.reader(file), []))
+        file.seek(0)
+        reader = csv.reader(file, strict=True, skipinitialspace=is_spaced)
+        header = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(next(reader, []))]
         if len(header) == 1 and (others := [mark for mark in (";", "\t", "|") if mark in header[0]]):
             raise ValueError(f"{path} has its columns separated by {others[0]!r}; save it with commas.")
         if again := [name for name, number in Counter(header).items() if number > 1]:

@@ -1,6 +1,6 @@
 import pytest
 
-from softcft.data.doubts import are_codes, are_years, looks_like, spelled_alike
+from softcft.data.doubts import are_codes, are_years, looks_like, mean_nothing, spelled_alike
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,8 @@ from softcft.data.doubts import are_codes, are_years, looks_like, spelled_alike
         (["Effusion", "Mass", "Effusion|Mass", "No Finding"], "several labels"),
         (["cough;fever", "fever", "cough; pain", "pain"], "several labels"),
         (["cough, fever", "fever", "cough"], "several labels"),
+        (["p1/view1.jpg", "p2/view1.jpg"], "files"),
+        (["a b.PNG", "c.dcm"], "files"),
     ],
 )
 def test_what_is_neither_a_quantity_nor_a_category_is_named(texts, word):
@@ -75,3 +77,25 @@ def test_counts_and_words_are_no_codes(categories):
 )
 def test_spellings_of_one_category_are_put_together(categories, groups):
     assert spelled_alike(categories) == groups
+
+
+@pytest.mark.parametrize(
+    ("categories", "expected"),
+    [
+        (["-1", "0", "1"], ["-1"]),
+        (["-1", "0"], ["-1"]),
+        (["0", "1", "9"], ["9"]),
+        (["0", "1", "2", "-9", "99"], ["-9", "99"]),
+        (["Female", "Male", "Unknown"], ["Unknown"]),
+        (["yes", "no", "not reported", "?"], ["not reported", "?"]),
+        (["benign", "malignant", "NOT_KNOWN"], ["NOT_KNOWN"]),
+        (["-1", "1"], []),  # no and yes, or uncertain and yes
+        ([str(i) for i in range(10)], []),  # digits
+        (["1", "2", "9"], []),
+        (["no", "yes"], []),
+        (["-1", "a"], []),
+        (["none", "No Finding", "other"], []),
+    ],
+)
+def test_categories_that_say_that_nothing_is_known(categories, expected):
+    assert mean_nothing(categories) == expected

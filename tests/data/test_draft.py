@@ -66,6 +66,8 @@ def test_class_labels_keep_their_names_and_order() -> None:
         ("box", lambda i: [1, 2], "neither numbers nor words"),
         ("scanned", lambda i: 20140101 + i % 28, "dates, it seems"),
         ("labels", lambda i: ["Mass", "Mass|Nodule", "Nodule"][i % 3], "several labels in one cell, it seems"),
+        ("source", lambda i: f"site/{i % 4}.png", "names of files, it seems"),
+        ("comment", lambda i: f"x{i}" if i < 15 else None, "another one in each row"),
         ("weight", lambda i: f"{i},5", "numbers with decimal commas, it seems"),
     ],
 )
@@ -82,6 +84,8 @@ def test_what_is_left_out_is_said(name: str, column: Any, reason: str) -> None:
         (lambda i: 1 + i % 2, "codes"),
         (lambda i: [-1, 1][i % 2], "codes"),
         (lambda i: ["F", "f", "M"][i % 3], "spellings"),
+        (lambda i: [-1.0, 0.0, 1.0, None][i % 4], '"-1": null'),
+        (lambda i: ["F", "M", "Unknown"][i % 3], "Unknown: null"),
         (lambda i: i % 2, None),
         (lambda i: 20 + 2 * i, None),
     ],

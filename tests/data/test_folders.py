@@ -778,3 +778,37 @@ def test_rows_are_in_the_order_of_names_and_tables(tmp_path: Path) -> None:
         pictures(tmp_path / "mine" / site, 3, 10 * i)
     rows = read_table(str(tmp_path / "mine"))["train"].cast_column("image", Image(decode=False))
     assert rows["size"][:] == [10, 11, 12, 0, 1, 2, 20, 21, 22]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file_name, age, sex\n{rows}",
+        "file_name , age , sex\n{rows}",
+        "\ufefffile_name, age, sex\n{rows}",
+        ' file_name, age, "sex"\n{rows}',
+    ],
+)
+def test_spaces_after_commas_are_no_part_of_names_and_cells(text: str, tmp_path: Path) -> None:
+    put(tmp_path, [f"{i}.png" for i in range(4)])
+    rows = "".join(f'{i}.png, {i}, "{"ab"[i % 2]}"\n' for i in range(4))
+    (tmp_path / "metadata.csv").write_text(text.format(rows=rows), encoding="utf-8")
+    table = read_table(str(tmp_path))["train"]
+    assert table.column_names == ["image", "age", "sex"]
+    assert table["age"][:] == [0, 1, 2, 3]
+    assert table["sex"][:] == ["a", "b", "a", "b"]
+
+
+@pytest.mark.parametrize("cell", ["../x.png", "/x.png"])
+def test_no_space_leads_out_of_the_folder(cell: str, tmp_path: Path) -> None:
+    put(tmp_path, ["0.png"])
+    (tmp_path / "metadata.csv").write_text(f'age, file_name\n1, "{cell}"\n')
+    with pytest.raises(ValueError, match=r"x\.png"):
+        read_table(str(tmp_path))
+
+
+def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    settings = DataConfig(dataset_name="~/pictures", data_dir="~/cache")
+    assert (settings.dataset_name, settings.data_dir) == (str(tmp_path / "pictures"), str(tmp_path / "cache"))

@@ -175,6 +175,28 @@ def test_the_first_picture_decides_on_colour() -> None:
     assert "empty.png: " in report.warnings[0]
 
 
+@pytest.mark.parametrize(("first", "named"), [("L", "colour"), ("RGB", "grey")])
+@pytest.mark.parametrize("others", [1, 10, 199])
+def test_grey_and_colour_together_are_told_whichever_is_first(first: str, named: str, others: int) -> None:
+    modes = [first] * (200 - others) + [{"L": "RGB", "RGB": "L"}[first]] * others
+    table = splits(200, {i: {"bytes": png(i, mode=mode), "path": None} for i, mode in enumerate(modes)})
+    assert any(f"{others} of 200" in text and named in text for text in check(table).warnings)
+    assert check(table, image_channels=3).warnings == []
+
+
+def test_negatives_are_told_with_their_number() -> None:
+    def picture(i: int) -> dict[str, Any]:
+        pixels = np.full((8, 8), 20 + i % 50, "u1")
+        pixels[2:6, 2:6] = 180 + i // 50
+        data = io.BytesIO()
+        PILImage.fromarray(255 - pixels if i % 4 == 0 else pixels).save(data, "PNG")
+        return {"bytes": data.getvalue(), "path": f"{i}.png"}
+
+    (warning,) = check(splits(200, {i: picture(i) for i in range(200)})).warnings
+    assert "50 of 200 pictures" in warning
+    assert "0.png, 4.png" in warning
+
+
 def test_sizes_are_told() -> None:
     report = check(splits(200, {7: {"bytes": png(7, (20, 10)), "path": None}}), sample_size=16)
     text = "\n".join(report.lines)
@@ -246,3 +268,15 @@ def test_several_rows_of_one_picture_are_told(tmp_path: Path) -> None:
     (warning,) = (text for text in report.warnings if "more than one row" in text)
     assert warning.startswith("2 pictures are in more than one row")
     assert not any("more than one row" in text for text in check(splits()).warnings)
+
+
+@pytest.mark.parametrize(("categories", "nothing"), [(["-1", "0", "1"], "-1"), (["F", "M", "unknown"], "unknown")])
+def test_categories_of_nothing_are_told_with_null(categories: list[str], nothing: str) -> None:
+    graph = CausalGraph([{"name": "sex", "kind": "categorical", "categories": categories}])
+    table = splits(sex=lambda i: categories[i % 3])
+    config = DataConfig(dataset_name="mine", sample_size=8)
+    assert any(f"{nothing}: null" in text for text in check_data(table, config, graph).warnings)
+    kept = CausalGraph([{"name": "sex", "kind": "binary", "categories": [c for c in categories if c != nothing]}])
+    report = check_data(table, config, kept, {"sex": {"column": "sex", "values": {nothing: None}}})  # as advised
+    assert report.errors == []
+    assert not any("null}" in text for text in report.warnings)
