@@ -52,10 +52,10 @@ def find_negatives(thumbnails: Sequence[np.ndarray | None]) -> list[int]:
     Returns:
         The places of those that are fewer; empty if all are alike or nothing can be said.
     """
-    known = [i for i, small in enumerate(thumbnails) if small is not None and small.std() > FLAT]
+    known = {i: small for i, small in enumerate(thumbnails) if small is not None and small.std() > FLAT}
     if len(known) < FEW:
         return []
-    patterns = np.stack([thumbnails[i] for i in known]).reshape(len(known), -1).astype(float)
+    patterns = np.stack(list(known.values())).reshape(len(known), -1).astype(float)
     patterns -= patterns.mean(axis=1, keepdims=True)
     patterns /= np.linalg.norm(patterns, axis=1, keepdims=True)
     common = np.linalg.eigh(patterns.T @ patterns)[1][:, -1]

@@ -810,5 +810,5 @@ def test_no_space_leads_out_of_the_folder(cell: str, tmp_path: Path) -> None:
 def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    settings = DataConfig(dataset_name="~/pictures", data_dir="~/cache")
+    settings = DataConfig(sample_size=64, dataset_name="~/pictures", data_dir="~/cache")
     assert (settings.dataset_name, settings.data_dir) == (str(tmp_path / "pictures"), str(tmp_path / "cache"))
