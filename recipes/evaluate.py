@@ -17,6 +17,7 @@ figures/ (PNG and PDF; GIF where a continuous variable is moved), and metrics.js
 below that folder. What it measures does not depend on the number of processes.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from softcft import AttributeClassifier, CausalGraph, CounterfactualBackbone, HVAEBackbone
+from softcft.cft.verdict import read_sentence
 from softcft.data.schema import ImageAttributeDataset, random_part, scale_pixels
 from softcft.data.sources import DataConfig, load_data, subjects_of
 from softcft.data.truth import PhantomTruth, TrueCounterfactuals, true_counterfactuals
@@ -63,13 +65,14 @@ from softcft.evaluation.gallery import (
     draw_training_curves,
 )
 from softcft.evaluation.realism import frechet_rows
-from softcft.evaluation.report import CFT_NAMES, COLUMNS, PUBLISHED_CFT, write_report
+from softcft.evaluation.report import CFT_NAMES, COLUMNS, NOTES, PUBLISHED_CFT, write_report
 from softcft.evaluation.sight import sight_rows
 from softcft.evaluation.strength import check_lookalikes, strength_rows
 from softcft.evaluation.truth import ExpressionProbe, probe_rows, truth_errors, truth_rows
 from softcft.models.vae import image_posterior
 from softcft.models.weights import load_safetensors
 from softcft.pipelines.query import load_pipeline
+from softcft.training.checkpoints import replace_file
 from softcft.training.config import SolverConfig, make_backbone
 from softcft.training.parsing import parse_config, write_config
 from softcft.training.precision import PRECISION_HELP, Precision, start_accelerator
@@ -441,6 +444,7 @@ def main() -> None:
     for name in interventions:
         graph[name]
     pipelines, judge, vae = load_models(settings, graph, data.sample_size)
+    watched = {CFT_NAMES[Path(folder).name]: read_sentence(folder) for folder in settings.pipelines}
     backbones = {cft: make_backbone(pipeline, solver).eval() for cft, pipeline in pipelines.items()}
     truth = true_counterfactuals(data, graph, mnist_dir=settings.mnist_dir)
     with main_process_first():  # the others find the data in the cache
@@ -528,6 +532,7 @@ def main() -> None:
         settings.seed,
         output_dir / "figures",
     )
+    replace_file(output_dir / "metrics" / NOTES, json.dumps({k: text for k, text in watched.items() if text}))
     draw_training_curves(output_dir)
     write_report([output_dir], output_dir, graph, f"softcft: {data.dataset_name}")
     print((output_dir / "report.md").read_text(encoding="utf-8"))

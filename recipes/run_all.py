@@ -5,13 +5,13 @@
     python recipes/run_all.py --dataset_name FOLDER --graph graph.yaml --output_dir outputs/mine    # your own images
     python recipes/run_all.py --config recipes/configs/morphomnist.yaml --data_dir FOLDER --seed 1
 
-Chains train_scm.py, train_classifier.py (guide and judge), train_vae.py, train_hvae.py (or train_diffusion.py, if the
-settings have a section diffusion and none named hvae), soft_cft.py and evaluate.py, two at a time; with --utility,
-before the evaluation, generate_counterfactuals.py, train_classifier.py for each set of them, and evaluate_utility.py
-(Table 2). If the settings have sections guide_2 or guide_3, matched fine-tuning is steered by these, too. A diffusion
-model is evaluated again under each guidance of the section guidance. A run that was stopped goes on where it was when
-it is started again; to start anew, delete its folder. Let check_data.py look at your own images first. The flags are
-those of the data; all other settings come from the YAML file.
+Chains train_scm.py, train_classifier.py (guide, judge and watcher), train_vae.py, train_hvae.py (or train_diffusion.py,
+if the settings have a section diffusion and none named hvae), soft_cft.py and evaluate.py, two at a time; with
+--utility, before the evaluation, generate_counterfactuals.py, train_classifier.py for each set of them, and
+evaluate_utility.py (Table 2). If the settings have sections guide_2 or guide_3, matched fine-tuning is steered by
+these, too. A diffusion model is evaluated again under each guidance of the section guidance. A run that was stopped
+goes on where it was when it is started again; to start anew, delete its folder. Let check_data.py look at your own
+images first. The flags are those of the data; all other settings come from the YAML file.
 """
 
 import argparse
@@ -31,6 +31,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, HVAEModel
+from softcft.cft.verdict import read_sentence
 from softcft.data.sources import DataConfig, SubsetConfig, UtilityConfig
 from softcft.evaluation.report import CFT_NAMES, PUBLISHED_CFT
 from softcft.hub.publish import HubConfig
@@ -48,6 +49,7 @@ from softcft.training.config import (
 )
 from softcft.training.parsing import model_arguments, parse_config
 from softcft.training.validation import ValidationConfig
+from softcft.training.watch import WatchConfig
 
 RECIPES = Path(__file__).resolve().parent
 DEFAULT_CONFIG = RECIPES / "configs" / "phantom.yaml"
@@ -57,16 +59,17 @@ TRAININGS = {
     "guide_2": ([SubsetConfig, ValidationConfig], AttributeClassifier),
     "guide_3": ([SubsetConfig, ValidationConfig], AttributeClassifier),
     "judge": ([SubsetConfig, ValidationConfig], AttributeClassifier),
+    "watcher": ([SubsetConfig, ValidationConfig], AttributeClassifier),
     "hvae": ([MemoryConfig], HVAEModel),
     "diffusion": ([MemoryConfig, DiffusionConfig], None),
     "vae": ([PatchConfig], AutoencoderKL),
-    "cft": ([SubsetConfig, MemoryConfig, CFTConfig, SolverConfig, DiffusionTuningConfig], None),
+    "cft": ([SubsetConfig, MemoryConfig, CFTConfig, WatchConfig, SolverConfig, DiffusionTuningConfig], None),
     "utility": ([UtilityConfig], AttributeClassifier),
 }
 TAKEN = (*TRAININGS, *CFT_NAMES, "data", "figures", "metrics", "logs", "counterfactuals")
 MORE_GUIDES = ("guide_2", "guide_3")
 # Added to the run's seed: no two classifiers start alike.
-SEEDS = {"guide_2": 100, "guide_3": 200, "judge": 1000, "utility": 2000}
+SEEDS = {"guide_2": 100, "guide_3": 200, "judge": 1000, "utility": 2000, "watcher": 3000}
 TAIL = 20  # lines of the log of a job that failed
 
 Jobs = dict[str, list[str]]  # what Python is to run, by the name of its logs
@@ -202,6 +205,8 @@ def plan() -> Plan:
     steps = {key: [*flags, "--seed", str(settings.seed), *pipelines] for key in ("generate", "evaluate")}
     left_out = {"hvae", "diffusion"} - {image_model} | (set() if settings.utility else {"utility"})
     left_out |= {name for name in MORE_GUIDES if name not in sections or "matched" not in settings.cft}
+    if not is_watched(settings.cft, sections, flags, image_model):
+        left_out.add("watcher")
     latents = False
     for section in TRAININGS:
         if section in left_out:
@@ -239,6 +244,19 @@ def read_training(section: str, flags: list[str], image_model: str) -> tuple[Cau
     return graph, training, others
 
 
+def is_watched(cft: list[str], sections: dict[str, Any], flags: list[str], image_model: str) -> bool:
+    """Whether somebody watches the fine-tuning, for which there must be settings."""
+    *_, others = read_training("cft", flags, image_model)
+    if cft == ["none"] or not any(isinstance(other, WatchConfig) and other.watch for other in others):
+        return False
+    if "watcher" not in sections:
+        raise ValueError(
+            "The settings have no section watcher, the classifier that looks on while fine-tuning runs: copy that of "
+            "recipes/configs/own_data.yaml, or say watch: false in the section cft."
+        )
+    return True
+
+
 def read_guidances(section: dict[str, dict[str, Any]], folder: Path) -> dict[str, list[str]]:
     """The flags of each evaluation under guidance: the same models, but tables and figures in a folder of its own."""
     parts = ["--judge_dir", str(folder / "judge"), "--vae_dir", str(folder / "vae")]
@@ -264,6 +282,13 @@ def write_table1(folder: Path, guidances: dict[str, list[str]]) -> None:
     pd.concat(tables).to_csv(folder / "table1.csv", index=False)
 
 
+def print_verdicts(planned: Plan) -> None:
+    """What the watcher found of each fine-tuning."""
+    for cft in planned.cft:
+        if sentence := read_sentence(planned.folder / cft):
+            print(f"{CFT_NAMES[cft]}: {sentence}")
+
+
 def main() -> None:
     """Run the recipe; see the module's docstring."""
     started = time.monotonic()
@@ -283,7 +308,8 @@ def main() -> None:
         )
     )
     more = [role for role in MORE_GUIDES if role in flags]
-    classifiers = {role: [classifier, "--role", role, *flags[role]] for role in ("guide", *more, "judge")}
+    roles = [role for role in ("guide", *MORE_GUIDES, "watcher", "judge") if role in flags]
+    classifiers = {role: [classifier, "--role", role, *flags[role]] for role in roles}
     utility = {
         f"utility_{name.replace('/', '_')}": [classifier, "--role", "utility", "--train_on", name, *flags["utility"]]
         for name in sets
@@ -301,7 +327,7 @@ def main() -> None:
     try:
         print("== 1/5 Data and attribute mechanisms", flush=True)
         runner.run({"scm": [scm, *flags["scm"]]})
-        print(f"\n== 2/5 Image model; beside it the guide, judge and VAE of the metrics (logs: {out}/logs)", flush=True)
+        print(f"\n== 2/5 Image model; beside it classifiers and the VAE of the metrics (logs: {out}/logs)", flush=True)
         image_job, vae_job = [image, *flags[image_model]], [vae, *flags["vae"]]
         if planned.latents:
             runner.run({"vae": vae_job, **classifiers})
@@ -324,7 +350,9 @@ def main() -> None:
         sys.exit("\nStopped. The same command goes on from here.")
     finally:
         runner.stop()
-    print(f"\n== 5/5 Done after {round((time.monotonic() - started) / 60)} minutes. Look at")
+    print(f"\n== 5/5 Done after {round((time.monotonic() - started) / 60)} minutes.")
+    print_verdicts(planned)
+    print("Look at")
     print(f"    {out}/report.html             all tables and figures; also report.md, report.tex")
     print(f"    {out}/metrics.csv             all numbers, tidy")
     for name in planned.guidances:

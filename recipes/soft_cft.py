@@ -5,9 +5,10 @@
     accelerate launch recipes/soft_cft.py --cft matched # interventions as strong as reality, and no stronger
     accelerate launch recipes/soft_cft.py --cft none    # no fine-tuning at all
 
-Needs what train_scm.py, train_classifier.py, and train_hvae.py or train_diffusion.py made; which of the two is there
-decides. Reads the sections data, graph and cft. Writes a complete pipeline into --output_dir/none, hard, soft or
-matched:
+Needs what train_scm.py, train_classifier.py (guide and watcher), and train_hvae.py or train_diffusion.py made; which of
+the two is there decides. The watcher looks at counterfactuals of validation images on the way: the model that it finds
+best is saved, and if fine-tuning becomes an attack on the guide, that is said. Reads the sections data, graph and cft.
+Writes a complete pipeline into --output_dir/none, hard, soft or matched, with what the watcher saw (watch.json):
 
     pipe = DSCMPipeline.from_pretrained("outputs/phantom/soft")
     result = pipe(image, parents={...}, do={...})
@@ -28,13 +29,16 @@ from softcft import (
     HVAEModel,
     ParentEncoder,
 )
+from softcft.cft.verdict import WATCH
+from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, SubsetConfig, load_data, training_images
+from softcft.evaluation.realism import frechet_distance
 from softcft.hub.publish import HubConfig
 from softcft.models.denoiser import load_unet
 from softcft.models.sight import seen_by_some, unseen_by_some
 from softcft.models.weights import load_safetensors
 from softcft.training.cft_trainer import CFTConfig, CFTTrainer
-from softcft.training.checkpoints import save_whole
+from softcft.training.checkpoints import replace_file, save_whole
 from softcft.training.config import (
     DiffusionTuningConfig,
     MemoryConfig,
@@ -47,6 +51,7 @@ from softcft.training.lora import adapters
 from softcft.training.parsing import parse_config
 from softcft.training.preparation import begin_training, main_process_first
 from softcft.training.processes import this_process
+from softcft.training.watch import Watch, WatchConfig
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
@@ -68,6 +73,10 @@ class PretrainedConfig:
             "each counterfactual is shown to one guide, drawn at random."
         },
     )
+    watcher_dir: str | None = field(
+        default=None,
+        metadata={"help": "Watcher, from train_classifier.py --role watcher; OUTPUT_DIR/watcher if left out."},
+    )
     hvae_dir: str | None = field(
         default=None, metadata={"help": "Image mechanism, from train_hvae.py; OUTPUT_DIR/hvae if left out."}
     )
@@ -83,11 +92,15 @@ class PretrainedConfig:
         if self.hvae_dir is not None and self.diffusion_dir is not None:
             raise ValueError("--hvae_dir and --diffusion_dir are both image mechanisms; give one of them.")
 
-    def folders(self, output_dir: str) -> dict[str, Path]:
-        """Those of ``scm``, ``guide``, and ``hvae`` or ``diffusion``; ends the program if one of them is not there."""
+    def folders(self, output_dir: str, watched: bool) -> dict[str, Path]:
+        """Those of ``scm``, ``guide``, ``watcher`` if there is one, and ``hvae`` or ``diffusion``.
+
+        Ends the program if one of them is not there.
+        """
         makers = {
             "scm": "train_scm.py",
             "guide": "train_classifier.py --role guide",
+            **({"watcher": "train_classifier.py --role watcher"} if watched else {}),
             "hvae": "train_hvae.py",
             "diffusion": "train_diffusion.py",
         }
@@ -101,14 +114,22 @@ class PretrainedConfig:
         missing = [name for name in folders if name not in there]
         if missing:
             named = ", ".join(f"--{name}_dir {folders[name]}" for name in missing)
+            without = "\nor do without a watcher, by --watch false." if "watcher" in missing else ""
             commands = "\n".join(f"    accelerate launch recipes/{makers[name]}" for name in missing)
-            raise SystemExit(f"No trained model in {named}. Make it, with the same flags, by\n{commands}")
+            raise SystemExit(f"No trained model in {named}. Make it, with the same flags, by\n{commands}{without}")
         for folder in self.more_guides:
             if not Path(folder, "config.json").is_file():
                 raise SystemExit(
                     f"No trained model in --more_guides {folder}. Make it, with the same flags, by\n"
                     f"    accelerate launch recipes/{makers['guide']}_2"
                 )
+        if watched:
+            for taken in (folders["guide"], *self.more_guides, Path(output_dir, "judge")):
+                if folders["watcher"].resolve() == Path(taken).resolve():
+                    raise ValueError(
+                        f"--watcher_dir {folders['watcher']} must be neither a guide nor the judge: make another "
+                        f"classifier by recipes/{makers['watcher']}."
+                    )
         return folders
 
 
@@ -138,9 +159,24 @@ def check_sight(guides: Sequence[AttributeClassifier], cft: str) -> None:
         seen_by_some(guides)
 
 
+def load_classifier(flag: str, folder: str | Path, graph: CausalGraph) -> AttributeClassifier:
+    """A guide or the watcher; refuses one with another graph."""
+    classifier = AttributeClassifier.from_pretrained(folder)
+    if classifier.causal_graph != graph:
+        raise ValueError(f"--{flag} {folder} was trained with another graph than that of --config; train it anew.")
+    return classifier
+
+
+def save_verdict(watch: Watch, folder: Path) -> None:
+    """Write what was seen of a fine-tuning beside its pipeline, and say what follows."""
+    verdict = watch.verdict()
+    replace_file(folder / WATCH, verdict.to_json(watch.looks))
+    print(f"WARNING: {verdict.sentence}" if verdict.is_attack else verdict.sentence)
+
+
 def main() -> None:
     """Run the recipe; see the module's docstring."""
-    config, data, subset, training, hub, memory, cft, solver, tuning, parts = parse_config(
+    config, data, subset, training, hub, memory, cft, watching, solver, tuning, parts = parse_config(
         "cft",
         DataConfig,
         SubsetConfig,
@@ -148,13 +184,14 @@ def main() -> None:
         HubConfig,
         MemoryConfig,
         CFTConfig,
+        WatchConfig,
         SolverConfig,
         DiffusionTuningConfig,
         PretrainedConfig,
         default_config=DEFAULT_CONFIG,
         description=__doc__,
     )
-    folders = parts.folders(training.output_dir)
+    folders = parts.folders(training.output_dir, watching.watch and cft.cft != "none")
     # One folder for each kind of fine-tuning: they never overwrite each other.
     training = replace(training, output_dir=str(Path(training.output_dir, cft.cft)))
     graph = CausalGraph(config["graph"])
@@ -166,18 +203,16 @@ def main() -> None:
         raise ValueError(
             f"--sample_size is {data.sample_size}, but {image_dir} was trained with {pipeline.image_format.size}."
         )
-    guides = [pipeline.classifier, *map(AttributeClassifier.from_pretrained, parts.more_guides)]
-    for folder, guide in zip(parts.more_guides, guides[1:], strict=True):
-        if guide.causal_graph != graph:
-            raise ValueError(
-                f"--more_guides {folder} was trained with another graph than that of --config; leave it out."
-            )
+    more = [load_classifier("more_guides", folder, graph) for folder in parts.more_guides]
+    guides = [pipeline.classifier, *more]
+    watcher = load_classifier("watcher_dir", folders["watcher"], graph) if "watcher" in folders else None
     check_sight(guides, cft.cft)
     backbone = make_backbone(pipeline, solver, tuning)
     with main_process_first():
         hub.reserve(config)
     begin_training(config, "cft", training.output_dir)
 
+    watch = None
     if cft.cft != "none":
         with main_process_first():  # the others find the data in the cache
             splits = load_data(data, graph, config["columns"])
@@ -187,14 +222,20 @@ def main() -> None:
             network.enable_gradient_checkpointing()
         with adapters(network, tuning.lora_rank):
             trainer = CFTTrainer(backbone, pipeline.attribute_scm, guides, training, cft)
-            trainer.train(images.subset(subset.half, complete=True))
+            if watcher is not None:
+                validation = ImageAttributeDataset(splits["validation"], graph).subset(complete=True)
+                watch = Watch(trainer.objective, watcher, validation, watching, training, frechet_distance)
+            trainer.train(images.subset(subset.half, complete=True), watch)
     if this_process().is_main_process:
         backbone.eval()
+        Path(training.output_dir, WATCH).unlink(missing_ok=True)  # of another fine-tuning
         save_whole(training.output_dir, pipeline.to("cpu"))
         print(f"Saved a pipeline to {training.output_dir}. Use it by")
         settings = "".join(f", {name}={value!r}" for name, value in given_settings(solver).items())  # as it has learned
         call = f"(image, parents=..., do=...{settings})"
         print(f'    {type(pipeline).__name__}.from_pretrained("{training.output_dir}"){call}')
+        if watch is not None:
+            save_verdict(watch, Path(training.output_dir))
         if hub.push_to_hub:
             print(f"Published as {hub.publish(training.output_dir, config)}")
 

@@ -2,13 +2,16 @@
 
     accelerate launch recipes/train_classifier.py --role guide --config recipes/configs/phantom.yaml
     accelerate launch recipes/train_classifier.py --role judge --config recipes/configs/phantom.yaml
+    accelerate launch recipes/train_classifier.py --role watcher --config recipes/configs/phantom.yaml
     accelerate launch recipes/train_classifier.py --role guide_2 --config recipes/configs/phantom_32.yaml
     accelerate launch recipes/train_classifier.py --role utility --train_on real
     accelerate launch recipes/train_classifier.py --role utility --train_on soft/race
 
 The guide steers counterfactual fine-tuning, the judge evaluates it. They should share nothing: the configs give them
-other seeds, networks of other shapes and other halves of the training data. Fine-tuning can be steered by several
-guides, guide_2 and guide_3 for instance (soft_cft.py --more_guides), which do without the judge's half, too.
+other seeds, networks of other shapes and other halves of the training data. The watcher looks on while the guide steers
+(soft_cft.py --watch): a network of a third shape, for the judge must have no part in fine-tuning. Fine-tuning can be
+steered by several guides, guide_2 and guide_3 for instance (soft_cft.py --more_guides), which do without the judge's
+half, too.
 
 The role utility is for the paper's Table 2: a predictor that learns from nothing but a set of counterfactuals, made by
 generate_counterfactuals.py, or to compare with from the real images that they were made of. evaluate_utility.py tests
@@ -21,7 +24,7 @@ How well each variable is seen in validation images is measured and kept with th
 fine-tuning does not ask a guide for it.
 
 Reads the sections data, graph and that of the role. Writes the AttributeClassifier into --output_dir/guide, guide_2,
-guide_3, judge, utility/real, utility/soft/race and so on.
+guide_3, judge, watcher, utility/real, utility/soft/race and so on.
 """
 
 import argparse
@@ -51,7 +54,7 @@ from softcft.training.processes import this_process
 from softcft.training.validation import ValidationConfig
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
-ROLES = ("guide", "guide_2", "guide_3", "judge", "utility")
+ROLES = ("guide", "guide_2", "guide_3", "judge", "watcher", "utility")
 
 
 def counterfactuals_of(choice: UtilityConfig, output_dir: str) -> Path | None:

@@ -23,6 +23,7 @@ LATEX = str.maketrans(
         "↑": r"$\uparrow$",
         "↓": r"$\downarrow$",
         "·": r"$\cdot$",
+        "±": r"$\pm$",
     }
 )
 

@@ -21,6 +21,7 @@ RECIPES = (
     ["train_scm"],
     ["train_classifier", "--role", "guide"],
     ["train_classifier", "--role", "judge"],
+    ["train_classifier", "--role", "watcher"],
     ["train_hvae"],
     ["train_vae"],
     ["soft_cft", "--cft", "none"],

@@ -52,6 +52,10 @@ PANELS = {
     "guidance": "CFT: guidance loss (nats)",
     "fidelity": "CFT: fidelity (nats/dim)",
     "multiplier": "CFT: Lagrange multiplier",
+    "watch/guide": "CFT, validation: guide's loss (nats)",
+    "watch/watcher": "CFT, validation: watcher's loss (nats)",
+    "watch/change": "CFT, validation: change (grey levels)",
+    "watch/frechet": "CFT, validation: Fréchet distance",
 }
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 import math
 import platform
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -38,7 +39,16 @@ from softcft.escaping import as_latex, as_markdown
 from softcft.evaluation.sight import sight_warnings
 from softcft.graph import CausalGraph
 
-__all__ = ["CFT_NAMES", "COLUMNS", "PUBLISHED_CFT", "ROW_NAMES", "ReportTable", "report_tables", "write_report"]
+__all__ = [
+    "CFT_NAMES",
+    "COLUMNS",
+    "NOTES",
+    "PUBLISHED_CFT",
+    "ROW_NAMES",
+    "ReportTable",
+    "report_tables",
+    "write_report",
+]
 
 COLUMNS = (
     "table",
@@ -57,6 +67,8 @@ CFT_NAMES = {"none": "No CFT", "hard": "Hard-CFT", "soft": "Soft-CFT", "matched"
 PUBLISHED_CFT = ("none", "hard", "soft")  # what is compared unless told otherwise
 ROW_NAMES = {"real": "Real images", **CFT_NAMES, "truth": "True counterfactuals"}
 PACKAGES = ("softcft", "torch", "diffusers", "transformers", "datasets", "accelerate", "scikit-learn", "scipy", "numpy")
+NOTES = "watch.json"
+"""In ``metrics`` of a run: by the name of each fine-tuning, what the watcher found of it."""
 KEY = ["table", "dataset", "seed", "cft", "intervention", "variable", "predictor", "metric"]
 
 
@@ -263,7 +275,8 @@ def report_tables(metrics: pd.DataFrame, graph: CausalGraph) -> list[ReportTable
 def write_report(runs: Sequence[str | Path], output_dir: str | Path, graph: CausalGraph, title: str) -> None:
     """Collect the results of one or several runs and write them in every form.
 
-    Reads ``metrics/*.csv``, ``figures/*.png``, ``figures/*.gif`` and ``config.yaml`` of each run. Writes
+    Reads ``metrics/*.csv``, ``metrics/watch.json`` (by the name of each fine-tuning, what the watcher found of it),
+    ``figures/*.png``, ``figures/*.gif`` and ``config.yaml`` of each run. Writes
     ``metrics.csv``, ``report.html`` (figures are inside), ``report.md`` and ``report.tex``. Figures are those of the
     first run.
 
@@ -292,7 +305,7 @@ def write_report(runs: Sequence[str | Path], output_dir: str | Path, graph: Caus
         ignore_index=True,
     )
     tables = report_tables(metrics, graph)
-    warnings = sight_warnings(metrics[metrics["table"] == "sight"])
+    warnings = [*sight_warnings(metrics[metrics["table"] == "sight"]), *_notes(folders)]
 
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -304,6 +317,17 @@ def write_report(runs: Sequence[str | Path], output_dir: str | Path, graph: Caus
     (output_dir / "report.md").write_text(_markdown(title, warnings, tables), encoding="utf-8")
     (output_dir / "report.tex").write_text(_latex(title, warnings, tables), encoding="utf-8")
     (output_dir / "report.html").write_text(_html(title, warnings, tables, figures, settings), encoding="utf-8")
+
+
+def _notes(folders: Sequence[Path]) -> list[str]:
+    """What the watcher found of each fine-tuning, in a sentence each."""
+    notes = []
+    for folder in folders:
+        path = folder / "metrics" / NOTES
+        sentences = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        of = f" in {folder}" if len(folders) > 1 else ""
+        notes += [f"{name}{of}: {sentence}" for name, sentence in sentences.items()]
+    return notes
 
 
 def _check(metrics: pd.DataFrame) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import diffusers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from softcft.cft.verdict import read_sentence
 from softcft.escaping import as_markdown, as_mermaid
 from softcft.graph import CausalGraph
 from softcft.models.sight import not_seen, read_sight
@@ -105,7 +106,7 @@ def make_card(
 
     Raises:
         FileNotFoundError: If the folder has no model.
-        ValueError: If the settings do not tell the data set.
+        ValueError: If the settings do not tell the data set, or ``watch.json`` is damaged.
     """
     graph, name = CausalGraph(settings["graph"]), setting(settings, "dataset_name")
     source = SOURCES.get(name) or _unknown_source(name)
@@ -128,6 +129,7 @@ def make_card(
         variables=_table([["Variable", "Kind", "Values", "Caused by"], *map(_describe, graph.variables)]),
         source=source,
         size=setting(settings, "sample_size"),
+        watched=as_markdown(read_sentence(folder) or ""),
         has_people=has_people(name),
         is_phantom=name == "phantom",
         not_seen=[as_markdown(sentence) for sentence in _not_seen(Path(folder))],

@@ -25,6 +25,7 @@ from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import CFTObjective
 from softcft.training.precision import start_accelerator
+from softcft.training.watch import Watch
 
 __all__ = ["CFTConfig", "CFTTrainer"]
 
@@ -155,20 +156,24 @@ class CFTTrainer:
         self.config = config
         self.cft = cft
 
-    def train(self, dataset: Dataset[Any]) -> nn.Module:
+    def train(self, dataset: Dataset[Any], watch: Watch | None = None) -> nn.Module:
         """Fine-tune on ``{"image": (C, H, W), uint8 or in [-1, 1], "parents": (K,)}``; returns the backbone.
+
+        Args:
+            dataset: The training images, of which none misses a value.
+            watch: Somebody who looks on, and whose choice the backbone is.
 
         Raises:
             ValueError: If targets are to be matched, but a category has no image among the ``reference_images``.
         """
         if self.cft.cft == "matched":
-            self.measure_reference(dataset)
+            self.measure_reference(dataset, watch)
         fidelity = self.measure_fidelity(dataset)  # moves all buffers to the device: not before, in one expression
         self.objective.constraint.slack.fill_(fidelity)
         if self.objective.plausibility is not None:
             self.objective.plausibility.slack.fill_(fidelity)  # as real images are under their own parents
         logger.info("The pretrained model's fidelity, held by the constraint: %.4f.", self.objective.constraint.slack)
-        train(self.objective, dataset, self.config, name=f"{self.cft.cft}-cft")
+        train(self.objective, dataset, self.config, name=f"{self.cft.cft}-cft", monitor=watch)
         return self.objective.backbone
 
     @torch.no_grad()
@@ -185,8 +190,10 @@ class CFTTrainer:
         return total / images
 
     @torch.no_grad()
-    def measure_reference(self, dataset: Dataset[Any]) -> None:
+    def measure_reference(self, dataset: Dataset[Any], watch: Watch | None = None) -> None:
         """Let the guides see ``reference_images`` random images, in the training's precision; measure effects there.
+
+        Who watches sees them, too.
 
         Warns of categories that few of them have.
 
@@ -195,13 +202,19 @@ class CFTTrainer:
         """
         accelerator, objective = self._accelerator(), self.objective
         rows = []
+        classifiers = [*objective.guides]
+        if watch is not None:
+            classifiers.append(watch.watcher.to(accelerator.device))
         for image, parents in self._part(dataset, self.cft.reference_images, "measuring reference", accelerator):
             with accelerator.autocast():
-                said = [guide.predict(image).float() for guide in objective.guides]
+                said = [classifier.predict(image).float() for classifier in classifiers]
             rows.append((parents, torch.stack(said)))
             if objective.effect is not None:
                 objective.effect.observe(image, parents)
         reference = Reference(torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows], dim=1))
+        if watch is not None:
+            watch.reference = Reference(reference.parents, reference.predictions[-1])
+            reference = reference._replace(predictions=reference.predictions[:-1].clone())  # a checkpoint has no parts
         objective.reference_parents, objective.reference_predictions = reference
         self._check_counts(reference)
         if objective.effect is not None:

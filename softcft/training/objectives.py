@@ -28,6 +28,7 @@ from softcft.cft.strength import StrengthConstraint
 from softcft.cft.targets import TargetMode, counterfactual_targets
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.data.schema import scale_pixels
+from softcft.graph import Intervention
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier, attribute_losses
 from softcft.models.denoiser import CONDITION_DROPOUT, MIN_SNR_GAMMA, ConditionalDenoiser
@@ -273,12 +274,8 @@ class CFTObjective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1], and ``parents`` (B, K)."""
         image, parents = scale_pixels(batch["image"]), batch["parents"]
-        graph = self.attribute_scm.causal_graph
         generators = noise_generators(batch)
-        with torch.no_grad():
-            others = self.attribute_scm.sample(len(parents), generator=generators).to(parents)
-            intervention = draw_interventions(graph, parents, others, generators)
-            new_parents = self.attribute_scm.counterfactual(parents, intervention, generators)
+        intervention, new_parents = self.draw(parents, generators)
         output = self.backbone.counterfactual(image, parents, new_parents, generators)
         losses, shortfalls = self._guidance(image, output.image, parents, new_parents, intervention.mask, generators)
         guidance = torch.stack(list(losses.values())).sum()
@@ -300,6 +297,13 @@ class CFTObjective(nn.Module):
             loss = loss + self.reversibility * error
             metrics["reversibility"] = error
         return {"loss": loss, "guidance": guidance, **metrics, **{f"guidance/{name}": x for name, x in losses.items()}}
+
+    @torch.no_grad()
+    def draw(self, parents: Tensor, generators: Generator) -> tuple[Intervention, Tensor]:
+        """An intervention on each image of a batch, and the attributes (B, K) that follow from it."""
+        others = self.attribute_scm.sample(len(parents), generator=generators).to(parents)
+        intervention = draw_interventions(self.attribute_scm.causal_graph, parents, others, generators)
+        return intervention, self.attribute_scm.counterfactual(parents, intervention, generators)
 
     def _guidance(
         self,

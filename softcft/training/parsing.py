@@ -1,9 +1,9 @@
 """Settings of the recipes: one YAML file per data set, and command-line flags that override it.
 
-The file has one section per recipe (``scm``, ``guide``, ``judge``, ``hvae``, ``vae``, ``diffusion``, ``cft``,
-``evaluate``, ``generate``, ``utility``; ``guide_2`` and ``guide_3`` are those of further guides, ``guidance`` has one
-for each evaluation of a diffusion model), the ``data`` that all of them read, the folder of the run, and the ``graph``
-as a list of variables:
+The file has one section per recipe (``scm``, ``guide``, ``judge``, ``watcher``, ``hvae``, ``vae``, ``diffusion``,
+``cft``, ``evaluate``, ``generate``, ``utility``; ``guide_2`` and ``guide_3`` are those of further guides, ``guidance``
+has one for each evaluation of a diffusion model), the ``data`` that all of them read, the folder of the run, and the
+``graph`` as a list of variables:
 
 .. code-block:: yaml
 
@@ -62,6 +62,7 @@ SECTIONS = (
     "guide_2",
     "guide_3",
     "judge",
+    "watcher",
     "hvae",
     "vae",
     "diffusion",

@@ -20,6 +20,7 @@ from softcft.training.config import (
 )
 from softcft.training.parsing import SECTIONS, _Dumper
 from softcft.training.validation import ValidationConfig
+from softcft.training.watch import WatchConfig
 from tests.recipes.small_pipeline import load_recipe
 
 RECIPES: dict[str, tuple[type, ...]] = {
@@ -27,8 +28,8 @@ RECIPES: dict[str, tuple[type, ...]] = {
     "vae": (DataConfig, TrainingConfig, PatchConfig),
     "guide": (DataConfig, TrainingConfig, HubConfig, SubsetConfig, ValidationConfig),
     "diffusion": (DataConfig, TrainingConfig, MemoryConfig, DiffusionConfig),
-    "cft": (DataConfig, SubsetConfig, TrainingConfig, MemoryConfig, CFTConfig, SolverConfig, DiffusionTuningConfig,
-            load_recipe("soft_cft").PretrainedConfig),
+    "cft": (DataConfig, SubsetConfig, TrainingConfig, MemoryConfig, CFTConfig, WatchConfig, SolverConfig,
+            DiffusionTuningConfig, load_recipe("soft_cft").PretrainedConfig),
     "evaluate": (DataConfig, load_recipe("evaluate").EvaluateConfig, SolverConfig),
     "generate": (DataConfig, load_recipe("generate_counterfactuals").GenerateConfig, SolverConfig),
 }  # fmt: skip

@@ -50,12 +50,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with everything but an HVAE, fine-tuned."""
     folder = tmp_path_factory.mktemp("diffusion")
     run(folder, "train_scm.py")
-    for role in ("guide", "judge"):
+    for role in ("guide", "judge", "watcher"):
         run(folder, "train_classifier.py", "--role", role)
     run(folder, "train_vae.py")
     run(folder, "train_diffusion.py")
     for cft in ("none", "soft"):
-        told = run(folder, "soft_cft.py", "--cft", cft, "--gradient_steps", "1", *STEPS)
+        told = run(folder, "soft_cft.py", "--cft", cft, "--gradient_steps", "1", "--watch", "false", *STEPS)
         assert f'DiffusionDSCMPipeline.from_pretrained("runs/{cft}")' in told
     return folder
 
@@ -111,7 +111,7 @@ def test_counterfactuals_are_generated(folder: Path) -> None:
 
 def test_guidance_is_a_setting_of_fine_tuning(folder: Path) -> None:
     guided = ["--guidance_scale", "2", "--invariant_guidance_scale", "1", "--abduction", "ddim"]
-    run(folder, "soft_cft.py", "--cft", "hard", "--lora_rank", "2", *guided, *STEPS)
+    run(folder, "soft_cft.py", "--cft", "hard", "--lora_rank", "2", "--watch", "false", *guided, *STEPS)
     pretrained, adapted = (
         DiffusionDSCMPipeline.from_pretrained(folder / "runs" / cft).unet.state_dict() for cft in ("none", "hard")
     )
@@ -133,7 +133,8 @@ def test_the_latents_of_the_vae_can_be_modelled(folder: Path) -> None:
         "runs/vae",
     )
     parts = ["--scm_dir", "runs/scm", "--guide_dir", "runs/guide"]
-    run(folder, "soft_cft.py", "--output_dir", "latent", *parts, *STEPS)
+    told = run(folder, "soft_cft.py", "--output_dir", "latent", "--watcher_dir", "runs/watcher", *parts, *STEPS)
+    assert json.loads((folder / "latent" / "soft" / "watch.json").read_text())["sentence"] in told
     pipe = DiffusionDSCMPipeline.from_pretrained(folder / "latent" / "soft")
     assert pipe.unet.config["in_channels"] == pipe.vae.config["latent_channels"]
     rows = load_phantom(16, 64, 48, 40, cache_dir=str(folder / "data"))["train"]
@@ -165,7 +166,7 @@ def test_a_network_of_diffusers_is_fine_tuned(folder: Path) -> None:
     parts = ["--unet_dir", "stock/unet", "--scheduler_dir", "stock/scheduler"]
     run(folder, "train_diffusion.py", "--output_dir", "adopted", *parts)
     parts = ["--scm_dir", "runs/scm", "--guide_dir", "runs/guide"]
-    run(folder, "soft_cft.py", "--output_dir", "adopted", *parts, *STEPS)
+    run(folder, "soft_cft.py", "--output_dir", "adopted", "--watch", "false", *parts, *STEPS)
     pipe = DiffusionDSCMPipeline.from_pretrained(folder / "adopted" / "soft")
     assert pipe.scheduler.config["prediction_type"] == "epsilon"
     image = load_phantom(16, 64, 48, 40, cache_dir=str(folder / "data"))["train"][0]["image"]

@@ -213,7 +213,7 @@ run(*runs[0])
 def test_where_the_data_cannot_be_prepared_all_processes_of_every_recipe_end(tmp_path: Path) -> None:
     """The main process prepares them, and only it has an error to show."""
     soft = make_pipeline(tmp_path / "runs" / "soft")
-    for folder in ("judge", "utility/real", "utility/soft/race"):
+    for folder in ("judge", "watcher", "utility/real", "utility/soft/race"):
         shutil.copytree(soft / "classifier", tmp_path / "runs" / folder)
         (tmp_path / "runs" / folder / "config.yaml").write_text(yaml.safe_dump({"utility": {}}))
     AutoencoderKL(norm_num_groups=4, block_out_channels=[8]).save_pretrained(tmp_path / "runs" / "vae")

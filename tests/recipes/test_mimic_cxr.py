@@ -20,7 +20,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 def config(tmp_path: Path) -> Path:
     """The shipped file with narrower and shallower networks, and batches of 2."""
     config = yaml.safe_load((RECIPES / "configs" / "mimic_cxr_224.yaml").read_text())
-    for section in ("scm", "guide", "judge", "hvae", "vae", "cft"):
+    for section in ("scm", "guide", "judge", "watcher", "hvae", "vae", "cft"):
         config[section] |= {"train_batch_size": 2, "gradient_accumulation_steps": 1, "checkpointing_steps": 0}
     stages = len(config["hvae"]["model"]["resolutions"])
     config["hvae"]["model"] |= {
@@ -30,6 +30,7 @@ def config(tmp_path: Path) -> Path:
     }
     config["guide"]["model"]["backbone"] |= {"embedding_size": 4, "hidden_sizes": [4] * 4, "depths": [1] * 4}
     config["judge"]["model"]["backbone"] |= {"embedding_size": 4, "hidden_sizes": [16] * 4, "depths": [1] * 4}
+    config["watcher"]["model"]["backbone"] |= {"embedding_size": 4, "hidden_sizes": [8] * 4, "depths": [1] * 4}
     config["evaluate"]["axiom_images"] = 2  # of which each is decoded 80 times
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -48,14 +49,14 @@ def test_every_recipe_runs_on_the_tree(config: Path, tmp_path: Path) -> None:
 
     result = start("run_all.py", "--cft", "none")
     assert result.returncode == 0, result.stderr[-4000:]
-    result = start("soft_cft.py")  # a guide of one step sees nothing
+    result = start("soft_cft.py", "--watch", "false")  # a guide of one step sees nothing
     assert result.returncode != 0
     assert "--cft none" in result.stderr
     path = run / "guide" / "config.json"
     path.write_text(
         json.dumps(json.loads(path.read_text()) | {"sees": None})
     )  # as of a version that did not measure it
-    result = start("soft_cft.py")
+    result = start("soft_cft.py", "--watch", "false")
     assert result.returncode == 0, result.stderr[-4000:]
     table = pd.read_csv(run / "metrics.csv", keep_default_na=False)
     assert set(table["intervention"]) == {"none", "race", "sex", "disease"}

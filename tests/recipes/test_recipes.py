@@ -37,6 +37,7 @@ from softcft.training.config import (
 )
 from softcft.training.parsing import parse_config
 from softcft.training.validation import ValidationConfig
+from softcft.training.watch import WatchConfig
 from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,20 +103,27 @@ def judge(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def watcher(folder: Path) -> Path:
+    assert "The watcher on validation data" in run(folder, "train_classifier.py", "--role", "watcher")
+    return folder / "runs" / "watcher"
+
+
+@pytest.fixture(scope="module")
 def hvae(folder: Path) -> Path:
     run(folder, "train_hvae.py")
     return folder / "runs" / "hvae"
 
 
 @pytest.fixture(scope="module")
-def pipelines(folder: Path, scm: Path, guide: Path, hvae: Path) -> dict[str, Path]:
+def pipelines(folder: Path, scm: Path, guide: Path, hvae: Path, watcher: Path) -> dict[str, Path]:
     """No fine-tuning, the published and ours; the last one by the command of the README."""
-    for cft in ("none", "hard"):
-        run(folder, "soft_cft.py", "--cft", cft)
+    run(folder, "soft_cft.py", "--cft", "none")
+    run(folder, "soft_cft.py", "--cft", "hard", "--watch", "false")
     accelerate = str(Path(sys.executable).with_name("accelerate"))
     result = call(folder, accelerate, "launch", str(RECIPES / "soft_cft.py"), "--config", str(TINY))
     assert result.returncode == 0, result.stderr[-4000:]
     assert "Saved a pipeline to runs/soft" in result.stdout
+    assert json.loads((folder / "runs" / "soft" / "watch.json").read_text())["sentence"] in result.stdout
     return {cft: folder / "runs" / cft for cft in ("none", "hard", "soft")}
 
 
@@ -168,7 +176,7 @@ def test_metrics_have_a_line_each_step(hvae: Path, pipelines: dict[str, Path]) -
         (pipelines["hard"], 3, {"loss", "guidance", "fidelity", "multiplier"}),
         (pipelines["soft"], 3, {"loss", "guidance", "fidelity", "multiplier"}),
     ):
-        lines = metrics(path)
+        lines = [line for line in metrics(path) if "loss" in line]
         assert [line["step"] for line in lines] == list(range(1, steps + 1))
         for line in lines:
             assert keys | {"lr", "grad_norm", "skipped", "images_per_second"} <= line.keys()
@@ -204,7 +212,9 @@ def test_fine_tuning_moves_the_hvae_and_nothing_else(
     pretrained = HVAEModel.from_pretrained(hvae)
     assert equal(loaded["none"].hvae, pretrained)
     assert not equal(loaded["hard"].hvae, pretrained)
-    assert not equal(loaded["soft"].hvae, pretrained)
+    watched = json.loads((pipelines["soft"] / "watch.json").read_text())
+    assert [look["step"] for look in watched["looks"]] == [0, 1, 2, 3]
+    assert equal(loaded["soft"].hvae, pretrained) == (watched["step_saved"] == 0)
     assert not equal(loaded["hard"].hvae, loaded["soft"].hvae)
     for pipeline in loaded.values():
         assert equal(pipeline.attribute_scm, AttributeSCM.from_pretrained(scm))
@@ -449,13 +459,37 @@ def test_missing_parts_are_told_with_the_commands_that_make_them(tmp_path: Path)
     assert "Traceback" not in result.stderr
     message = result.stderr[result.stderr.index("No trained model in ") :]
     assert message.splitlines() == [
-        "No trained model in --scm_dir runs/scm, --guide_dir runs/guide, --hvae_dir runs/hvae. Make it, with the same "
-        "flags, by",
+        "No trained model in --scm_dir runs/scm, --guide_dir runs/guide, --watcher_dir runs/watcher, --hvae_dir "
+        "runs/hvae. Make it, with the same flags, by",
         "    accelerate launch recipes/train_scm.py",
         "    accelerate launch recipes/train_classifier.py --role guide",
+        "    accelerate launch recipes/train_classifier.py --role watcher",
         "    accelerate launch recipes/train_hvae.py",
+        "or do without a watcher, by --watch false.",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_report_says_what_the_watcher_saw(evaluation: Path, pipelines: dict[str, Path]) -> None:
+    sentence = json.loads((pipelines["soft"] / "watch.json").read_text())["sentence"]
+    assert f"Soft-CFT: {sentence}" in (evaluation / "report.md").read_text()
+    assert f"Soft-CFT: {sentence}" in (evaluation / "report.html").read_text().replace("&#x27;", "'")
+    assert "Hard-CFT: " not in (evaluation / "report.md").read_text()  # which nobody has watched
+
+
+@pytest.mark.parametrize("role", ["guide", "judge"])
+def test_the_watcher_is_neither_guide_nor_judge(
+    start: Start, pipelines: dict[str, Path], judge: Path, folder: Path, role: str
+) -> None:
+    with pytest.raises(ValueError, match=f"--watcher_dir runs/{role}"):
+        start("soft_cft", "--watcher_dir", f"runs/{role}", cwd=folder)
+
+
+def test_a_missing_watcher_is_told_before_any_work(start: Start, pipelines: dict[str, Path], folder: Path) -> None:
+    with pytest.raises(
+        SystemExit, match=r"(?s)--watcher_dir gone.*train_classifier.py --role watcher\n.*--watch false"
+    ):
+        start("soft_cft", "--watcher_dir", "gone", cwd=folder)
 
 
 def test_a_missing_guide_is_told_before_any_work(start: Start, pipelines: dict[str, Path], folder: Path) -> None:
@@ -478,13 +512,14 @@ def test_a_guide_with_another_graph_is_refused(
 def test_fine_tuning_with_all_options(pipelines: dict[str, Path], judge: Path, folder: Path) -> None:
     options = ["--plausibility", "true", "--minimality", "0.1", "--reversibility", "0.1", "--more_guides", "runs/judge"]
     run(folder, "soft_cft.py", "--cft", "matched", *options)
-    logged = metrics(folder / "runs" / "matched")[-1]
+    logged = [line for line in metrics(folder / "runs" / "matched") if "loss" in line][-1]
     assert logged["change"] > 0
     assert logged["reversibility"] > 0
     assert logged["plausibility"] > 0
     tuned, pretrained = (DSCMPipeline.from_pretrained(folder / "runs" / cft) for cft in ("matched", "none"))
     assert equal(tuned.classifier, pretrained.classifier)  # the first guide is the pipeline's
-    assert not equal(tuned.hvae, pretrained.hvae)
+    watched = json.loads((folder / "runs" / "matched" / "watch.json").read_text())
+    assert equal(tuned.hvae, pretrained.hvae) == (watched["step_saved"] == 0)
 
 
 def test_parts_with_another_graph_are_refused(start: Start, pipelines: dict[str, Path], folder: Path) -> None:
@@ -590,6 +625,7 @@ def parse(name: str, section: str) -> tuple[Any, ...]:
         "guide_2": [DataConfig, TrainingConfig, SubsetConfig, ValidationConfig],
         "guide_3": [DataConfig, TrainingConfig, SubsetConfig, ValidationConfig],
         "judge": [DataConfig, TrainingConfig, SubsetConfig, ValidationConfig],
+        "watcher": [DataConfig, TrainingConfig, SubsetConfig, ValidationConfig],
         "hvae": [DataConfig, TrainingConfig, MemoryConfig],
         "diffusion": [DataConfig, TrainingConfig, MemoryConfig, DiffusionConfig],
         "cft": [
@@ -598,6 +634,7 @@ def parse(name: str, section: str) -> tuple[Any, ...]:
             SubsetConfig,
             MemoryConfig,
             CFTConfig,
+            WatchConfig,
             SolverConfig,
             DiffusionTuningConfig,
             load_recipe("soft_cft").PretrainedConfig,
@@ -614,12 +651,12 @@ SHIPPED = ["phantom", "phantom_32", "morphomnist", "mimic_cxr_224", "own_data", 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configs_parse_and_agree_on_their_folder(name: str) -> None:
-    for section in ("scm", "guide", "judge", "diffusion" if name in DIFFUSION else "hvae", "cft"):
+    for section in ("scm", "guide", "judge", "watcher", "diffusion" if name in DIFFUSION else "hvae", "cft"):
         _, data, training, *_ = parse(name, section)
         assert training.output_dir == f"outputs/{name}"
         names = {"own_data": "folder", "phantom_diffusion": "phantom", "phantom_32": "phantom"}
         assert data.dataset_name == names.get(name, "mimic_cxr" if name.startswith("mimic_cxr") else name)
-    *_, cft, _, _, _ = parse(name, "cft")
+    *_, cft, _, _, _, _ = parse(name, "cft")
     assert cft.cft == "soft"
 
 
@@ -633,17 +670,20 @@ def test_parts_are_looked_for_where_the_recipes_leave_them(tmp_path: Path, monke
         Path("run", cft, "model_index.json").touch()
     parts = load_recipe("soft_cft").PretrainedConfig()
     there = {name: Path("run", name) for name in ("scm", "guide", "hvae")}
-    assert parts.folders("run") == there
+    assert parts.folders("run", watched=False) == there
     elsewhere = load_recipe("soft_cft").PretrainedConfig(guide_dir="run/judge")
-    assert elsewhere.folders("run") == there | {"guide": Path("run/judge")}
+    assert elsewhere.folders("run", watched=False) == there | {"guide": Path("run/judge")}
     # A diffusion model is taken where there is no HVAE, or where it is asked for.
     Path("run/diffusion/unet").mkdir(parents=True)
     Path("run/diffusion/unet/config.json").touch()
-    assert parts.folders("run") == there
+    assert parts.folders("run", watched=False) == there
     diffusion = {name: Path("run", name) for name in ("scm", "guide", "diffusion")}
-    assert load_recipe("soft_cft").PretrainedConfig(diffusion_dir="run/diffusion").folders("run") == diffusion
+    assert (
+        load_recipe("soft_cft").PretrainedConfig(diffusion_dir="run/diffusion").folders("run", watched=False)
+        == diffusion
+    )
     Path("run/hvae/config.json").unlink()
-    assert parts.folders("run") == diffusion
+    assert parts.folders("run", watched=False) == diffusion
     settings = load_recipe("evaluate").EvaluateConfig(output_dir="run")
     assert settings.judge_dir == "run/judge"
     assert settings.vae_dir == "run/vae"
@@ -658,6 +698,9 @@ def test_shipped_guide_and_judge_share_nothing(name: str) -> None:
     assert guide_training.seed != judge_training.seed
     assert {guide_rows.half, judge_rows.half} == {"even", "odd"}
     assert guide["guide"]["model"] != judge["judge"]["model"]
+    watcher, _, training, _, _ = parse(name, "watcher")
+    assert training.seed not in {guide_training.seed, judge_training.seed}
+    assert watcher["watcher"]["model"] not in (guide["guide"]["model"], judge["judge"]["model"])
     for role in {"guide_2", "guide_3"} & set(guide):
         more, _, training, rows, _ = parse(name, role)
         assert training.seed not in {guide_training.seed, judge_training.seed}
@@ -673,7 +716,7 @@ def test_the_shipped_models_can_be_built(name: str) -> None:
     if name.startswith("phantom"):
         assert graph == PHANTOM_GRAPH
     assert AttributeSCM(graph.to_list(), **config["scm"].get("model", {})).causal_graph == graph
-    for role in ("guide", "guide_2", "guide_3", "judge") if "guide_2" in config else ("guide", "judge"):
+    for role in {"guide", "guide_2", "guide_3", "judge", "watcher"} & set(config):
         backbone = {"num_channels": 1, **config[role]["model"]["backbone"]}
         assert AttributeClassifier(graph.to_list(), backbone).causal_graph == graph
     size = config["data"]["sample_size"]

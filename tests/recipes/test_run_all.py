@@ -132,20 +132,45 @@ def test_each_recipe_gets_the_data_its_seed_and_its_steps(
     run_all: Callable[..., None], data: list[str], tmp_path: Path
 ) -> None:
     run_all("--seed", "4", "--max_train_steps", "3", "--sample_size=16")
-    assert len(calls(tmp_path)) == 9 + (not torch.cuda.is_available())  # evaluate.py by two processes
+    assert len(calls(tmp_path)) == 10 + (not torch.cuda.is_available())  # evaluate.py by two processes
     for script, *flags in calls(tmp_path):
         assert flags[flags.index("--config") :][: len(data)] == data
         assert "--sample_size=16" in flags
         assert value(flags, "--output_dir") == "runs-seed4"
-        assert value(flags, "--seed") == ("1004" if "judge" in flags else "4")
+        apart = {"judge": "1004", "watcher": "3004"}
+        assert value(flags, "--seed") == apart.get(value(flags, "--role") if "--role" in flags else "", "4")
         if not script.endswith("evaluate.py"):
             most = "2" if script.endswith("train_vae.py") else "3"  # of 4 for the image model
             assert value(flags, "--max_train_steps") == most
             assert value(flags, "--resume_from_checkpoint") == "latest"
     order = [Path(script).stem for script, *_ in calls(tmp_path)]
     assert order[0] == "train_scm"
-    assert sorted(order[1:5]) == ["train_classifier", "train_classifier", "train_hvae", "train_vae"]
-    assert order[5:] == ["soft_cft"] * 3 + ["evaluate"] * (len(order) - 8)
+    assert sorted(order[1:6]) == [*["train_classifier"] * 3, "train_hvae", "train_vae"]
+    assert order[6:] == ["soft_cft"] * 3 + ["evaluate"] * (len(order) - 9)
+
+
+def test_a_watcher_is_trained_where_somebody_watches(
+    run_all: Callable[..., None], folder: Path, tmp_path: Path
+) -> None:
+    run_all("--cft", "none")
+    config = yaml.safe_load((folder / "tiny.yaml").read_text())
+    del config["watcher"]
+    (folder / "alone.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=r"section watcher.*watch: false"):
+        run_all("--config", "alone.yaml")
+    config["cft"]["watch"] = False
+    (folder / "alone.yaml").write_text(yaml.safe_dump(config))
+    run_all("--config", "alone.yaml")
+    assert not [flags for _, *flags in calls(tmp_path) if "watcher" in flags]
+
+
+def test_what_the_watcher_saw_is_said_in_the_end(
+    run_all: Callable[..., None], folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "told" / "soft").mkdir(parents=True)
+    (folder / "told" / "soft" / "watch.json").write_text('{"sentence": "It became an attack."}')
+    run_all("--output_dir", "told")
+    assert "Soft-CFT: It became an attack." in capfd.readouterr().out
 
 
 def test_matched_fine_tuning_has_the_further_guides_of_the_settings(
@@ -157,7 +182,7 @@ def test_matched_fine_tuning_has_the_further_guides_of_the_settings(
     run_all("--config", "guides.yaml", "--seed", "4", "--cft", "soft", "matched")
     made = [flags for _, *flags in calls(tmp_path)]
     seeds = {value(flags, "--role"): value(flags, "--seed") for flags in made if "--role" in flags}
-    assert seeds == {"guide": "4", "guide_2": "104", "guide_3": "204", "judge": "1004"}
+    assert seeds == {"guide": "4", "guide_2": "104", "guide_3": "204", "watcher": "3004", "judge": "1004"}
     guides = {
         value(flags, "--cft"): flags[flags.index("--more_guides") + 1 :] for flags in made if "--more_guides" in flags
     }

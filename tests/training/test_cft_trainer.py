@@ -70,6 +70,7 @@ class ToyGuide(nn.Module):
         self.causal_graph = GRAPH
         self.templates = nn.Parameter(HALVES * (2 * SHIFT / SPREAD**2 / 128)[:, None, None, None])
         self.register_buffer("column_scales", torch.ones(2))
+        self.seen = GRAPH.names
 
     def forward(self, image: Tensor) -> AttributeClassifierOutput:
         logits = torch.einsum("bchw,vchw->bv", image, self.templates)

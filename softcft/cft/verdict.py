@@ -1,0 +1,137 @@
+"""Whether fine-tuning has become an attack on the guide, judged from what a watcher saw on the way.
+
+Fine-tuning changes images until the guide sees what it should. A change that only the guide sees is an adversarial
+attack: another classifier, the *watcher*, finds the same images worse than before. So it is an attack if
+
+* at the end the watcher's loss is higher than it once was, by more than two standard errors over the same images,
+* and the guide's loss is lower than it was then.
+
+The model that is saved is the one with which the watcher's loss was lowest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+__all__ = ["WATCH", "Seen", "Verdict", "best_look", "reach_verdict", "read_sentence"]
+
+WATCH = "watch.json"
+"""In the folder of a fine-tuned pipeline: the verdict, and all that it rests on."""
+STANDARD_ERRORS = 2
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen at one step, always of counterfactuals of the same images under the same interventions.
+
+    Attributes:
+        step: Optimizer steps taken; 0 is the pretrained model.
+        guide: The guide's guidance loss of each image, in nats.
+        watcher: The watcher's, against targets of its own.
+        change: Mean absolute change of each image, in grey levels of 255.
+        frechet: Fréchet distance of the counterfactuals from the real images, in the watcher's embeddings.
+    """
+
+    step: int
+    guide: list[float]
+    watcher: list[float]
+    change: list[float]
+    frechet: float
+
+    def means(self) -> dict[str, float]:
+        """The same as means over the images."""
+        lists = {"guide": self.guide, "watcher": self.watcher, "change": self.change}
+        return {name: sum(values) / len(values) for name, values in lists.items()} | {"frechet": self.frechet}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be said of a fine-tuning.
+
+    Attributes:
+        step_saved: The step whose model is saved.
+        steps: Steps taken.
+        is_attack: Whether fine-tuning became an attack on the guide.
+        sentence: That in words, with the numbers.
+    """
+
+    step_saved: int
+    steps: int
+    is_attack: bool
+    sentence: str
+
+    def to_json(self, looks: Sequence[Seen]) -> str:
+        """The content of ``watch.json``: the verdict, and under ``looks`` all that was seen."""
+        return json.dumps(asdict(self) | {"looks": [asdict(look) | {"means": look.means()} for look in looks]})
+
+
+def best_look(looks: Sequence[Seen]) -> Seen | None:
+    """The first of those with the watcher's lowest mean loss; None if it was never a number."""
+    known = [look for look in looks if not math.isnan(look.means()["watcher"])]
+    return min(known, key=lambda look: look.means()["watcher"]) if known else None
+
+
+def reach_verdict(looks: Sequence[Seen]) -> Verdict:
+    """Judge a fine-tuning.
+
+    Args:
+        looks: By step, the last step among them; at least two images each.
+
+    Raises:
+        ValueError: If there are no looks.
+    """
+    if not looks:
+        raise ValueError("looks is empty: nobody has watched.")
+    last, best = looks[-1], best_look(looks)
+    if best is None:
+        sentence = f"The watcher's loss was never a number, so the model of the last step ({last.step}) is saved."
+        return Verdict(last.step, last.step, False, sentence)
+    rise, error = _paired(best.watcher, last.watcher)
+    then, now = best.means(), last.means()
+    is_attack = not rise <= STANDARD_ERRORS * error and now["guide"] < then["guide"]
+    if is_attack:
+        what = (
+            f"Fine-tuning became an attack on the guide: from step {best.step} to step {last.step} the guide's loss on "
+            f"validation counterfactuals fell from {then['guide']:.3g} to {now['guide']:.3g} nats, but that of the "
+            f"watcher, a classifier that had no part in it, rose from {then['watcher']:.3g} to {now['watcher']:.3g} "
+            f"(by {rise:.2g} ± {error:.1g}), and the mean change of the images went from {then['change']:.3g} to "
+            f"{now['change']:.3g} grey levels."
+        )
+    else:
+        first = looks[0].means()
+        what = (
+            f"The watcher, a classifier that had no part in fine-tuning, found counterfactuals of validation images "
+            f"best after step {best.step} of {last.step}: its loss was {first['watcher']:.3g} nats before fine-tuning, "
+            f"{then['watcher']:.3g} then and {now['watcher']:.3g} at the end."
+        )
+    saved = f"The model of step {best.step} is saved."
+    if best.step == 0:
+        saved = "Fine-tuning helped nothing that the watcher can see: the pretrained model is saved, untouched."
+    return Verdict(best.step, last.step, is_attack, f"{what} {saved}")
+
+
+def read_sentence(folder: str | Path) -> str | None:
+    """What is said of the fine-tuning of a saved pipeline; None if nobody has watched it.
+
+    Raises:
+        ValueError: If ``watch.json`` is none.
+    """
+    path = Path(folder, WATCH)
+    if not path.is_file():
+        return None
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["sentence"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not what soft_cft.py writes ({error!r}): delete it, or fine-tune anew.") from error
+
+
+def _paired(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """The mean difference of the same images, and its standard error."""
+    differences = [b - a for a, b in zip(before, after, strict=True)]
+    mean = sum(differences) / len(differences)
+    variance = sum((x - mean) ** 2 for x in differences) / (len(differences) - 1)
+    return mean, math.sqrt(variance / len(differences))

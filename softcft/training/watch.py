@@ -1,0 +1,175 @@
+"""Somebody watches counterfactual fine-tuning: a classifier that has no part in it looks at validation counterfactuals.
+
+See :mod:`softcft.cft.verdict` for what follows from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from softcft.cft.guidance import guidance_losses
+from softcft.cft.matched import Reference
+from softcft.cft.targets import counterfactual_targets
+from softcft.cft.verdict import Seen, Verdict, best_look, reach_verdict
+from softcft.data.schema import random_part, scale_pixels
+from softcft.models.classifier import AttributeClassifier
+from softcft.noise import seeded_generator
+from softcft.training.config import TrainingConfig
+from softcft.training.monitor import Look
+from softcft.training.objectives import CFTObjective
+
+__all__ = ["Watch", "WatchConfig"]
+
+MOST_IMAGES = 256
+LOOKS = 10
+NOISE = 1  # names the random numbers of these looks among all that follow from the seed
+
+
+@dataclass(kw_only=True)
+class WatchConfig:
+    """Whether somebody watches the fine-tuning.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    watch: bool = field(
+        default=True,
+        metadata={
+            "help": f"Let a further classifier, the watcher, look at counterfactuals of up to {MOST_IMAGES} validation "
+            "images on the way: the model that it finds best is saved, and an attack on the guide is told."
+        },
+    )
+    watch_steps: int | None = field(
+        default=None, metadata={"help": f"Steps between two looks; a {LOOKS}th of all if left out."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.watch_steps is not None and self.watch_steps < 1:
+            raise ValueError(f"--watch_steps must be at least 1, got {self.watch_steps}; --watch false turns it off.")
+
+
+class Watch:
+    """A monitor (:class:`~softcft.training.monitor.Monitor`) that finds the watcher's lowest guidance loss the best.
+
+    Images, interventions and noise are the same at each look, and drawn as in training. Each of guide and watcher has
+    targets of its own, of the mode of the training: what each of them says of the factual image, or of real images.
+
+    Args:
+        objective: The fine-tuning. Its first guide is the one that is looked at.
+        watcher: A trained and calibrated classifier, which is none of the guides. Frozen here.
+        dataset: Validation images that miss no value, map-style.
+        config: How often it looks.
+        training: The settings of the training, whose are batch size and seed: the latter of the draw of up to 256
+            images, of interventions and of noise.
+        distance: From embeddings (N, D) of counterfactual and of real images to how far apart these are.
+
+    Raises:
+        ValueError: If there are fewer than two images; or the watcher has another graph, or sees nothing that the
+            guides are asked for.
+
+    Attributes:
+        looks: All that was seen, on the main process.
+        reference: For matched targets: what the watcher says of real images. The trainer measures it.
+    """
+
+    def __init__(
+        self,
+        objective: CFTObjective,
+        watcher: AttributeClassifier,
+        dataset: Dataset[Any],
+        config: WatchConfig,
+        training: TrainingConfig,
+        distance: Callable[[Tensor, Tensor], float],
+    ) -> None:
+        if watcher.causal_graph != objective.attribute_scm.causal_graph:
+            raise ValueError("The watcher has another graph than the attribute mechanisms. Train both from one config.")
+        rows = random_part(range(len(dataset)), MOST_IMAGES, training.seed)  # type: ignore[arg-type]
+        if len(rows) < 2:
+            raise ValueError(
+                f"A watcher needs at least 2 validation images that miss no value, got {len(rows)}; --watch false does "
+                "without it."
+            )
+        if not set(objective.seen) & set(watcher.seen):
+            raise ValueError(
+                f"The watcher sees none of the variables that the guides are asked for, {', '.join(objective.seen)}: "
+                "train it for longer, or do without it by --watch false."
+            )
+        self.objective = objective
+        self.watcher = watcher.eval().requires_grad_(False)
+        self.images: Subset[Any] = Subset(dataset, rows)
+        self.every = config.watch_steps or -(-training.max_train_steps // LOOKS)
+        self.batch_size = training.train_batch_size
+        self.seed = training.seed
+        self.distance = distance
+        self.looks: list[Seen] = []
+        self.reference: Reference | None = None
+
+    def look(self, step: int) -> Look:
+        """See :class:`~softcft.training.monitor.Monitor`."""
+        objective, rows = self.objective, []
+        device = next(objective.parameters()).device
+        self.watcher.to(device)  # type: ignore[arg-type]
+        objective.eval()
+        done = 0
+        for batch in DataLoader(self.images, self.batch_size):
+            image, parents = scale_pixels(batch["image"].to(device)), batch["parents"].to(device)
+            generators = [seeded_generator(self.seed, NOISE, done + i, device=device) for i in range(len(image))]
+            done += len(image)
+            intervention, new_parents = objective.draw(parents, generators)
+            new = objective.backbone.counterfactual(image, parents, new_parents, generators).image
+            who = ((objective.guides[0], objective.reference(0)), (self.watcher, self.reference))
+            losses = [
+                self._losses(classifier, reference, image, new, parents, new_parents, intervention.mask)
+                for classifier, reference in who
+            ]
+            change = 127.5 * (new - image).abs().flatten(1).mean(dim=1)
+            embeddings = [self.watcher(x).embedding for x in (new, image)]
+            rows.append([x.float().cpu() for x in (*losses, change, *embeddings)])
+        guide, watcher, change, counterfactual, real = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        distance = self.distance(counterfactual, real)
+        self.looks.append(Seen(step, guide.tolist(), watcher.tolist(), change.tolist(), distance))
+        metrics = {f"watch/{name}": value for name, value in self.looks[-1].means().items()}
+        return Look(metrics, best_look(self.looks) is self.looks[-1])
+
+    def _losses(
+        self,
+        classifier: AttributeClassifier,
+        reference: Reference | None,
+        image: Tensor,
+        counterfactual: Tensor,
+        parents: Tensor,
+        new_parents: Tensor,
+        intervened: Tensor,
+    ) -> Tensor:
+        """The guidance loss of each image in the eyes of a classifier, summed over what it sees and is asked, (B,)."""
+        graph, scales = classifier.causal_graph, classifier.column_scales
+        said = classifier.predict(image)
+        mode = self.objective.mode
+        targets = counterfactual_targets(graph, intervened, parents, new_parents, said, mode, reference)
+
+        names = set(self.objective.seen) & set(classifier.seen)
+
+        def of_one(logits: Tensor, target: Tensor) -> Tensor:
+            losses = guidance_losses(graph, logits[None], target[None], scales)
+            return torch.stack([loss for name, loss in losses.items() if name in names]).sum()
+
+        return torch.vmap(of_one)(classifier(counterfactual).logits, targets)
+
+    def verdict(self) -> Verdict:
+        """What is to be said of the fine-tuning, on the main process."""
+        return reach_verdict(self.looks)
+
+    def state(self) -> dict[str, Any]:
+        """See :class:`~softcft.training.monitor.Monitor`."""
+        return {"looks": [asdict(look) for look in self.looks]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See :class:`~softcft.training.monitor.Monitor`."""
+        self.looks = [Seen(**look) for look in state["looks"]]
