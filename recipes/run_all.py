@@ -36,6 +36,7 @@ from softcft.data.sources import DataConfig, SubsetConfig, UtilityConfig
 from softcft.evaluation.report import CFT_NAMES, PUBLISHED_CFT
 from softcft.hub.publish import HubConfig
 from softcft.models.denoiser import UNETS
+from softcft.models.trunk import read_trunk
 from softcft.training.cft_trainer import CFTConfig
 from softcft.training.config import (
     DiffusionConfig,
@@ -44,6 +45,7 @@ from softcft.training.config import (
     PatchConfig,
     SolverConfig,
     TrainingConfig,
+    TrunkConfig,
     given_settings,
     refuse_for_hvae,
 )
@@ -55,16 +57,16 @@ RECIPES = Path(__file__).resolve().parent
 DEFAULT_CONFIG = RECIPES / "configs" / "phantom.yaml"
 TRAININGS = {
     "scm": ([], AttributeSCM),
-    "guide": ([SubsetConfig, ValidationConfig], AttributeClassifier),
-    "guide_2": ([SubsetConfig, ValidationConfig], AttributeClassifier),
-    "guide_3": ([SubsetConfig, ValidationConfig], AttributeClassifier),
-    "judge": ([SubsetConfig, ValidationConfig], AttributeClassifier),
-    "watcher": ([SubsetConfig, ValidationConfig], AttributeClassifier),
+    "guide": ([SubsetConfig, ValidationConfig, TrunkConfig], AttributeClassifier),
+    "guide_2": ([SubsetConfig, ValidationConfig, TrunkConfig], AttributeClassifier),
+    "guide_3": ([SubsetConfig, ValidationConfig, TrunkConfig], AttributeClassifier),
+    "judge": ([SubsetConfig, ValidationConfig, TrunkConfig], AttributeClassifier),
+    "watcher": ([SubsetConfig, ValidationConfig, TrunkConfig], AttributeClassifier),
     "hvae": ([MemoryConfig], HVAEModel),
     "diffusion": ([MemoryConfig, DiffusionConfig], None),
     "vae": ([PatchConfig], AutoencoderKL),
     "cft": ([SubsetConfig, MemoryConfig, CFTConfig, WatchConfig, SolverConfig, DiffusionTuningConfig], None),
-    "utility": ([UtilityConfig], AttributeClassifier),
+    "utility": ([UtilityConfig, TrunkConfig], AttributeClassifier),
 }
 TAKEN = (*TRAININGS, *CFT_NAMES, "data", "figures", "metrics", "logs", "counterfactuals")
 MORE_GUIDES = ("guide_2", "guide_3")
@@ -238,6 +240,9 @@ def read_training(section: str, flags: list[str], image_model: str) -> tuple[Cau
         refuse_for_hvae(*(other for other in others if isinstance(other, SolverConfig | DiffusionTuningConfig)))
     if model_class is not None:
         arguments = model_arguments(config, section, model_class)
+    for other in others:
+        if isinstance(other, TrunkConfig) and other.trunk_dir is not None:
+            read_trunk(other.trunk_dir, data.sample_size, arguments.get("image_size"))
     if model_class is HVAEModel:
         with torch.device("meta"):  # no memory: whether it can be built is all that is asked
             HVAEModel(graph.to_list(), data.sample_size, **arguments)

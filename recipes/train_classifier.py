@@ -23,6 +23,9 @@ learns from nothing but its set.
 How well each variable is seen in validation images is measured and kept with the classifier. What is not seen is said:
 fine-tuning does not ask a guide for it.
 
+With --trunk_dir the classifier starts from a pretrained image model, as save_pretrained of transformers writes it. What
+is taken from its folder is printed, and saved with the classifier, which does not need the folder any more.
+
 Reads the sections data, graph and that of the role. Writes the AttributeClassifier into --output_dir/guide, guide_2,
 guide_3, judge, watcher, utility/real, utility/soft/race and so on.
 """
@@ -30,6 +33,7 @@ guide_3, judge, watcher, utility/real, utility/soft/race and so on.
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,8 +48,9 @@ from softcft.evaluation.metrics import variable_metrics
 from softcft.evaluation.sight import measure_sight
 from softcft.hub.publish import HubConfig
 from softcft.models.sight import not_seen
+from softcft.models.trunk import PretrainedTrunk, read_trunk
 from softcft.training.checkpoints import save_whole
-from softcft.training.config import TrainingConfig
+from softcft.training.config import TrainingConfig, TrunkConfig
 from softcft.training.loop import train
 from softcft.training.objectives import ClassifierObjective
 from softcft.training.parsing import model_arguments, parse_config
@@ -91,6 +96,20 @@ def utility_images(
     return images.subset()
 
 
+def make_classifier(
+    graph: CausalGraph, arguments: dict[str, Any], channels: int, trunk: PretrainedTrunk | None
+) -> AttributeClassifier:
+    """A new classifier of images of so many channels, of a pretrained trunk where there is one."""
+    backbone = {"num_channels": channels, **arguments.get("backbone", {})}
+    classifier = AttributeClassifier(graph=graph.to_list(), **arguments | {"backbone": backbone})
+    classifier.check_channels(channels)
+    if trunk is not None:
+        trunk.load_into(classifier.trunk)
+        if this_process().is_main_process:
+            print(trunk.summary)
+    return classifier
+
+
 @torch.no_grad()
 def predict(classifier: AttributeClassifier, dataset: ImageAttributeDataset) -> torch.Tensor:
     """Logits of all images, shape (N, K)."""
@@ -120,11 +139,12 @@ def main() -> None:
     role_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     role_parser.add_argument("--role", choices=ROLES, default="guide")
     role, argv = role_parser.parse_known_args()
-    config, data, training, hub, choice, *validation = parse_config(
+    config, data, training, hub, trunk_config, choice, *validation = parse_config(
         role.role,
         DataConfig,
         TrainingConfig,
         HubConfig,
+        TrunkConfig,
         *([UtilityConfig] if role.role == "utility" else [SubsetConfig, ValidationConfig]),
         default_config=DEFAULT_CONFIG,
         description=__doc__,
@@ -144,8 +164,12 @@ def main() -> None:
             f"--ema_decay must be 0 for a classifier, got {training.ema_decay}: the average would be of its weights, "
             "but not of its batch normalisation statistics."
         )
+    trunk = None
     with main_process_first():  # the others find the data in the cache
         hub.reserve(config)
+        if trunk_config.trunk_dir is not None:
+            trunk = read_trunk(trunk_config.trunk_dir, data.sample_size, arguments.get("image_size"))
+            arguments |= trunk.arguments
         splits = load_data(data, graph, config["columns"])
         train_images = training_images(splits["train"], data, graph, config["columns"])
         if role.role == "utility":
@@ -157,9 +181,8 @@ def main() -> None:
     if isinstance(train_images, ImageAttributeDataset):  # nobody knows beforehand what a stream will bring
         check_known(train_images, "training")
 
-    arguments["backbone"] = {"num_channels": train_images.image_channels, **arguments.get("backbone", {})}
     set_seed(training.seed)
-    classifier = AttributeClassifier(graph=graph.to_list(), **arguments)
+    classifier = make_classifier(graph, arguments, train_images.image_channels, trunk)
     begin_training(config, role.role, training.output_dir)
     objective = ClassifierObjective(classifier)
     monitor = validation[0].monitor(objective, validation_images, training.seed) if validation else None

@@ -7,8 +7,7 @@ Modern Neural Networks", 2017): soft targets of an over-confident guide would be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,11 +18,11 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
-from softcft.arguments import check_number, shown, takes_any_numbers
+from softcft.arguments import check_number, check_whole, is_finite, shown, takes_any_numbers
 from softcft.graph import CausalGraph
 from softcft.models.sight import Sight, read_sight
+from softcft.models.trunk import make_trunk
 from softcft.models.weights import SafetensorsOnly
 
 __all__ = ["AttributeClassifier", "AttributeClassifierOutput", "attribute_losses"]
@@ -48,26 +47,32 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
 
     Args:
         graph: The causal graph as plain data (:meth:`~softcft.graph.CausalGraph.to_list`).
-        backbone: Configuration of a transformers image model with ``hidden_sizes`` and a pooled output,
-            ``model_type`` among its keys, for example
-            ``{"model_type": "resnet", "num_channels": 1, "hidden_sizes": [32, 64], ...}``.
+        backbone: Configuration of a transformers image model with a pooled output, ``model_type`` among its keys, for
+            example ``{"model_type": "resnet", "num_channels": 1, "hidden_sizes": [32, 64], ...}``. With three channels
+            it takes grey images, too.
         scales: For each variable the temperature that divides its logits (discrete) or the standard deviation of its
             error in encoded units (continuous). Measured by :meth:`calibrate`; 1 before.
         sees: For each variable how well it is seen in validation images, see :mod:`softcft.models.sight`. Measured by
             :func:`softcft.evaluation.sight.measure_sight`, stored by :meth:`store_sight`; None before, which counts as
             seen.
+        image_size: Height and width to which the trunk has images resized (bilinear, antialiased); as they are if None.
+        image_mean: Normalises pixels in [0, 1] for the trunk: one value, or one for each of its channels. With None it
+            sees them in [-1, 1].
+        image_std: With ``image_mean``: the standard deviations.
 
     Attributes:
         sight: The same as :class:`~softcft.models.sight.Sight` by variable; empty if it was not measured.
 
     Raises:
-        ValueError: If the graph is invalid; the backbone has no known ``model_type``, no ``hidden_sizes``, or settings
-            that make no model; ``scales`` names other variables than the graph, or is not above 0; or ``sees`` names
-            other variables, or has an entry without its numbers.
+        ValueError: If the graph is invalid; the backbone has no known ``model_type``, no pooled output, or settings
+            that make no model; ``scales`` names other variables than the graph, or is not above 0; ``sees`` names
+            other variables, or has an entry without its numbers; or what is said of images does not suit the backbone.
     """
 
     column_scales: Tensor
     is_continuous: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     @takes_any_numbers
     @register_to_config
@@ -77,13 +82,23 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
         backbone: dict[str, Any],
         scales: dict[str, float] | None = None,
         sees: dict[str, dict[str, Any]] | None = None,
+        image_size: int | None = None,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
     ) -> None:
         super().__init__()
         self.causal_graph = CausalGraph(graph)
         columns = self._columns(scales)
         self.sight = read_sight(self.causal_graph.names, sees)
-        self.trunk = _make_trunk(backbone)
-        self.heads = nn.Linear(self.trunk.config.hidden_sizes[-1], self.causal_graph.width)
+        if image_size is not None:
+            check_whole("image_size", image_size)
+        self.image_size, self.is_normalised = image_size, image_mean is not None
+        self.trunk, width = make_trunk(backbone, image_size)
+        self.in_channels = int(getattr(self.trunk.config, "num_channels", 3))
+        self.heads = nn.Linear(width, self.causal_graph.width)
+        mean, std = _read_statistics(image_mean, image_std, self.in_channels)
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.register_buffer("pixel_std", std, persistent=False)
         self.register_buffer("column_scales", columns, persistent=False)
         is_continuous = [v.kind == "continuous" for v in self.causal_graph.variables for _ in range(v.width)]
         self.register_buffer("is_continuous", torch.tensor(is_continuous), persistent=False)
@@ -102,14 +117,35 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
         """Predict attributes.
 
         Args:
-            image: Shape (B, C, H, W) in [-1, 1].
+            image: Shape (B, C, H, W) in [-1, 1], with the trunk's channels, or grey (C = 1) where it has three.
             return_dict: Whether to return an :class:`AttributeClassifierOutput` or a plain tuple, logits first.
         """
-        embedding = self.trunk(image).pooler_output.flatten(1)
+        embedding = self.trunk(self._prepare(image)).pooler_output.flatten(1)
         raw = self.heads(embedding).float()
         logits = torch.where(self.is_continuous, raw, raw / self.column_scales)
         output = AttributeClassifierOutput(logits=logits, embedding=embedding)
         return output if return_dict else output.to_tuple()
+
+    def check_channels(self, channels: int) -> None:
+        """Raise a ValueError if the trunk cannot see images of so many channels: its own, or one where it has three."""
+        if channels != self.in_channels and not (channels == 1 and self.in_channels == 3):
+            raise ValueError(
+                f"The backbone, a {self.trunk.config.model_type}, has num_channels = {self.in_channels}, but the "
+                f"images have {channels}: use a backbone of {channels} or, for grey images, 3; or make them grey or "
+                "coloured by --image_channels."
+            )
+
+    def _prepare(self, image: Tensor) -> Tensor:
+        """Images as the trunk wants them."""
+        size = self.image_size
+        if size is not None and image.shape[-2:] != (size, size):
+            resized = F.interpolate(image.float(), (size, size), mode="bilinear", antialias=True)
+            image = resized.to(image.dtype)
+        if image.shape[1] == 1 and self.in_channels == 3:
+            image = image.expand(-1, 3, -1, -1)
+        if self.is_normalised:
+            image = ((image + 1) / 2 - self.pixel_mean) / self.pixel_std
+        return image
 
     @apply_forward_hook
     def predict(self, image: Tensor) -> Tensor:
@@ -172,36 +208,22 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
         return tuple(name for name in self.causal_graph.names if name not in self.sight or self.sight[name].is_seen)
 
 
-def _make_trunk(backbone: dict[str, Any]) -> PreTrainedModel:
-    if not isinstance(backbone, Mapping) or "model_type" not in backbone:
-        raise ValueError(f"backbone needs a 'model_type' such as 'resnet' or 'convnextv2', got {shown(backbone)}.")
-    model_type = backbone["model_type"]
-    if str(model_type) not in CONFIG_MAPPING:
-        raise ValueError(
-            f"backbone has the model_type {shown(model_type)}, which transformers does not know; use one such as "
-            "'resnet', 'convnextv2' or 'regnet'."
-        )
-    with _named(backbone):
-        config = AutoConfig.for_model(**backbone)
-    if not getattr(config, "hidden_sizes", None):
-        raise ValueError(
-            f"backbone has the model_type {model_type!r}, whose configuration has no hidden_sizes; use an image model "
-            "that has them and a pooled output, such as 'resnet', 'convnextv2' or 'regnet'."
-        )
-    with _named(backbone):
-        return AutoModel.from_config(config)
-
-
-@contextmanager
-def _named(backbone: Mapping[str, Any]) -> Iterator[None]:
-    """Say whose mistake it is: transformers checks little, and fails wherever it happens to."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(
-            f"backbone must be a configuration of transformers, but of {shown(backbone)} it makes no model: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+def _read_statistics(mean: Any, std: Any, channels: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of pixels in [0, 1], shape (1, 1, 1) or (C, 1, 1); where both are None, of no use."""
+    if mean is None and std is None:
+        mean, std = [0.0], [1.0]
+    for name, values in (("image_mean", mean), ("image_std", std)):
+        if (
+            not isinstance(values, list | tuple)
+            or len(values) not in (1, channels)
+            or not all(is_finite(value) and (name == "image_mean" or value > 0) for value in values)
+        ):
+            above = " above 0" * (name == "image_std")
+            raise ValueError(
+                f"{name} must be a list of one finite number{above}, or of {channels}, one for each channel of the "
+                f"backbone, and given together with the other of image_mean and image_std; got {shown(values)}."
+            )
+    return torch.tensor(mean).float().view(-1, 1, 1), torch.tensor(std).float().view(-1, 1, 1)
 
 
 def _fit_temperature(logits: Tensor, targets: Tensor) -> float:

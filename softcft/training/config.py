@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -183,6 +184,23 @@ class PatchConfig:
     def __post_init__(self) -> None:
         if self.patch_size < 1:
             raise ValueError(f"--patch_size must be at least 1, got {self.patch_size}.")
+
+
+@dataclass(kw_only=True)
+class TrunkConfig:
+    """What a classifier starts from."""
+
+    trunk_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Start from a pretrained image model in place of a new one: a folder as transformers saves it, "
+            "config.json and .safetensors, or the name of a model of the Hub. It must have a pooled output (ResNet, "
+            "ConvNeXt, ViT, DINOv2, Swin and others)."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        self.trunk_dir = None if self.trunk_dir is None else os.path.expanduser(self.trunk_dir)
 
 
 @dataclass(kw_only=True)

@@ -81,6 +81,9 @@ SET_BY_RECIPES: defaultdict[str, tuple[str, ...]] = defaultdict(
 )
 """Arguments of models that follow from data and other settings."""
 
+REPLACED = {"trunk_dir": ("backbone", "image_mean", "image_std")}
+"""Arguments of models that a flag sets. It goes before those of the file, which must not have both."""
+
 OWN_DATA = "own_data.yaml"
 MOST_ENTRIES = 100_000  # of a YAML file: a few lines of aliases can stand for more than any memory holds
 
@@ -161,6 +164,12 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, told in or
                 values[key] = config[source][key] = _cast(value, hints[key], where)
             else:
                 raise ValueError(f"{path}: unknown key '{key}' in section '{source}'{_suggest(key, hints)}")
+    for key, replaced in REPLACED.items():
+        both = [name for name in replaced if name in config[section].get("model", {})]
+        if both and values.get(key) is not None:
+            raise ValueError(
+                f"{path}: {key} {values[key]} and model.{both[0]} both say what the model is; leave out one of them."
+            )
     if "graph" not in config:
         raise ValueError(
             f"{path} has no section 'graph', the list of variables; add one, or pass --graph FILE. "
@@ -181,6 +190,9 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, told in or
                 config[key] = value
                 config[section].pop(key, None)
                 continue
+            if value is not None and "model" in config[section]:
+                for name in REPLACED.get(key, ()):
+                    config[section]["model"].pop(name, None)
             only_data = key in config["data"] and key not in config[section]
             config["data" if only_data else section][key] = value
     return config, *instances

@@ -272,11 +272,11 @@ def test_an_unknown_backbone_is_refused(model_type: Any) -> None:
     assert repr(model_type) in str(error.value)
 
 
-def test_a_backbone_without_hidden_sizes_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"'vit', whose configuration has no hidden_sizes; use an image model .*resnet"
-    ):
-        AttributeClassifier(GRAPH, {"model_type": "vit", "image_size": 16, "patch_size": 4, "num_channels": 1})
+@pytest.mark.parametrize("model_type", ["bert", "vit_mae", "videomae"])
+def test_a_backbone_that_makes_no_vector_of_an_image_is_refused(model_type: str) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    with pytest.raises(ValueError, match=f"backbone has the model_type '{model_type}'"):
+        AttributeClassifier(GRAPH, {"model_type": model_type, **sizes})
 
 
 @pytest.mark.parametrize("scales", [{"site": 1.0, "age": 1.0}, {**SCALES, "sex": 1.0}, {}])

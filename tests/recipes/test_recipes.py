@@ -21,6 +21,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
+from transformers import AutoConfig, AutoModel
 
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEModel
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
@@ -580,6 +581,52 @@ def test_a_classifier_is_not_averaged(start: Start) -> None:
         start("train_classifier", "--ema_decay", "0.5")
 
 
+@pytest.fixture
+def trunk(tmp_path: Path) -> Path:
+    """A folder as transformers saves a pretrained model: of colour, for images of another size than ours."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    AutoModel.from_config(AutoConfig.for_model("vit", **sizes, image_size=24, patch_size=8)).save_pretrained(
+        tmp_path / "trunk"
+    )
+    statistics = {"image_mean": [0.4] * 3, "image_std": [0.2] * 3}
+    (tmp_path / "trunk" / "preprocessor_config.json").write_text(json.dumps(statistics))
+    return tmp_path / "trunk"
+
+
+def test_a_guide_starts_from_a_pretrained_trunk(folder: Path, trunk: Path) -> None:
+    """One step with a learning rate of nothing: the trunk's weights are those of its folder."""
+    pretrained = AutoModel.from_pretrained(trunk)
+    flags = ("--trunk_dir", str(trunk), "--learning_rate", "1e-12", "--max_train_steps", "1")
+    printed = run(folder, "train_classifier.py", "--role", "guide", "--output_dir", "from_trunk", *flags)
+    assert f"--trunk_dir {trunk}: vit" in printed
+    saved = folder / "from_trunk" / "guide"
+    settings = yaml.safe_load((saved / "config.yaml").read_text())
+    assert settings["guide"]["trunk_dir"] == str(trunk)
+    assert "backbone" not in settings["guide"]["model"]
+    shutil.rmtree(trunk)
+    guide = AttributeClassifier.from_pretrained(saved)
+    assert (guide.config.image_size, guide.config.image_mean) == (24, [0.4] * 3)
+    for name, tensor in pretrained.state_dict().items():
+        torch.testing.assert_close(guide.trunk.state_dict()[name], tensor, rtol=0, atol=1e-6)
+    image = torch.zeros(2, 1, 16, 16, requires_grad=True)
+    guide.requires_grad_(False)(image).logits.sum().backward()
+    assert image.grad.abs().sum() > 0
+
+
+def test_a_pretrained_trunk_and_a_backbone_are_not_both_said(start: Start, trunk: Path) -> None:
+    for script, flags in (("train_classifier", ("--role", "guide")), ("run_all", ())):
+        with pytest.raises(ValueError, match=rf"trunk_dir {trunk} and model.backbone"):
+            start(script, *flags, guide=with_value(trunk_dir=str(trunk)))
+
+
+def test_a_pretrained_trunk_that_is_not_there_is_refused(start: Start, tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    without = with_value(trunk_dir=missing, model={})
+    for script, flags in (("train_classifier", ("--role", "guide")), ("run_all", ())):
+        with pytest.raises(FileNotFoundError, match=f"--trunk_dir {missing}"):
+            start(script, *flags, guide=without)
+
+
 def test_an_unknown_intervention_is_refused(start: Start, evaluation: Path, folder: Path) -> None:
     with pytest.raises(ValueError, match=r"The graph has no variable 'height'; it has \['age', "):
         start("evaluate", "--interventions", "height", cwd=folder)
@@ -602,7 +649,7 @@ def test_help_teaches(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "--config FILE" in text
     for flag in {
         "train_scm": ["--max_train_steps", "--learning_rate"],
-        "train_classifier": ["--role", "--half", "--max_train_steps"],
+        "train_classifier": ["--role", "--half", "--trunk_dir", "--max_train_steps"],
         "train_hvae": ["--mixed_precision", "--resume_from_checkpoint"],
         "soft_cft": ["--cft", "--damping", "--hvae_dir"],
         "evaluate": ["--pipelines", "--interventions", "--eval_batch_size"],
