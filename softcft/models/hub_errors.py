@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from huggingface_hub import constants
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -77,7 +78,8 @@ def _out_of_reach(error: BaseException, name: str) -> str | None:
     """What is to be done where the Hub was not asked, or did not answer; None if an error has another cause."""
     causes = list(_causes(error))
     is_not_cached = any(isinstance(cause, LocalEntryNotFoundError) for cause in causes)
-    if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
+    is_offline = is_not_cached and constants.HF_HUB_OFFLINE  # which transformers hands on as local_files_only
+    if is_offline or any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
         why, fix = "HF_HUB_OFFLINE is set: this program is offline", "Unset HF_HUB_OFFLINE"
     elif not is_not_cached and "not fully cached" not in str(error):  # what diffusers says of pipelines
         return None

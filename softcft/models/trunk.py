@@ -129,7 +129,7 @@ def read_trunk(name: str, sample_size: int, image_size: int | None = None) -> Pr
     """
     where = f"--trunk_dir {name}"
     _check_folder(name, where)
-    with explain_hub_errors(name), _told(where):
+    with _told(where), explain_hub_errors(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if image_size is None:
             image_size = _needed_size(config, sample_size, where)
@@ -219,11 +219,11 @@ def _rounded(values: list[float] | None) -> str:
 
 @contextmanager
 def _told(where: str) -> Iterator[None]:
-    """Say whose mistake it is; what the Hub refuses is told as it is."""
+    """Say whose mistake it is."""
     try:
         yield
-    except OSError:
-        raise
+    except OSError as error:
+        raise OSError(f"{where}: {error}") from error
     except Exception as error:
         if str(error).startswith(where):
             raise

@@ -166,6 +166,27 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
             read_trunk(name, SIZE)
 
 
+def test_a_name_that_the_hub_does_not_give_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="--trunk_dir nobody/no-such-trunk"):
+        read_trunk("nobody/no-such-trunk", SIZE)
+
+
+@pytest.mark.parametrize("damaged", ["config.json", "model.safetensors", "preprocessor_config.json"])
+def test_a_damaged_file_is_refused(tmp_path: Path, damaged: str) -> None:
+    folder = save(tmp_path, make("resnet"), image_mean=MEAN, image_std=STD)
+    (tmp_path / damaged).write_bytes((tmp_path / damaged).read_bytes()[:40])
+    with pytest.raises((OSError, ValueError), match=f"--trunk_dir {folder}"):
+        read_trunk(folder, SIZE)
+
+
+@pytest.mark.parametrize("statistics", [{"image_mean": MEAN[:2]}, {"image_std": [0.2, 0.2, 0]}, {"image_mean": "x"}])
+def test_statistics_that_do_not_suit_the_trunk_are_refused(tmp_path: Path, statistics: dict[str, Any]) -> None:
+    folder = save(tmp_path, make("resnet"), **{"image_mean": MEAN, "image_std": STD} | statistics)
+    with pytest.raises(ValueError, match=f"--trunk_dir {folder}|image_mean|image_std"):
+        classify(read_trunk(folder, SIZE))
+
+
 @pytest.mark.parametrize("lacks", ["config.json", "model.safetensors"])
 def test_a_folder_without_its_files_is_refused(tmp_path: Path, lacks: str) -> None:
     trunk = make("resnet")
