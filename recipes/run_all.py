@@ -37,6 +37,7 @@ from softcft.evaluation.report import CFT_NAMES, PUBLISHED_CFT
 from softcft.hub.publish import HubConfig
 from softcft.models.denoiser import UNETS
 from softcft.models.trunk import read_trunk
+from softcft.training.augmentation import AugmentationConfig
 from softcft.training.cft_trainer import CFTConfig
 from softcft.training.config import (
     DiffusionConfig,
@@ -57,21 +58,25 @@ RECIPES = Path(__file__).resolve().parent
 DEFAULT_CONFIG = RECIPES / "configs" / "phantom.yaml"
 TRAININGS = {
     "scm": ([], AttributeSCM),
-    "guide": ([SubsetConfig, ValidationConfig, TrunkConfig], AttributeClassifier),
-    "guide_2": ([SubsetConfig, ValidationConfig, TrunkConfig], AttributeClassifier),
-    "guide_3": ([SubsetConfig, ValidationConfig, TrunkConfig], AttributeClassifier),
-    "judge": ([SubsetConfig, ValidationConfig, TrunkConfig], AttributeClassifier),
-    "watcher": ([SubsetConfig, ValidationConfig, TrunkConfig], AttributeClassifier),
+    "guide": ([SubsetConfig, ValidationConfig, AugmentationConfig, TrunkConfig], AttributeClassifier),
+    "guide_2": ([SubsetConfig, ValidationConfig, AugmentationConfig, TrunkConfig], AttributeClassifier),
+    "guide_3": ([SubsetConfig, ValidationConfig, AugmentationConfig, TrunkConfig], AttributeClassifier),
+    "judge": ([SubsetConfig, ValidationConfig, AugmentationConfig, TrunkConfig], AttributeClassifier),
+    "watcher": ([SubsetConfig, ValidationConfig, AugmentationConfig, TrunkConfig], AttributeClassifier),
     "hvae": ([MemoryConfig], HVAEModel),
     "diffusion": ([MemoryConfig, DiffusionConfig], None),
     "vae": ([PatchConfig], AutoencoderKL),
-    "cft": ([SubsetConfig, MemoryConfig, CFTConfig, WatchConfig, SolverConfig, DiffusionTuningConfig], None),
-    "utility": ([UtilityConfig, TrunkConfig], AttributeClassifier),
+    "cft": (
+        [SubsetConfig, MemoryConfig, CFTConfig, AugmentationConfig, WatchConfig, SolverConfig, DiffusionTuningConfig],
+        None,
+    ),
+    "utility": ([UtilityConfig, AugmentationConfig, TrunkConfig], AttributeClassifier),
 }
 TAKEN = (*TRAININGS, *CFT_NAMES, "data", "figures", "metrics", "logs", "counterfactuals")
 MORE_GUIDES = ("guide_2", "guide_3")
 # Added to the run's seed: no two classifiers start alike.
 SEEDS = {"guide_2": 100, "guide_3": 200, "judge": 1000, "utility": 2000, "watcher": 3000}
+TRIAL = 100  # of so many steps a run is one, which shows that all works and teaches nothing
 TAIL = 20  # lines of the log of a job that failed
 
 Jobs = dict[str, list[str]]  # what Python is to run, by the name of its logs
@@ -86,7 +91,11 @@ class RunConfig:
     )
     seed: int = field(default=0, metadata={"help": "Seed of all steps; the judge's is this plus 1000."})
     max_train_steps: int | None = field(
-        default=None, metadata={"help": "At most so many optimizer steps in each training: a trial run."}
+        default=None,
+        metadata={
+            "help": f"At most so many optimizer steps in each training. With up to {TRIAL} it is a trial of the chain: "
+            "fine-tuning has its published settings then, which ask a guide also for what it does not see."
+        },
     )
     cft: list[str] = field(
         default_factory=lambda: list(PUBLISHED_CFT),
@@ -219,6 +228,8 @@ def plan() -> Plan:
         seed = settings.seed + SEEDS.get(section, 0)
         steps[section] = [*flags, "--seed", str(seed), "--max_train_steps", str(most)]
         steps[section] += ["--resume_from_checkpoint", "latest"]
+        if section == "cft" and settings.max_train_steps is not None and settings.max_train_steps <= TRIAL:
+            steps[section] += ["--published", "true"]  # asks for all: guides of a trial have not learned to see
     sets = [f"{cft}/{v.name}" for cft in settings.cft for v in graph.variables if v.kind != "continuous"]
     guidances = sections.get("guidance", {})
     if guidances and image_model == "hvae":

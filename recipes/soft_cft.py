@@ -37,6 +37,7 @@ from softcft.hub.publish import HubConfig
 from softcft.models.denoiser import load_unet
 from softcft.models.sight import seen_by_some, unseen_by_some
 from softcft.models.weights import load_safetensors
+from softcft.training.augmentation import AugmentationConfig
 from softcft.training.cft_trainer import CFTConfig, CFTTrainer
 from softcft.training.checkpoints import replace_file, save_whole
 from softcft.training.config import (
@@ -150,12 +151,12 @@ def load_pipeline(folders: dict[str, Path]) -> DSCMPipeline | DiffusionDSCMPipel
     )
 
 
-def check_sight(guides: Sequence[AttributeClassifier], cft: str) -> None:
+def check_sight(guides: Sequence[AttributeClassifier], cft: CFTConfig) -> None:
     """Say what guides do not see; raises ValueError if that leaves nothing to fine-tune by."""
     if this_process().is_main_process:
         for warning in unseen_by_some(guides).values():
             print(warning)
-    if cft != "none":
+    if cft.cft != "none" and not cft.published:  # which asks for all
         seen_by_some(guides)
 
 
@@ -176,7 +177,7 @@ def save_verdict(watch: Watch, folder: Path) -> None:
 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
-    config, data, subset, training, hub, memory, cft, watching, solver, tuning, parts = parse_config(
+    config, data, subset, training, hub, memory, cft, augmentation, watching, solver, tuning, parts = parse_config(
         "cft",
         DataConfig,
         SubsetConfig,
@@ -184,6 +185,7 @@ def main() -> None:
         HubConfig,
         MemoryConfig,
         CFTConfig,
+        AugmentationConfig,
         WatchConfig,
         SolverConfig,
         DiffusionTuningConfig,
@@ -206,7 +208,7 @@ def main() -> None:
     more = [load_classifier("more_guides", folder, graph) for folder in parts.more_guides]
     guides = [pipeline.classifier, *more]
     watcher = load_classifier("watcher_dir", folders["watcher"], graph) if "watcher" in folders else None
-    check_sight(guides, cft.cft)
+    check_sight(guides, cft)
     backbone = make_backbone(pipeline, solver, tuning)
     with main_process_first():
         hub.reserve(config)
@@ -221,7 +223,7 @@ def main() -> None:
         if memory.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         with adapters(network, tuning.lora_rank):
-            trainer = CFTTrainer(backbone, pipeline.attribute_scm, guides, training, cft)
+            trainer = CFTTrainer(backbone, pipeline.attribute_scm, guides, training, cft, augmentation)
             if watcher is not None:
                 validation = ImageAttributeDataset(splits["validation"], graph).subset(complete=True)
                 watch = Watch(trainer.objective, watcher, validation, watching, training, frechet_distance)

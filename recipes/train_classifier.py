@@ -49,6 +49,7 @@ from softcft.evaluation.sight import measure_sight
 from softcft.hub.publish import HubConfig
 from softcft.models.sight import not_seen
 from softcft.models.trunk import PretrainedTrunk, read_trunk
+from softcft.training.augmentation import AugmentationConfig
 from softcft.training.checkpoints import save_whole
 from softcft.training.config import TrainingConfig, TrunkConfig
 from softcft.training.loop import train
@@ -139,11 +140,12 @@ def main() -> None:
     role_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     role_parser.add_argument("--role", choices=ROLES, default="guide")
     role, argv = role_parser.parse_known_args()
-    config, data, training, hub, trunk_config, choice, *validation = parse_config(
+    config, data, training, hub, augmentation, trunk_config, choice, *validation = parse_config(
         role.role,
         DataConfig,
         TrainingConfig,
         HubConfig,
+        AugmentationConfig,
         TrunkConfig,
         *([UtilityConfig] if role.role == "utility" else [SubsetConfig, ValidationConfig]),
         default_config=DEFAULT_CONFIG,
@@ -184,8 +186,8 @@ def main() -> None:
     set_seed(training.seed)
     classifier = make_classifier(graph, arguments, train_images.image_channels, trunk)
     begin_training(config, role.role, training.output_dir)
-    objective = ClassifierObjective(classifier)
-    monitor = validation[0].monitor(objective, validation_images, training.seed) if validation else None
+    objective = ClassifierObjective(classifier, augmentation)
+    monitor = validation[0].monitor(classifier, validation_images, training.seed) if validation else None
     train(objective, learned, training, name=role.role, monitor=monitor)
     if this_process().is_main_process:
         labels = validation_images.parents.to(classifier.device)

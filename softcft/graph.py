@@ -171,6 +171,24 @@ class CausalGraph:
             raise ValueError(f"mask must be bool, got {mask.dtype}.")
         return mask.float() @ torch.tensor(self._reach, device=mask.device) > 0
 
+    def changed(self, parents: Tensor, counterfactual_parents: Tensor) -> Tensor:
+        """Which variables have another value than before.
+
+        Args:
+            parents: Encoded factual attributes, shape (B, K).
+            counterfactual_parents: Encoded counterfactual attributes, shape (B, K).
+
+        Returns:
+            Bool of shape (B, V). A continuous one that differs by a ten-thousandth of its range, by rounding, has not.
+
+        Raises:
+            ValueError: If a shape is wrong.
+        """
+        for name, values in (("parents", parents), ("counterfactual_parents", counterfactual_parents)):
+            self._check_shape(name, values, "K", self.width)
+        differs = (counterfactual_parents - parents).abs() > 2e-4  # encoded ranges are 2 wide
+        return torch.stack([differs[:, self.slices[name]].any(dim=1) for name in self.names], dim=1)
+
     def expand(self, per_variable: Tensor) -> Tensor:
         """Repeat each variable's entry over its encoded columns: (B, V) to (B, K).
 

@@ -28,7 +28,7 @@ def guidance_losses(graph: CausalGraph, logits: Tensor, targets: Tensor, scales:
         scales: Per column the guide's error (only continuous columns are read), shape (K,).
 
     Returns:
-        For each variable the mean loss over the batch in nats, at least 0.
+        For each variable the loss of each image in nats, at least 0, shape (B,).
     """
     losses = {}
     for variable in graph.variables:
@@ -41,5 +41,5 @@ def guidance_losses(graph: CausalGraph, logits: Tensor, targets: Tensor, scales:
             loss = F.binary_cross_entropy_with_logits(logit, target, reduction="none") - entropy
         else:
             loss = torch.xlogy(target, target) - target * logit.log_softmax(dim=1)
-        losses[variable.name] = loss.sum(dim=1).mean()
+        losses[variable.name] = loss.sum(dim=1)
     return losses

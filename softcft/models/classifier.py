@@ -7,6 +7,7 @@ Modern Neural Networks", 2017): soft targets of an over-confident guide would be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -174,20 +175,52 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
         Raises:
             ValueError: If no image tells the value of a variable.
         """
-        raw = torch.where(self.is_continuous, logits, logits * self.column_scales)
         scales = {}
-        for variable in self.causal_graph.variables:
-            columns = self.causal_graph.slices[variable.name]
-            known = ~parents[:, columns].isnan().any(dim=1)
-            if not known.any():
-                raise ValueError(f"'{variable.name}' is missing in all {len(parents)} images, so there is no scale.")
-            predicted, labels = raw[known][:, columns], parents[known][:, columns]
-            if variable.kind == "continuous":
-                scales[variable.name] = (predicted - labels).square().mean().sqrt().clamp_min(1e-4).item()
-            else:
-                scales[variable.name] = _fit_temperature(predicted, labels)
+        for name, (predicted, labels) in self._known(logits, parents).items():
+            if not len(labels):
+                raise ValueError(f"'{name}' is missing in all {len(parents)} images, so there is no scale.")
+            scales[name] = self._scale(name, predicted, labels)
         self.column_scales = self._columns(scales).to(self.column_scales)
         self.register_to_config(scales=scales)
+
+    def calibrated_losses(self, logits: Tensor, parents: Tensor) -> dict[str, float]:
+        """How well each variable is predicted on held-out data, whatever the scales are now.
+
+        A network that learns its images by heart grows sure, and a loss of its present scales would hold that against
+        it more than what it says. So these are the losses that :meth:`calibrate` would leave.
+
+        Args:
+            logits: Outputs on validation images, shape (N, K).
+            parents: Encoded true attributes, shape (N, K), NaN where a value is missing.
+
+        Returns:
+            For each variable the mean negative log likelihood in nats, but for a constant: cross-entropy, or the log of
+            the root mean squared error. Without those that are missing in all images.
+        """
+        losses = {}
+        for name, (predicted, labels) in self._known(logits, parents).items():
+            if not len(labels):
+                continue
+            scale = self._scale(name, predicted, labels)
+            if self.causal_graph[name].kind == "continuous":
+                losses[name] = math.log(scale)
+            else:
+                losses[name] = _cross_entropy(predicted / scale, labels).mean().item()
+        return losses
+
+    def _known(self, logits: Tensor, parents: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """For each variable the outputs without scales, and the labels, of the images whose value is known."""
+        raw = torch.where(self.is_continuous, logits, logits * self.column_scales)
+        known = {}
+        for name, columns in self.causal_graph.slices.items():
+            rows = ~parents[:, columns].isnan().any(dim=1)
+            known[name] = (raw[rows][:, columns], parents[rows][:, columns])
+        return known
+
+    def _scale(self, name: str, predicted: Tensor, labels: Tensor) -> float:
+        if self.causal_graph[name].kind == "continuous":
+            return (predicted - labels).square().mean().sqrt().clamp_min(1e-4).item()
+        return _fit_temperature(predicted, labels)
 
     def store_sight(self, sight: Mapping[str, Sight]) -> None:
         """Store in the config how well each variable is seen.

@@ -58,6 +58,7 @@ from softcft.models.hvae_blocks import (
 )
 from softcft.models.likelihoods import discretised_gaussian_log_prob
 from softcft.models.normals import draw_normal, normal_kl
+from softcft.models.patches import overlap_patches
 from softcft.models.weights import SafetensorsOnly
 from softcft.noise import Generator
 
@@ -123,6 +124,8 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         bias_max_resolution: Resolutions up to this one have a learned spatial bias.
         block_type: ``"bottleneck"`` (GELU, four convolutions) or ``"light"`` (ReLU, two).
         conditional_prior: Whether the prior sees the parents, which makes the latents a mediator.
+        smooth: Whether patches of the image overlap, each fading into the next, and small maps are interpolated between
+            their cells. False is the published model, in whose counterfactuals the edges of patches and cells show.
         parents_scale: Factor for each column of the encoded parents before the network sees them, for converted weights
             that learned another encoding. None is 1.
         parents_shift: What is then added to each column. None is 0.
@@ -153,6 +156,7 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         bias_max_resolution: int = 64,
         block_type: Literal["bottleneck", "light"] = "bottleneck",
         conditional_prior: bool = False,
+        smooth: bool = False,
         parents_scale: list[float] | None = None,
         parents_shift: list[float] | None = None,
         beta: float = 1.0,
@@ -191,10 +195,15 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.biases = nn.ParameterDict(
             {str(r): nn.Parameter(torch.zeros(1, c, r, r)) for r, c, _ in stages if r <= bias_max_resolution}
         )
-        self.x_loc = nn.Conv2d(channels[0], patch_channels, 1)
-        self.x_log_scale = nn.Conv2d(channels[0], patch_channels, 1)
+        pixels = 4 * patch_channels if self._overlaps else patch_channels
+        self.x_loc = nn.Conv2d(channels[0], pixels, 1)
+        self.x_log_scale = nn.Conv2d(channels[0], pixels, 1)
         self.gradient_checkpointing = False
         self._init_weights()
+
+    @property
+    def _overlaps(self) -> bool:
+        return self.config["smooth"] and self.config["patch_size"] > 1
 
     def _init_weights(self) -> None:
         """Published initialisation: residual branches shrink with depth, the prior starts as N(0, 1)."""
@@ -256,14 +265,14 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
                 yield from self._run(partial(convolve_shared, posteriors), activations[resolution])
 
     def _lift(self, h: Tensor | None, resolution: int, batch_size: int) -> Tensor:
-        """Bring a state to a resolution: nearest upsampling plus the learned bias; from nothing at the start."""
+        """Bring a state to a resolution by upsampling, plus the learned bias; from nothing at the start."""
         bias = self.biases.get(str(resolution))
         if h is None:
             assert bias is not None
             return bias.expand(batch_size, -1, -1, -1).contiguous(memory_format=torch.channels_last)
         if h.shape[-1] == resolution:
             return h
-        h = F.interpolate(h, size=(resolution, resolution), mode="nearest")
+        h = F.interpolate(h, size=(resolution, resolution), mode="bilinear" if self.config["smooth"] else "nearest")
         h = h.contiguous(memory_format=torch.channels_last)  # lost where the map had one pixel
         return h if bias is None else h + bias
 
@@ -274,7 +283,8 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
             weight = torch.cat([head.weight for head in heads]).float()
             bias = torch.cat([head.bias for head in heads if head.bias is not None]).float()
             maps = F.conv2d(h.float(), weight, bias).chunk(2, dim=1)
-            loc, log_scale = (F.pixel_shuffle(m.contiguous(), self.config["patch_size"]) for m in maps)
+            unfold = overlap_patches if self._overlaps else F.pixel_shuffle
+            loc, log_scale = (unfold(m.contiguous(), self.config["patch_size"]) for m in maps)
         return loc, F.hardtanh(log_scale, MIN_LOG_SCALE, MAX_LOG_SCALE)  # a clamp with a faster gradient
 
     @apply_forward_hook
@@ -423,5 +433,8 @@ def _check_config(config: Mapping[str, Any], parents_dim: int) -> None:  # noqa:
         for i, value in enumerate(column or ()):
             check_number(f"{name}[{i}]", value)
     check_choice("block_type", config["block_type"], ("bottleneck", "light"))
-    check_flag("conditional_prior", config["conditional_prior"])
+    for name in ("conditional_prior", "smooth"):
+        check_flag(name, config[name])
+    if config["smooth"] and patch > 1 and patch % 2:
+        raise ValueError(f"patch_size must be 1 or even where smooth is true, got {patch}.")
     check_number("beta", config["beta"], above=0)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["fold_patches", "patch_size_of", "unfold_patches"]
+__all__ = ["fold_patches", "overlap_patches", "patch_size_of", "unfold_patches"]
 
 
 def fold_patches(image: Tensor, channels: int) -> Tensor:
@@ -45,6 +46,28 @@ def unfold_patches(patches: Tensor, channels: int) -> Tensor:
         channels: Those of the image, C.
     """
     return F.pixel_shuffle(patches, math.isqrt(patches.shape[1] // channels))
+
+
+def overlap_patches(patches: Tensor, patch_size: int) -> Tensor:
+    """The image of patches twice as large as the distance between them, each of which fades into its neighbours.
+
+    Weights are a squared sine across each patch and add up to 1 at each pixel, so that no edge shows. Beyond the rim
+    the outermost patches are repeated.
+
+    Args:
+        patches: Shape (B, C * (2 * p)**2, R, R).
+        patch_size: The distance p, an even number of pixels.
+
+    Returns:
+        Shape (B, C, R * p, R * p).
+    """
+    width, side = 2 * patch_size, patches.shape[-1] * patch_size
+    fade = torch.sin((torch.arange(width, device=patches.device) + 0.5) * (math.pi / width)).square().to(patches.dtype)
+    patches = F.pad(patches, (1, 1, 1, 1), mode="replicate")
+    weighted = patches.unflatten(1, (-1, width * width)) * torch.outer(fade, fade).flatten()[:, None, None]
+    return F.fold(
+        weighted.flatten(1, 2).flatten(2), (side, side), width, padding=3 * patch_size // 2, stride=patch_size
+    )
 
 
 def patch_size_of(channels: int) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from softcft.data.schema import random_part, scale_pixels
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.noise import seeded_generator
+from softcft.training.augmentation import AugmentationConfig
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import CFTObjective
@@ -55,11 +56,13 @@ class CFTConfig:
     multiplier_learning_rate: float = field(
         default=0.1, metadata={"help": "Step of the Lagrange multiplier's ascent, per nat of violation."}
     )
-    constraint: Literal["inequality", "published"] = field(
-        default="inequality",
+    published: bool = field(
+        default=False,
         metadata={
-            "help": "inequality leaves a model alone while its fidelity is better than the pretrained one's; the "
-            "published form pulls it back to equality."
+            "help": "Algorithm 1 to the letter: the constraint is an equality, which also pulls a model back whose "
+            "fidelity is better than the pretrained one's; descendants that keep their value have labels for targets; "
+            "guides are asked for what they do not see, and see images as they are; and these may change however much "
+            "(--minimality and random changes such as --random_shift have no effect)."
         },
     )
     slack_images: int = field(
@@ -72,36 +75,21 @@ class CFTConfig:
             "average effects are measured."
         },
     )
-    plausibility: bool = field(
-        default=False,
-        metadata={
-            "help": "Also hold the counterfactual images' own fidelity, as the pretrained model sees them under their "
-            "new attributes, at that of real images."
-        },
-    )
     minimality: float | None = field(
         default=None,
         metadata={
             "help": "Weight of how much the images change, in nats per grey level of the mean absolute change: of all "
             "counterfactuals that the guide accepts, those that change the least. Left out: 0.02 with matched targets, "
-            "else 0, as published."
-        },
-    )
-    reversibility: float = field(
-        default=0.0,
-        metadata={
-            "help": "Weight of the error of intervening back, in nats per grey level of its mean absolute error."
+            "else 0."
         },
     )
 
     def __post_init__(self) -> None:
         if self.cft not in ("none", "hard", "soft", "matched"):
             raise ValueError(f"--cft must be 'none', 'hard', 'soft' or 'matched', got {self.cft!r}.")
-        if self.constraint not in ("inequality", "published"):
-            raise ValueError(f"--constraint must be 'inequality' or 'published', got {self.constraint!r}.")
         if self.minimality is None:
             self.minimality = 0.02 if self.cft == "matched" else 0.0
-        for name in ("damping", "multiplier_learning_rate", "minimality", "reversibility"):
+        for name in ("damping", "multiplier_learning_rate", "minimality"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} must be >= 0, got {getattr(self, name)}.")
         for name in ("slack_images", "reference_images"):
@@ -119,6 +107,7 @@ class CFTTrainer:
         guides: Trained and calibrated classifiers, one or more.
         config: Settings of the training loop.
         cft: Settings of the fine-tuning.
+        augmentation: How what guides are shown is changed at random; not at all if left out.
 
     Raises:
         ValueError: If ``cft.cft`` is none, the backbone is no module, or mechanisms and a guide have different graphs.
@@ -131,17 +120,15 @@ class CFTTrainer:
         guides: Sequence[AttributeClassifier],
         config: TrainingConfig,
         cft: CFTConfig,
+        augmentation: AugmentationConfig | None = None,
     ) -> None:
         if cft.cft == "none":
             raise ValueError("--cft none asks for no fine-tuning; use the pretrained model as it is.")
-        constraint, plausibility = (
-            LagrangianConstraint(
-                slack=0.0,
-                damping=cft.damping,
-                learning_rate=cft.multiplier_learning_rate,
-                inequality=cft.constraint == "inequality",
-            )
-            for _ in range(2)
+        constraint = LagrangianConstraint(
+            slack=0.0,
+            damping=cft.damping,
+            learning_rate=cft.multiplier_learning_rate,
+            inequality=not cft.published,
         )
         self.objective = CFTObjective(
             backbone,
@@ -149,9 +136,9 @@ class CFTTrainer:
             guides,
             constraint,
             cft.cft,
-            plausibility if cft.plausibility else None,
-            cft.minimality or 0.0,
-            cft.reversibility,
+            0.0 if cft.published else cft.minimality or 0.0,
+            cft.published,
+            None if cft.published else augmentation,
         )
         self.config = config
         self.cft = cft
@@ -170,8 +157,6 @@ class CFTTrainer:
             self.measure_reference(dataset, watch)
         fidelity = self.measure_fidelity(dataset)  # moves all buffers to the device: not before, in one expression
         self.objective.constraint.slack.fill_(fidelity)
-        if self.objective.plausibility is not None:
-            self.objective.plausibility.slack.fill_(fidelity)  # as real images are under their own parents
         logger.info("The pretrained model's fidelity, held by the constraint: %.4f.", self.objective.constraint.slack)
         train(self.objective, dataset, self.config, name=f"{self.cft.cft}-cft", monitor=watch)
         return self.objective.backbone
@@ -193,7 +178,7 @@ class CFTTrainer:
     def measure_reference(self, dataset: Dataset[Any], watch: Watch | None = None) -> None:
         """Let the guides see ``reference_images`` random images, in the training's precision; measure effects there.
 
-        Who watches sees them, too.
+        Guides see them as they see factual images in training, changed at random. Who watches sees them as they are.
 
         Warns of categories that few of them have.
 
@@ -201,20 +186,20 @@ class CFTTrainer:
             ValueError: If none of them has some category.
         """
         accelerator, objective = self._accelerator(), self.objective
-        rows = []
-        classifiers = [*objective.guides]
-        if watch is not None:
-            classifiers.append(watch.watcher.to(accelerator.device))
+        rows, watched, images = [], [], 0
         for image, parents in self._part(dataset, self.cft.reference_images, "measuring reference", accelerator):
+            generators = [seeded_generator(self.config.seed, images + i) for i in range(len(image))]
+            images += len(image)
             with accelerator.autocast():
-                said = [classifier.predict(image).float() for classifier in classifiers]
-            rows.append((parents, torch.stack(said)))
+                shown = objective.random_change(image, generators)(image)
+                rows.append((parents, torch.stack([guide.predict(shown).float() for guide in objective.guides])))
+                if watch is not None:
+                    watched.append(watch.watcher.to(accelerator.device).predict(image).float())
             if objective.effect is not None:
                 objective.effect.observe(image, parents)
         reference = Reference(torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows], dim=1))
         if watch is not None:
-            watch.reference = Reference(reference.parents, reference.predictions[-1])
-            reference = reference._replace(predictions=reference.predictions[:-1].clone())  # a checkpoint has no parts
+            watch.reference = Reference(reference.parents, torch.cat(watched))
         objective.reference_parents, objective.reference_predictions = reference
         self._check_counts(reference)
         if objective.effect is not None:

@@ -9,9 +9,8 @@ the VAE (a yardstick of the evaluation), and the log in the fidelity of a diffus
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -25,7 +24,7 @@ from softcft.cft.guidance import guidance_losses
 from softcft.cft.interventions import draw_interventions
 from softcft.cft.matched import Reference
 from softcft.cft.strength import StrengthConstraint
-from softcft.cft.targets import TargetMode, counterfactual_targets
+from softcft.cft.targets import TargetMode, counterfactual_targets, moved_variables
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.data.schema import scale_pixels
 from softcft.graph import Intervention
@@ -37,6 +36,7 @@ from softcft.models.patches import fold_patches
 from softcft.models.sight import seen_by_some
 from softcft.models.vae import encode_latents
 from softcft.noise import Generator, seeded_generator, spread_evenly, uniform
+from softcft.training.augmentation import AugmentationConfig, random_change
 
 __all__ = [
     "CFTObjective",
@@ -87,13 +87,18 @@ class ClassifierObjective(nn.Module):
     A continuous variable's likelihood is normal, and its variance the moving average of the squared error, which starts
     at that of a blind guess: no weight has to be chosen to balance years against classes. Missing attributes (NaN) are
     left out: of the likelihood, which is still a mean over all images, and of the squared error, which is not.
+
+    Args:
+        classifier: What is trained.
+        augmentation: How its images are changed at random; not at all if left out.
     """
 
     squared_errors: Tensor
 
-    def __init__(self, classifier: AttributeClassifier) -> None:
+    def __init__(self, classifier: AttributeClassifier, augmentation: AugmentationConfig | None = None) -> None:
         super().__init__()
         self.classifier = classifier.train()
+        self.augmentation = augmentation
         variables = classifier.causal_graph.variables
         self.continuous = [variable.name for variable in variables if variable.kind == "continuous"]
         self.register_buffer("squared_errors", torch.full((len(self.continuous),), 1 / 3))
@@ -101,8 +106,10 @@ class ClassifierObjective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1], and ``parents`` (B, K)."""
         graph = self.classifier.causal_graph
-        logits = self.classifier(scale_pixels(batch["image"])).logits
-        parents = batch["parents"]
+        image, parents = scale_pixels(batch["image"]), batch["parents"]
+        if self.augmentation is not None and self.training:
+            image = random_change(self.augmentation, image.shape, noise_generators(batch), image.device)(image)
+        logits = self.classifier(image).logits
         losses, known = {}, {}
         for name, loss in attribute_losses(graph, logits, parents.nan_to_num()).items():
             is_known = ~parents[:, graph.slices[name]].isnan().any(dim=1)
@@ -214,13 +221,15 @@ class CFTObjective(nn.Module):
         mode: Of the targets, see :mod:`softcft.cft.targets`. With matched ones all counterfactuals together are held
             to reality, too: in their strength (:mod:`softcft.cft.strength`) and their effect
             (:mod:`softcft.cft.effect`).
-        plausibility: Holds the fidelity of the counterfactual images under their new parents, as the backbone sees
-            them that is given here: a copy of it stays as it is.
         minimality: Weight of the mean absolute change of the images, in nats per grey level of 255.
-        reversibility: Weight of the mean absolute error of intervening back, in nats per grey level.
+        published: Whether descendants that keep their value have labels for targets, and guides are asked for what they
+            do not see, as published.
+        augmentation: How factual and counterfactual images are changed at random, both alike, before guides see them;
+            not at all if left out.
 
     Attributes:
-        seen: The variables that one of the guides at least sees: those that are asked for.
+        asked: The variables that each guide is asked for: those that it sees; as published, all.
+        seen: Those that one of them at least is asked for.
 
     Raises:
         ValueError: If the backbone is no module; there is no guide, or none that sees a variable; or mechanisms and a
@@ -237,9 +246,9 @@ class CFTObjective(nn.Module):
         guides: Sequence[AttributeClassifier],
         constraint: LagrangianConstraint,
         mode: TargetMode,
-        plausibility: LagrangianConstraint | None = None,
         minimality: float = 0.0,
-        reversibility: float = 0.0,
+        published: bool = False,
+        augmentation: AugmentationConfig | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(backbone, nn.Module):
@@ -252,7 +261,8 @@ class CFTObjective(nn.Module):
                     f"Attribute mechanisms and guide have different graphs: {attribute_scm.causal_graph} against "
                     f"{guide.causal_graph}. Train both from one config."
                 )
-        self.seen = seen_by_some(guides)
+        self.asked = [attribute_scm.causal_graph.names if published else guide.seen for guide in guides]
+        self.seen = attribute_scm.causal_graph.names if published else seen_by_some(guides)
         self.backbone = backbone.train()
         self.attribute_scm = attribute_scm.eval().requires_grad_(False)
         frozen = nn.ModuleList(guides).eval().requires_grad_(False)
@@ -260,13 +270,11 @@ class CFTObjective(nn.Module):
         self.guides = cast("Sequence[AttributeClassifier]", frozen)
         self.constraint = constraint
         self.mode = mode
+        self.published = published
+        self.augmentation = augmentation
         self.strength = StrengthConstraint(attribute_scm.causal_graph, names=self.seen) if mode == "matched" else None
         self.effect = EffectConstraint(attribute_scm.causal_graph, names=self.seen) if mode == "matched" else None
-        self.plausibility = plausibility
-        if plausibility is not None:
-            self.pretrained = cast(CounterfactualBackbone, copy.deepcopy(backbone).requires_grad_(False))
         self.minimality = minimality
-        self.reversibility = reversibility
         # For matched targets; measured by the trainer.
         self.register_buffer("reference_parents", None)
         self.register_buffer("reference_predictions", None)
@@ -277,7 +285,10 @@ class CFTObjective(nn.Module):
         generators = noise_generators(batch)
         intervention, new_parents = self.draw(parents, generators)
         output = self.backbone.counterfactual(image, parents, new_parents, generators)
-        losses, shortfalls = self._guidance(image, output.image, parents, new_parents, intervention.mask, generators)
+        change_both = self.random_change(image, generators)
+        losses, shortfalls = self._guidance(
+            change_both(image), change_both(output.image), parents, new_parents, intervention.mask, generators
+        )
         guidance = torch.stack(list(losses.values())).sum()
         change = grey_levels(output.image - image)
         loss = guidance + self.constraint(output.fidelity) + self.minimality * change
@@ -287,15 +298,6 @@ class CFTObjective(nn.Module):
             excess, measured = self.effect(output.image - image, parents, new_parents, intervention.mask)
             loss = loss + excess
             metrics |= measured
-        if self.plausibility is not None:
-            seen = self.pretrained.counterfactual(output.image, new_parents, new_parents, generators)
-            loss = loss + self.plausibility(seen.fidelity)
-            metrics |= {"plausibility": seen.fidelity, "plausibility_multiplier": self.plausibility.multiplier.clone()}
-        if self.reversibility:
-            back = self.backbone.counterfactual(output.image, new_parents, parents, generators)
-            error = grey_levels(back.image - image)
-            loss = loss + self.reversibility * error
-            metrics["reversibility"] = error
         return {"loss": loss, "guidance": guidance, **metrics, **{f"guidance/{name}": x for name, x in losses.items()}}
 
     @torch.no_grad()
@@ -322,7 +324,8 @@ class CFTObjective(nn.Module):
         total = dict.fromkeys(self.seen, nothing)
         held = () if self.strength is None else self.strength.variables
         shortfalls = {variable.name: nothing for variable in held}
-        moves = self.attribute_scm.causal_graph.affected(intervened)
+        graph = self.attribute_scm.causal_graph
+        moves = moved_variables(graph, intervened, parents, new_parents, self.published)
         for i, guide in enumerate(self.guides):
             mine = (whose == i).nonzero()[:, 0]
             if not len(mine):
@@ -338,18 +341,26 @@ class CFTObjective(nn.Module):
                 factual_prediction,
                 self.mode,
                 reference,
+                self.published,
             )
             logits = guide(counterfactual[mine]).logits
             if self.strength is not None and reference is not None:
                 seen = guide.probabilities(logits.detach())
                 short = self.strength.shortfall(targets, seen, new_parents[mine], moves[mine], reference)
-                for name in shortfalls.keys() & set(guide.seen):
+                for name in shortfalls.keys() & set(self.asked[i]):
                     shortfalls[name] = shortfalls[name] + short[name] / len(image)
                 targets = self.strength(targets, new_parents[mine], moves[mine])
             losses = guidance_losses(guide.causal_graph, logits, targets, guide.column_scales)
-            for name in guide.seen:
-                total[name] = total[name] + losses[name] * len(mine) / len(image)
+            for name in self.asked[i]:
+                total[name] = total[name] + losses[name].sum() / len(image)
         return total, shortfalls
+
+    def random_change(self, image: Tensor, generators: Generator) -> Callable[[Tensor], Tensor]:
+        """How images such as these (B, C, H, W), before and after, are changed before a guide sees them.
+
+        A pattern that does not bear a shift or noise is none of an attribute's.
+        """
+        return random_change(self.augmentation or AugmentationConfig(), image.shape, generators, image.device)
 
     def reference(self, guide: int) -> Reference | None:
         """What a guide says of real images."""
@@ -364,5 +375,3 @@ class CFTObjective(nn.Module):
             self.strength.ascend({v.name: metrics[f"shortfall/{v.name}"] for v in self.strength.variables})
         if self.effect is not None:
             self.effect.follow(metrics)
-        if self.plausibility is not None:
-            self.plausibility.ascend(metrics["plausibility"])

@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from softcft.data.schema import random_part
+from softcft.data.schema import random_part, scale_pixels
+from softcft.models.classifier import AttributeClassifier
 from softcft.training.monitor import Look
 
 __all__ = ["ValidationConfig", "ValidationLoss"]
@@ -38,18 +39,19 @@ class ValidationConfig:
         if self.validation_steps < 0:
             raise ValueError(f"--validation_steps must be >= 0, got {self.validation_steps}.")
 
-    def monitor(self, objective: nn.Module, dataset: Dataset[Any], seed: int) -> ValidationLoss | None:
-        """Who watches the training of an objective, see :class:`ValidationLoss`; None if nobody shall."""
-        return ValidationLoss(objective, dataset, self.validation_steps, seed) if self.validation_steps else None
+    def monitor(self, classifier: AttributeClassifier, dataset: Dataset[Any], seed: int) -> ValidationLoss | None:
+        """Who watches the training of a classifier, see :class:`ValidationLoss`; None if nobody shall."""
+        return ValidationLoss(classifier, dataset, self.validation_steps, seed) if self.validation_steps else None
 
 
 class ValidationLoss:
     """A monitor (:class:`~softcft.training.monitor.Monitor`) that finds the weights with the lowest loss the best.
 
-    It is the loss of training, in evaluation mode, on images that the training has not seen.
+    It is the sum of :meth:`~softcft.models.classifier.AttributeClassifier.calibrated_losses` over the variables, in
+    evaluation mode.
 
     Args:
-        objective: What is trained; a loss that is a mean over images, see :class:`~softcft.training.loop.Objective`.
+        classifier: What is trained.
         dataset: Validation images, map-style.
         every: Steps between two looks.
         seed: Of the draw of up to 2,048 of them.
@@ -58,8 +60,8 @@ class ValidationLoss:
         losses: By step, in the order of the looks.
     """
 
-    def __init__(self, objective: nn.Module, dataset: Dataset[Any], every: int, seed: int) -> None:
-        self.objective = objective
+    def __init__(self, classifier: AttributeClassifier, dataset: Dataset[Any], every: int, seed: int) -> None:
+        self.classifier = classifier
         self.images: Subset[Any] = Subset(dataset, random_part(range(len(dataset)), MOST_IMAGES, seed))  # type: ignore[arg-type]
         self.every = every
         self.losses: dict[int, float] = {}
@@ -82,15 +84,15 @@ class ValidationLoss:
 
     def look(self, step: int) -> Look:
         """See :class:`~softcft.training.monitor.Monitor`."""
-        device = next(self.objective.parameters()).device
-        self.objective.eval()
-        totals: dict[str, float] = {}
-        for batch in DataLoader(self.images, BATCH_SIZE):
-            size = len(batch["parents"])
-            returned = self.objective({key: value.to(device) for key, value in batch.items()})
-            for key, value in returned.items():
-                if key.split("/")[0] == "loss":
-                    totals[key] = totals.get(key, 0.0) + value.item() * size / len(self.images)
+        self.classifier.eval()
+        device = self.classifier.device
+        batches = [
+            (self.classifier(scale_pixels(batch["image"].to(device))).logits, batch["parents"].to(device))
+            for batch in DataLoader(self.images, BATCH_SIZE)
+        ]
+        logits, parents = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
+        losses = self.classifier.calibrated_losses(logits, parents)
+        totals = {"loss": sum(losses.values()), **{f"loss/{name}": loss for name, loss in losses.items()}}
         self.losses[step] = totals["loss"]
         return Look({f"validation/{key}": value for key, value in totals.items()}, self.best_step == step)
 

@@ -96,7 +96,8 @@ class Watch:
                 f"A watcher needs at least 2 validation images that miss no value, got {len(rows)}; --watch false does "
                 "without it."
             )
-        if not set(objective.seen) & set(watcher.seen):
+        self.names = [name for name in objective.seen if objective.published or name in watcher.seen]
+        if not self.names:
             raise ValueError(
                 f"The watcher sees none of the variables that the guides are asked for, {', '.join(objective.seen)}: "
                 "train it for longer, or do without it by --watch false."
@@ -151,16 +152,12 @@ class Watch:
         """The guidance loss of each image in the eyes of a classifier, summed over what it sees and is asked, (B,)."""
         graph, scales = classifier.causal_graph, classifier.column_scales
         said = classifier.predict(image)
-        mode = self.objective.mode
-        targets = counterfactual_targets(graph, intervened, parents, new_parents, said, mode, reference)
-
-        names = set(self.objective.seen) & set(classifier.seen)
-
-        def of_one(logits: Tensor, target: Tensor) -> Tensor:
-            losses = guidance_losses(graph, logits[None], target[None], scales)
-            return torch.stack([loss for name, loss in losses.items() if name in names]).sum()
-
-        return torch.vmap(of_one)(classifier(counterfactual).logits, targets)
+        targets = counterfactual_targets(
+            graph, intervened, parents, new_parents, said, self.objective.mode, reference, self.objective.published
+        )
+        names = self.names if classifier is self.watcher else self.objective.asked[0]
+        losses = guidance_losses(graph, classifier(counterfactual).logits, targets, scales)
+        return torch.stack([losses[name] for name in names]).sum(dim=0)
 
     def verdict(self) -> Verdict:
         """What is to be said of the fine-tuning, on the main process."""

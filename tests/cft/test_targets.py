@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from softcft.cft.matched import Reference, matched_targets
-from softcft.cft.targets import counterfactual_targets
+from softcft.cft.targets import TargetMode, counterfactual_targets
 from softcft.graph import CausalGraph
 
 GRAPH = CausalGraph(
@@ -48,6 +48,26 @@ def test_soft_targets_keep_what_the_intervention_cannot_move() -> None:
 
 def test_descendants_take_their_counterfactual_value() -> None:
     assert soft("age") == [0.2, 0.7, 0.1, 0.5, 0.9, 1.0]
+
+
+def test_descendants_that_keep_their_value_keep_what_the_guide_said() -> None:
+    stays = COUNTERFACTUAL.clone()
+    stays[0, 5] = FACTUAL[0, 5]
+    stays[0, [0, 1, 2, 4]] = FACTUAL[0, [0, 1, 2, 4]]
+    arguments = (GRAPH, intervened("age"), FACTUAL, stays, PREDICTION)
+    targets = counterfactual_targets(*arguments, "soft")
+    assert targets[0].tolist() == pytest.approx([0.2, 0.7, 0.1, 0.5, 0.9, 0.65])
+    published = counterfactual_targets(*arguments, "soft", published=True)
+    assert published[0].tolist() == pytest.approx([0.2, 0.7, 0.1, 0.5, 0.9, 0.0])
+
+
+@pytest.mark.parametrize("mode", ["soft", "matched"])
+def test_an_intervention_that_changes_nothing_asks_for_nothing(mode: TargetMode) -> None:
+    reference = Reference(*world(500)[::2])
+    rounded = FACTUAL.clone()
+    rounded[0, 3] += 1e-6
+    targets = counterfactual_targets(GRAPH, intervened(*GRAPH.names), FACTUAL, rounded, PREDICTION, mode, reference)
+    assert torch.equal(targets, PREDICTION)
 
 
 def test_several_interventions_at_once() -> None:

@@ -44,6 +44,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "conditional prior": {"conditional_prior": True, "z_max_resolution": 8},
     "conditional prior, light": {"conditional_prior": True, "block_type": "light"},
+    "smooth": {
+        "smooth": True,
+        "patch_size": 4,
+        "resolutions": [4, 2, 1],
+        "channels": [16, 16, 16],
+        "encoder_blocks": [1, 1, 1],
+        "decoder_blocks": [2, 1, 1],
+    },
+    "smooth, no patches": {"smooth": True},
     "few latents, few biases": {"z_max_resolution": 4, "bias_max_resolution": 2, "beta": 3.0},
 }
 variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())

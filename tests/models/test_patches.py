@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from softcft.models.patches import fold_patches, patch_size_of, unfold_patches
+from softcft.models.patches import fold_patches, overlap_patches, patch_size_of, unfold_patches
 
 
 @pytest.mark.parametrize(("channels", "patch_size"), [(1, 1), (1, 4), (3, 1), (3, 2)])
@@ -26,3 +26,22 @@ def test_other_images_are_refused(shape: tuple[int, ...]) -> None:
 def test_channels_of_no_image_are_refused() -> None:
     with pytest.raises(ValueError, match="takes 5 channels"):
         patch_size_of(5)
+
+
+@pytest.mark.parametrize("patch_size", [2, 4, 8])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_overlapping_patches_of_one_colour_are_an_image_of_it(patch_size: int, channels: int) -> None:
+    patches = torch.full((2, channels * 4 * patch_size**2, 3, 3), 0.7)
+    image = overlap_patches(patches, patch_size)
+    assert image.shape == (2, channels, 3 * patch_size, 3 * patch_size)
+    assert torch.allclose(image, torch.tensor(0.7))
+
+
+def test_a_patch_fades_into_its_neighbours() -> None:
+    """From one patch to the next no pixel differs from the one beside it by more than a smooth ramp does."""
+    patches = torch.zeros(1, 4 * 8**2, 5, 5)
+    patches[..., 2, 2] = 1
+    image = overlap_patches(patches, 8)[0, 0]
+    assert image.max() == pytest.approx(1, abs=0.03)
+    assert image.diff(dim=0).abs().max() < 0.2
+    assert image[:12].abs().max() == 0  # half a patch beyond its own eight pixels it is gone

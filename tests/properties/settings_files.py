@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from softcft.data.sources import DataConfig, SubsetConfig
 from softcft.hub.publish import HubConfig
+from softcft.training.augmentation import AugmentationConfig
 from softcft.training.cft_trainer import CFTConfig
 from softcft.training.config import (
     DiffusionConfig,
@@ -26,10 +27,10 @@ from tests.recipes.small_pipeline import load_recipe
 RECIPES: dict[str, tuple[type, ...]] = {
     "hvae": (DataConfig, TrainingConfig, HubConfig, MemoryConfig),
     "vae": (DataConfig, TrainingConfig, PatchConfig),
-    "guide": (DataConfig, TrainingConfig, HubConfig, SubsetConfig, ValidationConfig),
+    "guide": (DataConfig, TrainingConfig, HubConfig, SubsetConfig, ValidationConfig, AugmentationConfig),
     "diffusion": (DataConfig, TrainingConfig, MemoryConfig, DiffusionConfig),
-    "cft": (DataConfig, SubsetConfig, TrainingConfig, MemoryConfig, CFTConfig, WatchConfig, SolverConfig,
-            DiffusionTuningConfig, load_recipe("soft_cft").PretrainedConfig),
+    "cft": (DataConfig, SubsetConfig, TrainingConfig, MemoryConfig, CFTConfig, AugmentationConfig, WatchConfig,
+            SolverConfig, DiffusionTuningConfig, load_recipe("soft_cft").PretrainedConfig),
     "evaluate": (DataConfig, load_recipe("evaluate").EvaluateConfig, SolverConfig),
     "generate": (DataConfig, load_recipe("generate_counterfactuals").GenerateConfig, SolverConfig),
 }  # fmt: skip
