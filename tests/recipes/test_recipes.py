@@ -739,17 +739,17 @@ def test_parts_are_looked_for_where_the_recipes_leave_them(tmp_path: Path, monke
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_guide_and_judge_share_nothing(name: str) -> None:
-    (guide, _, guide_training, guide_rows, _), (judge, _, judge_training, judge_rows, _) = (
+    (guide, _, guide_training, guide_rows, *_), (judge, _, judge_training, judge_rows, *_) = (
         parse(name, role) for role in ("guide", "judge")
     )
     assert guide_training.seed != judge_training.seed
     assert {guide_rows.half, judge_rows.half} == {"even", "odd"}
     assert guide["guide"]["model"] != judge["judge"]["model"]
-    watcher, _, training, _, _ = parse(name, "watcher")
+    watcher, _, training, *_ = parse(name, "watcher")
     assert training.seed not in {guide_training.seed, judge_training.seed}
     assert watcher["watcher"]["model"] not in (guide["guide"]["model"], judge["judge"]["model"])
     for role in {"guide_2", "guide_3"} & set(guide):
-        more, _, training, rows, _ = parse(name, role)
+        more, _, training, rows, *_ = parse(name, role)
         assert training.seed not in {guide_training.seed, judge_training.seed}
         assert rows.half == guide_rows.half
         assert more[role]["model"] not in (guide["guide"]["model"], judge["judge"]["model"])
