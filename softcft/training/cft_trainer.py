@@ -151,9 +151,10 @@ class CFTTrainer:
             watch: Somebody who looks on, and whose choice the backbone is.
 
         Raises:
-            ValueError: If targets are to be matched, but a category has no image among the ``reference_images``.
+            ValueError: If targets are to be matched, or somebody watches, but a category has no image among the
+                ``reference_images``.
         """
-        if self.cft.cft == "matched":
+        if self.cft.cft == "matched" or watch is not None:
             self.measure_reference(dataset, watch)
         fidelity = self.measure_fidelity(dataset)  # moves all buffers to the device: not before, in one expression
         self.objective.constraint.slack.fill_(fidelity)
@@ -176,9 +177,10 @@ class CFTTrainer:
 
     @torch.no_grad()
     def measure_reference(self, dataset: Dataset[Any], watch: Watch | None = None) -> None:
-        """Let the guides see ``reference_images`` random images, in the training's precision; measure effects there.
+        """Let classifiers see ``reference_images`` random images, in the training's precision; measure effects there.
 
-        Guides see them as they see factual images in training, changed at random. Who watches sees them as they are.
+        With matched targets guides see them, as they see factual images in training: changed at random. Who watches
+        sees them as they are.
 
         Warns of categories that few of them have.
 
@@ -186,30 +188,35 @@ class CFTTrainer:
             ValueError: If none of them has some category.
         """
         accelerator, objective = self._accelerator(), self.objective
-        rows, watched, images = [], [], 0
+        is_matched = objective.mode == "matched"
+        labels, said, watched, images = [], [], [], 0
         for image, parents in self._part(dataset, self.cft.reference_images, "measuring reference", accelerator):
             generators = [seeded_generator(self.config.seed, images + i) for i in range(len(image))]
             images += len(image)
+            labels.append(parents)
             with accelerator.autocast():
-                shown = objective.random_change(image, generators)(image)
-                rows.append((parents, torch.stack([guide.predict(shown).float() for guide in objective.guides])))
+                if is_matched:
+                    shown = objective.random_change(image, generators)(image)
+                    said.append(torch.stack([guide.predict(shown).float() for guide in objective.guides]))
                 if watch is not None:
                     watched.append(watch.watcher.to(accelerator.device).predict(image).float())
             if objective.effect is not None:
                 objective.effect.observe(image, parents)
-        reference = Reference(torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows], dim=1))
+        parents = torch.cat(labels)
+        self._check_counts(parents)
         if watch is not None:
-            watch.reference = Reference(reference.parents, torch.cat(watched))
-        objective.reference_parents, objective.reference_predictions = reference
-        self._check_counts(reference)
+            watch.reference = Reference(parents, torch.cat(watched))
+        if is_matched:
+            objective.reference_parents, objective.reference_predictions = parents, torch.cat(said, dim=1)
         if objective.effect is not None:
             objective.effect.fit()
             for name, reliability in objective.effect.reliabilities().items():
                 if reliability < 0.5:
                     logger.warning("The average effect of %s is mostly noise: its weight is %.2f.", name, reliability)
 
-    def _check_counts(self, reference: Reference) -> None:
+    def _check_counts(self, parents: Tensor) -> None:
         graph = self.objective.attribute_scm.causal_graph
+        reference = Reference(parents, parents)
         for variable in graph.variables:
             if variable.kind == "continuous":
                 continue
@@ -217,8 +224,8 @@ class CFTTrainer:
                 has = f"'{variable.name}' is {category!r} in {count} of {len(reference.parents)} reference images"
                 if count == 0:
                     raise ValueError(
-                        f"--cft matched compares with real images of each category, but {has}; raise "
-                        "--reference_images, or use --cft soft."
+                        f"--cft matched and --watch compare with real images of each category, but {has}: raise "
+                        "--reference_images, or use --cft soft and --watch false."
                     )
                 if count < FEWEST:
                     logger.warning("%s: targets of so few are rough. Raise --reference_images, if there are more.", has)

@@ -5,7 +5,7 @@ See :mod:`softcft.cft.verdict` for what follows from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from softcft.cft.guidance import guidance_losses
 from softcft.cft.matched import Reference
-from softcft.cft.targets import counterfactual_targets
+from softcft.cft.targets import TargetMode, counterfactual_targets
 from softcft.cft.verdict import Seen, Verdict, best_look, reach_verdict
 from softcft.data.schema import random_part, scale_pixels
 from softcft.models.classifier import AttributeClassifier
@@ -28,6 +28,7 @@ __all__ = ["Watch", "WatchConfig"]
 
 MOST_IMAGES = 256
 LOOKS = 10
+MATCHED: TargetMode = "matched"
 NOISE = 1  # names the random numbers of these looks among all that follow from the seed
 
 
@@ -58,8 +59,9 @@ class WatchConfig:
 class Watch:
     """A monitor (:class:`~softcft.training.monitor.Monitor`) that finds the watcher's lowest guidance loss the best.
 
-    Images, interventions and noise are the same at each look, and drawn as in training. Each of guide and watcher has
-    targets of its own, of the mode of the training: what each of them says of the factual image, or of real images.
+    Images, interventions and noise are the same at each look, and drawn as in training. The guide's targets are those
+    of the training. The watcher's are always matched, what it would say of real images with the same attributes. By labels
+    it would find those counterfactuals the best that are clearer cases than any real image.
 
     Args:
         objective: The fine-tuning. Its first guide is the one that is looked at.
@@ -76,7 +78,7 @@ class Watch:
 
     Attributes:
         looks: All that was seen, on the main process.
-        reference: For matched targets: what the watcher says of real images. The trainer measures it.
+        reference: What the watcher says of real images. The trainer measures it.
     """
 
     def __init__(
@@ -125,10 +127,12 @@ class Watch:
             done += len(image)
             intervention, new_parents = objective.draw(parents, generators)
             new = objective.backbone.counterfactual(image, parents, new_parents, generators).image
-            who = ((objective.guides[0], objective.reference(0)), (self.watcher, self.reference))
             losses = [
-                self._losses(classifier, reference, image, new, parents, new_parents, intervention.mask)
-                for classifier, reference in who
+                self._losses(classifier, mode, names, reference, image, new, parents, new_parents, intervention.mask)
+                for classifier, mode, names, reference in (
+                    (objective.guides[0], objective.mode, objective.asked[0], objective.reference(0)),
+                    (self.watcher, MATCHED, self.names, self.reference),
+                )
             ]
             change = 127.5 * (new - image).abs().flatten(1).mean(dim=1)
             embeddings = [self.watcher(x).embedding for x in (new, image)]
@@ -142,6 +146,8 @@ class Watch:
     def _losses(
         self,
         classifier: AttributeClassifier,
+        mode: TargetMode,
+        names: Sequence[str],
         reference: Reference | None,
         image: Tensor,
         counterfactual: Tensor,
@@ -153,9 +159,8 @@ class Watch:
         graph, scales = classifier.causal_graph, classifier.column_scales
         said = classifier.predict(image)
         targets = counterfactual_targets(
-            graph, intervened, parents, new_parents, said, self.objective.mode, reference, self.objective.published
+            graph, intervened, parents, new_parents, said, mode, reference, self.objective.published
         )
-        names = self.names if classifier is self.watcher else self.objective.asked[0]
         losses = guidance_losses(graph, classifier(counterfactual).logits, targets, scales)
         return torch.stack([losses[name] for name in names]).sum(dim=0)
 
