@@ -147,16 +147,14 @@ def _remark(rows: Sequence[Dataset], columns: dict[str, str], variable: dict[str
             return "  # years, it seems: of birth? An age, at the time of the picture, is what it shows"
         return ""
     if nothing := mean_nothing(variable["categories"]):
-        values = ", ".join(f"{_scalar(category)}: null" for category in nothing)
+        nulls = ", ".join(f"{_scalar(category)}: null" for category in nothing)
         return (
             f"  # not known, it seems: {', '.join(map(_scalar, nothing))}: then take it out, and make it missing by "
-            f"columns: {{{_scalar(name)}: {{values: {{{values}}}}}}}"
+            f"columns: {{{_scalar(name)}: {{values: {{{nulls}}}}}}}"
         )
     if are_codes(variable["categories"]):
-        values = ", ".join(f"{_scalar(code)}: ..." for code in variable["categories"])
-        return (
-            f"  # codes: name what they stand for, or null, by columns: {{{_scalar(name)}: {{values: {{{values}}}}}}}"
-        )
+        codes = ", ".join(f"{_scalar(code)}: ..." for code in variable["categories"])
+        return f"  # codes: name what they stand for, or null, by columns: {{{_scalar(name)}: {{values: {{{codes}}}}}}}"
     if alike := spelled_alike(variable["categories"]):
         pairs = "; ".join(", ".join(map(_scalar, group)) for group in alike)
         return f"  # spellings of one category? {pairs}: join them by columns: {{{_scalar(name)}: {{values: ...}}}}"

@@ -60,8 +60,8 @@ class Watch:
     """A monitor (:class:`~softcft.training.monitor.Monitor`) that finds the watcher's lowest guidance loss the best.
 
     Images, interventions and noise are the same at each look, and drawn as in training. The guide's targets are those
-    of the training. The watcher's are always matched, what it would say of real images with the same attributes. By labels
-    it would find those counterfactuals the best that are clearer cases than any real image.
+    of the training. The watcher's are always matched, what it would say of real images with the same attributes. By
+    labels it would find those counterfactuals the best that are clearer cases than any real image.
 
     Args:
         objective: The fine-tuning. Its first guide is the one that is looked at.
