@@ -317,7 +317,7 @@ def test_a_trial_does_not_lengthen_a_training(run_all: Callable[..., None], tmp_
         value(flags, "--role") if "--role" in flags else Path(script).stem: value(flags, "--max_train_steps")
         for script, *flags in calls(tmp_path)[:-2]
     }
-    classifiers = {"guide": "30", "judge": "3", "watcher": "3"}
+    classifiers = {"guide": "30", "judge": "3", "watcher": "30"}
     assert steps == classifiers | {"train_scm": "3", "train_hvae": "4", "train_vae": "2", "soft_cft": "3"}
 
 
