@@ -82,7 +82,7 @@ def saved_by_your_data(folder: Path) -> None:
     (plain,) = [yaml.safe_load(block["code"])["graph"] for block in blocks("docs/your_data.md", "yaml")]
     sizes = {"resolutions": [8, 1], "channels": [4, 4], "encoder_blocks": [1, 1], "decoder_blocks": [1, 1]}
     parts = HVAEModel(plain, sample_size=8, z_dim=2, **sizes), AttributeSCM(plain), AttributeClassifier(plain, TRUNK)
-    DSCMPipeline(*parts).save_pretrained(folder / "outputs/shapes/soft")
+    DSCMPipeline(*parts).save_pretrained(folder / "outputs/shapes/matched")
     (folder / "shapes").mkdir()
     Image.new("L", (30, 20), 100).save(folder / "shapes/001.png")
 

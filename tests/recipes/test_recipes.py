@@ -704,7 +704,7 @@ def test_shipped_configs_parse_and_agree_on_their_folder(name: str) -> None:
         names = {"own_data": "folder", "phantom_diffusion": "phantom", "phantom_32": "phantom"}
         assert data.dataset_name == names.get(name, "mimic_cxr" if name.startswith("mimic_cxr") else name)
     (cft,) = (settings for settings in parse(name, "cft") if isinstance(settings, CFTConfig))
-    assert cft.cft == "soft"
+    assert cft.cft == ("matched" if name == "own_data" else "soft")
 
 
 def test_parts_are_looked_for_where_the_recipes_leave_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
