@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["MARGINS", "Sight", "not_seen", "read_sight", "seen_by_some", "unseen_by_some"]
 
 MARGINS = {"auc": 0.55, "skill": 0.005}
-"""At an AUC of 0.55 or less a gradient is mostly noise: on photographs a guide with 0.56 was followed into patterns. A
-skill of 0.005 is as little, for it is a correlation of 0.1, which between two equal groups is an AUC of 0.55."""
+"""What the lower end of the interval must exceed. With an AUC of 0.55 or less a gradient is mostly noise, and on
+photographs a guide with 0.56 was followed into patterns. A skill of 0.005 is a correlation of 0.1, which between two
+equal groups is an AUC of 0.55."""
 
 
 @dataclass(frozen=True)
