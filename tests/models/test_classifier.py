@@ -224,11 +224,11 @@ def test_what_it_sees_is_saved_with_it_and_old_classifiers_load(tmp_path: Path) 
             "ill": Sight("auc", 0.9, None, None),
         }
     )
-    assert old.seen == ("site",)
+    assert old.seen == ("site", "age")
     old.save_pretrained(tmp_path / "new")
     loaded = AttributeClassifier.from_pretrained(tmp_path / "new")
     assert loaded.sight == old.sight
-    assert loaded.seen == ("site",)
+    assert loaded.seen == ("site", "age")
     with pytest.raises(ValueError, match="sees must name the variables"):
         old.store_sight({"site": Sight("auc", 0.8, 0.7, 0.9)})
 

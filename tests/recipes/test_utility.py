@@ -70,7 +70,7 @@ def learned(run: Run) -> Callable[..., Any]:
     class Caught(Exception):
         pass
 
-    def catch(objective: Any, dataset: Any, training: Any, *, name: str) -> None:
+    def catch(objective: Any, dataset: Any, training: Any, *, name: str, **_: Any) -> None:
         raise Caught(dataset, training)
 
     def learned(*flags: str) -> Any:
