@@ -130,7 +130,7 @@ def read_trunk(name: str, sample_size: int, image_size: int | None = None) -> Pr
     where = f"--trunk_dir {name}"
     _check_folder(name, where)
     with _told(where), explain_hub_errors(name):
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if image_size is None:
             image_size = _needed_size(config, sample_size, where)
         trunk_width(config, image_size or sample_size, where)
