@@ -230,6 +230,7 @@ def plan() -> Plan:
         steps[section] += ["--resume_from_checkpoint", "latest"]
         if section == "cft" and settings.max_train_steps is not None and settings.max_train_steps <= TRIAL:
             steps[section] += ["--published", "true"]  # asks for all: guides of a trial have not learned to see
+            print("A trial: fine-tuning has its published settings, which ask a guide also for what it does not see.")
     sets = [f"{cft}/{v.name}" for cft in settings.cft for v in graph.variables if v.kind != "continuous"]
     guidances = sections.get("guidance", {})
     if guidances and image_model == "hvae":

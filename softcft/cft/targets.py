@@ -15,8 +15,8 @@ A label asks for certainty: an image with a mild effusion (predicted at 0.65) is
 touched the disease. That is attribute amplification. The soft target asks for 0.65 again.
 
 The paper has in A* what an intervention cannot move, neither intervened on nor descendants. But most descendants keep
-their value, too, and their labels amplify them just the same: of 5,984 photographs of skin, the diagnosis under do(sex)
-by 13 points. So here a descendant is outside A* only where its value changes; ``published`` is the paper's letter.
+their value, too, and their labels amplify them just the same. So here a descendant is outside A* only where its value
+changes; ``published`` is the paper's letter.
 
 For what *is* intervened on
 it still asks for certainty, which real images do not give: the matched target does not, see

@@ -1,7 +1,8 @@
 """Whether fine-tuning has become an attack on the guide, judged from what a watcher saw on the way.
 
-Fine-tuning changes images until the guide sees what it should. A change that only the guide sees is an adversarial
-attack: another classifier, the *watcher*, finds the same images worse than before. So it is an attack if
+Fine-tuning changes images until the guide sees what it should. Another classifier, the *watcher*, compares the same
+counterfactuals with what it says of real images. Where it finds them worse than before and the guide finds them better,
+they please the guide alone, or are clearer cases than any real image. Either is called an attack, if
 
 * at the end the watcher's loss is higher than it once was, by more than two standard errors over the same images,
 * and the guide's loss is lower than it was then.
@@ -97,7 +98,8 @@ def reach_verdict(looks: Sequence[Seen]) -> Verdict:
         what = (
             f"Fine-tuning became an attack on the guide: from step {best.step} to step {last.step} the guide's loss on "
             f"validation counterfactuals fell from {then['guide']:.3g} to {now['guide']:.3g} nats, but that of the "
-            f"watcher, a classifier that had no part in it, rose from {then['watcher']:.3g} to {now['watcher']:.3g} "
+            "watcher, a classifier that had no part in it and compares with real images, rose from "
+            f"{then['watcher']:.3g} to {now['watcher']:.3g} "
             f"(by {rise:.2g} ± {error:.1g}), and the mean change of the images went from {then['change']:.3g} to "
             f"{now['change']:.3g} grey levels."
         )

@@ -1,8 +1,8 @@
 """Random changes of the images that a classifier learns from, which leave their attributes as they are.
 
 A classifier that has learned a few thousand images by heart sees little in new ones, and its gradient points at noise.
-A model that is fine-tuned through it learns to make that noise. What helps most is a classifier that saw each image
-moved, lighter, darker and noisier.
+A model that is fine-tuned through it learns to make that noise. A classifier that saw each image moved and noisy does
+better in both (docs/attacks.md).
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class AugmentationConfig:
         ValueError: If a value is out of range. The message names the flag.
     """
 
-    random_flip: bool = field(default=False, metadata={"help": "Mirror every other image, left to right."})
+    random_flip: bool = field(
+        default=False, metadata={"help": "Mirror half of the images, drawn at random, left to right."}
+    )
     random_shift: float = field(
         default=0.0,
         metadata={"help": "Move images by up to this share of their side, in each direction; the rim is mirrored in."},

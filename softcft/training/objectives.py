@@ -107,7 +107,7 @@ class ClassifierObjective(nn.Module):
         """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1], and ``parents`` (B, K)."""
         graph = self.classifier.causal_graph
         image, parents = scale_pixels(batch["image"]), batch["parents"]
-        if self.augmentation is not None and self.training:
+        if self.augmentation is not None:
             image = random_change(self.augmentation, image.shape, noise_generators(batch), image.device)(image)
         logits = self.classifier(image).logits
         losses, known = {}, {}

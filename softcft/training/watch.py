@@ -127,11 +127,18 @@ class Watch:
             done += len(image)
             intervention, new_parents = objective.draw(parents, generators)
             new = objective.backbone.counterfactual(image, parents, new_parents, generators).image
+            change_both = objective.random_change(image, generators)  # the guide looks as it does in training
             losses = [
-                self._losses(classifier, mode, names, reference, image, new, parents, new_parents, intervention.mask)
-                for classifier, mode, names, reference in (
-                    (objective.guides[0], objective.mode, objective.asked[0], objective.reference(0)),
-                    (self.watcher, MATCHED, self.names, self.reference),
+                self._losses(classifier, mode, names, reference, *images, parents, new_parents, intervention.mask)
+                for classifier, mode, names, reference, images in (
+                    (
+                        objective.guides[0],
+                        objective.mode,
+                        objective.asked[0],
+                        objective.reference(0),
+                        (change_both(image), change_both(new)),
+                    ),
+                    (self.watcher, MATCHED, self.names, self.reference, (image, new)),
                 )
             ]
             change = 127.5 * (new - image).abs().flatten(1).mean(dim=1)
