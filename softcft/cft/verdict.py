@@ -7,7 +7,8 @@ they please the guide alone, or are clearer cases than any real image. Either is
 * at the end the watcher's loss is higher than it once was, by more than two standard errors over the same images,
 * and the guide's loss is lower than it was then.
 
-The model that is saved is the one with which the watcher's loss was lowest.
+The model that is saved is the one with which the watcher's loss was lowest. After three looks in a row that found an
+attack fine-tuning ends.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = ["WATCH", "Seen", "Verdict", "best_look", "reach_verdict", "read_sentence"]
+__all__ = ["WATCH", "Seen", "Verdict", "best_look", "is_attack", "is_lost", "reach_verdict", "read_sentence"]
 
 WATCH = "watch.json"
 """In the folder of a fine-tuned pipeline: the verdict, and all that it rests on."""
 STANDARD_ERRORS = 2
+PATIENCE = 3
+"""Looks in a row that find an attack before fine-tuning ends."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Verdict:
 
     Attributes:
         step_saved: The step whose model is saved.
-        steps: Steps taken.
+        steps: Steps taken; fewer than planned where fine-tuning ended early.
         is_attack: Whether fine-tuning became an attack on the guide.
         sentence: That in words, with the numbers.
     """
@@ -76,6 +79,24 @@ def best_look(looks: Sequence[Seen]) -> Seen | None:
     return min(known, key=lambda look: look.means()["watcher"]) if known else None
 
 
+def is_attack(looks: Sequence[Seen]) -> bool:
+    """Whether the last look found an attack on the guide.
+
+    Args:
+        looks: By step; at least two images each.
+    """
+    best, last = best_look(looks), looks[-1]
+    if best is None:
+        return False
+    rise, error = _paired(best.watcher, last.watcher)
+    return not rise <= STANDARD_ERRORS * error and last.means()["guide"] < best.means()["guide"]
+
+
+def is_lost(looks: Sequence[Seen]) -> bool:
+    """Whether fine-tuning ends here: each of the last three looks found an attack."""
+    return len(looks) > PATIENCE and all(is_attack(looks[: len(looks) - i]) for i in range(PATIENCE))
+
+
 def reach_verdict(looks: Sequence[Seen]) -> Verdict:
     """Judge a fine-tuning.
 
@@ -91,10 +112,10 @@ def reach_verdict(looks: Sequence[Seen]) -> Verdict:
     if best is None:
         sentence = f"The watcher's loss was never a number, so the model of the last step ({last.step}) is saved."
         return Verdict(last.step, last.step, False, sentence)
-    rise, error = _paired(best.watcher, last.watcher)
     then, now = best.means(), last.means()
-    is_attack = not rise <= STANDARD_ERRORS * error and now["guide"] < then["guide"]
-    if is_attack:
+    attack = is_attack(looks)
+    if attack:
+        rise, error = _paired(best.watcher, last.watcher)
         what = (
             f"Fine-tuning became an attack on the guide: from step {best.step} to step {last.step} the guide's loss on "
             f"validation counterfactuals fell from {then['guide']:.3g} to {now['guide']:.3g} nats, but that of the "
@@ -113,7 +134,8 @@ def reach_verdict(looks: Sequence[Seen]) -> Verdict:
     saved = f"The model of step {best.step} is saved."
     if best.step == 0:
         saved = "Fine-tuning helped nothing that the watcher can see: the pretrained model is saved, untouched."
-    return Verdict(best.step, last.step, is_attack, f"{what} {saved}")
+    ended = " Fine-tuning ended there." if is_lost(looks) else ""
+    return Verdict(best.step, last.step, attack, f"{what}{ended} {saved}")
 
 
 def read_sentence(folder: str | Path) -> str | None:

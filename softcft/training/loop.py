@@ -201,7 +201,7 @@ def train(  # noqa: C901  # one algorithm, told in order
 
     batches = iter(dataloader)
     skipped_in_a_row, stopped = 0, False
-    steps = range(first_step + 1, total + 1)
+    steps = range(first_step + 1, first_step + 1 if watched.is_over else total + 1)
     bar = tqdm(steps, initial=first_step, total=total, desc=name, disable=not is_main)
     with StopSignals() as signals, explain_faults(name, config), _given_back(accelerator, wrapped):
         if first_step == 0 and watched.is_due(0, total):
@@ -264,12 +264,12 @@ def train(  # noqa: C901  # one algorithm, told in order
             if watched.is_due(step, total):
                 accelerator.log(log.add(step, watched.look(step), write=is_main), step=step)
             every = config.checkpointing_steps
-            if every and (step % every == 0 or step == total or stopped):
+            if every and (step % every == 0 or step == total or stopped or watched.is_over):
                 _check_finite(objective, name, step)
                 progress = Progress(seed=config.seed, images=seen, open_line=log.open_line, monitor=watched.state)
                 limit = config.checkpoints_total_limit
                 save_checkpoint(accelerator, ema, output_dir, step, limit, progress, watched.best)
-            if stopped:
+            if stopped or watched.is_over:
                 break
 
     for tracker in accelerator.trackers:
@@ -289,6 +289,9 @@ def train(  # noqa: C901  # one algorithm, told in order
             f"{name}: all {skipped_in_a_row} steps were skipped, the last one with loss {loss:.6g} and gradient norm "
             f"{norm:.6g}. Nothing was learned; look for values that are not finite in data and models."
         )
+    if watched.is_over:
+        bar.close()
+        logger.warning(f"{name}: training on is of no use, the monitor found; it ends before step {total}.")
     accelerator.wait_for_everyone()
     if ema:
         ema.copy_to(parameters)

@@ -33,10 +33,12 @@ class Look(NamedTuple):
     Attributes:
         metrics: For the log, such as ``{"watch/loss": 0.7}``.
         is_best: Whether these weights are better than all that it has seen before.
+        is_over: Whether training on is of no use: the loop ends, with the best weights.
     """
 
     metrics: dict[str, float]
     is_best: bool
+    is_over: bool = False
 
 
 class Monitor(Protocol):
@@ -79,11 +81,12 @@ class BestWeights:
         self.average = average
         self.accelerator = accelerator
         self.best: dict[str, Tensor] = {}
+        self.is_over = False
 
     @property
     def state(self) -> dict[str, Any] | None:
         """The monitor's; belongs into a checkpoint, beside ``best``."""
-        return None if self.monitor is None else self.monitor.state()
+        return None if self.monitor is None else {"monitor": self.monitor.state(), "is_over": self.is_over}
 
     def is_due(self, step: int, total: int) -> bool:
         """Whether there is a look after this step."""
@@ -101,6 +104,7 @@ class BestWeights:
             if look.is_best:
                 tensors = self._tensors()
                 self.best = {name: x.detach().to("cpu", copy=True).contiguous() for name, x in tensors.items()}
+        self.is_over = look.is_over
         metrics: dict[str, float] = look.metrics
         return metrics
 
@@ -124,7 +128,8 @@ class BestWeights:
                 "known. Restore the setting, or start anew in another --output_dir."
             )
         if self.monitor is not None and state is not None:
-            self.monitor.restore(state)
+            self.monitor.restore(state["monitor"])
+            self.is_over = state["is_over"]
             self.best = load_file(checkpoint / BEST) if (checkpoint / BEST).is_file() else {}
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from softcft.cft.guidance import guidance_losses
 from softcft.cft.matched import Reference
 from softcft.cft.targets import TargetMode, counterfactual_targets
-from softcft.cft.verdict import Seen, Verdict, best_look, reach_verdict
+from softcft.cft.verdict import Seen, Verdict, best_look, is_lost, reach_verdict
 from softcft.data.schema import random_part, scale_pixels
 from softcft.models.classifier import AttributeClassifier
 from softcft.noise import seeded_generator
@@ -44,7 +44,8 @@ class WatchConfig:
         default=True,
         metadata={
             "help": f"Let a further classifier, the watcher, look at counterfactuals of up to {MOST_IMAGES} validation "
-            "images on the way: the model that it finds best is saved, and an attack on the guide is told."
+            "images on the way: the model that it finds best is saved, an attack on the guide is told, and after three "
+            "looks in a row that find one fine-tuning ends."
         },
     )
     watch_steps: int | None = field(
@@ -148,7 +149,7 @@ class Watch:
         distance = self.distance(counterfactual, real)
         self.looks.append(Seen(step, guide.tolist(), watcher.tolist(), change.tolist(), distance))
         metrics = {f"watch/{name}": value for name, value in self.looks[-1].means().items()}
-        return Look(metrics, best_look(self.looks) is self.looks[-1])
+        return Look(metrics, best_look(self.looks) is self.looks[-1], is_lost(self.looks))
 
     def _losses(
         self,

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from softcft.cft.verdict import Seen, best_look, reach_verdict, read_sentence
+from softcft.cft.verdict import Seen, best_look, is_lost, reach_verdict, read_sentence
 
 WOBBLE = [0.3, -0.3, 0.1, -0.1] * 16
 
@@ -48,6 +48,24 @@ def test_a_rise_counts_beyond_two_standard_errors_of_the_same_images(rise, is_at
     assert reach_verdict(looks).is_attack == is_attack
     # Paired: that images differ among each other by more than the rise makes no difference.
     assert reach_verdict(curves([3, 2, 1], [3, 2, 2 + rise])).is_attack
+
+
+@pytest.mark.parametrize(
+    ("watcher", "lost"),
+    [
+        ([3, 2, 4, 4, 4], True),
+        ([3, 2, 4, 4], False),  # two looks only
+        ([3, 2, 4, 1.9, 4, 4], False),  # not in a row
+        ([3, 2, 4, 4, 2], False),  # it recovers
+        ([4, 4, 4], False),  # it stands still
+        ([2, 3, 4, 5], True),
+    ],
+)
+def test_it_is_over_after_three_looks_in_a_row_that_find_an_attack(watcher, lost):
+    looks = curves([10 - i for i in range(len(watcher))], watcher)
+    assert is_lost(looks) == lost
+    assert not is_lost(looks[:3])
+    assert ("ended" in reach_verdict(looks).sentence) == lost
 
 
 def test_what_is_no_number_is_never_best():

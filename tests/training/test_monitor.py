@@ -50,8 +50,8 @@ class Normalised(Regression):
 class Scripted:
     """Calls the weights of the steps in ``best`` the best, and does all that could disturb a training."""
 
-    def __init__(self, objective, every=2, best=()):
-        self.objective, self.every, self.best = objective, every, best
+    def __init__(self, objective, every=2, best=(), over=None):
+        self.objective, self.every, self.best, self.over = objective, every, best, over
         self.seen, self.weights = [], {}
 
     def look(self, step):
@@ -62,7 +62,7 @@ class Scripted:
         self.objective({**torch.utils.data.default_collate(numbers()), "seeds": [0] * 24})
         self.objective.multiplier += torch.rand(()) + random.random() + np.random.rand()  # noqa: NPY002
         self.objective.eval()
-        return Look({"watch/step": float(step)}, step in self.best)
+        return Look({"watch/step": float(step)}, step in self.best, step == self.over)
 
     def state(self):
         return {"seen": self.seen}
@@ -71,9 +71,9 @@ class Scripted:
         self.seen = state["seen"]
 
 
-def watched(folder, best=(), every=2, objective=None, **fields):
+def watched(folder, best=(), every=2, objective=None, over=None, **fields):
     objective = objective or Normalised()
-    monitor = Scripted(objective, every, best)
+    monitor = Scripted(objective, every, best, over)
     fields = {"max_train_steps": 9, "ema_decay": 0.9, **fields}
     train(objective, numbers(), settings(folder, **fields), name="toy", monitor=monitor)
     return objective, monitor
@@ -143,6 +143,21 @@ def test_resumed_it_equals_a_run_that_was_not_stopped(tmp_path, best, stop):
     assert equal(whole, finished)
     assert monitor.seen == seen.seen
     assert checkpoints(folder)[-1] == "checkpoint-9"
+
+
+@pytest.mark.parametrize("best", [[2], [4], []])
+def test_what_is_over_ends_with_the_best_weights_and_stays_ended(tmp_path, best):
+    fields = {"best": best, "over": 4, "checkpointing_steps": 3}
+    ended, monitor = watched(tmp_path, **fields)
+    assert monitor.seen == [0, 2, 4]
+    shown = monitor.weights[best[0] if best else 4]
+    assert all(torch.equal(tensor, shown[key]) for key, tensor in ended.state_dict().items())
+    assert checkpoints(tmp_path) == ["checkpoint-3", "checkpoint-4"]
+    logged = lines(tmp_path)
+    again, monitor = watched(tmp_path, **fields, **LATEST)
+    assert equal(ended, again)
+    assert monitor.seen == [0, 2, 4]
+    assert lines(tmp_path) == logged
 
 
 @pytest.mark.parametrize("was_watched", [True, False])

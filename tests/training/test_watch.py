@@ -60,10 +60,12 @@ def test_labels_for_what_nobody_touched_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cft", ["soft", "matched"])
 def test_who_sees_the_same_as_the_guide_finds_that_it_helps(tmp_path: Path, cft: str) -> None:
     _, watch = fine_tune(tmp_path, [ToyGuide(), ToyGuide()], cft)
-    assert [look.step for look in watch.looks] == list(range(0, 41, 4))  # about ten looks
+    steps = [look.step for look in watch.looks]
+    assert steps == list(range(0, 41, 4))[: len(steps)]  # about ten looks, or fewer where it ends early
     if cft == "matched":
         for look in watch.looks:
             assert look.watcher == pytest.approx(look.guide, abs=1e-4)
+        assert steps[-1] == 40
         assert not watch.verdict().is_attack
     assert min(look.means()["watcher"] for look in watch.looks) < watch.looks[0].means()["watcher"]
     assert watch.verdict().step_saved > 0
