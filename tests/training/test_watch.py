@@ -108,7 +108,7 @@ def test_it_looks_at_a_part_of_many_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cft", ["soft", "matched"])
 def test_who_looks_changes_nothing_and_survives(tmp_path: Path, cft: str) -> None:
     """The training goes on as without looks; resumed, it ends as it would have."""
-    fields: dict[str, Any] = {"watch_steps": 3, "max_train_steps": 12, "checkpointing_steps": 5}
+    fields: dict[str, Any] = {"watch_steps": 4, "max_train_steps": 12, "checkpointing_steps": 5}
     whole, seen = fine_tune(tmp_path / "whole", [deceived()], cft, **fields)
     fine_tune(tmp_path / "rare", [deceived()], cft, **fields | {"watch_steps": 12})
     lines = [
