@@ -32,7 +32,6 @@ from accelerate import Accelerator
 from datasets import Features, Image, Value
 from diffusers import DiffusionPipeline
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from softcft import CausalGraph, CounterfactualBackbone
@@ -210,10 +209,8 @@ def intervened_values(
     """
     variable, columns = graph[name], graph.slices[name]
     own = parents[positions, columns]
-    if variable.kind == "binary":
-        return 1 - own
-    if variable.kind == "categorical":
-        return F.one_hot((own.argmax(dim=1) + 1 + value) % variable.width, variable.width).to(own.dtype)
+    if variable.kind != "continuous":
+        return variable.other_category(own, 1 + value)
     steps = [int(torch.randint(1, len(parents), (), generator=generator)) for generator in generators]
     return parents[[(i + step) % len(parents) for i, step in zip(positions, steps, strict=True)], columns]
 

@@ -221,7 +221,7 @@ def _value(variable: Variable, value: Any) -> str:
     if isinstance(value, dict):
         best = max(value, key=lambda category: value[category])
         return f"{best} {100 * value[best]:.0f} %"
-    return value if isinstance(value, str) else f"{value:.4g} {variable.unit}".strip()
+    return variable.in_words(value, digits=4)
 
 
 # ---- softcft info ---------------------------------------------------------------------------------------------------
@@ -236,7 +236,8 @@ def _info(arguments: argparse.Namespace) -> None:
     print(f"{type(pipeline).__name__} of {kind} images of {size} x {size} pixels\n")
     rows = [["attribute", "kind", "values", "caused by"]]
     for variable in pipeline.causal_graph.variables:
-        rows.append([variable.name, variable.kind, _values(variable), ", ".join(variable.parents)])
+        values = variable.values_in_words() + " (by its logarithm)" * variable.log
+        rows.append([variable.name, variable.kind, values, ", ".join(variable.parents)])
     print(_table(rows) + "\n")
     rows = [["part", "class", "parameters"]]
     for name, part in sorted(pipeline.components.items()):
@@ -249,13 +250,6 @@ def _info(arguments: argparse.Namespace) -> None:
             print(f"\n{_plain(warning)}")
     else:
         print("\nWithout a classifier there are no predictions, and no attribute of an image can be inferred.")
-
-
-def _values(variable: Variable) -> str:
-    if variable.kind != "continuous":
-        return ", ".join(variable.categories)
-    scale = " (by its logarithm)" if variable.log else ""
-    return f"{variable.low:g} to {variable.high:g} {variable.unit}".rstrip() + scale
 
 
 # ---- both -----------------------------------------------------------------------------------------------------------

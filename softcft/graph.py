@@ -257,6 +257,23 @@ class CausalGraph:
         self.check_encoded("encoded", encoded)
         return {v.name: v.decode(encoded[:, self.slices[v.name]]) for v in self.variables}
 
+    def in_words(self, values: Mapping[str, Any]) -> str:
+        """The attributes of one image as people read them, for example ``"age 63 years, female, race ?"``.
+
+        A category that says little without its variable, a number or a single letter, is given its name.
+
+        Args:
+            values: Natural values by name, None for an unknown one. Variables without an entry are left out.
+        """
+        words = []
+        for variable in self.variables:
+            if variable.name in values:
+                value = values[variable.name]
+                word = "?" if value is None else variable.in_words(value)
+                is_clear = variable.kind != "continuous" and len(word) > 1 and not word.isdigit()
+                words.append(word if is_clear else f"{variable.name} {word}")
+        return ", ".join(words)
+
     def check_encoded(self, argument: str, encoded: Tensor) -> None:
         """Raise ValueError, which names the argument, if it is no tensor of real numbers of shape (B, K)."""
         self._check_shape(argument, encoded, "K", self.width)

@@ -210,8 +210,63 @@ class Variable:
         """
         if self.kind == "continuous":
             return [self._decode_number(value) for value in encoded[:, 0].tolist()]
-        index = (encoded[:, 0] > 0.5).long() if self.kind == "binary" else encoded.argmax(dim=1)
-        return [self.categories[i] for i in index.tolist()]
+        return [self.categories[i] for i in self.category_index(encoded).tolist()]
+
+    def category_index(self, encoded: Tensor) -> Tensor:
+        """The number of the most probable category, from 0.
+
+        Args:
+            encoded: Labels or probabilities, shape (..., width).
+
+        Returns:
+            Int64 of shape (...). A continuous variable counts as one category: 0.
+        """
+        if self.kind == "categorical":
+            return encoded.argmax(dim=-1)
+        return (encoded[..., 0] > 0.5).long() if self.kind == "binary" else torch.zeros_like(encoded[..., 0]).long()
+
+    def category_probabilities(self, encoded: Tensor) -> Tensor:
+        """The probability of each category; a binary variable has two columns here.
+
+        Args:
+            encoded: Labels or probabilities, shape (..., width).
+
+        Returns:
+            Shape (..., C). A continuous variable counts as one category: 1.
+        """
+        if self.kind == "categorical":
+            return encoded
+        return torch.cat([1 - encoded, encoded], dim=-1) if self.kind == "binary" else torch.ones_like(encoded)
+
+    def other_category(self, encoded: Tensor, steps: int | Tensor) -> Tensor:
+        """Another category of a discrete variable.
+
+        Args:
+            encoded: Labels, shape (B, width).
+            steps: How many categories after its own, from 1 to C - 1; after the last one comes the first. One number,
+                or int64 of shape (B,).
+
+        Returns:
+            Encoded categories, shape (B, width).
+        """
+        other = (self.category_index(encoded) + steps) % len(self.categories)
+        other = other[:, None] if self.kind == "binary" else torch.nn.functional.one_hot(other, self.width)
+        return other.to(encoded.dtype)
+
+    # ---- in words ---------------------------------------------------------------------------------------------
+
+    def in_words(self, value: Any, digits: int = 3, with_unit: bool = True) -> str:
+        """A value as people read it: a category, or a number of a few significant digits with its unit."""
+        if self.kind != "continuous":
+            return str(value)
+        # Rounded first, for 1230 is easier to read than 1.23e+03.
+        return f"{float(f'{value:.{digits}g}'):g}{self._in_unit() if with_unit else ''}"
+
+    def values_in_words(self) -> str:
+        """The categories, or the range of a continuous variable with its unit."""
+        if self.kind != "continuous":
+            return ", ".join(self.categories)
+        return f"{self.low:g} to {self.high:g}{self._in_unit()}"
 
 
 def _shortest(value: float, error: float) -> float:

@@ -378,6 +378,44 @@ def test_unknown_variable_has_no_descendants(graph):
             ask("weight")
 
 
+@pytest.mark.parametrize("fields", [SEX, RACE, STAGE])
+def test_a_category_has_a_number_and_probabilities(fields):
+    variable = Variable(**fields)
+    count = len(variable.categories)
+    labels = variable.encode(variable.categories)
+    assert variable.category_index(labels).tolist() == list(range(count))
+    assert torch.equal(variable.category_probabilities(labels), torch.eye(count))
+    assert variable.category_index(labels[None]).shape == (1, count)  # any number of dimensions before the columns
+
+
+@pytest.mark.parametrize("fields", [SEX, RACE, STAGE])
+def test_another_category_is_so_many_steps_further(fields):
+    variable = Variable(**fields)
+    labels = variable.encode(variable.categories)
+    for steps in range(1, len(variable.categories)):
+        others = variable.other_category(labels, steps)
+        assert others.dtype == labels.dtype
+        assert variable.decode(others) == [*variable.categories[steps:], *variable.categories[:steps]]
+    each = torch.tensor([1, *[0] * (len(labels) - 1)])
+    assert variable.decode(variable.other_category(labels, each)) == [variable.categories[1], *variable.categories[1:]]
+
+
+def test_a_continuous_variable_counts_as_one_category():
+    values = torch.tensor([[-0.5], [0.7]])
+    assert Variable(**AGE).category_index(values).tolist() == [0, 0]
+    assert Variable(**AGE).category_probabilities(values).tolist() == [[1.0], [1.0]]
+
+
+def test_values_are_read_in_words(graph):
+    age, dose = graph["age"], Variable(name="dose", kind="continuous", low=0, high=1e4)
+    assert age.in_words(44.60972) == "44.6 years"
+    assert age.in_words(44.60972, digits=4, with_unit=False) == "44.61"
+    assert dose.in_words(1230.0) == "1230"
+    assert graph["race"].in_words("Black") == "Black"
+    assert (age.values_in_words(), graph["ill"].values_in_words()) == ("20 to 90 years", "no, yes")
+    assert graph.in_words({"stage": "1", "age": 63, "sex": None}) == "age 63 years, sex ?, stage 1"
+
+
 @settings(max_examples=40, deadline=None)
 @given(graphs())
 def test_expand_repeats_each_entry_over_its_columns(graph):

@@ -15,7 +15,7 @@ import numpy as np
 from softcft.graph import CausalGraph, Variable
 from softcft.pipelines.query import DSCMPipelineOutput
 
-__all__ = ["EFFECT_LIMIT", "MOVED", "Bar", "Change", "changes", "curves", "effect_colours", "in_words", "sweep_values"]
+__all__ = ["EFFECT_LIMIT", "MOVED", "Bar", "Change", "changes", "curves", "effect_colours", "sweep_values"]
 
 MOVED = 0.1
 EFFECT_LIMIT = 0.3  # of the full grey range: fixed, so that all effect maps can be compared
@@ -106,14 +106,14 @@ def changes(
         if output.factual_predictions is not None and output.counterfactual_predictions is not None:
             before, after = output.factual_predictions[name][row], output.counterfactual_predictions[name][row]
             bars = _bars(variable, before, after)
-        values = in_words(variable, parents[name]), in_words(variable, output.parents[name][row])
+        values = variable.in_words(parents[name]), variable.in_words(output.parents[name][row])
         described.append(Change(name, role, *values, bars))
     return described
 
 
 def _bars(variable: Variable, before: Any, after: Any) -> tuple[Bar, ...]:
     if variable.kind == "continuous":
-        words = f"{in_words(variable, before, with_unit=False)} → {in_words(variable, after)}"
+        words = f"{variable.in_words(before, with_unit=False)} → {variable.in_words(after)}"
         return (Bar("", _place(variable, before), _place(variable, after), words),)
     categories = variable.categories[1:] if variable.kind == "binary" else variable.categories
     return tuple(Bar(c, before[c], after[c], f"{100 * before[c]:.0f} → {100 * after[c]:.0f} %") for c in categories)
@@ -123,14 +123,6 @@ def _place(variable: Variable, value: float) -> float:
     """Where in the variable's range a value is, in [0, 1]; a predicted mean beyond an end counts as that end."""
     assert variable.low is not None and variable.high is not None
     return (variable.encode(min(max(value, variable.low), variable.high)).item() + 1) / 2
-
-
-def in_words(variable: Variable, value: Any, with_unit: bool = True) -> str:
-    """A value as people read it: a category, or a number of three significant digits with its unit."""
-    if variable.kind != "continuous":
-        return str(value)
-    # Rounded first, for 1230 is easier to read than 1.23e+03.
-    return f"{float(f'{value:.3g}'):g} {variable.unit if with_unit else ''}".rstrip()
 
 
 def effect_colours(effect: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import gradio as gr
 import numpy as np
 
 from softcft.app import markup
-from softcft.app.changes import changes, curves, in_words, sweep_values
+from softcft.app.changes import changes, curves, sweep_values
 from softcft.app.models import Example, Model, propose, read_picture, steps_choices, warn_of_unseen
 from softcft.escaping import as_markdown
 from softcft.graph import CausalGraph, Variable
@@ -218,12 +218,12 @@ class Answers:
         scales = {}
         for variable in self.graph.variables:
             if variable.kind == "continuous":
-                ends = in_words(variable, variable.low), in_words(variable, variable.high)
+                ends = variable.in_words(variable.low), variable.in_words(variable.high)
                 scales[variable.name] = f"{variable.name}, predicted", *ends
             else:
                 scales[variable.name] = f"probability of {variable.name} = {wanted[variable.name]}", "0", "1"
-        others = "".join(f", {other} = {in_words(self.graph[other], do[other])}" for other in do if other != name)
-        words = [in_words(self.graph[name], value) for value in values]
+        others = "".join(f", {other} = {self.graph[other].in_words(do[other])}" for other in do if other != name)
+        words = [self.graph[name].in_words(value) for value in values]
         heading = f"do({name} = {words[0]} ... {words[-1]}{others})"
         return markup.sweep(heading, words, images, lines, scales)
 

@@ -32,7 +32,6 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from softcft.cft.strength import category_probabilities
 from softcft.graph import CausalGraph
 
 __all__ = ["EffectConstraint"]
@@ -123,7 +122,7 @@ class EffectConstraint(nn.Module):
         blocks = [mean.new_zeros(0, len(mean))]
         for variable in self.variables:
             columns = self.graph.slices[variable.name]
-            others = category_probabilities(variable, mean[None, columns]).repeat(len(variable.categories), 1)
+            others = variable.category_probabilities(mean[None, columns]).repeat(len(variable.categories), 1)
             others.fill_diagonal_(0)
             changes = torch.eye(len(others)).to(others) - others / others.sum(dim=1, keepdim=True).clamp_min(1e-12)
             blocks.append(mean.new_zeros(len(others), len(mean)))
@@ -155,7 +154,7 @@ class EffectConstraint(nn.Module):
             [
                 parents[:, :0],
                 *(
-                    category_probabilities(variable, counterfactual_parents[:, self.graph.slices[variable.name]])
+                    variable.category_probabilities(counterfactual_parents[:, self.graph.slices[variable.name]])
                     * intervened[:, self.graph.names.index(variable.name), None]
                     for variable in self.variables
                 ),

@@ -37,11 +37,11 @@ def other_values(
     variable, columns = graph[name], graph.slices[name]
     own = parents[:, columns]
     if variable.kind == "binary":
-        return 1 - own
+        return variable.other_category(own, 1)
     if variable.kind == "categorical":
         draw = uniform((len(own), 1), generator, own.device)[:, 0]
         shift = 1 + (draw * (variable.width - 1)).long().clamp_max(variable.width - 2)
-        return F.one_hot((own.argmax(dim=1) + shift) % variable.width, variable.width).to(own.dtype)
+        return variable.other_category(own, shift)
     if others is not None:
         return others[:, columns]
     if len(own) < 2:

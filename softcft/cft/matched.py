@@ -57,7 +57,7 @@ class Reference(NamedTuple):
 
     def counts(self, graph: CausalGraph, name: str) -> list[int]:
         """Number of images of each category of a discrete variable."""
-        return [int(n) for n in _categories(graph[name], self.parents[:, graph.slices[name]]).sum(dim=0)]
+        return [int(n) for n in graph[name].category_probabilities(self.parents[:, graph.slices[name]]).sum(dim=0)]
 
 
 class _Sample(NamedTuple):
@@ -113,20 +113,13 @@ def _scores(variable: Variable, prediction: Tensor, value: Tensor) -> Tensor:
     return logs - (1 - prediction).clamp_min(torch.finfo(prediction.dtype).eps / 2).log()
 
 
-def _categories(variable: Variable, values: Tensor) -> Tensor:
-    """1 for the category that each image has, shape (N, categories); of a continuous variable there is one for all."""
-    if variable.kind == "continuous":
-        return torch.ones_like(values)
-    return torch.cat([1 - values, values], dim=1) if variable.kind == "binary" else values
-
-
 def _alike(graph: CausalGraph, variable: Variable, parents: Tensor, reference: Reference) -> _Sample:
     """Real images like those with the attributes ``parents`` (B, K), their scores moved to these attributes."""
     real = reference.parents
     around = [graph[name] for name in sorted(graph.blanket(variable.name) | {variable.name})]
     discrete = [v for v in around if v.kind != "continuous" and v != variable]
     columns = graph.slices[variable.name]
-    mine, theirs = _categories(variable, parents[:, columns]), _categories(variable, real[:, columns])
+    mine, theirs = (variable.category_probabilities(x[:, columns]) for x in (parents, real))
     scores = _scores(variable, reference.predictions[:, columns], real[:, columns])
 
     # 1. Equal categories; of the blanket's, more and more may differ until there are enough images.

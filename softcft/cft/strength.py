@@ -23,7 +23,7 @@ from softcft.cft.matched import Reference
 from softcft.graph import CausalGraph
 from softcft.variable import Variable
 
-__all__ = ["StrengthConstraint", "category_probabilities"]
+__all__ = ["StrengthConstraint"]
 
 
 class StrengthConstraint(nn.Module):
@@ -63,8 +63,8 @@ class StrengthConstraint(nn.Module):
         targets = targets.clone()
         for variable, offset in zip(self.variables, self.offsets.unbind(), strict=True):
             columns, moved = self.graph.slices[variable.name], self._moved(variable, moves)
-            asked = category_probabilities(variable, targets[:, columns])
-            labels = category_probabilities(variable, counterfactual_parents[:, columns])
+            asked = variable.category_probabilities(targets[:, columns])
+            labels = variable.category_probabilities(counterfactual_parents[:, columns])
             more = torch.softmax(asked.clamp_min(torch.finfo(asked.dtype).tiny).log() + offset * labels, dim=1)
             targets[:, columns] = torch.where(moved[:, None], more, asked)[:, -variable.width :]
         return targets
@@ -93,7 +93,7 @@ class StrengthConstraint(nn.Module):
         for variable in self.variables:
             columns, moved = self.graph.slices[variable.name], self._moved(variable, moves)
             labels, asked, seen, real, real_labels = (
-                category_probabilities(variable, values[:, columns])
+                variable.category_probabilities(values[:, columns])
                 for values in (counterfactual_parents, targets, prediction, reference.predictions, reference.parents)
             )
             total = torch.zeros((), device=targets.device)
@@ -115,11 +115,6 @@ class StrengthConstraint(nn.Module):
 
     def _moved(self, variable: Variable, moves: Tensor) -> Tensor:
         return moves[:, self.graph.names.index(variable.name)]
-
-
-def category_probabilities(variable: Variable, values: Tensor) -> Tensor:
-    """The probability of each category, shape (N, categories), from encoded probabilities or labels (N, width)."""
-    return torch.cat([1 - values, values], dim=1) if variable.kind == "binary" else values
 
 
 def _share_below(others: Tensor, values: Tensor) -> Tensor:

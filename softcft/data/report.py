@@ -292,20 +292,8 @@ def _choose(graph: CausalGraph, values: Mapping[str, list[Any]]) -> dict[str, di
         for heading, rows in groups.items():
             if rows:
                 places = np.linspace(0, len(rows) - 1, min(EXAMPLES, len(rows))).round().astype(int)
-                chosen[heading] = {rows[place]: _describe(graph, values, rows[place]) for place in places}
+                chosen[heading] = {
+                    row: graph.in_words({name: column[row] for name, column in values.items()})
+                    for row in (rows[place] for place in places)
+                }
     return chosen
-
-
-def _describe(graph: CausalGraph, values: Mapping[str, list[Any]], row: int) -> str:
-    """The attributes of a row in words, for example ``"age 63 years, female, race ?"``."""
-    words = []
-    for variable in graph.variables:
-        if variable.name in values:
-            value = values[variable.name][row]
-            if value is None:
-                words.append(f"{variable.name} ?")
-            elif variable.kind == "continuous":
-                words.append(f"{variable.name} {float(f'{value:.3g}'):g} {variable.unit}".rstrip())
-            else:
-                words.append(f"{variable.name} {value}" if len(value) == 1 or value.isdigit() else value)
-    return ", ".join(words)

@@ -171,10 +171,8 @@ def value_groups(graph: CausalGraph, name: str, parents: Tensor, reference_paren
     """
     variable, columns = graph[name], graph.slices[graph[name].name]
     values = parents[:, columns]
-    if variable.kind == "categorical":
-        return values.argmax(dim=1)
-    if variable.kind == "binary":
-        return (values[:, 0] > 0.5).long()
+    if variable.kind != "continuous":
+        return variable.category_index(values)
     reference = reference_parents[:, columns][:, 0]
     bounds = torch.quantile(reference, torch.tensor(QUINTILES, dtype=reference.dtype, device=reference.device))
     return torch.bucketize(values[:, 0].contiguous(), bounds)

@@ -155,7 +155,8 @@ def attribute_modes(embeddings: Tensor, graph: CausalGraph, parents: Tensor) -> 
 
 def _encoding_mode(scores: NDArray[np.float64], variable: Variable, encoded: Tensor) -> Mode:
     """The mode of one variable, given its columns (N, width) and the scores (N, C), which have mean 0."""
-    values = encoded.double().cpu().numpy() if variable.kind == "continuous" else _category(variable, encoded)[:, None]
+    column = encoded if variable.kind == "continuous" else variable.category_index(encoded)[:, None]
+    values = column.double().cpu().numpy()
     if (values == values[0]).all():
         raise ValueError(f"'{variable.name}' has one value in all images, which no mode can encode: use more images.")
     if variable.kind == "continuous":
@@ -196,7 +197,7 @@ def subgroups(graph: CausalGraph, name: str, parents: Tensor) -> dict[str, NDArr
             f"{tuple(parents.shape)}."
         )
     if variable.kind != "continuous":
-        category = _category(variable, parents[..., graph.slices[name]])
+        category = variable.category_index(parents[..., graph.slices[name]]).cpu().numpy()
         return {label: category == i for i, label in enumerate(variable.categories)}
     values = parents[..., graph.slices[name]].squeeze(-1).cpu().numpy()
     real = parents if parents.ndim == 2 else parents[:, 0]
@@ -204,12 +205,6 @@ def subgroups(graph: CausalGraph, name: str, parents: Tensor) -> dict[str, NDArr
     below = values < values.reshape(len(real), -1)[middle, 0]
     (median,) = value_captions(graph, name, real[middle, None])
     return {f"{name} below {median}": below, f"{name} from {median}": ~below}
-
-
-def _category(variable: Variable, encoded: Tensor) -> NDArray[np.int64]:
-    """Index of the category, shape (...), given the variable's columns (..., width)."""
-    index = encoded[..., 0] > 0.5 if variable.kind == "binary" else encoded.argmax(dim=-1)
-    return index.long().cpu().numpy()
 
 
 def subgroup_comparisons(

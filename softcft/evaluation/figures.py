@@ -61,20 +61,10 @@ def attribute_captions(graph: CausalGraph, parents: Tensor) -> list[str]:
         parents: Encoded attributes, shape (B, K).
 
     Returns:
-        B captions. A category that says little without its variable, a number or a single letter, is given its name.
+        B captions, see :meth:`~softcft.graph.CausalGraph.in_words`.
     """
-    words = []
-    for variable in graph.variables:
-        values = value_captions(graph, variable.name, parents)
-        words.append(
-            [
-                f"{variable.name} {value}"
-                if variable.kind == "continuous" or len(value) == 1 or value.isdigit()
-                else value
-                for value in values
-            ]
-        )
-    return [", ".join(subject) for subject in zip(*words, strict=True)]
+    values = graph.decode(parents)
+    return [graph.in_words({name: column[i] for name, column in values.items()}) for i in range(len(parents))]
 
 
 def value_captions(graph: CausalGraph, name: str, parents: Tensor) -> list[str]:
@@ -92,11 +82,7 @@ def value_captions(graph: CausalGraph, name: str, parents: Tensor) -> list[str]:
         ValueError: If the graph has no such variable.
     """
     variable = graph[name]
-    values = graph.decode(parents)[name]
-    if variable.kind != "continuous":
-        return values
-    # Rounded first, for 1230 is easier to read than 1.23e+03.
-    return [f"{float(f'{value:.3g}'):g} {variable.unit}".rstrip() for value in values]
+    return [variable.in_words(value) for value in graph.decode(parents)[name]]
 
 
 @rc_context(PLAIN_TEXT)

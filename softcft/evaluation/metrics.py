@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from scipy.special import expit, logsumexp
 from torch import Tensor
 
@@ -23,7 +24,6 @@ __all__ = [
     "evidence",
     "log_odds",
     "logit_shift",
-    "most_probable",
     "roc_auc",
     "variable_metrics",
     "weighted_mean",
@@ -56,11 +56,12 @@ def variable_metrics(variable: Variable, logits: Tensor, labels: Tensor, weights
         return {"mae": weighted_mean(np.abs(evidence(variable, logits, labels)), weights)}
     _check_categories(variable, labels)
     odds, truth = log_odds(variable, logits), labels.double().cpu().numpy()
-    columns = range(variable.width)
+    columns, probabilities = range(variable.width), expit(odds)
+    predicted, label = (variable.category_index(torch.from_numpy(x)).numpy() for x in (probabilities, truth))
     return {
         "auc": np.mean([roc_auc(odds[:, k], truth[:, k], weights) for k in columns], axis=0),
-        "accuracy": 100 * weighted_mean(most_probable(odds) == most_probable(truth), weights),
-        "ece": np.mean([calibration_error(expit(odds[:, k]), truth[:, k], weights) for k in columns], axis=0),
+        "accuracy": 100 * weighted_mean(predicted == label, weights),
+        "ece": np.mean([calibration_error(probabilities[:, k], truth[:, k], weights) for k in columns], axis=0),
     }
 
 
@@ -138,11 +139,6 @@ def log_odds(variable: Variable, logits: Tensor) -> np.ndarray:
     return values - np.stack(others, axis=1)
 
 
-def most_probable(odds: np.ndarray) -> np.ndarray:
-    """The most probable category of each image, shape (N,), given log-odds, or encoded labels, of shape (N, width)."""
-    return (odds[:, 0] > 0).astype(int) if odds.shape[1] == 1 else odds.argmax(axis=1)
-
-
 def roc_auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Area under the ROC curve: the weight of the pairs of a positive and a negative image that are in order.
 
@@ -211,12 +207,11 @@ def _parts(weights: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _check_categories(variable: Variable, labels: Tensor) -> None:
-    counts = labels.sum(dim=0)
+    counts = variable.category_probabilities(labels).sum(dim=0)
     if ((counts == 0) | (counts == len(labels))).any():
-        positives = [len(labels) - int(counts), int(counts)] if variable.kind == "binary" else counts.int().tolist()
         raise ValueError(
             f"'{variable.name}' has no AUC: each category needs images with and without it, but there are "
-            f"{dict(zip(variable.categories, positives, strict=True))}. Evaluate on more images."
+            f"{dict(zip(variable.categories, counts.int().tolist(), strict=True))}. Evaluate on more images."
         )
 
 

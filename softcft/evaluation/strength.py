@@ -20,7 +20,7 @@ from torch import Tensor
 
 from softcft.evaluation.bootstrap import interval
 from softcft.evaluation.effectiveness import BIASED, check_predictions
-from softcft.evaluation.metrics import evidence, most_probable, variable_metrics, weighted_mean
+from softcft.evaluation.metrics import evidence, variable_metrics, weighted_mean
 from softcft.graph import CausalGraph, Variable
 
 __all__ = ["check_lookalikes", "distinct_lookalikes", "lookalikes", "strength_rows"]
@@ -71,7 +71,9 @@ def lookalikes(
     real, wanted = (x.double().cpu().numpy() for x in (parents, counterfactual_parents))
     spread = real.std(axis=0)
     scale = np.where(spread > 1e-6, spread, 1)
-    category, wanted_category = (_category(variable, x[:, graph.slices[name]]) for x in (real, wanted))
+    category, wanted_category = (
+        variable.category_index(x[:, graph.slices[name]]).cpu().numpy() for x in (parents, counterfactual_parents)
+    )
     draws = np.random.default_rng(seed).random(len(wanted))
     chosen = np.empty(len(wanted), dtype=np.int64)
     for value in np.unique(wanted_category):
@@ -111,9 +113,8 @@ def distinct_lookalikes(
     graph[name]
     real, wanted = (x.double().cpu().numpy() for x in (parents, counterfactual_parents))
     categories = [
-        (_category(variable, real[:, columns]), _category(variable, wanted[:, columns]))
-        for variable in graph.variables
-        for columns in [graph.slices[variable.name]]
+        tuple(v.category_index(x[:, graph.slices[v.name]]).cpu().numpy() for x in (parents, counterfactual_parents))
+        for v in graph.variables
     ]
     theirs, ours = categories[graph.names.index(name)]
     rows = np.flatnonzero(np.isin(ours, theirs))
@@ -148,8 +149,7 @@ def check_lookalikes(
         for variable in (graph[name] for name in sorted(graph.affected_by(intervention))):
             columns = graph.slices[variable.name]
             real, wanted = (
-                _category(variable, x[:, columns].double().cpu().numpy())
-                for x in (parents, counterfactual_parents[:, i])
+                variable.category_index(x[:, columns]).cpu().numpy() for x in (parents, counterfactual_parents[:, i])
             )
             for value in np.setdiff1d(wanted, real):
                 raise ValueError(_nobody(variable, int(value), int((wanted == value).sum())))
@@ -209,11 +209,6 @@ def _nobody(variable: Variable, value: int, number: int) -> str:
         f"'{variable.name}': no real image has the category '{variable.categories[value]}' to compare {number} "
         "counterfactuals with. Evaluate on more images."
     )
-
-
-def _category(variable: Variable, encoded: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Index of the category, shape (N,), given the variable's columns (N, width); a continuous variable has one."""
-    return np.zeros(len(encoded), dtype=np.int64) if variable.kind == "continuous" else most_probable(encoded)
 
 
 def _nearest(

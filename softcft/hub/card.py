@@ -233,11 +233,7 @@ def _mermaid(graph: CausalGraph) -> str:
 
 
 def _describe(variable: Variable) -> list[str]:
-    if variable.kind == "continuous":
-        unit = f" {variable.unit}" if variable.unit else ""
-        values = f"{variable.low:g} to {variable.high:g}{unit}{', by its logarithm' if variable.log else ''}"
-    else:
-        values = ", ".join(variable.categories)
+    values = variable.values_in_words() + ", by its logarithm" * variable.log
     return [variable.name, variable.kind, values, ", ".join(variable.parents) or "nothing in the graph"]
 
 

@@ -298,8 +298,8 @@ def _describe(graph: CausalGraph, predicted: Tensor) -> Predictions:
         if variable.kind == "continuous":
             described[variable.name] = variable.decode(columns)
         else:
-            rows = torch.cat([1 - columns, columns], dim=1) if variable.kind == "binary" else columns
-            described[variable.name] = [dict(zip(variable.categories, row, strict=True)) for row in rows.tolist()]
+            rows = variable.category_probabilities(columns).tolist()
+            described[variable.name] = [dict(zip(variable.categories, row, strict=True)) for row in rows]
     return described
 
 

@@ -13,7 +13,6 @@ from softcft.app.changes import (
     changes,
     curves,
     effect_colours,
-    in_words,
     sweep_values,
 )
 from softcft.pipelines.query import DSCMPipelineOutput
@@ -118,9 +117,3 @@ def test_curves_are_probabilities_of_the_wanted_category() -> None:
     assert lines["ill"] == [0.1, 0.8]
     assert lines["site"] == [0.1, 0.1]
     assert lines["age"] == pytest.approx([30 / 70] * 2)
-
-
-def test_numbers_are_short() -> None:
-    assert in_words(GRAPH["age"], 44.60972) == "44.6 years"
-    assert in_words(GRAPH["dose"], 1230.0, with_unit=False) == "1230"
-    assert in_words(GRAPH["site"], "a") == "a"
