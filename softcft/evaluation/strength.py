@@ -6,6 +6,10 @@ younger, and harder to tell apart. Even of true counterfactuals the AUC changes.
 
 Here each counterfactual is compared with a *lookalike*: a real image that has the same value of the variable, and the
 same causes of it. What is left is the strength of the intervention. 0 is as strong as in reality.
+
+The same holds for variables that keep their value but have one that moves in their Markov blanket. Patients with an
+effusion look older than they are; whoever loses it looks younger, in reality too. Their lookalikes have the same value
+and the same blanket.
 """
 
 from __future__ import annotations
@@ -175,8 +179,8 @@ def strength_rows(
 
     Returns:
         A tidy table with the columns ``intervention``, ``variable``, ``predictor``, ``metric``, ``value``, ``low`` and
-        ``high`` (95 % interval over subjects, NaN where there is none). The variables of an intervention are itself and
-        its descendants. All metrics are those of the counterfactuals less those of their lookalikes: ``auc_excess`` and
+        ``high`` (95 % interval over subjects, NaN where there is none). The variables of an intervention are itself,
+        its descendants, and those that have one of these in their Markov blanket. All metrics are those of the counterfactuals less those of their lookalikes: ``auc_excess`` and
         ``ece_excess`` in percentage points, ``mae_excess`` in the variable's unit, ``logit_excess`` of the mean
         log-odds of the category that the image should show, in nats. AUC and log-odds are positive where the
         intervention is too strong, the error where it is too weak. ``ks`` is the Kolmogorov-Smirnov distance between
@@ -190,9 +194,11 @@ def strength_rows(
     rows = []
     for i, intervention in enumerate(interventions, start=1):
         moved = graph.affected_by(intervention)
-        for variable in (variable for variable in graph.variables if variable.name in moved):
+        near = moved.union(*map(graph.blanket, moved))
+        for variable in (variable for variable in graph.variables if variable.name in near):
             columns = graph.slices[variable.name]
-            alike = lookalikes(graph, variable.name, labels[:, 0], labels[:, i], seed)
+            compared = None if variable.name in moved else graph.blanket(variable.name)
+            alike = lookalikes(graph, variable.name, labels[:, 0], labels[:, i], seed, compared)
             for predictor, predicted in logits.items():
                 counterfactual = predicted[:, i, columns], labels[:, i, columns]
                 lookalike = predicted[alike, 0, columns], labels[alike, 0, columns]

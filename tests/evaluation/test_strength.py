@@ -160,7 +160,7 @@ class TestRows:
         table = rows(labels, true_logits)
         discrete, continuous = {"auc_excess", "logit_excess", "ece_excess", "ks"}, {"mae_excess", "ks"}
         assert set(table.index) == {
-            *(("age", "age", metric) for metric in continuous),
+            *((name, "age", metric) for name in ("age", "disease") for metric in continuous),
             *((name, "disease", metric) for name in ("age", "disease") for metric in discrete),
             *(("race", "race", metric) for metric in discrete),
         }
@@ -192,6 +192,17 @@ class TestRows:
             excess = fair.xs(metric, level="metric")
             assert ((excess["low"] <= 0) & (excess["high"] >= 0)).all()
         assert fair.xs("ks", level="metric")["value"].max() < 0.06
+
+    def test_who_becomes_ill_looks_older_as_the_ill_do(self, labels, true_logits):
+        """The age stays under do(disease), but its error does not: among real images that are as ill it does."""
+        seen = true_logits.clone()
+        seen[..., 0] += 0.5 * labels[..., 1]
+        changes = effectiveness_rows(GRAPH, labels, {"judge": seen}, GRAPH.names, WEIGHTS)
+        unfair = changes.set_index(["intervention", "variable", "metric"]).loc[("disease", "age", "mae_change")]
+        fair = rows(labels, seen).loc[("disease", "age", "mae_excess")]
+        assert unfair["low"] > 1
+        assert fair["low"] < 0 < fair["high"]
+        assert abs(fair["value"]) < unfair["value"] / 5
 
     def test_logits_that_are_too_sure_are_too_strong_and_no_better_in_order(self, labels, true_logits):
         true = rows(labels, true_logits)["value"]
