@@ -41,7 +41,7 @@ from softcft.data.own import read_table
 from softcft.data.paths import check_paths
 from softcft.data.report import check_data
 from softcft.data.sources import DataConfig, load_data
-from softcft.evaluation.figures import example_grid
+from softcft.evaluation.figures.grids import example_grid
 from softcft.evaluation.report import COLUMNS, write_report
 from softcft.models.denoiser import adopt_unet, load_unet
 from softcft.models.weights import load_safetensors

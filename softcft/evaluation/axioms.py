@@ -185,7 +185,6 @@ def counterfactual_latent_divergence(
     groups: Tensor,
     new_groups: Tensor,
     weights: tuple[float, float] = (0.8, 0.2),
-    published: bool = False,
 ) -> Tensor:
     r"""Counterfactual latent divergence (CLD): whether each counterfactual changes no more than it must.
 
@@ -210,9 +209,6 @@ def counterfactual_latent_divergence(
             :func:`value_groups`.
         new_groups: Group of its counterfactual value, int of shape (N,).
         weights: :math:`w_1` and :math:`w_2`.
-        published: Repeat the formula in the released code of Melistas et al., to compare with their numbers. It takes
-            the means for log standard deviations too, and so leaves the posterior's scales unread; it divides by D,
-            which changes no comparison; and it counts the factual image among the real ones.
 
     Returns:
         Float32 of shape (N,), NaN where no other real image has the factual or none has the counterfactual value.
@@ -231,8 +227,6 @@ def counterfactual_latent_divergence(
     (loc, log_scale), (cf_loc, cf_log_scale) = (
         tuple(x.double() for x in normal) for normal in (factual, counterfactual)
     )
-    if published:
-        log_scale, cf_log_scale = loc, cf_loc
     divergence = normal_kl(cf_loc, cf_log_scale, loc, log_scale)[:, None]
     parts = []
     for rows in torch.arange(len(loc), device=loc.device).split(CHUNK):
@@ -240,10 +234,8 @@ def counterfactual_latent_divergence(
         has_own, has_new = groups[rows, None] == groups, new_groups[rows, None] == groups
         itself = torch.arange(len(rows), device=loc.device), rows
         to_rows[itself] = 0
-        if not published:
-            # An image is no example of how far apart two images are: its distance, 0, would only shift the shares, the
-            # more so the smaller its group. Nor is it a rival of a counterfactual that stayed in its group.
-            has_own[itself] = has_new[itself] = False
+        # An image's distance to itself, 0, tells nothing of how far apart two images are: it does not count.
+        has_own[itself] = has_new[itself] = False
         nearer = (has_new & (to_rows <= divergence[rows])).sum(dim=1) / has_new.sum(dim=1)
         farther = (has_own & (to_rows >= divergence[rows])).sum(dim=1) / has_own.sum(dim=1)
         parts.append(torch.log(weights[0] * nearer.exp() + weights[1] * farther.exp()))
@@ -277,7 +269,7 @@ def axiom_rows(measures: Mapping[str, Mapping[str, Tensor]], weights: np.ndarray
         One row per metric and intervention with the columns ``intervention``, ``variable`` (``"image"``),
         ``predictor`` (``""``), ``metric``, ``value``, ``low`` and ``high``. What was measured over cycles has one
         metric per cycle, ``composition_1`` and so on. Composition, reversibility and reconstruction are in grey levels
-        of 0 to 255; the divergences ``cld`` and ``cld_published`` have no unit.
+        of 0 to 255; the divergence ``cld`` has no unit.
 
     Raises:
         ValueError: If a tensor has another number of images than ``weights``.

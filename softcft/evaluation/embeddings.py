@@ -20,7 +20,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from softcft.evaluation.bootstrap import numbered
-from softcft.evaluation.figures import value_captions
+from softcft.evaluation.figures.grids import value_captions
 from softcft.evaluation.permutation import Shift, distribution_shift
 from softcft.graph import CausalGraph, Variable
 

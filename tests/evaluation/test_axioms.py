@@ -210,37 +210,6 @@ def test_cld_is_what_a_double_loop_counts(chunk: int, stayed: bool, monkeypatch:
     np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
-def test_published_cld_is_the_formula_of_the_released_code() -> None:
-    n, dimensions = 50, 4
-    factual, other = draw_posteriors(n, dimensions, seed=1), draw_posteriors(n, dimensions, seed=2)
-    counterfactual = (0.6 * factual[0] + 0.4 * other[0], other[1])
-    counterfactual[0][:3] = factual[0][:3]  # some have not changed at all
-    groups, new_groups = (torch.randint(3, (n,), generator=seeded(i)) for i in (3, 4))
-    m, c = factual[0].double().numpy(), counterfactual[0].double().numpy()
-
-    def divergence(q: np.ndarray, p: np.ndarray) -> float:
-        # Means in the place of means and of log standard deviations.
-        terms = p - q + (np.exp(2 * q) + (q - p) ** 2) / (2 * np.exp(2 * p)) - 1 / 2
-        return terms.sum() / dimensions
-
-    expected = []
-    for i in range(n):
-        distance = divergence(c[i], m[i])
-        to = np.array([divergence(m[j], m[i]) for j in range(n)])
-        p_cf = (to[(groups == new_groups[i]).numpy()] <= distance).mean()
-        p_f = (to[(groups == groups[i]).numpy()] >= distance).mean()
-        expected.append(np.log(0.8 * np.exp(p_cf) + 0.2 * np.exp(p_f)))
-    result = counterfactual_latent_divergence(factual, counterfactual, groups, new_groups, published=True)
-    np.testing.assert_allclose(result, expected, atol=1e-6)
-    correct = counterfactual_latent_divergence(factual, counterfactual, groups, new_groups)
-    assert (correct - result).abs().max() > 0.05
-    # The scales are never read.
-    blind = counterfactual_latent_divergence(
-        (factual[0], other[1]), (counterfactual[0], factual[1]), groups, new_groups, published=True
-    )
-    assert torch.equal(result, blind)
-
-
 def test_pairwise_divergences_are_those_of_the_definition() -> None:
     q, p = draw_posteriors(6, 5, seed=1), draw_posteriors(4, 5, seed=2)
     pairwise = axioms._pairwise_kl(*(x.double() for x in (*q, *p)))

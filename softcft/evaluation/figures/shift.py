@@ -1,18 +1,15 @@
-"""Figure of the distribution shift of counterfactual images (the paper's Fig. 2 and A3)."""
+"""Figures of the distribution shift of counterfactual images (the paper's Fig. 2 and A3)."""
 
 from __future__ import annotations
 
 import itertools
-import textwrap
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
-from scipy.stats import gaussian_kde
 from torch import Tensor
 
 from softcft.evaluation.embeddings import (
@@ -21,21 +18,32 @@ from softcft.evaluation.embeddings import (
     subgroup_comparisons,
     subgroups,
 )
-from softcft.evaluation.figures import FONT_SIZE, LINE_COLORS, PLAIN_TEXT, VALUE_FONT_SIZE
+from softcft.evaluation.figures.style import (
+    COLORS,
+    DASHES,
+    FONT_SIZE,
+    MAX_WIDTH,
+    PLAIN_TEXT,
+    REAL_COLOR,
+    VALUE_FONT_SIZE,
+    Dashes,
+    common_axis,
+    density,
+    fit_text,
+    plain_axes,
+    save,
+)
+from softcft.evaluation.report import CFT_NAMES
 from softcft.graph import CausalGraph
 
-__all__ = ["common_axis", "density", "fit_text", "plain_axes", "shift_figure"]
+__all__ = ["draw_shifts", "shift_figure"]
 
 # Inches.
-MAX_WIDTH = 7.5
 PANEL_WIDTH = 2.6
 CURVES = 1.1  # the height of a panel without its legend
 LINE = VALUE_FONT_SIZE * 1.35 / 72  # the height of a line of the legend
-REAL_COLOR = LINE_COLORS[0]
-# The light blue would be lost on the blue of the real images.
-COLORS = (*LINE_COLORS[1:4], *LINE_COLORS[5:])
-Dashes = str | tuple[int, tuple[float, ...]]
-DASHES: tuple[Dashes, ...] = ("-", (0, (4, 1.5)), (0, (1.2, 1)), (0, (5, 1.2, 1.2, 1.2)))
+
+ROWS = 3  # subgroups in one figure, which must fit on a page
 
 
 @rc_context(PLAIN_TEXT)
@@ -111,6 +119,45 @@ def shift_figure(
     return figure
 
 
+def draw_shifts(
+    graph: CausalGraph,
+    modes: AttributeModes,
+    embeddings: Mapping[str, Tensor],
+    parents: Mapping[str, Tensor],
+    interventions: Sequence[str],
+    subjects: Sequence[Hashable],
+    seed: int,
+    folder: Path,
+) -> None:
+    """Draw Figures 2 and A3: where counterfactuals lie along the mode of each variable.
+
+    Args:
+        graph: The causal graph.
+        modes: The modes of the real images.
+        embeddings: By fine-tuning, see :func:`shift_figure`.
+        parents: By fine-tuning, see there.
+        interventions: The I variables intervened on.
+        subjects: Who each of the real images is of.
+        seed: Of the permutation tests.
+        folder: Gets ``shift_age`` and so on, one for each variable that has a subgroup of at least 20 images; with more
+            subgroups than fit on a page, ``shift_age_1`` and so on.
+    """
+    named, labels = ({CFT_NAMES[cft]: x for cft, x in y.items()} for y in (embeddings, parents))
+    for name in graph.names:
+        large = {
+            comparison.subgroup
+            for model in named
+            for comparison in subgroup_comparisons(
+                graph, modes, named[model], labels[model], interventions, subjects, name
+            )
+        }
+        rows = [label for label in subgroups(graph, name, next(iter(labels.values()))) if label in large]
+        pages = [rows[i : i + ROWS] for i in range(0, len(rows), ROWS)]
+        for number, shown in enumerate(pages, start=1):
+            figure = shift_figure(graph, name, modes, named, labels, interventions, subjects, seed, shown)
+            save(figure, folder / (f"shift_{name}" if len(pages) == 1 else f"shift_{name}_{number}"))
+
+
 def _legend(comparison: Comparison, seed: int) -> str:
     shift = comparison.shift(seed)
     # Spaces that a line is never broken at.
@@ -145,28 +192,3 @@ def _draw_row(
         )
         plain_axes(axes, x)
     row[0].set_ylim(0, 1.05 * headroom * highest)
-
-
-def fit_text(text: str, inches: float, font_size: float) -> str:
-    """Break a text into lines no longer than so many inches; a letter is about half as wide as its font is high."""
-    return textwrap.fill(text, int(72 * inches / (0.55 * font_size)))
-
-
-def common_axis(samples: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Where to draw the densities of several samples: 300 evenly spaced numbers."""
-    # A few images far off do not set the scale.
-    low, high = np.quantile(np.concatenate(samples), [0.003, 0.997])
-    return np.linspace(low - 0.15 * (high - low), high + 0.15 * (high - low), 300)
-
-
-def density(sample: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Kernel density estimate; NaN for a sample of one value, which has no density."""
-    return gaussian_kde(sample)(x) if np.ptp(sample) else np.full_like(x, np.nan)
-
-
-def plain_axes(axes: Axes, x: NDArray[np.float64]) -> None:
-    """Axes of densities over x, whose heights need no numbers."""
-    axes.set(yticks=[], xlim=(x[0], x[-1]))
-    axes.xaxis.set_major_locator(MaxNLocator(4, prune="both"))
-    axes.tick_params(labelsize=FONT_SIZE - 1)
-    axes.spines[["top", "right"]].set_visible(False)

@@ -1,11 +1,10 @@
-"""Figures of counterfactual images (the paper's Fig. 1) and of training runs.
+"""Grids of images: counterfactuals and their effects (the paper's Fig. 1), and examples.
 
 Figures are free of pyplot and its global state: save one with ``figure.savefig(path)``.
 """
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
+from softcft.evaluation.figures.style import FONT_SIZE, PLAIN_TEXT, VALUE_FONT_SIZE, show
 from softcft.graph import CausalGraph
 
 __all__ = [
@@ -24,23 +24,15 @@ __all__ = [
     "cft_comparison",
     "counterfactual_grid",
     "example_grid",
-    "training_curves",
     "value_captions",
 ]
 
-FONT_SIZE = 9.0
-# What users write is text: a name with dollar signs is no formula, least of all one with an error in it.
-PLAIN_TEXT: dict[Any, Any] = {"text.parse_math": False}
-VALUE_FONT_SIZE = 7.5
 CELL = 1.25  # inches
 WRAP = 18  # characters to a line over or under an image
 VALUE_WRAP = 22  # the same in the font of values
 # White means no change; the colour-blind, too, tell red from blue.
 EFFECT_COLORS = "RdBu_r"
-# Okabe and Ito, "Color Universal Design", 2008, without the yellow, which is faint on white.
-LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 GREY_LEVEL = 1 / 255
-PANELS_ABREAST = 3  # what the width of a page holds
 
 
 class _Block(NamedTuple):
@@ -198,53 +190,8 @@ def example_grid(image: Mapping[str, Tensor], captions: Mapping[str, Sequence[st
     for row, (heading, images) in zip(grid, image.items(), strict=True):
         row[0].set_ylabel(textwrap.fill(heading, WRAP), fontsize=FONT_SIZE)
         for axes, picture, text in zip(row[: len(images)], images, wrapped[heading], strict=True):
-            _show(axes, picture)
+            show(axes, picture)
             axes.set_xlabel(text, fontsize=VALUE_FONT_SIZE, labelpad=2)
-    return figure
-
-
-@rc_context(PLAIN_TEXT)
-def training_curves(records_by_run: Mapping[str, Sequence[Mapping[str, Any]]], keys: Mapping[str, str]) -> Figure:
-    """Plot metrics of training runs over the optimizer steps.
-
-    Args:
-        records_by_run: By the run's name, the records of its ``metrics.jsonl``, each with ``step``.
-        keys: The metrics to plot, one panel each, and the labels of their axes with units. Records without a metric are
-            left out of its panel.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: If there are no keys, or none of the records has one of them.
-    """
-    if not keys:
-        raise ValueError("keys is empty: there is no metric to plot.")
-    for key in keys:
-        if not any(key in record for records in records_by_run.values() for record in records):
-            known = sorted({key for records in records_by_run.values() for record in records for key in record})
-            raise ValueError(f"No record has the metric '{key}'; there are {known}.")
-    columns = min(len(keys), PANELS_ABREAST)
-    rows = math.ceil(len(keys) / columns)
-    figure = Figure(figsize=(2.4 * columns, 2.1 * rows + 0.3), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(keys) :]:
-        axes.remove()
-    for axes, (key, label) in zip(grid.flat, keys.items(), strict=False):
-        axes.set_prop_cycle(color=LINE_COLORS)
-        for run, records in records_by_run.items():
-            points = [(record["step"], record[key]) for record in records if key in record]
-            # A run without the metric still takes its colour, which is the same in all panels.
-            marker = "o" if len(points) == 1 else None  # a line of one point is not seen
-            axes.plot(*zip(*points, strict=True) if points else ([], []), linewidth=1.2, marker=marker, label=run)
-        axes.set_xlabel("optimizer step", fontsize=FONT_SIZE)
-        axes.set_ylabel(label, fontsize=FONT_SIZE)
-        axes.tick_params(labelsize=FONT_SIZE - 1)
-        axes.grid(color="0.9", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, runs = figure.axes[0].get_legend_handles_labels()
-    abreast = min(len(runs), 2 * columns)
-    figure.legend(handles, runs, loc="outside upper center", ncols=abreast, fontsize=FONT_SIZE, frameon=False)
     return figure
 
 
@@ -292,7 +239,7 @@ def _draw_grid(blocks: Sequence[_Block], headings: Sequence[str]) -> Figure:
         axes.set_title(textwrap.fill(heading, WRAP, break_long_words=False), fontsize=FONT_SIZE)
     for block, row, block_effects, upper, lower in zip(blocks, values, effects, grid[::2], grid[1::2], strict=True):
         for axes, image, value in zip(upper, [block.image, *block.counterfactuals], ["", *row], strict=True):
-            _show(axes, image)
+            show(axes, image)
             axes.set_xlabel(value, fontsize=VALUE_FONT_SIZE, labelpad=2)
         for axes, effect in zip(lower[1:], block_effects, strict=True):
             mapped = axes.imshow(effect, cmap=EFFECT_COLORS, vmin=-limit, vmax=limit)
@@ -301,11 +248,6 @@ def _draw_grid(blocks: Sequence[_Block], headings: Sequence[str]) -> Figure:
     bar.set_label("change in grey value (full range = 1)", fontsize=FONT_SIZE)
     bar.ax.tick_params(labelsize=FONT_SIZE - 1)
     return figure
-
-
-def _show(axes: Axes, image: Tensor) -> None:
-    pixels = (image.detach().float().cpu().permute(1, 2, 0).numpy() + 1) / 2
-    axes.imshow(pixels.clip(0, 1), cmap="gray", vmin=0, vmax=1)
 
 
 def _write(axes: Axes, block: _Block) -> None:

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from softcft.evaluation.embeddings import attribute_modes
-from softcft.evaluation.gallery import draw_shifts, draw_strength
+from softcft.evaluation.figures.shift import draw_shifts
+from softcft.evaluation.figures.strength import draw_strength
 from softcft.graph import CausalGraph, Variable
 
 PAGE = 9.5  # inches of A4 or letter between its margins

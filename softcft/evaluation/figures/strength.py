@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib import rc_context
@@ -14,23 +15,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from softcft.evaluation.effectiveness import check_predictions
-from softcft.evaluation.figures import FONT_SIZE, PANELS_ABREAST, PLAIN_TEXT
-from softcft.evaluation.metrics import evidence
-from softcft.evaluation.report import ROW_NAMES
-from softcft.evaluation.shift_figure import (
+from softcft.evaluation.figures.style import (
     COLORS,
     DASHES,
+    FONT_SIZE,
     MAX_WIDTH,
+    PANELS_ABREAST,
+    PLAIN_TEXT,
     REAL_COLOR,
     common_axis,
     density,
     fit_text,
     plain_axes,
+    save,
 )
+from softcft.evaluation.metrics import evidence
+from softcft.evaluation.report import ROW_NAMES
 from softcft.evaluation.strength import lookalikes
 from softcft.graph import CausalGraph
 
-__all__ = ["strength_figure"]
+__all__ = ["draw_strength", "strength_figure"]
 
 # Inches.
 PANEL_HEIGHT = 1.9  # with title and label
@@ -108,6 +112,29 @@ def strength_figure(
         handles.values(), handles.keys(), loc="outside upper center", ncols=abreast, fontsize=FONT_SIZE, frameon=False
     )
     return figure
+
+
+def draw_strength(
+    graph: CausalGraph,
+    labels: Mapping[str, Tensor],
+    logits: Mapping[str, Tensor],
+    interventions: Mapping[str, Sequence[str]],
+    seed: int,
+    folder: Path,
+) -> None:
+    """Draw how strong each intervention is, beside real images with the same attributes.
+
+    Args:
+        graph: The causal graph.
+        labels: By fine-tuning, and ``truth`` if known, see :func:`strength_figure`.
+        logits: The judge's, by the same.
+        interventions: The variables intervened on, by the same.
+        seed: Of the lookalikes.
+        folder: Gets ``strength``.
+    """
+    shown, seen = ({ROW_NAMES[cft]: x for cft, x in y.items()} for y in (labels, logits))
+    moved = {ROW_NAMES[cft]: x for cft, x in interventions.items()}
+    save(strength_figure(graph, shown, seen, moved, seed), folder / "strength")
 
 
 def _evidence(graph: CausalGraph, name: str, labels: Tensor, logits: Tensor) -> NDArray[np.float64]:

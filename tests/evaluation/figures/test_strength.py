@@ -5,9 +5,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import stats
 
 from softcft.cft.interventions import other_values
+from softcft.evaluation.figures.strength import strength_figure
 from softcft.evaluation.metrics import evidence
 from softcft.evaluation.strength import lookalikes
-from softcft.evaluation.strength_figure import strength_figure
 from softcft.graph import CausalGraph, Variable
 
 GRAPH = CausalGraph(

@@ -6,12 +6,12 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from softcft.data.phantom import PHANTOM_GRAPH, draw_block, render
-from softcft.evaluation.figures import (
+from softcft.evaluation.figures.curves import training_curves
+from softcft.evaluation.figures.grids import (
     attribute_captions,
     cft_comparison,
     counterfactual_grid,
     example_grid,
-    training_curves,
     value_captions,
 )
 from softcft.graph import CausalGraph, Variable

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from softcft.evaluation.animation import write_interpolation
+from softcft.evaluation.figures.animation import write_interpolation
 
 
 def rising(num_frames=4, subjects=2, channels=1):

@@ -8,7 +8,7 @@ from scipy import stats
 
 from softcft.cft.interventions import other_values
 from softcft.evaluation.embeddings import attribute_modes, shift_rows
-from softcft.evaluation.shift_figure import shift_figure
+from softcft.evaluation.figures.shift import shift_figure
 from softcft.graph import CausalGraph, Variable
 
 GRAPH = CausalGraph(

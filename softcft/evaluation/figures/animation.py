@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from softcft.evaluation.figures import PLAIN_TEXT
+from softcft.evaluation.figures.style import PLAIN_TEXT
 
 __all__ = ["write_interpolation"]
 

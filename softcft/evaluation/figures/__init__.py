@@ -1,0 +1,1 @@
+"""Figures: counterfactuals, their attributes' strength, distribution shift, training curves."""

@@ -1,0 +1,117 @@
+"""Counterfactuals of a few test images by every model, as figures and animations (the paper's Fig. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from softcft.counterfactuals.backbone import CounterfactualBackbone
+from softcft.evaluation.effectiveness import counterfactual_images, image_generators, plan_counterfactuals
+from softcft.evaluation.figures.animation import write_interpolation
+from softcft.evaluation.figures.grids import attribute_captions, cft_comparison, counterfactual_grid, value_captions
+from softcft.evaluation.figures.style import save
+from softcft.evaluation.report import CFT_NAMES
+from softcft.graph import Intervention
+from softcft.models.attribute_scm import AttributeSCM
+
+__all__ = ["Model", "draw_counterfactuals", "draw_interpolations"]
+
+Model = tuple[AttributeSCM, CounterfactualBackbone]
+"""What makes counterfactuals of attributes and of images."""
+
+FRAMES = 12  # values of an interpolation
+COMPARED = 1  # images in the comparison of all models, which must fit on a page
+RANGE = (0.02, 0.98)  # quantiles of the real values that an interpolation runs between
+
+
+@torch.no_grad()
+def draw_counterfactuals(
+    models: Mapping[str, Model],
+    image: Tensor,
+    parents: Tensor,
+    examples: Sequence[int],
+    rows: Sequence[int],
+    seed: int,
+    folder: Path,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Draw Figure 1: the same counterfactuals of a few images by each model, and by all of them side by side.
+
+    Args:
+        models: By fine-tuning (``none``, ``hard``, ``soft``, ``matched``); attribute mechanisms on the CPU.
+        image: B of the test images, in [-1, 1], shape (B, C, H, W).
+        parents: Encoded attributes of all N test images, shape (N, K).
+        examples: Which of the N the B images are.
+        rows: The N images' rows in the test split.
+        seed: That of the evaluation, whose counterfactuals these are.
+        folder: Gets ``counterfactuals_none`` and so on, and ``comparison``.
+        device: Where the image models are.
+    """
+    own, own_rows = parents[list(examples)], [rows[i] for i in examples]
+    grids, values, captions = {}, {}, []
+    for cft, (attribute_scm, backbone) in models.items():
+        graph = attribute_scm.causal_graph
+        captions = attribute_captions(graph, own)
+        plan = plan_counterfactuals(attribute_scm, parents, graph.names, seed)[list(examples)]
+        images = _images(backbone, image, own, plan, own_rows, seed, device)
+        grid = {f"do({name})": images[:, 1 + i] for i, name in enumerate(graph.names)}
+        values = {f"do({name})": value_captions(graph, name, plan[:, i]) for i, name in enumerate(graph.names)}
+        save(counterfactual_grid(image, grid, captions, values), folder / f"counterfactuals_{cft}")
+        grids[CFT_NAMES[cft]] = {do: x[:COMPARED] for do, x in grid.items()}
+    values = {do: texts[:COMPARED] for do, texts in values.items()}
+    save(cft_comparison(image[:COMPARED], grids, captions[:COMPARED], values), folder / "comparison")
+
+
+@torch.no_grad()
+def draw_interpolations(
+    models: Mapping[str, Model],
+    image: Tensor,
+    parents: Tensor,
+    examples: Sequence[int],
+    rows: Sequence[int],
+    seed: int,
+    folder: Path,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Animate a few images while a continuous variable moves, and its descendants with it.
+
+    The arguments are those of :func:`draw_counterfactuals`. ``folder`` gets ``interpolation_age.gif`` and so on, one
+    for each continuous variable.
+    """
+    own, own_rows = parents[list(examples)], [rows[i] for i in examples]
+    graph = next(iter(models.values()))[0].causal_graph
+    for variable in graph.variables:
+        if variable.kind != "continuous":
+            continue
+        frames, texts = {}, []
+        for cft, (attribute_scm, backbone) in models.items():
+            column = graph.slices[variable.name].start
+            low, high = parents[:, column].quantile(torch.tensor(RANGE)).tolist()
+            values = own.expand(FRAMES, -1, -1).clone()
+            values[:, :, column] = torch.linspace(low, high, FRAMES)[:, None]
+            mask = torch.zeros(len(own), len(graph), dtype=torch.bool)
+            mask[:, graph.names.index(variable.name)] = True
+            moved = [
+                attribute_scm.counterfactual(own, Intervention(value, mask), image_generators(own_rows, seed))
+                for value in values
+            ]
+            images = _images(backbone, image, own, torch.stack(moved, dim=1), own_rows, seed, device)
+            frames[CFT_NAMES[cft]] = images[:, 1:].transpose(0, 1)
+            texts = [f"do({variable.name} = {text})" for text in value_captions(graph, variable.name, values[:, 0])]
+        write_interpolation(folder / f"interpolation_{variable.name}.gif", frames, texts)
+
+
+def _images(
+    backbone: CounterfactualBackbone,
+    image: Tensor,
+    parents: Tensor,
+    plan: Tensor,
+    rows: Sequence[int],
+    seed: int,
+    device: torch.device | str,
+) -> Tensor:
+    made = counterfactual_images(backbone, image.to(device), parents.to(device), plan.to(device), rows, seed)
+    return made.float().cpu()
