@@ -140,9 +140,10 @@ LAYOUTS = (
         "Of the variables that an intervention moves: what the judge sees in counterfactual images less what it sees "
         "in real images that have the same value of the variable and of its causes. Variables that stay, but have one "
         "that moves in their Markov blanket (causes, effects, and other causes of these), are compared with real "
-        "images of the same value and the same blanket. 0 is exactly as in reality; AUC and log-odds above 0, or an MAE below, are too strong, an ECE above 0 is worse calibrated. KS is "
-        "the distance between the distributions of the log-odds, or of the errors, from 0 to 1; chance alone makes it "
-        f"positive. {INTERVAL}",
+        "images of the same value and the same blanket. 0 is exactly as in reality; AUC and log-odds above 0, or an "
+        "MAE below, are too strong, an ECE above 0 is worse calibrated. KS is the distance between the distributions "
+        "of the log-odds, or of the errors, from 0 to 1; chance alone makes it positive. "
+        f"{INTERVAL}",
         "effectiveness",
         {
             "auc_excess": "{variable}, AUC (points)",

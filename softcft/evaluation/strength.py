@@ -180,8 +180,9 @@ def strength_rows(
     Returns:
         A tidy table with the columns ``intervention``, ``variable``, ``predictor``, ``metric``, ``value``, ``low`` and
         ``high`` (95 % interval over subjects, NaN where there is none). The variables of an intervention are itself,
-        its descendants, and those that have one of these in their Markov blanket. All metrics are those of the counterfactuals less those of their lookalikes: ``auc_excess`` and
-        ``ece_excess`` in percentage points, ``mae_excess`` in the variable's unit, ``logit_excess`` of the mean
+        its descendants, and those that have one of these in their Markov blanket. All metrics are those of the
+        counterfactuals less those of their lookalikes: ``auc_excess`` and ``ece_excess`` in percentage points,
+        ``mae_excess`` in the variable's unit, ``logit_excess`` of the mean
         log-odds of the category that the image should show, in nats. AUC and log-odds are positive where the
         intervention is too strong, the error where it is too weak. ``ks`` is the Kolmogorov-Smirnov distance between
         the distributions of :func:`~softcft.evaluation.metrics.evidence`, in [0, 1]; chance alone makes it positive.
