@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 
 from softcft import AttributeClassifier, CausalGraph, CounterfactualBackbone, HVAEBackbone
 from softcft.cft.verdict import read_sentence
-from softcft.data.schema import ImageAttributeDataset, random_part, scale_pixels
+from softcft.data.schema import ImageAttributeDataset, random_part, scale_pixels, to_eight_bits
 from softcft.data.sources import DataConfig, load_data, subjects_of
 from softcft.data.truth import PhantomTruth, TrueCounterfactuals, true_counterfactuals
 from softcft.evaluation.axioms import (
@@ -224,7 +224,7 @@ class Evaluation:
                 for name in self.known
             ]
             images, parents = (torch.stack(tensors, dim=1)[places] for tensors in zip(*pairs, strict=True))
-            self.true_images[key] = ((images + 1) * 127.5).round().byte(), parents
+            self.true_images[key] = to_eight_bits(images), parents
         images, parents = self.true_images[key]
         return scale_pixels(images.to(self.accelerator.device)), parents.to(self.accelerator.device)
 

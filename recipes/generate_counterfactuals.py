@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 
 from softcft import CausalGraph, CounterfactualBackbone
 from softcft.data.pixels import encode_pixels
-from softcft.data.schema import ImageAttributeDataset, random_part
+from softcft.data.schema import ImageAttributeDataset, random_part, to_eight_bits
 from softcft.data.sources import DataConfig, load_data
 from softcft.data.whole import check_whole
 from softcft.evaluation.effectiveness import counterfactual_images
@@ -232,7 +232,7 @@ def generate(
             made_images = counterfactual_images(
                 sets[0].backbone, image, parents[positions], torch.cat(planned, dim=1), sources, settings["seed"]
             )
-        pixels = ((made_images[:, 1:] + 1) * 127.5).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
+        pixels = to_eight_bits(made_images[:, 1:]).permute(0, 1, 3, 4, 2).cpu().numpy()
         ends = np.cumsum([values.shape[1] for values in planned])
         yield [
             {

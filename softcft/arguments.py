@@ -25,6 +25,7 @@ __all__ = [
     "check_whole",
     "check_wholes",
     "is_finite",
+    "is_hub_name",
     "plain",
     "shown",
     "takes_any_numbers",
@@ -131,6 +132,11 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise ValueError if ``value`` is not one of some words."""
     if not isinstance(value, str) or value not in choices:  # an array is compared entry by entry
         raise ValueError(f"{name} must be one of {list(choices)}, got {shown(value)}.")
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether this looks like a name of the Hub, owner/name, and not like the path of a folder."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def check_generator(generator: Any, batch_size: int) -> None:

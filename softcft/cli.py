@@ -260,13 +260,14 @@ def _load(model: str | None) -> Pipeline:
     import diffusers
 
     from softcft import DiffusionDSCMPipeline, DSCMPipeline, example_model
+    from softcft.arguments import is_hub_name
     from softcft.models.weights import load_safetensors
 
     diffusers.utils.logging.disable_progress_bar()  # of loading, which takes a moment
     if model is None:
         print(f"The example model that comes with softcft; pictures to try are in {example_model() / 'examples'}\n")
     folder = str(example_model()) if model is None else model
-    if not Path(folder).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", folder):
+    if not Path(folder).is_dir() and not is_hub_name(folder):
         raise ValueError(f"--model {folder} is neither a folder nor the name of a repository of the Hub (owner/name).")
     try:
         pipeline = load_safetensors(diffusers.DiffusionPipeline, folder)

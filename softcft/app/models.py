@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from PIL import Image
 
+from softcft.arguments import is_hub_name
 from softcft.data.paths import check_files
 from softcft.data.pictures import fit_picture, is_grey
 from softcft.example import example_model
@@ -119,7 +120,7 @@ def load_models(sources: Sequence[str]) -> list[Model]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = []
     for name, source in zip(_short_names(sources), sources, strict=True):
-        if not os.path.isdir(source) and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+        if not os.path.isdir(source) and not is_hub_name(source):
             raise ValueError(f"MODEL {source} is no folder, and no name of the Hub, which looks like owner/model.")
         pipeline = load_safetensors(DiffusionPipeline, source)
         if not hasattr(pipeline, "causal_graph"):

@@ -34,6 +34,7 @@ from datasets import (
     load_from_disk,
 )
 
+from softcft.arguments import is_hub_name
 from softcft.data.folders import find_builder, has_readme, read_folder
 from softcft.data.splits import SPLITS, rename_splits, split_of
 from softcft.data.tables import TRUTH, as_text, is_missing
@@ -83,8 +84,7 @@ def read_table(
             (:func:`~softcft.data.paths.check_files`), or has several splits of which none is ``train``.
     """
     folder = Path(dataset_name)
-    is_name = dataset_name.count("/") == 1 and not dataset_name.startswith((".", "/", "~"))
-    if not dataset_name or (not folder.is_dir() and not is_name):
+    if not dataset_name or (not folder.is_dir() and not is_hub_name(dataset_name)):
         raise FileNotFoundError(
             f"--dataset_name {dataset_name} is no folder, and no data set of the Hub is called so (owner/name)."
         )

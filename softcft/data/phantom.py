@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from softcft.data.pixels import encode_pixels
+from softcft.data.schema import to_eight_bits
 from softcft.data.whole import read_cache
 from softcft.graph import CausalGraph, Variable
 
@@ -288,7 +289,7 @@ def _rows(split: str, n: int, resolution: int, seed: int, version: int) -> Itera
     for block in range(-(-n // BLOCK)):
         attributes, noise = draw_block(split, block, resolution, seed)
         values = PHANTOM_GRAPH.decode(attributes)
-        images = ((render(attributes, noise)[:, 0] + 1) * 127.5).round().byte().numpy()
+        images = to_eight_bits(render(attributes, noise)[:, 0]).numpy()
         for i in range(min(BLOCK, n - block * BLOCK)):
             yield {"image": encode_pixels(images[i]), **{name: values[name][i] for name in PHANTOM_GRAPH.names}}
 

@@ -19,12 +19,28 @@ from torch.utils.data import Subset
 from softcft.data.pixels import picture_shape, read_pixels
 from softcft.graph import CausalGraph
 
-__all__ = ["ImageAttributeDataset", "check_known", "encode_rows", "random_part", "scale_pixels"]
+__all__ = [
+    "GREY_LEVELS",
+    "ImageAttributeDataset",
+    "check_known",
+    "encode_rows",
+    "random_part",
+    "scale_pixels",
+    "to_eight_bits",
+]
+
+GREY_LEVELS = 127.5
+"""Grey levels of 8 bits in a unit of pixels in [-1, 1]."""
 
 
 def scale_pixels(image: Tensor) -> Tensor:
     """Images of 8 bits to floats in [-1, 1]: black to -1, white to 1. Images that are floats stay as they are."""
-    return image.float().div_(127.5).sub_(1) if image.dtype == torch.uint8 else image
+    return image.float().div_(GREY_LEVELS).sub_(1) if image.dtype == torch.uint8 else image
+
+
+def to_eight_bits(image: Tensor) -> Tensor:
+    """Images in [-1, 1] as uint8: the inverse of :func:`scale_pixels`."""
+    return ((image + 1) * GREY_LEVELS).round().byte()
 
 
 def random_part(rows: Sequence[int], number: int | None, seed: int) -> list[int]:

@@ -33,7 +33,7 @@ from softcft.data.phantom import (
     expression,
     render,
 )
-from softcft.data.schema import scale_pixels
+from softcft.data.schema import scale_pixels, to_eight_bits
 from softcft.data.sources import GRAPHS, DataConfig
 from softcft.graph import CausalGraph, Variable
 
@@ -116,9 +116,8 @@ class PhantomTruth:
             # In whole chunks, as the data set is rendered: else rounding differs by an ulp, at times by a grey level.
             padded = torch.arange(len(here) + -len(here) % CHUNK) % len(here)
             image[here] = render(parents[here[padded]], noise[places[padded]])[: len(here)]
-        pixels = ((image + 1) * 127.5).round().byte()
         device = counterfactual_parents.device
-        return scale_pixels(pixels).to(device), parents.to(device)
+        return scale_pixels(to_eight_bits(image)).to(device), parents.to(device)
 
     def expression(self, rows: Sequence[int], parents: Tensor) -> Tensor:
         """How strongly each attribute shows in images of some rows, see :func:`softcft.data.phantom.expression`.

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from softcft.counterfactuals.backbone import CounterfactualBackbone
+from softcft.data.schema import GREY_LEVELS
 from softcft.evaluation.bootstrap import interval
 from softcft.graph import CausalGraph
 from softcft.models.hvae import HVAEModel
@@ -36,7 +37,6 @@ __all__ = [
 
 Normal = tuple[Tensor, Tensor]
 
-GREY_LEVELS = 127.5
 """Grey levels in a difference of 1 between images in [-1, 1]."""
 
 QUINTILES = (0.2, 0.4, 0.6, 0.8)

@@ -17,12 +17,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from softcft.data.schema import GREY_LEVELS
 from softcft.evaluation.bootstrap import interval
 from softcft.evaluation.metrics import weighted_mean
 
 __all__ = ["ExpressionProbe", "probe_rows", "truth_errors", "truth_rows"]
 
-GREY_LEVELS = 127.5  # per unit of pixels in [-1, 1]
 COLUMNS = ["intervention", "variable", "predictor", "metric", "value", "low", "high"]
 
 

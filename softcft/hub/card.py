@@ -14,6 +14,7 @@ from typing import Any
 import diffusers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from softcft.arguments import is_hub_name
 from softcft.cft.verdict import read_sentence
 from softcft.escaping import as_markdown, as_mermaid
 from softcft.graph import CausalGraph
@@ -254,7 +255,7 @@ def _unknown_source(name: str) -> _Source:
 
 def _is_on_hub(name: str) -> bool:
     """Whether this is the name of a data set of the Hub, owner/name, and no folder."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+    return is_hub_name(name) and not Path(name).exists()
 
 
 def _eval_result(score: Mapping[str, Any], dataset_name: str, source: _Source) -> EvalResult:

@@ -17,7 +17,7 @@ from softcft.cft.guidance import guidance_losses
 from softcft.cft.matched import Reference
 from softcft.cft.targets import TargetMode, counterfactual_targets
 from softcft.cft.verdict import Seen, Verdict, best_look, is_lost, reach_verdict
-from softcft.data.schema import random_part, scale_pixels
+from softcft.data.schema import GREY_LEVELS, random_part, scale_pixels
 from softcft.models.classifier import AttributeClassifier
 from softcft.noise import seeded_generator
 from softcft.training.config import TrainingConfig
@@ -142,7 +142,7 @@ class Watch:
                     (self.watcher, MATCHED, self.names, self.reference, (image, new)),
                 )
             ]
-            change = 127.5 * (new - image).abs().flatten(1).mean(dim=1)
+            change = GREY_LEVELS * (new - image).abs().flatten(1).mean(dim=1)
             embeddings = [self.watcher(x).embedding for x in (new, image)]
             rows.append([x.float().cpu() for x in (*losses, change, *embeddings)])
         guide, watcher, change, counterfactual, real = (torch.cat(parts) for parts in zip(*rows, strict=True))
