@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from softcft.data.pixels import encode_pixels
-from softcft.data.schema import ImageAttributeDataset, check_known, random_part, scale_pixels
+from softcft.data.schema import ImageAttributeDataset, check_known, random_part, scale_pixels, to_eight_bits
 from softcft.graph import CausalGraph, Variable
 
 GRAPH = CausalGraph(
@@ -200,6 +200,11 @@ def test_black_is_minus_one_and_white_is_one() -> None:
     pixels = torch.tensor([0, 255], dtype=torch.uint8)
     assert scale_pixels(pixels).tolist() == [-1, 1]
     assert torch.equal(scale_pixels(torch.tensor([-1.0, 0.3])), torch.tensor([-1.0, 0.3]))
+
+
+def test_eight_bits_are_the_same_after_there_and_back() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_eight_bits(scale_pixels(pixels)), pixels)
 
 
 def test_a_random_part_of_a_sorted_table_is_like_the_whole() -> None:
