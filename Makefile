@@ -5,7 +5,7 @@ BIN := .venv/bin
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce reproduce-diffusion paper example test smoke smoke-lowest smoke-newest check docs clean
+.PHONY: help reproduce reproduce-diffusion paper example test test-all smoke smoke-lowest smoke-newest check docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,8 +26,13 @@ example: .venv/.installed ## Put the pipeline of make reproduce into the package
 	$(BIN)/python recipes/make_example.py
 
 # Two workers of one thread each: small tensors gain nothing from more threads, and threads of two workers collide.
-test: .venv/.installed ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test: .venv/.installed ## Run the tests that take five minutes
+	$(PYTEST) -m 'not slow'
+
+test-all: test ## Run those, and then all that are marked slow
+	$(PYTEST) -m slow
 
 smoke: smoke-lowest smoke-newest ## Try the lowest and the newest versions that pyproject.toml allows
 

@@ -155,6 +155,7 @@ def test_importing_softcft_leaves_what_takes_seconds_to_later(tmp_path):
     assert python(f"import sys, softcft; print({slow} & set(sys.modules))", tmp_path).strip() == "set()"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [
@@ -173,6 +174,7 @@ print(diffusers.DSCMPipeline.__module__, diffusers.DiffusionDSCMPipeline.__modul
     assert python(code, tmp_path).strip() == "softcft.pipelines.dscm softcft.pipelines.diffusion_dscm"
 
 
+@pytest.mark.slow
 def test_a_component_loads_alone_from_another_process(folder, tmp_path):
     code = f"""
 import softcft
@@ -182,6 +184,7 @@ print(type(AutoModel.from_pretrained({str(folder)!r}, subfolder="attribute_scm")
     assert python(code, tmp_path).strip() == "AttributeSCM"
 
 
+@pytest.mark.slow
 def test_custom_pipeline_needs_no_import_of_softcft(folder, tmp_path):
     entry = ROOT / "pipelines" / "dscm.py"
     code = f"""

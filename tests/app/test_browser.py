@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.app.browser import CHROMIUM, PATIENCE, SIZES, browser, intervene, served, visit
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")]
 
 SCRIPT = "<img src=x onerror=alert(1)>"
 GRAPH = CausalGraph(

@@ -3,10 +3,8 @@
 import gzip
 import importlib.util
 import logging
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -643,55 +641,9 @@ def test_an_interrupted_preparation_goes_on(complete: Path, tmp_path: Path, monk
         assert splits[name].to_dict() == expected[name].to_dict()
 
 
-def run(cwd: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(RECIPE), *map(str, arguments)]
-    environment = os.environ | {
-        "HF_HOME": str(cwd / "huggingface"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        "PYTHONWARNINGS": "error::FutureWarning",
-    }
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
-def test_the_recipe(complete: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    (tmp_path / "out.unfinished").mkdir()  # of a run that was cut off while it wrote
-    (tmp_path / "out.unfinished" / "dataset_dict.json").write_text("{")
-    result = run(tmp_path, "--root", complete, "--output_dir", out, "--resolution", "16")
-    assert result.returncode == 0, result.stderr
-    splits = load_from_disk(out)
-    assert isinstance(splits, DatasetDict)
-    assert list(splits) == ["train", "validation", "test"]
-    assert [len(rows) for rows in splits.values()] == split_sizes(40)
-    assert splits["train"][0]["image"].size == (16, 16)
-    funnel = pd.read_csv(out / "funnel.csv")
-    assert list(funnel) == ["step", "images", "subjects"]
-    assert funnel["step"].iloc[-1] == "image can be read"
-    assert (funnel["images"] == 40).all()
-    assert "White, Asian or Black" in result.stdout
-    assert "train            24 images of     24 subjects" in result.stdout
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == ["out"]
-
-
-def test_the_recipe_that_is_killed_leaves_no_half_data_set(complete: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    arguments = ["--root", str(complete), "--output_dir", str(out), "--resolution", "16"]
-    run_until_killed(RECIPE, arguments, tmp_path, "open", "out.unfinished/validation/state.json")
-    assert not out.exists()
-    assert (tmp_path / "out.unfinished" / "train" / "state.json").is_file()
-    with pytest.raises(ValueError, match=r"out.unfinished cannot be read: .*validation/state.json"):
-        read_table(str(tmp_path / "out.unfinished"))
-    result = run(tmp_path, *arguments)
-    assert result.returncode == 0, result.stderr
-    assert [len(rows) for rows in load_from_disk(out).values()] == split_sizes(40)
-    assert not (tmp_path / "out.unfinished").exists()
-
-
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """The recipe in this process, which is faster: for what it refuses."""
+    """The recipe, in this process."""
     spec = importlib.util.spec_from_file_location("prepare_mimic_cxr", RECIPE)
     assert spec is not None
     assert spec.loader is not None
@@ -703,6 +655,44 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         module.main()
 
     return call
+
+
+def test_the_recipe(
+    recipe: Callable[..., None], complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "out.unfinished").mkdir()  # of a run that was cut off while it wrote
+    (tmp_path / "out.unfinished" / "dataset_dict.json").write_text("{")
+    recipe("--root", complete, "--output_dir", out, "--resolution", "16")
+    printed = capsys.readouterr().out
+    splits = load_from_disk(out)
+    assert isinstance(splits, DatasetDict)
+    assert list(splits) == ["train", "validation", "test"]
+    assert [len(rows) for rows in splits.values()] == split_sizes(40)
+    assert splits["train"][0]["image"].size == (16, 16)
+    funnel = pd.read_csv(out / "funnel.csv")
+    assert list(funnel) == ["step", "images", "subjects"]
+    assert funnel["step"].iloc[-1] == "image can be read"
+    assert (funnel["images"] == 40).all()
+    assert "White, Asian or Black" in printed
+    assert "train            24 images of     24 subjects" in printed
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == ["out"]
+
+
+@pytest.mark.slow
+def test_the_recipe_that_is_killed_leaves_no_half_data_set(
+    recipe: Callable[..., None], complete: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--root", str(complete), "--output_dir", str(out), "--resolution", "16"]
+    run_until_killed(RECIPE, arguments, tmp_path, "open", "out.unfinished/validation/state.json")
+    assert not out.exists()
+    assert (tmp_path / "out.unfinished" / "train" / "state.json").is_file()
+    with pytest.raises(ValueError, match=r"out.unfinished cannot be read: .*validation/state.json"):
+        read_table(str(tmp_path / "out.unfinished"))
+    recipe(*arguments)
+    assert [len(rows) for rows in load_from_disk(out).values()] == split_sizes(40)
+    assert not (tmp_path / "out.unfinished").exists()
 
 
 def test_the_recipe_overwrites_nothing(recipe: Callable[..., None], complete: Path, tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "entry"), [("hvae", "dscm"), ("diffusion", "diffusion_dscm")])
 def test_remote_code_needs_no_import_of_softcft(kind: str, entry: str, hub: LoopbackHub, tmp_path: Path) -> None:
     pipe = make(kind, tmp_path / "made")
@@ -131,6 +132,7 @@ def test_the_code_of_a_repository_is_not_run_by_itself(hub: LoopbackHub, tmp_pat
     assert not ran.exists()
 
 
+@pytest.mark.slow
 def test_without_the_import_diffusers_says_what_it_lacks(hub: LoopbackHub, tmp_path: Path) -> None:
     """docs/hub.md tells of this message: that the import is missing."""
     make("hvae", tmp_path / "made").push_to_hub("owner/pipe")

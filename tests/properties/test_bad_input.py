@@ -39,6 +39,8 @@ from tests.properties.models import SCM as SCM_ARGUMENTS
 from tests.properties.outcome import attempt, is_refusal, refuse, tally
 from tests.properties.settings_files import RECIPES, bad_settings, flags, small, spoiled_settings
 
+pytestmark = pytest.mark.slow
+
 
 def examples(number: int) -> Any:
     """That many, the same ones each time."""

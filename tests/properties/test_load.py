@@ -90,6 +90,7 @@ def test_threads_draw_samples_of_their_own(kind: str) -> None:
         assert all(result.parents == expected.parents for result in results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PIPELINES)
 def test_ten_thousand_images_leave_nothing_behind(kind: str) -> None:
     pipe, size, parents = PIPELINES[kind]

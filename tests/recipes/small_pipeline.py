@@ -1,10 +1,15 @@
 """Pipelines of toy size that nobody has trained, and recipes that run in this process."""
 
 import importlib.util
+import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEModel
 from softcft.data.phantom import PHANTOM_GRAPH
@@ -21,6 +26,26 @@ def load_recipe(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def forget_accelerate() -> None:
+    """Forget the state that Accelerate keeps: each process has one precision, and here many recipes share one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def run_recipe(cwd: Path, name: str, *flags: str, config: Path = TINY) -> str:
+    """Run a recipe in this process, in a folder, on the CPU; returns what it printed."""
+    printed = StringIO()
+    forget_accelerate()
+    with pytest.MonkeyPatch.context() as monkeypatch, redirect_stdout(printed):
+        monkeypatch.chdir(cwd)
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cwd / "cache")
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--config", str(config), *flags])
+        load_recipe(name).main()
+    forget_accelerate()
+    return printed.getvalue()
 
 
 def make_pipeline(folder: Path, seed: int = 0, causal_graph: CausalGraph = PHANTOM_GRAPH) -> Path:

@@ -150,6 +150,7 @@ def one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
     GradientState._reset_state()
 
 
+@pytest.mark.slow
 def test_two_processes_and_two_machines_train_the_model_of_one_process(
     tmp_path: Path, one_process: Callable[..., Path]
 ) -> None:
@@ -177,6 +178,7 @@ def test_two_processes_and_two_machines_train_the_model_of_one_process(
     assert not all(torch.equal(one[key], value) for key, value in untrained.state_dict().items())
 
 
+@pytest.mark.slow
 def test_machines_that_do_not_share_the_folder_end_before_they_train(tmp_path: Path) -> None:
     """The second does not see the checkpoint that the first would go on from."""
     first, second = tmp_path / "first", tmp_path / "second"
@@ -210,6 +212,7 @@ run(*runs[0])
 """
 
 
+@pytest.mark.slow
 def test_where_the_data_cannot_be_prepared_all_processes_of_every_recipe_end(tmp_path: Path) -> None:
     """The main process prepares them, and only it has an error to show."""
     soft = make_pipeline(tmp_path / "runs" / "soft")
@@ -277,6 +280,7 @@ with open(f"wrong-{accelerator.process_index}.json", "w") as file:
 """
 
 
+@pytest.mark.slow
 def test_each_image_is_measured_once_and_in_its_place_on_any_number_of_processes(tmp_path: Path) -> None:
     """Also where their number is no multiple of the processes', and where there are fewer."""
     (tmp_path / "count.py").write_text(COUNT)

@@ -181,6 +181,7 @@ def test_a_run_that_was_stopped_goes_on_and_makes_the_same_files(
     assert "Generated 0 images" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_leaves_no_half_file_and_goes_on(generate: Generate, folder: Path) -> None:
     whole = contents(generate("unkilled", "--attributes", "race", "sex"))
     script = folder / "generate.py"
@@ -210,6 +211,7 @@ def test_a_file_that_was_cut_short_is_refused(generate: Generate) -> None:
         generate("cut", "--attributes", "sex", "--num_images", "20")
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_files_of_one(generate: Generate, folder: Path) -> None:
     one = contents(generate("one", "--attributes", "sex", "disease", "--num_images", "50"))
     (folder / "small.py").write_text(

@@ -37,6 +37,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_every_recipe_runs_on_the_tree(config: Path, tmp_path: Path) -> None:
     make_mimic_tree(tmp_path / "tree", num_subjects=30, size=(90, 70))
     environment = os.environ | {"HF_HOME": str(tmp_path / "huggingface"), "PYTHONPATH": str(RECIPES.parent)}

@@ -1,16 +1,15 @@
 """The recipes from end to end, as a reader of the README runs them, on a data set and models of toy size.
 
-Each script runs once, in a process of its own, in the order of the README: whatever a module-scoped fixture has made,
-many small tests look at. What a recipe refuses before it starts is tested in this process, which is faster.
+Each script runs once, in this process, in the order of the README: whatever a module-scoped fixture has made, many
+small tests look at. One test starts the README's own command, and one two processes.
 """
 
-import gzip
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +18,20 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from transformers import AutoConfig, AutoModel
 
-from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEModel
+from softcft import AttributeClassifier, AttributeSCM, DSCMPipeline, HVAEModel
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.schema import ImageAttributeDataset
-from softcft.data.sources import DataConfig, SubsetConfig
 from softcft.evaluation.report import COLUMNS
-from softcft.training.augmentation import AugmentationConfig
-from softcft.training.cft_trainer import CFTConfig
-from softcft.training.config import (
-    DiffusionConfig,
-    DiffusionTuningConfig,
-    MemoryConfig,
-    SolverConfig,
-    TrainingConfig,
-)
-from softcft.training.parsing import parse_config
-from softcft.training.validation import ValidationConfig
-from softcft.training.watch import WatchConfig
-from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe
+from tests.recipes.small_pipeline import RECIPES, TINY, forget_accelerate, load_recipe, run_recipe
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("train_scm", "train_classifier", "train_hvae", "soft_cft", "evaluate")
+ROOT = RECIPES.parent
 
 
-def call(cwd: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a folder, without network or the user's own Accelerate settings."""
+def launch(cwd: Path, *command: str) -> str:
+    """Run a command in a folder, without network or the user's own Accelerate settings; returns what it printed."""
     environment = os.environ | {
         "ACCELERATE_USE_CPU": "true",
         "HF_HOME": str(cwd / "huggingface"),
@@ -55,12 +39,7 @@ def call(cwd: Path, *command: str) -> subprocess.CompletedProcess[str]:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
     }
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900, check=False)
-
-
-def run(cwd: Path, script: str, *flags: str) -> str:
-    """Run a recipe on the tiny config; returns what it printed."""
-    result = call(cwd, sys.executable, str(RECIPES / script), "--config", str(TINY), *flags)
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
     return result.stdout
 
@@ -86,69 +65,45 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scm(folder: Path) -> Path:
-    assert "log likelihood" in run(folder, "train_scm.py", "--seed", "3")
+    assert "log likelihood" in run_recipe(folder, "train_scm", "--seed", "3")
     return folder / "runs" / "scm"
 
 
 @pytest.fixture(scope="module")
-def guide(folder: Path) -> Path:
-    assert "The guide on validation data" in run(folder, "train_classifier.py", "--role", "guide")
-    return folder / "runs" / "guide"
-
-
-@pytest.fixture(scope="module")
-def judge(folder: Path) -> Path:
-    printed = run(folder, "train_classifier.py", "--role", "judge")
-    assert "The judge on validation data" in printed
-    assert "The weights after step " in printed
-    return folder / "runs" / "judge"
-
-
-@pytest.fixture(scope="module")
-def watcher(folder: Path) -> Path:
-    assert "The watcher on validation data" in run(folder, "train_classifier.py", "--role", "watcher")
-    return folder / "runs" / "watcher"
+def classifiers(folder: Path) -> dict[str, Path]:
+    for role in ("guide", "judge", "watcher"):
+        assert f"The {role} on validation data" in run_recipe(folder, "train_classifier", "--role", role)
+    return {role: folder / "runs" / role for role in ("guide", "judge", "watcher")}
 
 
 @pytest.fixture(scope="module")
 def hvae(folder: Path) -> Path:
-    run(folder, "train_hvae.py")
+    run_recipe(folder, "train_hvae")
     return folder / "runs" / "hvae"
 
 
 @pytest.fixture(scope="module")
-def pipelines(folder: Path, scm: Path, guide: Path, hvae: Path, watcher: Path) -> dict[str, Path]:
-    """No fine-tuning, the published and ours; the last one by the command of the README."""
-    run(folder, "soft_cft.py", "--cft", "none")
-    run(folder, "soft_cft.py", "--cft", "hard", "--watch", "false")
-    accelerate = str(Path(sys.executable).with_name("accelerate"))
-    result = call(folder, accelerate, "launch", str(RECIPES / "soft_cft.py"), "--config", str(TINY))
-    assert result.returncode == 0, result.stderr[-4000:]
-    assert "Saved a pipeline to runs/soft" in result.stdout
-    assert json.loads((folder / "runs" / "soft" / "watch.json").read_text())["sentence"] in result.stdout
+def pipelines(folder: Path, scm: Path, classifiers: dict[str, Path], hvae: Path) -> dict[str, Path]:
+    """No fine-tuning, the published and ours."""
+    run_recipe(folder, "soft_cft", "--cft", "none")
+    run_recipe(folder, "soft_cft", "--cft", "hard", "--watch", "false")
+    printed = run_recipe(folder, "soft_cft")
+    assert "Saved a pipeline to runs/soft" in printed
+    assert json.loads((folder / "runs" / "soft" / "watch.json").read_text())["sentence"] in printed
     return {cft: folder / "runs" / cft for cft in ("none", "hard", "soft")}
 
 
 @pytest.fixture(scope="module")
-def vae(folder: Path) -> Path:
-    run(folder, "train_vae.py")
-    return folder / "runs" / "vae"
-
-
-@pytest.fixture(scope="module")
-def evaluation(folder: Path, judge: Path, vae: Path, pipelines: dict[str, Path]) -> Path:
-    assert "Soft-CFT" in run(folder, "evaluate.py")
+def evaluation(folder: Path, pipelines: dict[str, Path]) -> Path:
+    run_recipe(folder, "train_vae")
+    narrow = {"model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
+    AttributeClassifier(PHANTOM_GRAPH.to_list()[:3], narrow).save_pretrained(folder / "narrow")
+    assert "Soft-CFT" in run_recipe(folder, "evaluate")
     return folder / "runs"
 
 
-def test_the_scm_loads_and_knows_its_graph(scm: Path) -> None:
-    model = AttributeSCM.from_pretrained(scm)
-    assert model.causal_graph == PHANTOM_GRAPH
-    assert model.sample(5).isfinite().all()
-
-
-def test_guide_and_judge_load_calibrated_and_share_nothing(guide: Path, judge: Path) -> None:
-    models = [AttributeClassifier.from_pretrained(path) for path in (guide, judge)]
+def test_guide_and_judge_load_calibrated_and_share_nothing(classifiers: dict[str, Path]) -> None:
+    models = [AttributeClassifier.from_pretrained(classifiers[role]) for role in ("guide", "judge")]
     for model in models:
         assert model.causal_graph == PHANTOM_GRAPH
         assert set(model.config["scales"]) == set(PHANTOM_GRAPH.names)
@@ -166,17 +121,10 @@ def test_the_halves_share_no_row_and_leave_none_out() -> None:
     assert not even & odd
 
 
-def test_the_hvae_loads_and_leaves_checkpoints(hvae: Path) -> None:
-    model = HVAEModel.from_pretrained(hvae)
-    assert (model.causal_graph, model.config["sample_size"]) == (PHANTOM_GRAPH, 16)
-    assert sorted(path.name for path in hvae.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
-
-
 def test_metrics_have_a_line_each_step(hvae: Path, pipelines: dict[str, Path]) -> None:
     for path, steps, keys in (
         (hvae, 4, {"loss", "nll", "kl"}),
         (pipelines["hard"], 3, {"loss", "guidance", "fidelity", "multiplier"}),
-        (pipelines["soft"], 3, {"loss", "guidance", "fidelity", "multiplier"}),
     ):
         lines = [line for line in metrics(path) if "loss" in line]
         assert [line["step"] for line in lines] == list(range(1, steps + 1))
@@ -189,26 +137,26 @@ def test_metrics_have_a_line_each_step(hvae: Path, pipelines: dict[str, Path]) -
 def test_the_config_repeats_the_run(folder: Path, scm: Path) -> None:
     """The seed came by a flag, and is in the file."""
     assert yaml.safe_load((scm / "config.yaml").read_text())["scm"]["seed"] == 3
-    run(folder, "train_scm.py", "--config", str(scm / "config.yaml"), "--output_dir", "again")
-    again = folder / "again" / "scm"
-    assert equal(AttributeSCM.from_pretrained(scm), AttributeSCM.from_pretrained(again))
-    untrained = AttributeSCM(PHANTOM_GRAPH.to_list(), num_bins=4, hidden_features=[8])
-    assert not equal(AttributeSCM.from_pretrained(scm), untrained)
+    run_recipe(folder, "train_scm", "--output_dir", "again", config=scm / "config.yaml")
+    again = AttributeSCM.from_pretrained(folder / "again" / "scm")
+    assert equal(AttributeSCM.from_pretrained(scm), again)
+    assert not equal(again, AttributeSCM(PHANTOM_GRAPH.to_list(), num_bins=4, hidden_features=[8]))
 
 
 def test_a_run_stopped_half_way_and_resumed_equals_one_that_was_not(folder: Path, hvae: Path) -> None:
+    assert sorted(path.name for path in hvae.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     resumed = folder / "resumed" / "hvae"
     resumed.mkdir(parents=True)
     shutil.copytree(hvae / "checkpoint-2", resumed / "checkpoint-2")
     shutil.copy(hvae / "metrics.jsonl", resumed)  # its lines 3 and 4 are to be written anew
-    run(folder, "train_hvae.py", "--output_dir", "resumed", "--resume_from_checkpoint", "latest")
+    run_recipe(folder, "train_hvae", "--output_dir", "resumed", "--resume_from_checkpoint", "latest")
     assert equal(HVAEModel.from_pretrained(hvae), HVAEModel.from_pretrained(resumed))
     ours, theirs = ([(line["step"], line["loss"]) for line in metrics(path)] for path in (hvae, resumed))
     assert ours == theirs
 
 
 def test_fine_tuning_moves_the_hvae_and_nothing_else(
-    pipelines: dict[str, Path], scm: Path, guide: Path, hvae: Path
+    pipelines: dict[str, Path], scm: Path, classifiers: dict[str, Path], hvae: Path
 ) -> None:
     loaded = {cft: DSCMPipeline.from_pretrained(path) for cft, path in pipelines.items()}
     pretrained = HVAEModel.from_pretrained(hvae)
@@ -220,12 +168,22 @@ def test_fine_tuning_moves_the_hvae_and_nothing_else(
     assert not equal(loaded["hard"].hvae, loaded["soft"].hvae)
     for pipeline in loaded.values():
         assert equal(pipeline.attribute_scm, AttributeSCM.from_pretrained(scm))
-        assert equal(pipeline.classifier, AttributeClassifier.from_pretrained(guide))
+        assert equal(pipeline.classifier, AttributeClassifier.from_pretrained(classifiers["guide"]))
 
 
-@pytest.mark.parametrize("cft", ["none", "hard", "soft"])
-def test_a_saved_pipeline_answers(pipelines: dict[str, Path], folder: Path, cft: str) -> None:
-    pipeline = DSCMPipeline.from_pretrained(pipelines[cft])
+def test_the_command_of_the_readme_makes_the_same_model(pipelines: dict[str, Path], folder: Path) -> None:
+    accelerate = str(Path(sys.executable).with_name("accelerate"))
+    parts = [f"--{part}_dir=runs/{part}" for part in ("scm", "guide", "watcher", "hvae")]
+    flags = ["--config", str(TINY), "--output_dir", "launched", *parts]
+    assert "Saved a pipeline to launched/soft" in launch(
+        folder, accelerate, "launch", str(RECIPES / "soft_cft.py"), *flags
+    )
+    launched, here = (DSCMPipeline.from_pretrained(path) for path in (folder / "launched/soft", pipelines["soft"]))
+    assert equal(launched.hvae, here.hvae)
+
+
+def test_a_saved_pipeline_answers(pipelines: dict[str, Path], folder: Path) -> None:
+    pipeline = DSCMPipeline.from_pretrained(pipelines["hard"])
     row = load_phantom(16, 64, 48, 40, cache_dir=str(folder / "data"))["test"][0]
     parents = {name: row[name] for name in PHANTOM_GRAPH.names}
     other = "female" if parents["sex"] == "male" else "male"
@@ -342,17 +300,24 @@ def test_continuous_variables_are_animated(evaluation: Path) -> None:
         assert gif.n_frames > 10
 
 
+def test_the_report_says_what_the_watcher_saw(evaluation: Path, pipelines: dict[str, Path]) -> None:
+    sentence = json.loads((pipelines["soft"] / "watch.json").read_text())["sentence"]
+    assert f"Soft-CFT: {sentence}" in (evaluation / "report.md").read_text()
+    assert f"Soft-CFT: {sentence}" in (evaluation / "report.html").read_text().replace("&#x27;", "'")
+    assert "Hard-CFT: " not in (evaluation / "report.md").read_text()  # which nobody has watched
+
+
+@pytest.mark.slow
 def test_two_processes_measure_the_same(evaluation: Path, folder: Path) -> None:
-    one = read_metrics(evaluation)
     flags = ["--config", str(TINY), "--mixed_precision", "no", "--eval_batch_size", "7", "--axiom_images", "20"]
+    expected = read_metrics(evaluation)
     tables = []
     for number in ("1", "2"):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", number]
-        result = call(folder, *launch, str(RECIPES / "evaluate.py"), *flags)
-        assert result.returncode == 0, result.stderr[-4000:]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", number]
+        launch(folder, *torchrun, str(RECIPES / "evaluate.py"), *flags)
         tables.append(read_metrics(evaluation))
-    assert len(tables[0]) == len(one)
     first, second = tables
+    assert len(first) == len(expected)
     numbers = ["value", "low", "high"]
     pd.testing.assert_frame_equal(first.drop(columns=numbers), second.drop(columns=numbers))
     stable = ~first["metric"].str.contains("_p")  # a tie more or less, and a p-value moves by a thousandth
@@ -378,6 +343,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
         recipe = load_recipe(script)
         for name in {"train", "CFTTrainer", "plan_counterfactuals"} & set(vars(recipe)):
             monkeypatch.setattr(recipe, name, lambda *args, **kwargs: pytest.fail("It should not get this far."))
+        forget_accelerate()
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "argv", [f"{script}.py", "--config", str(path), *flags])
         existed = set(cwd.glob("runs*/*"))
@@ -405,22 +371,18 @@ def cyclic(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**variable, "parents": ["disease"]} if variable["name"] == "age" else variable for variable in graph]
 
 
-@pytest.mark.parametrize("script", SCRIPTS[:3])
+@pytest.mark.parametrize("script", ["train_scm", "train_classifier", "train_hvae"])
 @pytest.mark.parametrize(
     ("flags", "changes", "message"),
     [
-        (["--lerning_rate", "1"], {}, r"^unknown argument '--lerning_rate'; did you mean '--learning_rate'\?$"),
-        (["--learning_rate", "-1"], {}, r"^--learning_rate must be > 0 and finite, got -1\.0\.$"),
-        (["--sample_size", "8"], {}, r"^--sample_size must be at least 16 for the phantom, else 1, got 8\.$"),
-        (
-            ["--dataset_name", "morphomnist", "--sample_size", "32", "--data_dir", "gone"],
-            {},
-            r"the data set 'morphomnist'",
-        ),
-        ([], {"data": with_value(num_train="many")}, r"changed.yaml: data.num_train must be int, got 'many' \(str\)"),
-        ([], {"data": with_value(sample=16)}, r"unknown key 'sample' in section 'data'; did you mean 'sample_size'"),
-        ([], {"graph": renamed}, r"^The graph has the variables \['age', 'disease', 'height', 'race'\], but .*section"),
-        ([], {"graph": cyclic}, r"^The graph has a cycle: (age -> disease -> age|disease -> age -> disease)\.$"),
+        (["--lerning_rate", "1"], {}, "--lerning_rate.*--learning_rate"),
+        (["--learning_rate", "-1"], {}, r"--learning_rate .*-1\.0"),
+        (["--sample_size", "8"], {}, "--sample_size .*8"),
+        (["--dataset_name", "morphomnist", "--sample_size", "32", "--data_dir", "gone"], {}, "'morphomnist'"),
+        ([], {"data": with_value(num_train="many")}, "changed.yaml: data.num_train .*'many'"),
+        ([], {"data": with_value(sample=16)}, "'sample' .*'sample_size'"),
+        ([], {"graph": renamed}, "'height'"),
+        ([], {"graph": cyclic}, "cycle"),
     ],
     ids=["flag", "range", "size", "data set", "type", "key", "column", "cycle"],
 )
@@ -431,93 +393,80 @@ def test_mistakes_end_a_training_before_it_starts(
         start(script, *flags, **changes)
 
 
-def test_a_model_that_cannot_be_built_ends_the_training_before_it_starts(start: Start) -> None:
-    with pytest.raises(ValueError, match=r"channels must be multiples of 4, got \[8, 7, 16\]"):
-        start("train_hvae", hvae=with_model(channels=[8, 7, 16]))
-    with pytest.raises(ValueError, match=r"resolutions\[0\] must be sample_size / patch_size = 24/2, got 8"):
-        start("train_hvae", "--sample_size", "24")
-    with pytest.raises(ValueError, match=r"hvae.model: HVAEModel takes no 'z_dims'; did you mean 'z_dim'\?"):
-        start("train_hvae", hvae=with_model(z_dims=4))
+@pytest.mark.parametrize(
+    ("script", "flags", "changes", "message"),
+    [
+        ("train_hvae", [], {"hvae": with_model(channels=[8, 7, 16])}, "channels .*7"),
+        ("train_hvae", ["--sample_size", "24"], {}, "sample_size .*24/2"),
+        ("train_hvae", [], {"hvae": with_model(z_dims=4)}, "hvae.model: .*'z_dims'.*'z_dim'"),
+        ("train_classifier", ["--ema_decay", "0.5"], {}, r"--ema_decay .*0\.5"),
+        ("soft_cft", ["--damping", "-1"], {}, r"--damping .*-1\.0"),
+        ("evaluate", ["--pipelines", "runs/mine"], {}, "--pipelines.*runs/mine"),
+    ],
+)
+def test_mistakes_end_a_recipe_before_it_starts(
+    start: Start, script: str, flags: list[str], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        start(script, *flags, **changes)
 
 
-def test_a_role_is_guide_or_judge(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        start("train_classifier", "--role", "jury")
-    assert exit_.value.code == 2
-    assert "invalid choice: 'jury'" in capsys.readouterr().err
-
-
-def test_fine_tuning_and_evaluation_need_their_parts(start: Start) -> None:
-    command = "accelerate launch recipes/soft_cft.py --cft none --output_dir runs"
-    with pytest.raises(SystemExit, match=rf"There is no runs/none/model_index.json. Make it.*\n    {command}$"):
-        start("evaluate")
-    with pytest.raises(
-        ValueError, match=r"--pipelines: folders must be named none, hard, soft, matched, got \['runs/mine'\]"
-    ):
-        start("evaluate", "--pipelines", "runs/mine")
-    with pytest.raises(ValueError, match=r"^--damping must be >= 0, got -1\.0\.$"):
-        start("soft_cft", "--damping", "-1")
-
-
-def test_missing_parts_are_told_with_the_commands_that_make_them(tmp_path: Path) -> None:
-    result = call(tmp_path, sys.executable, str(RECIPES / "soft_cft.py"), "--config", str(TINY))
-    assert result.returncode == 1
-    assert "Traceback" not in result.stderr
-    message = result.stderr[result.stderr.index("No trained model in ") :]
-    assert message.splitlines() == [
-        "No trained model in --scm_dir runs/scm, --guide_dir runs/guide, --watcher_dir runs/watcher, --hvae_dir "
-        "runs/hvae. Make it, with the same flags, by",
+def test_missing_parts_are_told_with_the_commands_that_make_them(start: Start) -> None:
+    with pytest.raises(SystemExit) as told:
+        start("soft_cft")
+    first, *commands = str(told.value).splitlines()
+    assert "--scm_dir runs/scm, --guide_dir runs/guide, --watcher_dir runs/watcher, --hvae_dir runs/hvae" in first
+    assert commands[:4] == [
         "    accelerate launch recipes/train_scm.py",
         "    accelerate launch recipes/train_classifier.py --role guide",
         "    accelerate launch recipes/train_classifier.py --role watcher",
         "    accelerate launch recipes/train_hvae.py",
-        "or do without a watcher, by --watch false.",
     ]
-    assert list(tmp_path.iterdir()) == []
+    command = "accelerate launch recipes/soft_cft.py --cft none --output_dir runs"
+    with pytest.raises(SystemExit, match=rf"runs/none/model_index.json.*\n    {command}$"):
+        start("evaluate")
 
 
-def test_the_report_says_what_the_watcher_saw(evaluation: Path, pipelines: dict[str, Path]) -> None:
-    sentence = json.loads((pipelines["soft"] / "watch.json").read_text())["sentence"]
-    assert f"Soft-CFT: {sentence}" in (evaluation / "report.md").read_text()
-    assert f"Soft-CFT: {sentence}" in (evaluation / "report.html").read_text().replace("&#x27;", "'")
-    assert "Hard-CFT: " not in (evaluation / "report.md").read_text()  # which nobody has watched
+def wider(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**variable, "high": 99} if variable["name"] == "age" else variable for variable in graph]
 
 
-@pytest.mark.parametrize("role", ["guide", "judge"])
-def test_the_watcher_is_neither_guide_nor_judge(
-    start: Start, pipelines: dict[str, Path], judge: Path, folder: Path, role: str
+def swapped(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**v, "categories": v["categories"][::-1]} if v["name"] == "sex" else v for v in graph]
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "changes", "message"),
+    [
+        ("soft_cft", ["--watcher_dir", "runs/guide"], {}, "--watcher_dir runs/guide"),
+        ("soft_cft", ["--watcher_dir", "runs/judge"], {}, "--watcher_dir runs/judge"),
+        ("soft_cft", ["--watcher_dir", "gone"], {}, "--watcher_dir gone"),
+        ("soft_cft", ["--more_guides", "runs/guide", "runs/guide_2"], {}, "--more_guides runs/guide_2"),
+        ("soft_cft", ["--more_guides", "narrow"], {}, "--more_guides narrow .*graph"),
+        ("soft_cft", [], {"graph": wider}, "runs/hvae .*graph"),
+        ("soft_cft", ["--sample_size", "32"], {}, r"--sample_size is 32, but runs/\w+ was trained with 16"),
+        ("evaluate", ["--sample_size", "32"], {}, r"--sample_size is 32, but runs/\w+ was trained with 16"),
+        ("evaluate", [], {"graph": swapped}, "runs/judge .*graph"),
+        ("evaluate", ["--interventions", "height"], {}, "'height'"),
+        ("train_hvae", ["--resume_from_checkpoint", "latest", "--seed", "1"], {}, "runs/hvae/checkpoint-4 .*--seed"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused(
+    start: Start,
+    evaluation: Path,
+    folder: Path,
+    script: str,
+    flags: list[str],
+    changes: dict[str, Any],
+    message: str,
 ) -> None:
-    with pytest.raises(ValueError, match=f"--watcher_dir runs/{role}"):
-        start("soft_cft", "--watcher_dir", f"runs/{role}", cwd=folder)
+    with pytest.raises((ValueError, SystemExit), match=message):
+        start(script, *flags, cwd=folder, **changes)
 
 
-def test_a_missing_watcher_is_told_before_any_work(start: Start, pipelines: dict[str, Path], folder: Path) -> None:
-    with pytest.raises(
-        SystemExit, match=r"(?s)--watcher_dir gone.*train_classifier.py --role watcher\n.*--watch false"
-    ):
-        start("soft_cft", "--watcher_dir", "gone", cwd=folder)
-
-
-def test_a_missing_guide_is_told_before_any_work(start: Start, pipelines: dict[str, Path], folder: Path) -> None:
-    message = r"No trained model in --more_guides runs/guide_2. Make it, .*by\n.*train_classifier.py --role guide_2$"
-    with pytest.raises(SystemExit, match=message):
-        start("soft_cft", "--more_guides", "runs/guide", "runs/guide_2", cwd=folder)
-
-
-def test_a_guide_with_another_graph_is_refused(
-    start: Start, pipelines: dict[str, Path], folder: Path, tmp_path: Path
-) -> None:
-    trunk = {"model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
-    AttributeClassifier(PHANTOM_GRAPH.to_list()[:3], trunk).save_pretrained(tmp_path / "narrow")
-    with pytest.raises(
-        ValueError, match=r"--more_guides .*narrow was trained with another graph than that of --config"
-    ):
-        start("soft_cft", "--more_guides", str(tmp_path / "narrow"), cwd=folder)
-
-
-def test_fine_tuning_with_all_options(pipelines: dict[str, Path], judge: Path, folder: Path) -> None:
+def test_fine_tuning_with_all_options(pipelines: dict[str, Path], folder: Path) -> None:
     options = ["--minimality", "0.1", "--random_noise", "0.1", "--random_shift", "0.1", "--more_guides", "runs/judge"]
-    run(folder, "soft_cft.py", "--cft", "matched", *options)
+    run_recipe(folder, "soft_cft", "--cft", "matched", *options)
     logged = [line for line in metrics(folder / "runs" / "matched") if "loss" in line][-1]
     assert logged["change"] > 0
     tuned, pretrained = (DSCMPipeline.from_pretrained(folder / "runs" / cft) for cft in ("matched", "none"))
@@ -526,62 +475,24 @@ def test_fine_tuning_with_all_options(pipelines: dict[str, Path], judge: Path, f
     assert equal(tuned.hvae, pretrained.hvae) == (watched["step_saved"] == 0)
 
 
-def test_parts_with_another_graph_are_refused(start: Start, pipelines: dict[str, Path], folder: Path) -> None:
-    def wider(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{**variable, "high": 99} if variable["name"] == "age" else variable for variable in graph]
-
-    with pytest.raises(ValueError, match=r"runs/hvae was trained with another graph than the section 'graph'"):
-        start("soft_cft", cwd=folder, graph=wider)
-
-
-def test_evaluation_refuses_parts_with_another_graph(
-    start: Start, pipelines: dict[str, Path], judge: Path, vae: Path, folder: Path
-) -> None:
-    def swapped(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{**v, "categories": v["categories"][::-1]} if v["name"] == "sex" else v for v in graph]
-
-    with pytest.raises(ValueError, match=r"runs/judge was trained with another graph"):
-        start("evaluate", cwd=folder, graph=swapped)
-
-
-def test_another_size_than_the_model_was_trained_with_is_refused(
-    start: Start, pipelines: dict[str, Path], judge: Path, vae: Path, folder: Path
-) -> None:
-    for recipe in ("soft_cft", "evaluate"):
-        with pytest.raises(ValueError, match=r"--sample_size is 32, but runs/\w+ was trained with 16"):
-            start(recipe, "--sample_size", "32", cwd=folder)
-
-
-def test_a_run_does_not_go_on_as_another(start: Start, hvae: Path, folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"runs/hvae/checkpoint-4 is of a run with --seed = 0, now it is 1"):
-        start("train_hvae", "--resume_from_checkpoint", "latest", "--seed", "1", cwd=folder)
-
-
-def test_a_run_goes_on_as_errors_advise(monkeypatch: pytest.MonkeyPatch, hvae: Path, folder: Path) -> None:
+def test_a_run_goes_on_as_errors_advise(hvae: Path, folder: Path) -> None:
     """Lower learning rate; smaller batches, precision and checkpointed gradients for memory; and elsewhere."""
-
-    def start(*flags: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["train_hvae.py", "--config", str(TINY), *flags])
-        load_recipe("train_hvae").main()
-
-    monkeypatch.chdir(folder)
     shutil.copytree(hvae, folder / "advised" / "hvae")
     on = ("--output_dir", "advised", "--resume_from_checkpoint", "latest", "--lr_scheduler")
     smaller = ("--train_batch_size", "4", "--gradient_accumulation_steps", "2", "--mixed_precision", "bf16")
-    start(*on, "constant_with_warmup", "--max_train_steps", "5", "--learning_rate", "1e-4")
-    start(*on, "cosine", "--max_train_steps", "6", *smaller, "--gradient_checkpointing")
+    rate = ("--max_train_steps", "5", "--learning_rate", "1e-4")
+    run_recipe(folder, "train_hvae", *on, "constant_with_warmup", *rate)
+    run_recipe(folder, "train_hvae", *on, "cosine", "--max_train_steps", "6", *smaller, "--gradient_checkpointing")
     logged = metrics(folder / "advised" / "hvae")
     assert [line["step"] for line in logged] == [1, 2, 3, 4, 5, 6]
     assert logged[4]["lr"] == 1e-4
     assert logged[4]["loss"] != logged[5]["loss"]
-    path = "advised/hvae/checkpoint-5"
-    start("--output_dir", "elsewhere", "--resume_from_checkpoint", path, *smaller, "--max_train_steps", "6")
+    path = ("--resume_from_checkpoint", "advised/hvae/checkpoint-5")
+    run_recipe(folder, "train_hvae", "--output_dir", "elsewhere", *path, *smaller, "--max_train_steps", "6")
     assert [line["step"] for line in metrics(folder / "elsewhere" / "hvae")] == [6]
 
 
-def test_a_classifier_is_not_averaged(start: Start) -> None:
-    with pytest.raises(ValueError, match=r"--ema_decay must be 0 for a classifier, got 0.5"):
-        start("train_classifier", "--ema_decay", "0.5")
+# ---- a pretrained trunk -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -600,7 +511,7 @@ def test_a_guide_starts_from_a_pretrained_trunk(folder: Path, trunk: Path) -> No
     """One step with a learning rate of nothing: the trunk's weights are those of its folder."""
     pretrained = AutoModel.from_pretrained(trunk)
     flags = ("--trunk_dir", str(trunk), "--learning_rate", "1e-12", "--max_train_steps", "1")
-    printed = run(folder, "train_classifier.py", "--role", "guide", "--output_dir", "from_trunk", *flags)
+    printed = run_recipe(folder, "train_classifier", "--role", "guide", "--output_dir", "from_trunk", *flags)
     assert f"--trunk_dir {trunk}: vit" in printed
     saved = folder / "from_trunk" / "guide"
     settings = yaml.safe_load((saved / "config.yaml").read_text())
@@ -616,225 +527,12 @@ def test_a_guide_starts_from_a_pretrained_trunk(folder: Path, trunk: Path) -> No
     assert image.grad.abs().sum() > 0
 
 
-def test_a_pretrained_trunk_and_a_backbone_are_not_both_said(start: Start, trunk: Path) -> None:
-    for script, flags in (("train_classifier", ("--role", "guide")), ("run_all", ())):
-        with pytest.raises(ValueError, match=rf"trunk_dir {trunk} and model.backbone"):
-            start(script, *flags, guide=with_value(trunk_dir=str(trunk)))
-
-
-def test_a_pretrained_trunk_that_is_not_there_is_refused(start: Start, tmp_path: Path) -> None:
-    missing = str(tmp_path / "missing")
-    without = with_value(trunk_dir=missing, model={})
-    for script, flags in (("train_classifier", ("--role", "guide")), ("run_all", ())):
-        with pytest.raises(FileNotFoundError, match=f"--trunk_dir {missing}"):
-            start(script, *flags, guide=without)
-
-
-def test_an_unknown_intervention_is_refused(start: Start, evaluation: Path, folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"The graph has no variable 'height'; it has \['age', "):
-        start("evaluate", "--interventions", "height", cwd=folder)
-
-
-# ---- help ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_teaches(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = load_recipe(script)
-    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])
-    with pytest.raises(SystemExit) as exit_:
-        recipe.main()
-    assert exit_.value.code == 0
-    text = capsys.readouterr().out
-    assert recipe.__doc__ is not None
-    assert recipe.__doc__.strip() in text
-    assert f"accelerate launch recipes/{script}.py" in text
-    assert "--config FILE" in text
-    for flag in {
-        "train_scm": ["--max_train_steps", "--learning_rate"],
-        "train_classifier": ["--role", "--half", "--trunk_dir", "--max_train_steps"],
-        "train_hvae": ["--mixed_precision", "--resume_from_checkpoint"],
-        "soft_cft": ["--cft", "--damping", "--hvae_dir"],
-        "evaluate": ["--pipelines", "--interventions", "--eval_batch_size"],
-    }[script]:
-        assert flag in text
-
-
-# ---- the configs that are shipped ---------------------------------------------------------------------------------
-
-
-def shipped(name: str) -> Path:
-    return RECIPES / "configs" / f"{name}.yaml"
-
-
-def parse(name: str, section: str) -> tuple[Any, ...]:
-    """A section of a shipped config, as its recipe reads it."""
-    types = {
-        "scm": [DataConfig, TrainingConfig],
-        "guide": [DataConfig, TrainingConfig, SubsetConfig, ValidationConfig, AugmentationConfig],
-        "guide_2": [DataConfig, TrainingConfig, SubsetConfig, ValidationConfig, AugmentationConfig],
-        "guide_3": [DataConfig, TrainingConfig, SubsetConfig, ValidationConfig, AugmentationConfig],
-        "judge": [DataConfig, TrainingConfig, SubsetConfig, ValidationConfig, AugmentationConfig],
-        "watcher": [DataConfig, TrainingConfig, SubsetConfig, ValidationConfig, AugmentationConfig],
-        "hvae": [DataConfig, TrainingConfig, MemoryConfig],
-        "diffusion": [DataConfig, TrainingConfig, MemoryConfig, DiffusionConfig],
-        "cft": [
-            DataConfig,
-            TrainingConfig,
-            SubsetConfig,
-            MemoryConfig,
-            CFTConfig,
-            AugmentationConfig,
-            WatchConfig,
-            SolverConfig,
-            DiffusionTuningConfig,
-            load_recipe("soft_cft").PretrainedConfig,
-        ],
-    }[section]
-    own = ["--dataset_name", "folder", "--graph", str(TINY.with_name("graph.yaml"))]
-    argv = ["--data_dir", "data", "--config", str(shipped(name)), *(own if name == "own_data" else [])]
-    return parse_config(section, *types, default_config=shipped("phantom"), argv=argv)
-
-
-DIFFUSION = ["phantom_diffusion", "mimic_cxr_224_diffusion"]
-SHIPPED = ["phantom", "phantom_32", "morphomnist", "mimic_cxr_224", "own_data", *DIFFUSION]
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_configs_parse_and_agree_on_their_folder(name: str) -> None:
-    for section in ("scm", "guide", "judge", "watcher", "diffusion" if name in DIFFUSION else "hvae", "cft"):
-        _, data, training, *_ = parse(name, section)
-        assert training.output_dir == f"outputs/{name}"
-        names = {"own_data": "folder", "phantom_diffusion": "phantom", "phantom_32": "phantom"}
-        assert data.dataset_name == names.get(name, "mimic_cxr" if name.startswith("mimic_cxr") else name)
-    (cft,) = (settings for settings in parse(name, "cft") if isinstance(settings, CFTConfig))
-    assert cft.cft == ("matched" if name == "own_data" else "soft")
-
-
-def test_parts_are_looked_for_where_the_recipes_leave_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for part in ("scm", "guide", "hvae", "judge", "vae"):
-        Path("run", part).mkdir(parents=True)
-        Path("run", part, "config.json").touch()
-    for cft in ("none", "hard", "soft"):
-        Path("run", cft).mkdir()
-        Path("run", cft, "model_index.json").touch()
-    parts = load_recipe("soft_cft").PretrainedConfig()
-    there = {name: Path("run", name) for name in ("scm", "guide", "hvae")}
-    assert parts.folders("run", watched=False) == there
-    elsewhere = load_recipe("soft_cft").PretrainedConfig(guide_dir="run/judge")
-    assert elsewhere.folders("run", watched=False) == there | {"guide": Path("run/judge")}
-    # A diffusion model is taken where there is no HVAE, or where it is asked for.
-    Path("run/diffusion/unet").mkdir(parents=True)
-    Path("run/diffusion/unet/config.json").touch()
-    assert parts.folders("run", watched=False) == there
-    diffusion = {name: Path("run", name) for name in ("scm", "guide", "diffusion")}
-    assert (
-        load_recipe("soft_cft").PretrainedConfig(diffusion_dir="run/diffusion").folders("run", watched=False)
-        == diffusion
-    )
-    Path("run/hvae/config.json").unlink()
-    assert parts.folders("run", watched=False) == diffusion
-    settings = load_recipe("evaluate").EvaluateConfig(output_dir="run")
-    assert settings.judge_dir == "run/judge"
-    assert settings.vae_dir == "run/vae"
-    assert settings.pipelines == ["run/none", "run/hard", "run/soft"]
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_guide_and_judge_share_nothing(name: str) -> None:
-    (guide, _, guide_training, guide_rows, *_), (judge, _, judge_training, judge_rows, *_) = (
-        parse(name, role) for role in ("guide", "judge")
-    )
-    assert guide_training.seed != judge_training.seed
-    assert {guide_rows.half, judge_rows.half} == {"even", "odd"}
-    assert guide["guide"]["model"] != judge["judge"]["model"]
-    watcher, _, training, *_ = parse(name, "watcher")
-    assert training.seed not in {guide_training.seed, judge_training.seed}
-    assert watcher["watcher"]["model"] not in (guide["guide"]["model"], judge["judge"]["model"])
-    for role in {"guide_2", "guide_3"} & set(guide):
-        more, _, training, rows, *_ = parse(name, role)
-        assert training.seed not in {guide_training.seed, judge_training.seed}
-        assert rows.half == guide_rows.half
-        assert more[role]["model"] not in (guide["guide"]["model"], judge["judge"]["model"])
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_the_shipped_models_can_be_built(name: str) -> None:
-    is_diffusion = name in DIFFUSION
-    config, *_, last = parse(name, "diffusion" if is_diffusion else "hvae")
-    graph = CausalGraph(config["graph"])
-    if name.startswith("phantom"):
-        assert graph == PHANTOM_GRAPH
-    assert AttributeSCM(graph.to_list(), **config["scm"].get("model", {})).causal_graph == graph
-    for role in {"guide", "guide_2", "guide_3", "judge", "watcher"} & set(config):
-        backbone = {"num_channels": 1, **config[role]["model"]["backbone"]}
-        assert AttributeClassifier(graph.to_list(), backbone).causal_graph == graph
-    size = config["data"]["sample_size"]
-    if is_diffusion:
-        channels, size = (4, 28) if last.latents else (1, size)
-        with torch.device("meta"):
-            denoiser = load_recipe("train_diffusion").build(config, graph, last, channels, size)
-        assert denoiser.parent_encoder.causal_graph == graph
-    else:
-        assert HVAEModel(graph.to_list(), size, **config["hvae"]["model"]).causal_graph == graph
-
-
-# ---- the other data set -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fresh_accelerate() -> Iterator[Callable[[], None]]:
-    """Forgets the state that Accelerate keeps: each process has one precision, and here many recipes share one."""
-
-    def forget() -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-
-    yield forget
-    forget()
-
-
-def idx(array: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
-
-
-@pytest.fixture
-def morphomnist(tmp_path: Path) -> Path:
-    """Files as they are downloaded: 60 training images and 20 test images, of noise."""
-    folder = tmp_path / "morphomnist"
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    for prefix, n in (("train", 60), ("t10k", 20)):
-        images = random.integers(0, 256, (n, 28, 28), dtype=np.uint8)
-        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
-        (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx((np.arange(n) % 10).astype("u1"))))
-        lines = [f"{i},{1 + i / 100},{100 + i}\n" for i in range(n)]
-        (folder / f"{prefix}-morpho.csv").write_text("index,thickness,intensity\n" + "".join(lines))
-    return folder
-
-
-def test_morphomnist_from_files_to_a_counterfactual(
-    morphomnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_accelerate: Callable[[], None]
+@pytest.mark.parametrize(("script", "flags"), [("train_classifier", ("--role", "guide")), ("run_all", ())])
+def test_a_pretrained_trunk_is_there_and_stands_for_the_backbone(
+    start: Start, trunk: Path, tmp_path: Path, script: str, flags: tuple[str, ...]
 ) -> None:
-    """With the models of the shipped config, whose folders hand on from one recipe to the next."""
-    monkeypatch.chdir(tmp_path)
-    for script, *flags in (
-        ("train_scm",),
-        ("train_classifier", "--role", "guide"),
-        ("train_hvae",),
-        ("soft_cft", "--cft", "none"),
-    ):
-        short = ["--num_validation", "40", "--max_train_steps", "1", "--train_batch_size", "4"]
-        config = ["--config", str(shipped("morphomnist")), "--data_dir", str(morphomnist)]
-        monkeypatch.setattr(sys, "argv", [f"{script}.py", *config, *short, *flags])
-        fresh_accelerate()
-        load_recipe(script).main()
-
-    pipeline = DSCMPipeline.from_pretrained("outputs/morphomnist/none")
-    assert equal(pipeline.hvae, HVAEModel.from_pretrained("outputs/morphomnist/hvae"))
-    image = torch.rand(1, 32, 32)
-    result = pipeline(image, parents={"thickness": 2, "intensity": 150, "digit": "3"}, do={"digit": "8"})
-    assert result.parents["digit"] == ["8"]
-    assert result.parents["thickness"] == [pytest.approx(2)]
-    assert np.isfinite(result.effects).all()
+    with pytest.raises(ValueError, match=rf"trunk_dir {trunk} and model.backbone"):
+        start(script, *flags, guide=with_value(trunk_dir=str(trunk)))
+    missing = str(tmp_path / "missing")  # a short one might be a model of the Hub
+    with pytest.raises(FileNotFoundError, match=f"--trunk_dir {missing}"):
+        start(script, *flags, guide=with_value(trunk_dir=missing, model={}))

@@ -102,6 +102,7 @@ def value(command: list[str], flag: str) -> str:
     return command[len(command) - command[::-1].index(flag)]
 
 
+@pytest.mark.slow
 def test_from_pictures_to_a_table_and_a_pipeline(folder: Path, data: list[str]) -> None:
     environment = {"HF_HOME": str(folder / "huggingface"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     run = subprocess.run(

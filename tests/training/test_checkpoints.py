@@ -148,6 +148,7 @@ needs_namespaces = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_a_full_disk_ends_the_run_and_leaves_what_was_saved(tmp_path):
     disk, copy = tmp_path / "disk", tmp_path / "copy"
@@ -181,6 +182,7 @@ def test_a_full_disk_ends_the_run_and_leaves_what_was_saved(tmp_path):
     assert equal(resumed, run(tmp_path / "whole", Adaptive(), **fields))
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_a_full_disk_leaves_the_old_model(tmp_path):
     disk, copy = tmp_path / "disk", tmp_path / "copy"

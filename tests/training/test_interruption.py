@@ -72,10 +72,10 @@ def wait_for_a_line(folder: Path) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(
-    ("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)], ids=str
-)
-def test_a_signal_ends_the_run_with_a_checkpoint_and_it_goes_on_from_there(tmp_path, number, processes):
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_from_outside_ends_the_run_and_it_goes_on_from_there(tmp_path, processes):
+    number = signal.SIGTERM
     folder = tmp_path / "run"
     process = start(folder, processes)
     wait_for_a_line(folder)
@@ -100,6 +100,28 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_it_goes_on_from_there(tmp_p
         assert all(torch.equal(trained[key], value) for key, value in whole.state_dict().items())
         # The open line of the log goes through the checkpoint, too.
         assert without_speed(lines(folder)) == without_speed(lines(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
+def test_a_run_goes_on_from_the_checkpoint_of_its_signal(tmp_path, number):
+    class Ends(Adaptive):
+        left = 3
+
+        def forward(self, batch):
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), number)
+            return super().forward(batch)
+
+    fields = {"max_train_steps": 8, "checkpointing_steps": 1000, "ema_decay": 0.9, "logging_steps": 2}
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path / "run", Ends(), **fields)
+    assert stopped.value.code == 128 + number
+    assert checkpoints(tmp_path / "run") == ["checkpoint-3"]
+    resumed = run(tmp_path / "run", Adaptive(), **fields, resume_from_checkpoint="latest")
+    assert equal(resumed, run(tmp_path / "whole", Adaptive(), **fields))
+    # The open line of the log goes through the checkpoint, too.
+    assert without_speed(lines(tmp_path / "run")) == without_speed(lines(tmp_path / "whole"))
 
 
 def test_without_checkpoints_a_signal_says_that_nothing_is_saved(tmp_path, capsys):
@@ -152,6 +174,7 @@ run(Path(sys.argv[1]), dataset=Deadly(), dataloader_num_workers=1, checkpointing
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [0, 1], ids=["while reading", "or while saving"])
 def test_a_killed_worker_is_told(tmp_path, every):
     # In a process of its own: PyTorch raises the error wherever the program happens to be, be it in pytest.
@@ -247,6 +270,7 @@ run(Path(sys.argv[1], "run"), Hungry(), gradient_accumulation_steps=2)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process, which other systems do not")
 def test_a_machine_without_enough_memory_is_told_what_to_lower(tmp_path):
     script = tmp_path / "hungry.py"

@@ -431,6 +431,7 @@ def interrupted_run(folder, batch):
     return trained
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER)

@@ -1,0 +1,198 @@
+"""The settings that are shipped: they parse, their models can be built, and every recipe has a help."""
+
+import gzip
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEModel
+from softcft.data.phantom import PHANTOM_GRAPH
+from softcft.data.sources import DataConfig, SubsetConfig
+from softcft.training.augmentation import AugmentationConfig
+from softcft.training.cft_trainer import CFTConfig
+from softcft.training.config import (
+    DiffusionConfig,
+    DiffusionTuningConfig,
+    MemoryConfig,
+    SolverConfig,
+    TrainingConfig,
+)
+from softcft.training.parsing import parse_config
+from softcft.training.validation import ValidationConfig
+from softcft.training.watch import WatchConfig
+from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe, run_recipe
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in RECIPES.glob("*.py")))
+def test_help_teaches(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = load_recipe(script)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])
+    with pytest.raises(SystemExit) as exit_:
+        recipe.main()
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert recipe.__doc__ is not None
+    assert recipe.__doc__.strip() in text
+    assert f"{script}.py" in text
+
+
+def shipped(name: str) -> Path:
+    return RECIPES / "configs" / f"{name}.yaml"
+
+
+def parse(name: str, section: str) -> tuple[Any, ...]:
+    """A section of a shipped config, as its recipe reads it."""
+    classifier = [DataConfig, TrainingConfig, SubsetConfig, ValidationConfig, AugmentationConfig]
+    types = {
+        "scm": [DataConfig, TrainingConfig],
+        **dict.fromkeys(("guide", "guide_2", "guide_3", "judge", "watcher"), classifier),
+        "hvae": [DataConfig, TrainingConfig, MemoryConfig],
+        "diffusion": [DataConfig, TrainingConfig, MemoryConfig, DiffusionConfig],
+        "cft": [
+            DataConfig,
+            TrainingConfig,
+            SubsetConfig,
+            MemoryConfig,
+            CFTConfig,
+            AugmentationConfig,
+            WatchConfig,
+            SolverConfig,
+            DiffusionTuningConfig,
+            load_recipe("soft_cft").PretrainedConfig,
+        ],
+    }[section]
+    own = ["--dataset_name", "folder", "--graph", str(TINY.with_name("graph.yaml"))]
+    argv = ["--data_dir", "data", "--config", str(shipped(name)), *(own if name == "own_data" else [])]
+    return parse_config(section, *types, default_config=shipped("phantom"), argv=argv)
+
+
+DIFFUSION = ["phantom_diffusion", "mimic_cxr_224_diffusion"]
+SHIPPED = ["phantom", "phantom_32", "morphomnist", "mimic_cxr_224", "own_data", *DIFFUSION]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_parse_and_agree_on_their_folder(name: str) -> None:
+    for section in ("scm", "guide", "judge", "watcher", "diffusion" if name in DIFFUSION else "hvae", "cft"):
+        _, data, training, *_ = parse(name, section)
+        assert training.output_dir == f"outputs/{name}"
+        names = {"own_data": "folder", "phantom_diffusion": "phantom", "phantom_32": "phantom"}
+        assert data.dataset_name == names.get(name, "mimic_cxr" if name.startswith("mimic_cxr") else name)
+    (cft,) = (settings for settings in parse(name, "cft") if isinstance(settings, CFTConfig))
+    assert cft.cft == ("matched" if name == "own_data" else "soft")
+
+
+def test_parts_are_looked_for_where_the_recipes_leave_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for part in ("scm", "guide", "hvae", "judge", "vae"):
+        Path("run", part).mkdir(parents=True)
+        Path("run", part, "config.json").touch()
+    for cft in ("none", "hard", "soft"):
+        Path("run", cft).mkdir()
+        Path("run", cft, "model_index.json").touch()
+    parts = load_recipe("soft_cft").PretrainedConfig()
+    there = {name: Path("run", name) for name in ("scm", "guide", "hvae")}
+    assert parts.folders("run", watched=False) == there
+    elsewhere = load_recipe("soft_cft").PretrainedConfig(guide_dir="run/judge")
+    assert elsewhere.folders("run", watched=False) == there | {"guide": Path("run/judge")}
+    # A diffusion model is taken where there is no HVAE, or where it is asked for.
+    Path("run/diffusion/unet").mkdir(parents=True)
+    Path("run/diffusion/unet/config.json").touch()
+    assert parts.folders("run", watched=False) == there
+    diffusion = {name: Path("run", name) for name in ("scm", "guide", "diffusion")}
+    assert (
+        load_recipe("soft_cft").PretrainedConfig(diffusion_dir="run/diffusion").folders("run", watched=False)
+        == diffusion
+    )
+    Path("run/hvae/config.json").unlink()
+    assert parts.folders("run", watched=False) == diffusion
+    settings = load_recipe("evaluate").EvaluateConfig(output_dir="run")
+    assert settings.judge_dir == "run/judge"
+    assert settings.vae_dir == "run/vae"
+    assert settings.pipelines == ["run/none", "run/hard", "run/soft"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_guide_and_judge_share_nothing(name: str) -> None:
+    (guide, _, guide_training, guide_rows, *_), (judge, _, judge_training, judge_rows, *_) = (
+        parse(name, role) for role in ("guide", "judge")
+    )
+    assert guide_training.seed != judge_training.seed
+    assert {guide_rows.half, judge_rows.half} == {"even", "odd"}
+    assert guide["guide"]["model"] != judge["judge"]["model"]
+    watcher, _, training, *_ = parse(name, "watcher")
+    assert training.seed not in {guide_training.seed, judge_training.seed}
+    assert watcher["watcher"]["model"] not in (guide["guide"]["model"], judge["judge"]["model"])
+    for role in {"guide_2", "guide_3"} & set(guide):
+        more, _, training, rows, *_ = parse(name, role)
+        assert training.seed not in {guide_training.seed, judge_training.seed}
+        assert rows.half == guide_rows.half
+        assert more[role]["model"] not in (guide["guide"]["model"], judge["judge"]["model"])
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_models_can_be_built(name: str) -> None:
+    is_diffusion = name in DIFFUSION
+    config, *_, last = parse(name, "diffusion" if is_diffusion else "hvae")
+    graph = CausalGraph(config["graph"])
+    if name.startswith("phantom"):
+        assert graph == PHANTOM_GRAPH
+    assert AttributeSCM(graph.to_list(), **config["scm"].get("model", {})).causal_graph == graph
+    for role in {"guide", "guide_2", "guide_3", "judge", "watcher"} & set(config):
+        backbone = {"num_channels": 1, **config[role]["model"]["backbone"]}
+        assert AttributeClassifier(graph.to_list(), backbone).causal_graph == graph
+    size = config["data"]["sample_size"]
+    if is_diffusion:
+        channels, size = (4, 28) if last.latents else (1, size)
+        with torch.device("meta"):
+            denoiser = load_recipe("train_diffusion").build(config, graph, last, channels, size)
+        assert denoiser.parent_encoder.causal_graph == graph
+    else:
+        assert HVAEModel(graph.to_list(), size, **config["hvae"]["model"]).causal_graph == graph
+
+
+# ---- the other data set -------------------------------------------------------------------------------------------
+
+
+def idx(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
+
+
+@pytest.fixture
+def morphomnist(tmp_path: Path) -> Path:
+    """Files as they are downloaded: 60 training images and 20 test images, of noise."""
+    folder = tmp_path / "morphomnist"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for prefix, n in (("train", 60), ("t10k", 20)):
+        images = random.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
+        (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx((np.arange(n) % 10).astype("u1"))))
+        lines = [f"{i},{1 + i / 100},{100 + i}\n" for i in range(n)]
+        (folder / f"{prefix}-morpho.csv").write_text("index,thickness,intensity\n" + "".join(lines))
+    return folder
+
+
+def test_morphomnist_from_files_to_a_counterfactual(morphomnist: Path, tmp_path: Path) -> None:
+    """With the models of the shipped config, whose folders hand on from one recipe to the next."""
+    flags = ["--data_dir", str(morphomnist), "--num_validation", "40", "--max_train_steps", "1"]
+    for script, *own in (
+        ("train_scm",),
+        ("train_classifier", "--role", "guide"),
+        ("train_hvae",),
+        ("soft_cft", "--cft", "none"),
+    ):
+        run_recipe(tmp_path, script, *flags, "--train_batch_size", "4", *own, config=shipped("morphomnist"))
+
+    outputs = tmp_path / "outputs" / "morphomnist"
+    pipeline = DSCMPipeline.from_pretrained(outputs / "none")
+    trained = HVAEModel.from_pretrained(outputs / "hvae").state_dict()
+    assert all(torch.equal(trained[key], value) for key, value in pipeline.hvae.state_dict().items())
+    image = torch.rand(1, 32, 32)
+    result = pipeline(image, parents={"thickness": 2, "intensity": 150, "digit": "3"}, do={"digit": "8"})
+    assert result.parents["digit"] == ["8"]
+    assert result.parents["thickness"] == [pytest.approx(2)]
+    assert np.isfinite(result.effects).all()
