@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from softcft import AttributeClassifier, CausalGraph
+from softcft.arguments import Count, Natural, check_fields
 from softcft.data.schema import ImageAttributeDataset, scale_pixels
 from softcft.data.sources import DataConfig, load_data, subjects_of
 from softcft.evaluation.bootstrap import bootstrap_weights
@@ -38,15 +39,13 @@ class EvaluateUtilityConfig:
     """How to test the predictors."""
 
     output_dir: str = field(metadata={"help": "Folder of the whole run, which also gets metrics/utility.csv."})
-    num_resamples: int = field(default=1000, metadata={"help": "Resamples of the bootstrap. 0 gives no intervals."})
-    eval_batch_size: int = field(default=250, metadata={"help": "Images per forward pass and process."})
+    num_resamples: Natural = field(default=1000, metadata={"help": "Resamples of the bootstrap. 0 gives no intervals."})
+    eval_batch_size: Count = field(default=250, metadata={"help": "Images per forward pass and process."})
     mixed_precision: Precision = field(default="no", metadata={"help": PRECISION_HELP})
-    seed: int = field(default=0, metadata={"help": "Seed of the bootstrap; the table names it."})
+    seed: Natural = field(default=0, metadata={"help": "Seed of the bootstrap; the table names it."})
 
     def __post_init__(self) -> None:
-        for name, least in (("num_resamples", 0), ("eval_batch_size", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
+        check_fields(self)
 
 
 def load_predictors(output_dir: str, graph: CausalGraph) -> dict[tuple[str, str], AttributeClassifier]:

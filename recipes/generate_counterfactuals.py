@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from os.path import isfile  # unlike Path.is_file, False of what cannot be the name of a file
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from softcft import CausalGraph, CounterfactualBackbone
+from softcft.arguments import Count, Natural, Range, check_fields
 from softcft.data.pixels import encode_pixels
 from softcft.data.schema import ImageAttributeDataset, random_part, to_eight_bits
 from softcft.data.sources import DataConfig, load_data
@@ -67,24 +68,19 @@ class GenerateConfig:
     attributes: list[str] | None = field(
         default=None, metadata={"help": "Variables to intervene on, one at a time. Left out: all discrete ones."}
     )
-    values_per_image: int = field(
+    values_per_image: Count = field(
         default=1, metadata={"help": "Number of counterfactuals of an image under a continuous variable."}
     )
-    num_images: int | None = field(
+    num_images: Annotated[int, Range(2)] | None = field(
         default=None,
         metadata={"help": "Only so many training images that miss no value, drawn by --data_seed. Left out: all."},
     )
-    generate_batch_size: int = field(default=256, metadata={"help": "Images per forward pass and process."})
+    generate_batch_size: Count = field(default=256, metadata={"help": "Images per forward pass and process."})
     mixed_precision: Precision = field(default="no", metadata={"help": PRECISION_HELP})
-    seed: int = field(default=0, metadata={"help": "Seed of abduction, and of the values of continuous variables."})
+    seed: Natural = field(default=0, metadata={"help": "Seed of abduction, and of the values of continuous variables."})
 
     def __post_init__(self) -> None:
-        for name in ("values_per_image", "num_images", "generate_batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < (least := 2 if name == "num_images" else 1):
-                raise ValueError(f"--{name} must be at least {least}, got {value}.")
-        if self.seed < 0:
-            raise ValueError(f"--seed must be >= 0, got {self.seed}.")
+        check_fields(self)
         self.pipelines = self.pipelines or [str(Path(self.output_dir, cft)) for cft in PUBLISHED_CFT]
         names = [Path(folder).name for folder in self.pipelines]
         if len(set(names)) < len(names) or not set(names) <= set(CFT_NAMES):

@@ -32,7 +32,7 @@ from diffusers import AutoencoderKL
 
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, HVAEModel
 from softcft.cft.verdict import read_sentence
-from softcft.data.sources import DataConfig, SubsetConfig, UtilityConfig
+from softcft.data.sources import DataConfig, SubsetConfig
 from softcft.evaluation.report import CFT_NAMES, PUBLISHED_CFT
 from softcft.hub.publish import HubConfig
 from softcft.models.denoiser import UNETS
@@ -47,6 +47,7 @@ from softcft.training.config import (
     SolverConfig,
     TrainingConfig,
     TrunkConfig,
+    UtilityConfig,
     given_settings,
     refuse_for_hvae,
 )

@@ -43,7 +43,7 @@ from torch.utils.data import DataLoader, Subset
 from softcft import AttributeClassifier, CausalGraph
 from softcft.data.own import read_table
 from softcft.data.schema import ImageAttributeDataset, check_known, random_part, scale_pixels
-from softcft.data.sources import DataConfig, SubsetConfig, UtilityConfig, load_data, subjects_of, training_images
+from softcft.data.sources import DataConfig, SubsetConfig, load_data, subjects_of, training_images
 from softcft.evaluation.metrics import variable_metrics
 from softcft.evaluation.sight import measure_sight
 from softcft.hub.publish import HubConfig
@@ -51,7 +51,7 @@ from softcft.models.sight import not_seen
 from softcft.models.trunk import PretrainedTrunk, read_trunk
 from softcft.training.augmentation import AugmentationConfig
 from softcft.training.checkpoints import save_whole
-from softcft.training.config import TrainingConfig, TrunkConfig
+from softcft.training.config import TrainingConfig, TrunkConfig, UtilityConfig
 from softcft.training.loop import train
 from softcft.training.objectives import ClassifierObjective
 from softcft.training.parsing import model_arguments, parse_config

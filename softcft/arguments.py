@@ -11,14 +11,25 @@ import math
 import reprlib
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ParamSpec, TypeVar
+from numbers import Integral, Real
+from types import UnionType
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 
 __all__ = [
+    "Count",
+    "Natural",
+    "NotNegative",
+    "Positive",
+    "ProperShare",
+    "Range",
+    "Share",
     "check_choice",
+    "check_fields",
     "check_flag",
     "check_generator",
     "check_number",
@@ -128,10 +139,73 @@ def check_flag(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be True or False, got {shown(value)}.")
 
 
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Raise ValueError if ``value`` is not one of some words."""
-    if not isinstance(value, str) or value not in choices:  # an array is compared entry by entry
+def check_choice(name: str, value: Any, choices: Sequence[str | int]) -> None:
+    """Raise ValueError if ``value`` is not one of some words or numbers."""
+    if (
+        not isinstance(value, str | int) or isinstance(value, bool) or value not in choices
+    ):  # an array is compared entry by entry
         raise ValueError(f"{name} must be one of {list(choices)}, got {shown(value)}.")
+
+
+@dataclass(frozen=True)
+class Range:
+    """The range of a number, as metadata of its type: ``Annotated[int, Range(1)]``. See :func:`check_fields`.
+
+    Attributes:
+        low: The lower end.
+        high: The upper end.
+        has_low: Whether the lower end is in the range.
+        has_high: Whether the upper end is in the range; of ``math.inf`` whether infinity is.
+    """
+
+    low: float
+    high: float = math.inf
+    has_low: bool = True
+    has_high: bool = True
+
+    def __contains__(self, value: Any) -> bool:  # NaN is in no range
+        above = self.low <= value if self.has_low else self.low < value
+        return above and (value <= self.high if self.has_high else value < self.high)
+
+    def __str__(self) -> str:
+        if self.high < math.inf:
+            return f"in {'[' if self.has_low else '('}{self.low}, {self.high}{']' if self.has_high else ')'}"
+        return f"{'at least' if self.has_low else '>'} {self.low}" + " and finite" * (not self.has_high)
+
+
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, has_low=False)]
+NotNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+ProperShare = Annotated[float, Range(0, 1, has_high=False)]
+
+
+def check_fields(settings: Any) -> None:
+    """Check the fields of a dataclass of settings, each of which is a flag, by their types.
+
+    Args:
+        settings: The dataclass. A field of type ``Literal`` must have one of its values, a field of a number with a
+            :class:`Range` must be within the range. Where None is of the type, None is allowed. Other fields are not
+            checked.
+
+    Raises:
+        ValueError: If a value is not allowed. The message names the flag, the value and what it must be.
+    """
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        value = getattr(settings, name)
+        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        if value is None and type(None) in options:
+            continue
+        for option in options:
+            if get_origin(option) is Literal:
+                check_choice(f"--{name}", value, get_args(option))
+            for limits in getattr(option, "__metadata__", ()):
+                is_whole = option.__origin__ is int
+                is_number = isinstance(value, Integral if is_whole else Real) and not isinstance(value, bool)
+                if not is_number or value not in limits:
+                    kind = "" if is_number else "a whole number, " if is_whole else "a number, "
+                    raise ValueError(f"--{name} must be {kind}{limits}, got {shown(value)}.")
 
 
 def is_hub_name(name: str) -> bool:

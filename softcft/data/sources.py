@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from datasets import Dataset, DatasetDict, IterableDataset
 
+from softcft.arguments import Count, Natural, check_fields
 from softcft.data.mimic_cxr import load_mimic_cxr
 from softcft.data.morphomnist import MORPHOMNIST_GRAPH, load_morphomnist
 from softcft.data.own import (
@@ -32,7 +33,7 @@ from softcft.data.streaming import StreamedImages, stream_splits
 from softcft.data.unread import left_out
 from softcft.graph import CausalGraph
 
-__all__ = ["DataConfig", "SubsetConfig", "UtilityConfig", "load_data", "subjects_of", "training_images"]
+__all__ = ["DataConfig", "SubsetConfig", "load_data", "subjects_of", "training_images"]
 
 logger = logging.getLogger(__name__)
 
@@ -78,18 +79,18 @@ class DataConfig:
     image_channels: Literal[1, 3] | None = field(
         default=None, metadata={"help": "1 for grey, 3 for colour. Left out: as the first training image is."}
     )
-    num_train: int | None = field(
+    num_train: Count | None = field(
         default=None,
         metadata={"help": "Number of training images. Left out: phantom 20,000; else all that are left for it."},
     )
-    num_validation: int | None = field(
+    num_validation: Count | None = field(
         default=None,
         metadata={
             "help": "Number of validation images. Left out: phantom 2,000; morphomnist 5,000 of the training's; else "
             "the validation split, or a tenth of the training split where there is none."
         },
     )
-    num_test: int | None = field(
+    num_test: Count | None = field(
         default=None,
         metadata={
             "help": "Number of test images. Left out: phantom 10,000; else the test split, or a fifth of the training "
@@ -103,7 +104,7 @@ class DataConfig:
             "are made. A data set that has its splits keeps them."
         },
     )
-    data_seed: int = field(
+    data_seed: Natural = field(
         default=0, metadata={"help": "Seed of the phantom's images, and of the choice of rows that is made here."}
     )
     streaming: bool = field(
@@ -120,15 +121,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         self.dataset_name = os.path.expanduser(self.dataset_name)  # a shell leaves --dataset_name=~/x as it is
         self.data_dir = None if self.data_dir is None else os.path.expanduser(self.data_dir)
-        for name in ("num_train", "num_validation", "num_test"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}; leave it out for the default.")
-        if self.data_seed < 0:
-            raise ValueError(f"--data_seed must be >= 0, got {self.data_seed}.")
-        for name, choices in (("image_channels", (1, 3, None)), ("on_error", ("skip", "raise"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"--{name} must be one of {choices}, got {getattr(self, name)!r}.")
+        check_fields(self)
         if self.sample_size < 1 or (self.dataset_name == "phantom" and self.sample_size < 16):
             raise ValueError(f"--sample_size must be at least 16 for the phantom, else 1, got {self.sample_size}.")
         if self.dataset_name == "morphomnist" and self.sample_size != 32:
@@ -164,42 +157,7 @@ class SubsetConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.half not in ("even", "odd", "all"):
-            raise ValueError(f"--half must be 'even', 'odd' or 'all', got {self.half!r}.")
-
-
-@dataclass(kw_only=True)
-class UtilityConfig:
-    """What a predictor of the paper's Table 2 learns from.
-
-    Raises:
-        ValueError: If ``train_on`` names no set of counterfactuals, or there are too few images.
-    """
-
-    train_on: str = field(
-        default="real",
-        metadata={
-            "help": "Counterfactuals, CFT/ATTRIBUTE, of generate_counterfactuals.py, soft/race for instance, or the "
-            "real images."
-        },
-    )
-    num_images: int | None = field(
-        default=None,
-        metadata={
-            "help": "Number of training images to learn from, or whose counterfactuals to learn from: some that miss "
-            "no value, drawn by --data_seed, as in generate_counterfactuals.py. Left out: all."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        cft, _, attribute = self.train_on.partition("/")
-        if self.train_on != "real" and (cft not in ("none", "hard", "soft", "matched") or not attribute):
-            raise ValueError(
-                "--train_on must be real or one of none, hard, soft, matched, a slash and a variable, got "
-                f"{self.train_on!r}."
-            )
-        if self.num_images is not None and self.num_images < 2:
-            raise ValueError(f"--num_images must be at least 2, got {self.num_images}.")
+        check_fields(self)
 
 
 def training_images(

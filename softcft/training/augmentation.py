@@ -15,6 +15,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from torch.nn import functional as F
 
+from softcft.arguments import ProperShare, check_fields
 from softcft.noise import Generator, uniform
 
 __all__ = ["AugmentationConfig", "random_change"]
@@ -34,28 +35,26 @@ class AugmentationConfig:
     random_flip: bool = field(
         default=False, metadata={"help": "Mirror half of the images, drawn at random, left to right."}
     )
-    random_shift: float = field(
+    random_shift: ProperShare = field(
         default=0.0,
         metadata={"help": "Move images by up to this share of their side, in each direction; the rim is mirrored in."},
     )
-    random_zoom: float = field(
+    random_zoom: ProperShare = field(
         default=0.0, metadata={"help": "Make what they show larger or smaller by up to this share."}
     )
-    random_brightness: float = field(
+    random_brightness: ProperShare = field(
         default=0.0,
         metadata={
             "help": "Add up to this share of the range from black to white; change contrast by up to this share."
         },
     )
-    random_noise: float = field(
+    random_noise: ProperShare = field(
         default=0.0,
         metadata={"help": "Add noise of up to this share of the standard deviation of the image's pixels."},
     )
 
     def __post_init__(self) -> None:
-        for name in ("random_shift", "random_zoom", "random_brightness", "random_noise"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}.")
+        check_fields(self)
 
 
 def random_change(

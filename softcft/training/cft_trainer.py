@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from tqdm.auto import tqdm
 
+from softcft.arguments import Count, NotNegative, check_fields
+from softcft.cft import CFTMode
 from softcft.cft.constraint import LagrangianConstraint
 from softcft.cft.matched import FEWEST, Reference
 from softcft.counterfactuals.backbone import CounterfactualBackbone
@@ -41,7 +43,7 @@ class CFTConfig:
         ValueError: If a value is out of range. The message names the flag.
     """
 
-    cft: Literal["none", "hard", "soft", "matched"] = field(
+    cft: CFTMode = field(
         default="soft",
         metadata={
             "help": "Target for attributes that the intervention must not move: their label (hard), or the guide's "
@@ -49,11 +51,11 @@ class CFTConfig:
             "says of real images is the target for those that it moves, in place of labels. none: no fine-tuning."
         },
     )
-    damping: float = field(
+    damping: NotNegative = field(
         default=100.0,
         metadata={"help": "Weight of the squared violation of the fidelity constraint (published: 10 to 100)."},
     )
-    multiplier_learning_rate: float = field(
+    multiplier_learning_rate: NotNegative = field(
         default=0.1, metadata={"help": "Step of the Lagrange multiplier's ascent, per nat of violation."}
     )
     published: bool = field(
@@ -65,17 +67,17 @@ class CFTConfig:
             "(--minimality and random changes such as --random_shift have no effect)."
         },
     )
-    slack_images: int = field(
+    slack_images: Count = field(
         default=2048, metadata={"help": "Random training images on which the pretrained fidelity is measured."}
     )
-    reference_images: int = field(
+    reference_images: Count = field(
         default=10_000,
         metadata={
             "help": "For matched: random training images among which the guide's predictions are ranked, and of which "
             "average effects are measured."
         },
     )
-    minimality: float | None = field(
+    minimality: NotNegative | None = field(
         default=None,
         metadata={
             "help": "Weight of how much the images change, in nats per grey level of the mean absolute change: of all "
@@ -85,16 +87,9 @@ class CFTConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.cft not in ("none", "hard", "soft", "matched"):
-            raise ValueError(f"--cft must be 'none', 'hard', 'soft' or 'matched', got {self.cft!r}.")
+        check_fields(self)
         if self.minimality is None:
             self.minimality = 0.02 if self.cft == "matched" else 0.0
-        for name in ("damping", "multiplier_learning_rate", "minimality"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"--{name} must be >= 0, got {getattr(self, name)}.")
-        for name in ("slack_images", "reference_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
 
 
 class CFTTrainer:

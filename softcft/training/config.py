@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args
 
-from softcft.arguments import check_number
+from softcft.arguments import Count, Natural, Positive, ProperShare, Range, Share, check_fields
+from softcft.cft import CFTMode
 from softcft.counterfactuals.diffusion_backbone import MOST_GUIDANCE, DiffusionBackbone
 from softcft.counterfactuals.hvae_backbone import HVAEBackbone
 from softcft.counterfactuals.solvers import Solver
@@ -24,7 +24,7 @@ __all__ = [
     "PatchConfig",
     "SolverConfig",
     "TrainingConfig",
-    "choices_of",
+    "UtilityConfig",
     "given_settings",
     "make_backbone",
     "refuse_for_hvae",
@@ -49,52 +49,56 @@ class TrainingConfig:
             "guide, judge, hvae, none, hard, soft) for checkpoints, metrics.jsonl, tracker logs and the model."
         }
     )
-    seed: int = field(
+    seed: Annotated[int, Range(0, 2**32, has_high=False)] = field(
         default=0, metadata={"help": "Seed of the data order and of all noise. Same seed, same machine: same model."}
     )
-    max_train_steps: int = field(default=10_000, metadata={"help": "Number of optimizer steps, skipped ones included."})
-    train_batch_size: int = field(default=32, metadata={"help": "Images per forward pass and process."})
-    gradient_accumulation_steps: int = field(
+    max_train_steps: Count = field(
+        default=10_000, metadata={"help": "Number of optimizer steps, skipped ones included."}
+    )
+    train_batch_size: Count = field(default=32, metadata={"help": "Images per forward pass and process."})
+    gradient_accumulation_steps: Count = field(
         default=1,
         metadata={
             "help": "Forward passes per optimizer step. The effective batch is train_batch_size times this times the "
             "number of processes: raise this when a batch does not fit into memory."
         },
     )
-    learning_rate: float = field(
+    learning_rate: Annotated[float, Range(0, has_low=False, has_high=False)] = field(
         default=1e-3,
         metadata={
             "help": "Peak learning rate of AdamW. 1e-3 suits training from scratch; fine-tuning wants 5e-6 to 1e-4."
         },
     )
-    adam_beta1: float = field(default=0.9, metadata={"help": "Decay of AdamW's mean of the gradient."})
-    adam_beta2: float = field(
+    adam_beta1: ProperShare = field(default=0.9, metadata={"help": "Decay of AdamW's mean of the gradient."})
+    adam_beta2: ProperShare = field(
         default=0.9,
         metadata={
             "help": "Decay of AdamW's mean of the squared gradient. 0.9 (not the usual 0.999) follows the rare, large "
             "gradients of a hierarchical VAE more closely."
         },
     )
-    adam_weight_decay: float = field(default=0.01, metadata={"help": "Decoupled weight decay of AdamW."})
+    adam_weight_decay: Annotated[float, Range(0, has_high=False)] = field(
+        default=0.01, metadata={"help": "Decoupled weight decay of AdamW."}
+    )
     lr_scheduler: Literal["constant_with_warmup", "cosine"] = field(
         default="constant_with_warmup",
         metadata={"help": "Learning rate after the warm-up: held, or lowered to 0 at max_train_steps along a cosine."},
     )
-    lr_warmup_steps: int = field(
+    lr_warmup_steps: Natural = field(
         default=100, metadata={"help": "Steps over which the learning rate rises linearly from 0. 0 turns it off."}
     )
-    max_grad_norm: float = field(
+    max_grad_norm: Positive = field(
         default=350.0,
         metadata={"help": "Gradients are scaled down to this global L2 norm, if theirs is larger. inf turns it off."},
     )
-    skip_grad_norm: float = field(
+    skip_grad_norm: Positive = field(
         default=500.0,
         metadata={
             "help": "A step whose gradient norm before clipping is above this leaves the weights alone; so does, "
             "whatever this is, one whose loss or gradient is not finite. metrics.jsonl counts them as 'skipped'."
         },
     )
-    ema_decay: float = field(
+    ema_decay: ProperShare = field(
         default=0.999,
         metadata={
             "help": "Decay of the moving average of the weights, which is what training returns. It starts at "
@@ -102,11 +106,11 @@ class TrainingConfig:
         },
     )
     mixed_precision: Precision = field(default="no", metadata={"help": PRECISION_HELP})
-    checkpointing_steps: int = field(
+    checkpointing_steps: Natural = field(
         default=500,
         metadata={"help": "Save a resumable checkpoint each so many steps, and at the end. 0 turns it off."},
     )
-    checkpoints_total_limit: int = field(
+    checkpoints_total_limit: Natural = field(
         default=3, metadata={"help": "Keep the newest so many checkpoints and delete older ones. 0 keeps all."}
     )
     resume_from_checkpoint: str | None = field(
@@ -116,45 +120,24 @@ class TrainingConfig:
             "starts anew where there is none yet, so a job that may be requeued can always pass it."
         },
     )
-    logging_steps: int = field(
+    logging_steps: Count = field(
         default=50, metadata={"help": "Write a line of averages to metrics.jsonl each so many steps, and at the end."}
     )
     report_to: Literal["tensorboard", "trackio", "wandb"] | None = field(
         default=None, metadata={"help": "Experiment tracker that gets the lines of metrics.jsonl too."}
     )
-    dataloader_num_workers: int = field(
+    dataloader_num_workers: Natural = field(
         default=0, metadata={"help": "Processes that load data beside the training. 0 loads in the training process."}
     )
 
     def __post_init__(self) -> None:
-        for name in ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "logging_steps"):
-            self._check(name, getattr(self, name) >= 1, "at least 1")
-        self._check("seed", 0 <= self.seed < 2**32, "in [0, 2**32), which is what NumPy takes")
-        for name in (
-            "lr_warmup_steps",
-            "checkpointing_steps",
-            "checkpoints_total_limit",
-            "dataloader_num_workers",
-        ):
-            self._check(name, getattr(self, name) >= 0, ">= 0")
-        for name in ("adam_beta1", "adam_beta2", "ema_decay"):
-            self._check(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        for name in ("max_grad_norm", "skip_grad_norm"):  # inf is a fair value; NaN fails the comparison
-            self._check(name, getattr(self, name) > 0, "> 0")
-        self._check("learning_rate", 0 < self.learning_rate < math.inf, "> 0 and finite")
-        self._check("adam_weight_decay", 0 <= self.adam_weight_decay < math.inf, ">= 0 and finite")
-        self._check("output_dir", bool(self.output_dir), "a folder")
-        for name in ("lr_scheduler", "mixed_precision", "report_to"):
-            choices = choices_of(get_type_hints(type(self))[name])
-            self._check(name, getattr(self, name) in choices, f"one of {choices}")
+        check_fields(self)
+        if not self.output_dir:
+            raise ValueError(f"--output_dir must be a folder, got {self.output_dir!r}.")
         if self.report_to is not None and importlib.util.find_spec(self.report_to) is None:
             raise ValueError(
                 f"--report_to {self.report_to} needs a package that is not installed: pip install {self.report_to}"
             )
-
-    def _check(self, name: str, holds: bool, rule: str) -> None:
-        if not holds:
-            raise ValueError(f"--{name} must be {rule}, got {getattr(self, name)!r}.")
 
 
 @dataclass(kw_only=True)
@@ -177,13 +160,12 @@ class PatchConfig:
         ValueError: If the value is out of range.
     """
 
-    patch_size: int = field(
+    patch_size: Count = field(
         default=4, metadata={"help": "Side of the patches of pixels that are folded into channels; 1 is none."}
     )
 
     def __post_init__(self) -> None:
-        if self.patch_size < 1:
-            raise ValueError(f"--patch_size must be at least 1, got {self.patch_size}.")
+        check_fields(self)
 
 
 @dataclass(kw_only=True)
@@ -221,17 +203,17 @@ class DiffusionConfig:
     prediction_type: Literal["epsilon", "v_prediction"] = field(
         default="v_prediction", metadata={"help": "What a new network predicts: the noise, or the velocity."}
     )
-    condition_dropout: float = field(
+    condition_dropout: Share = field(
         default=CONDITION_DROPOUT,
         metadata={"help": "Share of the images that lose some or all of their attributes, for guidance."},
     )
-    min_snr_gamma: float = field(
+    min_snr_gamma: Positive = field(
         default=MIN_SNR_GAMMA,
         metadata={
             "help": "Largest weight of an image's error, see min-SNR weighting; inf for the plain error of the noise."
         },
     )
-    patch_size: int = field(
+    patch_size: Count = field(
         default=1,
         metadata={
             "help": "Side of the patches of pixels that a new network sees as channels, for most of the work is at "
@@ -255,16 +237,7 @@ class DiffusionConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.unet not in ("UNet2DModel", "UNet2DConditionModel"):
-            raise ValueError(f"--unet must be 'UNet2DModel' or 'UNet2DConditionModel', got {self.unet!r}.")
-        if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(f"--prediction_type must be 'epsilon' or 'v_prediction', got {self.prediction_type!r}.")
-        if not 0 <= self.condition_dropout <= 1:
-            raise ValueError(f"--condition_dropout must be in [0, 1], got {self.condition_dropout}.")
-        if not self.min_snr_gamma > 0:
-            raise ValueError(f"--min_snr_gamma must be > 0, got {self.min_snr_gamma}.")
-        if self.patch_size < 1:
-            raise ValueError(f"--patch_size must be at least 1, got {self.patch_size}.")
+        check_fields(self)
         if self.vae_dir is not None and not self.latents:
             raise ValueError("--vae_dir is for models of its latents; add --latents, or leave it out.")
         if self.patch_size > 1 and self.latents:
@@ -283,29 +256,22 @@ class SolverConfig:
         ValueError: If a value is out of range.
     """
 
-    num_inference_steps: int | None = field(
+    num_inference_steps: Annotated[int, Range(2)] | None = field(
         default=None,
         metadata={"help": "Diffusion only: levels of noise; must divide its training steps. 50 if left out."},
     )
-    abduction: Literal["bdia", "ddim"] | None = field(
+    abduction: Solver | None = field(
         default=None, metadata={"help": "Diffusion only: the solver; bdia, which is exact, if left out."}
     )
-    guidance_scale: float | None = field(
+    guidance_scale: Annotated[float, Range(0, MOST_GUIDANCE)] | None = field(
         default=None, metadata={"help": "Diffusion only: weight of the attributes in prediction; 1 if left out."}
     )
-    invariant_guidance_scale: float | None = field(
+    invariant_guidance_scale: Annotated[float, Range(0, MOST_GUIDANCE)] | None = field(
         default=None, metadata={"help": "Diffusion only: weight of the attributes that stay; not apart if left out."}
     )
 
     def __post_init__(self) -> None:
-        if self.num_inference_steps is not None and self.num_inference_steps < 2:
-            raise ValueError(f"--num_inference_steps must be at least 2, got {self.num_inference_steps}.")
-        if self.abduction not in (None, *get_args(Solver)):
-            raise ValueError(f"--abduction must be one of {list(get_args(Solver))}, got {self.abduction!r}.")
-        for name in ("guidance_scale", "invariant_guidance_scale"):
-            scale = getattr(self, name)
-            if scale is not None:
-                check_number(f"--{name}", scale, least=0, most=MOST_GUIDANCE)
+        check_fields(self)
 
 
 @dataclass(kw_only=True)
@@ -316,19 +282,19 @@ class DiffusionTuningConfig:
         ValueError: If a value is out of range, or peft is needed and not installed.
     """
 
-    gradient_steps: int | None = field(
+    gradient_steps: Count | None = field(
         default=None,
         metadata={"help": "Diffusion only: gradients flow through the last so many steps; all if left out."},
     )
-    condition_dropout: float | None = field(
+    condition_dropout: Share | None = field(
         default=None,
         metadata={"help": f"Diffusion only: of the fidelity, as in training; {CONDITION_DROPOUT} if left out."},
     )
-    min_snr_gamma: float | None = field(
+    min_snr_gamma: Positive | None = field(
         default=None,
         metadata={"help": f"Diffusion only: of the fidelity, as in training; {MIN_SNR_GAMMA} if left out."},
     )
-    lora_rank: int | None = field(
+    lora_rank: Count | None = field(
         default=None,
         metadata={
             "help": "Diffusion only: train adapters of this rank on each layer of the UNet (and the encoder of its "
@@ -337,15 +303,42 @@ class DiffusionTuningConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("gradient_steps", "lora_rank"):
-            if (number := getattr(self, name)) is not None and number < 1:
-                raise ValueError(f"--{name} must be at least 1, got {number}.")
-        if self.condition_dropout is not None and not 0 <= self.condition_dropout <= 1:
-            raise ValueError(f"--condition_dropout must be in [0, 1], got {self.condition_dropout}.")
-        if self.min_snr_gamma is not None and not self.min_snr_gamma > 0:
-            raise ValueError(f"--min_snr_gamma must be > 0, got {self.min_snr_gamma}.")
+        check_fields(self)
         if self.lora_rank is not None and importlib.util.find_spec("peft") is None:
             raise ValueError("--lora_rank needs a package that is not installed: pip install peft")
+
+
+@dataclass(kw_only=True)
+class UtilityConfig:
+    """What a predictor of the paper's Table 2 learns from.
+
+    Raises:
+        ValueError: If ``train_on`` names no set of counterfactuals, or there are too few images.
+    """
+
+    train_on: str = field(
+        default="real",
+        metadata={
+            "help": "Counterfactuals, CFT/ATTRIBUTE, of generate_counterfactuals.py, soft/race for instance, or the "
+            "real images."
+        },
+    )
+    num_images: Annotated[int, Range(2)] | None = field(
+        default=None,
+        metadata={
+            "help": "Number of training images to learn from, or whose counterfactuals to learn from: some that miss "
+            "no value, drawn by --data_seed, as in generate_counterfactuals.py. Left out: all."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        cft, _, attribute = self.train_on.partition("/")
+        if self.train_on != "real" and (cft not in get_args(CFTMode) or not attribute):
+            raise ValueError(
+                f"--train_on must be real or one of {', '.join(get_args(CFTMode))}, a slash and a variable, got "
+                f"{self.train_on!r}."
+            )
 
 
 def given_settings(*configs: SolverConfig | DiffusionTuningConfig) -> dict[str, Any]:
@@ -373,10 +366,3 @@ def make_backbone(
         return pipeline.backbone(**settings)
     refuse_for_hvae(*configs)
     return pipeline.backbone()
-
-
-def choices_of(hint: Any) -> list[Any]:
-    """The values that a Literal, or a union of Literals and None, allows."""
-    if get_origin(hint) is Literal:
-        return list(get_args(hint))
-    return [choice for option in get_args(hint) for choice in ([None] if option is type(None) else choices_of(option))]

@@ -48,7 +48,6 @@ from transformers import HfArgumentParser
 
 from softcft.arguments import is_finite, shown
 from softcft.training.checkpoints import CONFIG, replace_file
-from softcft.training.config import choices_of
 
 __all__ = ["SECTIONS", "model_arguments", "parse_config", "read_config", "write_config"]
 
@@ -354,7 +353,7 @@ def _cast(value: Any, hint: Any, where: str) -> Any:
         return value
     if hint in (bool, str) and isinstance(value, hint):
         return value
-    expected = f"one of {choices_of(hint)}" if get_origin(hint) is Literal else getattr(hint, "__name__", str(hint))
+    expected = f"one of {list(get_args(hint))}" if get_origin(hint) is Literal else getattr(hint, "__name__", str(hint))
     raise ValueError(f"{where} must be {expected}, got {shown(value)} ({type(value).__name__}).")
 
 

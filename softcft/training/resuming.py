@@ -15,9 +15,9 @@ from typing import Any
 
 from accelerate.logging import get_logger
 
-from softcft.data.sources import DataConfig, SubsetConfig, UtilityConfig
+from softcft.data.sources import DataConfig, SubsetConfig
 from softcft.training.checkpoints import CONFIG, checkpoint_to_resume
-from softcft.training.config import MemoryConfig, TrainingConfig
+from softcft.training.config import MemoryConfig, TrainingConfig, UtilityConfig
 from softcft.training.parsing import read_config
 
 __all__ = ["record_changes"]

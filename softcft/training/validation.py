@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from softcft.arguments import Natural, check_fields
 from softcft.data.schema import random_part, scale_pixels
 from softcft.models.classifier import AttributeClassifier
 from softcft.training.monitor import Look
@@ -27,7 +28,7 @@ class ValidationConfig:
         ValueError: If the value is out of range.
     """
 
-    validation_steps: int = field(
+    validation_steps: Natural = field(
         default=100,
         metadata={
             "help": f"Measure the loss on up to {MOST_IMAGES:,} random validation images each so many steps, and save "
@@ -36,8 +37,7 @@ class ValidationConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.validation_steps < 0:
-            raise ValueError(f"--validation_steps must be >= 0, got {self.validation_steps}.")
+        check_fields(self)
 
     def monitor(self, classifier: AttributeClassifier, dataset: Dataset[Any], seed: int) -> ValidationLoss | None:
         """Who watches the training of a classifier, see :class:`ValidationLoss`; None if nobody shall."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from softcft.arguments import Count, check_fields
 from softcft.cft.guidance import guidance_losses
 from softcft.cft.matched import Reference
 from softcft.cft.targets import TargetMode, counterfactual_targets
@@ -48,13 +49,12 @@ class WatchConfig:
             "looks in a row that find one fine-tuning ends."
         },
     )
-    watch_steps: int | None = field(
+    watch_steps: Count | None = field(
         default=None, metadata={"help": f"Steps between two looks; a {LOOKS}th of all if left out."}
     )
 
     def __post_init__(self) -> None:
-        if self.watch_steps is not None and self.watch_steps < 1:
-            raise ValueError(f"--watch_steps must be at least 1, got {self.watch_steps}; --watch false turns it off.")
+        check_fields(self)
 
 
 class Watch:

@@ -278,7 +278,7 @@ def test_a_set_is_not_mixed_of_two(generate: Generate, folder: Path, monkeypatch
         (["--num_images", "1"], r"--num_images must be at least 2, got 1"),
         (["--num_images", "65"], r"--num_images is 65, but only 64 training images miss no value"),
         (["--values_per_image", "0"], r"--values_per_image must be at least 1, got 0"),
-        (["--seed", "-1"], r"--seed must be >= 0, got -1"),
+        (["--seed", "-1"], r"--seed must be at least 0, got -1"),
         (["--streaming", "--dataset_name", "folder"], r"--streaming: counterfactuals belong to rows"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -283,7 +283,7 @@ def test_latents_wait_for_their_vae(
     [
         ({"guidance": {"hard": {}}}, "guidance.hard: the name is taken"),
         ({"guidance": {"cfg": {"scale": 2}}}, "guidance.cfg: unknown key 'scale'"),
-        ({"guidance": {"cfg": {"guidance_scale": "two"}}}, "--guidance_scale must be a finite number .*got 'two'"),
+        ({"guidance": {"cfg": {"guidance_scale": "two"}}}, "--guidance_scale must be .*got 'two'"),
         ({"cft": {"num_inference_steps": 1}}, "--num_inference_steps must be at least 2, got 1"),
         ({"cft": {"abduction": "edict"}}, "abduction.*'edict'"),
         ({"diffusion": {"model": {"channels": 8}}}, "diffusion.model: UNet2DModel takes no 'channels'"),
