@@ -84,6 +84,19 @@ REPLACED = {"trunk_dir": ("backbone", "image_mean", "image_std")}
 """Arguments of models that a flag sets. It goes before those of the file, which must not have both."""
 
 OWN_DATA = "own_data.yaml"
+SCALARS = {
+    "null": ("~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": ("true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": ("[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    "merge": ("<<", ["<"]),
+}
+"""What is no word, by the rules of YAML 1.2, and how it begins. Codes such as 007 and dates are words."""
+
 MOST_ENTRIES = 100_000  # of a YAML file: a few lines of aliases can stand for more than any memory holds
 
 
@@ -221,11 +234,10 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     """Shows each default, and the description with its line breaks."""
 
 
-CHANGED = (":bool", ":float", ":int", ":timestamp")  # scalars that PyYAML reads in its own way
-
-
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the booleans and numbers of YAML 1.2. Codes such as 007 and dates are words."""
+    """PyYAML's safe loader with the scalars of YAML 1.2, see :data:`SCALARS`."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012  # PyYAML reads this class attribute
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """A node's value. What PyYAML cannot make of a node it says in many ways, ``!!bool maybe`` by a KeyError."""
@@ -236,23 +248,15 @@ class _Loader(yaml.SafeLoader):
                 None, None, f"this is no {node.tag.rpartition(':')[2]}", node.start_mark
             ) from error
 
-    yaml_implicit_resolvers = {  # noqa: RUF012  # PyYAML reads this class attribute
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(CHANGED)]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+
+class _Dumper(yaml.SafeDumper):
+    """Puts what :class:`_Loader` would take for something else in quotes."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^([-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
-        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
-    ),
-    list("-+.0123456789"),
-)
+for kind, (pattern, first) in SCALARS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{pattern})$"), first)
 
 
 def _load(path: Path) -> Any:
@@ -293,15 +297,6 @@ def read_config(path: Path) -> dict[str, Any]:
         if name not in SECTIONS:
             raise ValueError(f"{path}: unknown section '{name}'{_suggest(name, SECTIONS)}")
     return config
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
-
-
-class _Dumper(yaml.SafeDumper):
-    """Puts what :class:`_Loader` would take for something else in quotes."""
-
-    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 def _default_config(argv: Sequence[str], default_config: Path) -> Path:

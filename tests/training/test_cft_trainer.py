@@ -370,11 +370,11 @@ def test_mechanisms_and_guide_must_share_their_graph(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"cft": "medium"}, "--cft must be 'none', 'hard', 'soft' or 'matched', got 'medium'"),
-        ({"damping": -1.0}, "--damping must be >= 0, got -1.0"),
-        ({"damping": math.nan}, "--damping must be >= 0, got nan"),
-        ({"multiplier_learning_rate": -0.1}, "--multiplier_learning_rate must be >= 0, got -0.1"),
-        ({"minimality": math.nan}, "--minimality must be >= 0, got nan"),
+        ({"cft": "medium"}, "--cft must be one of .*, got 'medium'"),
+        ({"damping": -1.0}, "--damping must be at least 0, got -1.0"),
+        ({"damping": math.nan}, "--damping must be at least 0, got nan"),
+        ({"multiplier_learning_rate": -0.1}, "--multiplier_learning_rate must be at least 0, got -0.1"),
+        ({"minimality": math.nan}, "--minimality must be at least 0, got nan"),
         ({"slack_images": 0}, "--slack_images must be at least 1, got 0"),
         ({"reference_images": 0}, "--reference_images must be at least 1, got 0"),
     ],
