@@ -15,14 +15,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
+from torch.utils.data import Subset
 
 from softcft import AttributeClassifier, CausalGraph
 from softcft.arguments import Count, Natural, check_fields
-from softcft.data.schema import ImageAttributeDataset, scale_pixels
+from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, load_data, subjects_of
 from softcft.evaluation.bootstrap import bootstrap_weights
+from softcft.evaluation.measuring import run_batches
 from softcft.evaluation.report import CFT_NAMES
 from softcft.evaluation.utility import REAL, utility_rows
 from softcft.training.parsing import parse_config, read_config
@@ -75,20 +75,17 @@ def load_predictors(output_dir: str, graph: CausalGraph) -> dict[tuple[str, str]
     return predictors
 
 
-@torch.inference_mode()
 def predict(
     predictors: dict[tuple[str, str], AttributeClassifier], images: Subset, batch_size: int, accelerator: Accelerator
 ) -> tuple[dict[tuple[str, str], torch.Tensor], torch.Tensor]:
     """Logits of each predictor and the labels of all images, (N, K), gathered from all processes."""
-    gathered = []
-    batches = accelerator.prepare(DataLoader(images, batch_size=batch_size))
-    for batch in tqdm(batches, desc="real images", disable=not accelerator.is_main_process):
-        image = scale_pixels(batch["image"])
-        with accelerator.autocast():
-            logits = torch.stack([predictor(image).logits for predictor in predictors.values()], dim=1)
-        gathered.append(accelerator.gather_for_metrics((logits.float().contiguous(), batch["parents"])))
-    logits, labels = (torch.cat(parts).cpu() for parts in zip(*gathered, strict=True))
-    return dict(zip(predictors, logits.unbind(1), strict=True)), labels
+
+    def measure(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        logits = torch.stack([predictor(batch["image"]).logits for predictor in predictors.values()], dim=1)
+        return {"logits": logits.float(), "labels": batch["parents"]}
+
+    seen = run_batches(accelerator, images, measure, batch_size, "real images")
+    return dict(zip(predictors, seen["logits"].unbind(1), strict=True)), seen["labels"]
 
 
 def main() -> None:

@@ -3,12 +3,15 @@
 Importing softcft is what lets ``DiffusionPipeline.from_pretrained`` load its pipelines.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from softcft import _diffusers
 
 if TYPE_CHECKING:
     from softcft._api import *
+    from softcft.evaluation.evaluate import evaluate
+    from softcft.evaluation.generation import generate_counterfactuals
 
 __version__ = "0.1.0"
 
@@ -30,17 +33,23 @@ __all__ = [
     "ParentEncoder",
     "Variable",
     "__version__",
+    "evaluate",
     "example_model",
+    "generate_counterfactuals",
 ]
+
+ELSEWHERE = {
+    "evaluate": "softcft.evaluation.evaluate",
+    "generate_counterfactuals": "softcft.evaluation.generation",
+}
+"""Names that _api.py does not import: they need pandas and matplotlib."""
 
 
 def __getattr__(name: str) -> Any:
     """A public name, when it is first asked for: pipelines and models of diffusers take seconds to import."""
     if name not in __all__:
         raise AttributeError(f"module 'softcft' has no attribute {name!r}")
-    from softcft import _api
-
-    globals()[name] = getattr(_api, name)
+    globals()[name] = getattr(importlib.import_module(ELSEWHERE.get(name, "softcft._api")), name)
     return globals()[name]
 
 

@@ -205,11 +205,11 @@ def load_pipeline(folder: str | Path, graph: CausalGraph, sample_size: int) -> D
     """
     pipeline = load_safetensors(DiffusionPipeline, folder)
     if not hasattr(pipeline, "causal_graph"):
-        raise ValueError(f"--pipelines: {folder} holds a {type(pipeline).__name__}, and no pipeline of softcft.")
+        raise ValueError(f"{folder} holds a {type(pipeline).__name__}, and no pipeline of softcft.")
     if pipeline.causal_graph != graph:
-        raise ValueError(f"--pipelines: {folder} was trained with another graph than that of --config.")
+        raise ValueError(f"{folder} was trained with another graph than that of the data.")
     if pipeline.image_format.size != sample_size:
-        raise ValueError(f"--sample_size is {sample_size}, but {folder} was trained with {pipeline.image_format.size}.")
+        raise ValueError(f"sample_size is {sample_size}, but {folder} was trained with {pipeline.image_format.size}.")
     return pipeline
 
 

@@ -8,6 +8,8 @@ import yaml
 from hypothesis import strategies as st
 
 from softcft.data.sources import DataConfig, SubsetConfig
+from softcft.evaluation.evaluate import EvaluationSettings
+from softcft.evaluation.generation import GenerationSettings
 from softcft.hub.publish import HubConfig
 from softcft.training.augmentation import AugmentationConfig
 from softcft.training.cft_trainer import CFTConfig
@@ -31,8 +33,9 @@ RECIPES: dict[str, tuple[type, ...]] = {
     "diffusion": (DataConfig, TrainingConfig, MemoryConfig, DiffusionConfig),
     "cft": (DataConfig, SubsetConfig, TrainingConfig, MemoryConfig, CFTConfig, AugmentationConfig, WatchConfig,
             SolverConfig, DiffusionTuningConfig, load_recipe("soft_cft").PretrainedConfig),
-    "evaluate": (DataConfig, load_recipe("evaluate").EvaluateConfig, SolverConfig),
-    "generate": (DataConfig, load_recipe("generate_counterfactuals").GenerateConfig, SolverConfig),
+    "evaluate": (DataConfig, load_recipe("evaluate").EvaluateConfig, EvaluationSettings, SolverConfig),
+    "generate": (DataConfig, load_recipe("generate_counterfactuals").GenerateConfig, GenerationSettings,
+                 SolverConfig),
 }  # fmt: skip
 """What recipes read, by section."""
 

@@ -254,8 +254,9 @@ def test_where_the_data_cannot_be_prepared_all_processes_of_every_recipe_end(tmp
 COUNT = """
 import json, sys; sys.path.insert(0, sys.argv[1])
 from types import SimpleNamespace
-import torch, evaluate, evaluate_utility
+import torch, evaluate_utility
 from accelerate import Accelerator
+from softcft.evaluation.measuring import run_batches
 
 def picture(index):
     return {"image": torch.full((1, 2, 2), index, dtype=torch.uint8), "parents": torch.tensor([float(index)])}
@@ -268,9 +269,10 @@ assert accelerator.num_processes == 3
 for number in (1, 2, 3, 4, 7, 20):
     for batch_size in (1, 2, 3, 250):
         images, expected = [picture(index) for index in range(number)], torch.arange(number).float()
-        settings = SimpleNamespace(eval_batch_size=batch_size)
-        one = evaluate.Evaluation(settings, None, [], None, None, None, None, None, None, accelerator)
-        measured = one.run(images, lambda batch: {"seen": see(batch["image"]).logits[:, 0]}, "test")["seen"]
+        def measure(batch):
+            return {"seen": see(batch["image"]).logits[:, 0]}
+
+        measured = run_batches(accelerator, images, measure, batch_size, "test")["seen"]
         logits, labels = evaluate_utility.predict({"real": see}, images, batch_size, accelerator)
         for name, values in (("evaluate", measured), ("logits", logits["real"][:, 0]), ("labels", labels[:, 0])):
             if values.shape != expected.shape or (values - expected).abs().max() > 1e-3:

@@ -23,6 +23,7 @@ from softcft import DSCMPipeline, HVAEBackbone
 from softcft.data.own import read_table
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.schema import ImageAttributeDataset
+from softcft.evaluation import generation
 from softcft.evaluation.effectiveness import image_generators
 from softcft.training.parsing import parse_config
 from tests.killed import run_until_killed
@@ -54,12 +55,13 @@ def generate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Generate
 
     def generate(output: str, *flags: str, config: Path = TINY, **changes: Any) -> Path:
         recipe = load_recipe("generate_counterfactuals")
-        for name, value in {"SHARD": SHARD, **changes}.items():
-            monkeypatch.setattr(recipe, name, value)
         command = ["--config", str(config), "--pipelines", "runs/soft", "--output_dir", output, *flags]
         monkeypatch.setattr(sys, "argv", ["generate_counterfactuals.py", *command])
         AcceleratorState._reset_state(reset_partial_state=True)
-        recipe.main()
+        with monkeypatch.context() as patch:
+            for name, value in {"SHARD": SHARD, **changes}.items():
+                patch.setattr(generation, name, value)
+            recipe.main()
         return folder / output / "counterfactuals" / "soft"
 
     monkeypatch.chdir(folder)
@@ -154,18 +156,17 @@ def test_a_run_that_was_stopped_goes_on_and_makes_the_same_files(
     generate: Generate, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = contents(generate("whole", "--attributes", "race", "sex"))
-    original = load_recipe("generate_counterfactuals")
-    original.SHARD = SHARD
+    original = generation._generate
 
     def stop(made: Any, shard: int, *arguments: Any) -> Iterator[list[dict[str, list[Any]]]]:
-        batches = original.generate(made, shard, *arguments)
+        batches = original(made, shard, *arguments)
         yield next(batches)
         if shard == 1:
             raise KeyboardInterrupt
         yield from batches
 
     with pytest.raises(KeyboardInterrupt):
-        generate("stopped", "--attributes", "race", "sex", generate=stop)
+        generate("stopped", "--attributes", "race", "sex", _generate=stop)
     sets = folder / "stopped" / "counterfactuals" / "soft"
     assert list(contents(sets)) == [f"{name}/train-00000-of-00004.parquet" for name in ("race", "sex")]
     for hidden in sets.rglob(".*.parquet"):
@@ -187,7 +188,8 @@ def test_a_run_that_is_killed_leaves_no_half_file_and_goes_on(generate: Generate
     script = folder / "generate.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(RECIPES)!r})\n"
-        f"import generate_counterfactuals as recipe; recipe.SHARD = {SHARD}; recipe.main()\n"
+        f"import generate_counterfactuals; from softcft.evaluation import generation\n"
+        f"generation.SHARD = {SHARD}; generate_counterfactuals.main()\n"
     )
     flags = ["--config", str(TINY), "--pipelines", "runs/soft", "--output_dir", "killed", "--attributes", "race", "sex"]
     run_until_killed(script, flags, folder, "os.rename", ".train-", count=4)  # two sets have their first files
@@ -216,7 +218,8 @@ def test_two_processes_make_the_files_of_one(generate: Generate, folder: Path) -
     one = contents(generate("one", "--attributes", "sex", "disease", "--num_images", "50"))
     (folder / "small.py").write_text(
         f"import sys; sys.path.insert(0, {str(RECIPES)!r})\n"
-        f"import generate_counterfactuals as recipe; recipe.SHARD = {SHARD}; recipe.main()\n"
+        f"import generate_counterfactuals; from softcft.evaluation import generation\n"
+        f"generation.SHARD = {SHARD}; generate_counterfactuals.main()\n"
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "small.py"]
     flags = ["--config", str(TINY), "--pipelines", "runs/soft", "--output_dir", "two", "--num_images", "50"]
@@ -244,13 +247,13 @@ def test_two_processes_make_the_files_of_one(generate: Generate, folder: Path) -
 def test_a_set_is_not_mixed_of_two(generate: Generate, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sets = generate("mixed", "--attributes", "sex", "--num_images", "30")
     before = contents(sets)
-    stop = {"generate": lambda *_: pytest.fail("It should not get this far.")}
+    stop = {"_generate": lambda *_: pytest.fail("It should not get this far.")}
     for flags, message in (
         (
             ["--seed", "1", "--num_images", "30"],
             r"sex/train-00000-of-00002.parquet was made with seed = 0, now it is 1: ",
         ),
-        (["--num_images", "60"], r"made with num_images = 30, now it is 60: restore the setting, choose another --out"),
+        (["--num_images", "60"], r"made with num_images = 30, now it is 60: restore the setting, choose another out"),
         (["--mixed_precision", "no", "--num_images", "30"], r"made with mixed_precision = 'auto', now it is 'no'"),
         (["--data_seed", "5", "--num_images", "30"], r"made with data.data_seed = 0, now it is 5"),
     ):
@@ -269,14 +272,14 @@ def test_a_set_is_not_mixed_of_two(generate: Generate, folder: Path, monkeypatch
     ("flags", "message"),
     [
         (["--attributes", "height"], r"The graph has no variable 'height'; it has \['age', "),
-        (["--sample_size", "32"], r"--sample_size is 32, but runs/soft was trained with 16"),
+        (["--sample_size", "32"], r"sample_size is 32, but runs/soft was trained with 16"),
         (
             ["--pipelines", "runs/mine"],
             r"folders must have different names of none, hard, soft, matched, got \['runs/mine'\]",
         ),
         (["--pipelines", "runs/soft", "other/soft"], r"folders must have different names of none, hard, soft"),
         (["--num_images", "1"], r"--num_images must be at least 2, got 1"),
-        (["--num_images", "65"], r"--num_images is 65, but only 64 training images miss no value"),
+        (["--num_images", "65"], r"num_images is 65, but only 64 training images miss no value"),
         (["--values_per_image", "0"], r"--values_per_image must be at least 1, got 0"),
         (["--seed", "-1"], r"--seed must be at least 0, got -1"),
         (["--streaming", "--dataset_name", "folder"], r"--streaming: counterfactuals belong to rows"),
@@ -295,7 +298,7 @@ def test_a_graph_that_does_not_fit_is_refused(generate: Generate, folder: Path) 
     config = yaml.safe_load(TINY.read_text())
     config["graph"][0]["high"] = 99
     (folder / "wider.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(ValueError, match=r"runs/soft was trained with another graph than that of --config"):
+    with pytest.raises(ValueError, match=r"runs/soft was trained with another graph than that of the data"):
         generate("refused", config=folder / "wider.yaml")
     config["graph"] = [{"name": "intervention", "kind": "binary", "categories": ["a", "b"]}]
     (folder / "taken.yaml").write_text(yaml.safe_dump(config))
@@ -323,7 +326,7 @@ def test_shipped_configs_have_the_section(name: str) -> None:
     recipe = load_recipe("generate_counterfactuals")
     own = ["--dataset_name", "folder", "--graph", str(TINY.with_name("graph.yaml"))] if name == "own_data" else []
     command = ["--config", str(RECIPES / "configs" / f"{name}.yaml"), "--data_dir", "data", *own]
-    types = (recipe.DataConfig, recipe.GenerateConfig, recipe.SolverConfig)
+    types = (recipe.DataConfig, recipe.GenerateConfig, recipe.GenerationSettings, recipe.SolverConfig)
     with pytest.raises(SystemExit, match=rf"no pipeline in outputs/{name}/none"):
         parse_config("generate", *types, default_config=TINY, argv=command)
 

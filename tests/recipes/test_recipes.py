@@ -341,7 +341,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
         path = tmp_path / "changed.yaml"
         path.write_text(yaml.safe_dump(config))
         recipe = load_recipe(script)
-        for name in {"train", "CFTTrainer", "plan_counterfactuals"} & set(vars(recipe)):
+        for name in {"train", "CFTTrainer", "Evaluation"} & set(vars(recipe)):
             monkeypatch.setattr(recipe, name, lambda *args, **kwargs: pytest.fail("It should not get this far."))
         forget_accelerate()
         monkeypatch.chdir(cwd)
@@ -445,7 +445,7 @@ def swapped(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ("soft_cft", ["--more_guides", "narrow"], {}, "--more_guides narrow .*graph"),
         ("soft_cft", [], {"graph": wider}, "runs/hvae .*graph"),
         ("soft_cft", ["--sample_size", "32"], {}, r"--sample_size is 32, but runs/\w+ was trained with 16"),
-        ("evaluate", ["--sample_size", "32"], {}, r"--sample_size is 32, but runs/\w+ was trained with 16"),
+        ("evaluate", ["--sample_size", "32"], {}, r"sample_size is 32, but runs/\w+ was trained with 16"),
         ("evaluate", [], {"graph": swapped}, "runs/judge .*graph"),
         ("evaluate", ["--interventions", "height"], {}, "'height'"),
         ("train_hvae", ["--resume_from_checkpoint", "latest", "--seed", "1"], {}, "runs/hvae/checkpoint-4 .*--seed"),

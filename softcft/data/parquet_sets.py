@@ -1,0 +1,71 @@
+"""Sets of counterfactuals as Parquet files, each with the settings that it was made with in its metadata."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, Image, Value
+
+from softcft.data.whole import check_whole
+from softcft.graph import CausalGraph
+
+__all__ = ["check_made_with", "write_parquet"]
+
+METADATA = b"softcft"
+"""Key of the settings in a file's metadata."""
+
+
+def check_made_with(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse to go on with a set that was made with other settings, or a file of which was cut short.
+
+    Args:
+        folder: The set.
+        settings: What it is to be made with, as plain data.
+
+    Raises:
+        ValueError: If a setting differs, or a file is cut short. The message names the file and the setting.
+    """
+    for path in sorted(folder.glob("train-*.parquet")):
+        check_whole(path)
+        before = json.loads((pq.read_schema(path).metadata or {}).get(METADATA, b"{}"))
+        for key, value in settings.items():
+            if before.get(key) != value:
+                raise ValueError(
+                    f"{path} was made with {key} = {before.get(key)!r}, now it is {value!r}: restore the setting, "
+                    "choose another output_dir, or delete the folder."
+                )
+
+
+def write_parquet(
+    files: Mapping[Path, Mapping[str, Any]], graph: CausalGraph, batches: Iterable[list[dict[str, list[Any]]]]
+) -> None:
+    """Write several files side by side. A file that has its name is complete: until then it is a hidden one.
+
+    Args:
+        files: The settings of each, as plain data.
+        graph: The causal graph, each variable of which is a column beside ``image``, ``source_row`` and
+            ``intervention``.
+        batches: One after the other, the columns of each file in the order of ``files``.
+    """
+    types = {v.name: Value("float64" if v.kind == "continuous" else "string") for v in graph.variables}
+    features = Features({"image": Image(), **types, "source_row": Value("int64"), "intervention": Value("string")})
+    hidden = [path.with_name(f".{path.name}") for path in files]
+    with contextlib.ExitStack() as stack:
+        writers = []
+        for path, settings in zip(hidden, files.values(), strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            schema = features.arrow_schema.with_metadata(
+                features.arrow_schema.metadata | {METADATA: json.dumps(settings)}
+            )
+            writers.append(stack.enter_context(pq.ParquetWriter(path, schema)))
+        for tables in batches:
+            for writer, columns in zip(writers, tables, strict=True):
+                writer.write_table(pa.Table.from_pydict(columns, schema=writer.schema))
+    for path, complete in zip(hidden, files, strict=True):
+        path.rename(complete)
