@@ -32,10 +32,11 @@ from softcft.pipelines.query import (
     DSCMPipelineOutput,
     Generator,
     ImageFormat,
+    Query,
     Values,
-    answer,
     check_parts,
     draw_attributes,
+    predict_counterfactuals,
 )
 
 __all__ = ["DiffusionDSCMPipeline"]
@@ -217,19 +218,8 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
                 return latents
 
             backbone.on_step = on_step
-            output = answer(
-                backbone,
-                self.attribute_scm,
-                self.classifier,
-                self.image_format,
-                self._execution_device,
-                image,
-                parents,
-                do,
-                generator,
-                output_type,
-                infer_missing_parents,
-            )
+            query = Query(image, parents, do, generator, output_type, infer_missing_parents)
+            output = predict_counterfactuals(self, backbone, query)
         self.maybe_free_model_hooks()
         return output if return_dict else output.to_full_tuple()
 

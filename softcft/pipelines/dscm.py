@@ -19,10 +19,11 @@ from softcft.pipelines.query import (
     DSCMPipelineOutput,
     Generator,
     ImageFormat,
+    Query,
     Values,
-    answer,
     check_parts,
     draw_attributes,
+    predict_counterfactuals,
 )
 
 __all__ = ["DSCMPipeline", "DSCMPipelineOutput"]
@@ -136,19 +137,8 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
             [<PIL.Image.Image ...>, <PIL.Image.Image ...>, <PIL.Image.Image ...>]
         """
         check_flag("return_dict", return_dict)
-        output = answer(
-            self.backbone(effect),
-            self.attribute_scm,
-            self.classifier,
-            self.image_format,
-            self._execution_device,
-            image,
-            parents,
-            do,
-            generator,
-            output_type,
-            infer_missing_parents,
-        )
+        query = Query(image, parents, do, generator, output_type, infer_missing_parents)
+        output = predict_counterfactuals(self, self.backbone(effect), query)
         self.maybe_free_model_hooks()
         return output if return_dict else output.to_full_tuple()
 

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -28,11 +28,12 @@ __all__ = [
     "DSCMPipelineOutput",
     "Generator",
     "ImageFormat",
+    "Query",
     "Values",
-    "answer",
     "check_parts",
     "draw_attributes",
     "load_pipeline",
+    "predict_counterfactuals",
 ]
 
 logger = logging.get_logger(__name__)
@@ -75,52 +76,62 @@ class ImageFormat(NamedTuple):
     size: int
 
 
-def answer(
-    backbone: CounterfactualBackbone,
-    attribute_scm: AttributeSCM,
-    classifier: AttributeClassifier | None,
-    image_format: ImageFormat,
-    device: torch.device,
-    image: Images,
-    parents: Values | list[Values] | None,
-    do: Values | list[Values] | None,
-    generator: Generator,
-    output_type: OutputType,
-    infer_missing_parents: bool,
+class CausalPipeline(Protocol):
+    """What a pipeline has besides its image model."""
+
+    attribute_scm: AttributeSCM
+    classifier: AttributeClassifier | None
+
+    @property
+    def image_format(self) -> ImageFormat:
+        """What images the model takes."""
+        ...
+
+    @property
+    def _execution_device(self) -> torch.device: ...
+
+
+@dataclass
+class Query:
+    """What a pipeline is asked; its arguments are those of :meth:`softcft.DSCMPipeline.__call__`."""
+
+    image: Images
+    parents: Values | list[Values] | None
+    do: Values | list[Values] | None
+    generator: Generator
+    output_type: OutputType
+    infer_missing_parents: bool
+
+
+def predict_counterfactuals(
+    pipeline: CausalPipeline, backbone: CounterfactualBackbone, query: Query
 ) -> DSCMPipelineOutput:
     """Predict what images would have been under an intervention.
 
     Args:
-        backbone: The image mechanism, on ``device``.
-        attribute_scm: The causal model of the attributes.
-        classifier: Predicts the attributes from an image, if there is one.
-        image_format: What the backbone takes.
-        device: Where images are worked on.
-        image: See :meth:`softcft.DSCMPipeline.__call__`, as all below.
-        parents: See there.
-        do: See there.
-        generator: See there.
-        output_type: See there.
-        infer_missing_parents: See there.
+        pipeline: Its attribute mechanisms and its classifier, if it has one.
+        backbone: Its image model, on the pipeline's device.
+        query: The images, their attributes and the intervention.
 
     Raises:
-        ValueError: See there.
+        ValueError: See :meth:`softcft.DSCMPipeline.__call__`.
     """
-    graph = attribute_scm.causal_graph
+    attribute_scm, classifier, device = pipeline.attribute_scm, pipeline.classifier, pipeline._execution_device
+    graph, image_format, generator = attribute_scm.causal_graph, pipeline.image_format, query.generator
 
     # 1. Check everything before any work.
-    check_output_type(output_type, image_format.channels)
-    check_flag("infer_missing_parents", infer_missing_parents)
+    check_output_type(query.output_type, image_format.channels)
+    check_flag("infer_missing_parents", query.infer_missing_parents)
     if classifier is not None and classifier.training:
         raise ValueError("The classifier is in training mode and would predict something else; call .eval() on it.")
-    factual = to_tensor(image, image_format.channels, image_format.size).to(device)
-    known = _encode_values("parents", graph, parents, len(factual))
-    intervention = _encode_values("do", graph, do, len(factual) if len(factual) > 1 else None)
+    factual = to_tensor(query.image, image_format.channels, image_format.size).to(device)
+    known = _encode_values("parents", graph, query.parents, len(factual))
+    intervention = _encode_values("do", graph, query.do, len(factual) if len(factual) > 1 else None)
     batch_size = len(intervention.values)
     check_generator(generator, batch_size)
     generators = _share(generator, batch_size) if len(factual) < batch_size else generator
     missing = [name for name, is_known in zip(graph.names, known.mask.all(dim=0).tolist(), strict=True) if not is_known]
-    if missing and not infer_missing_parents:
+    if missing and not query.infer_missing_parents:
         raise ValueError(
             f"parents has no value for {missing}; the model needs {list(graph.names)} of every image. With a "
             f"classifier, infer_missing_parents=True predicts what is not known."
@@ -160,9 +171,9 @@ def answer(
         factual_predictions = _describe(graph, seen.expand(batch_size, -1))
         counterfactual_predictions = _describe(graph, _predict(classifier, images))
     return DSCMPipelineOutput(
-        images=from_tensor(images, output_type),
+        images=from_tensor(images, query.output_type),
         parents=graph.decode(counterfactual_values),
-        effects=effects if output_type == "pt" else to_numpy(effects),
+        effects=effects if query.output_type == "pt" else to_numpy(effects),
         factual_predictions=factual_predictions,
         counterfactual_predictions=counterfactual_predictions,
     )
