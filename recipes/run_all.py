@@ -8,10 +8,11 @@
 Chains train_scm.py, train_classifier.py (guide, judge and watcher), train_vae.py, train_hvae.py (or train_diffusion.py,
 if the settings have a section diffusion and none named hvae), soft_cft.py and evaluate.py, two at a time; with
 --utility, before the evaluation, generate_counterfactuals.py, train_classifier.py for each set of them, and
-evaluate_utility.py (Table 2). If the settings have sections guide_2 or guide_3, matched fine-tuning is steered by
-these, too. A diffusion model is evaluated again under each guidance of the section guidance. A run that was stopped
-goes on where it was when it is started again; to start anew, delete its folder. Let check_data.py look at your own
-images first. The flags are those of the data; all other settings come from the YAML file.
+evaluate_utility.py (Table 2). If the settings have several guides (a list guides in place of the section guide),
+matched fine-tuning is steered by all of them. A diffusion model is evaluated again under each guidance of the section
+guidance. A run that was stopped goes on where it was when it is started again; to start anew, delete its folder. Let
+check_data.py look at your own images first. The flags are those of the data; all other settings come from the YAML
+file.
 """
 
 import argparse
@@ -51,7 +52,7 @@ from softcft.training.config import (
     given_settings,
     refuse_for_hvae,
 )
-from softcft.training.parsing import model_arguments, parse_config
+from softcft.training.parsing import FURTHER_GUIDE, further_guides, model_arguments, parse_config
 from softcft.training.validation import ValidationConfig
 from softcft.training.watch import WatchConfig
 
@@ -60,8 +61,6 @@ DEFAULT_CONFIG = RECIPES / "configs" / "phantom.yaml"
 TRAININGS = {
     "scm": ([], AttributeSCM),
     "guide": ([SubsetConfig, ValidationConfig, AugmentationConfig, TrunkConfig], AttributeClassifier),
-    "guide_2": ([SubsetConfig, ValidationConfig, AugmentationConfig, TrunkConfig], AttributeClassifier),
-    "guide_3": ([SubsetConfig, ValidationConfig, AugmentationConfig, TrunkConfig], AttributeClassifier),
     "judge": ([SubsetConfig, ValidationConfig, AugmentationConfig, TrunkConfig], AttributeClassifier),
     "watcher": ([SubsetConfig, ValidationConfig, AugmentationConfig, TrunkConfig], AttributeClassifier),
     "hvae": ([MemoryConfig], HVAEModel),
@@ -74,9 +73,8 @@ TRAININGS = {
     "utility": ([UtilityConfig, AugmentationConfig, TrunkConfig], AttributeClassifier),
 }
 TAKEN = (*TRAININGS, *CFT_NAMES, "data", "figures", "metrics", "logs", "counterfactuals")
-MORE_GUIDES = ("guide_2", "guide_3")
-# Added to the run's seed: no two classifiers start alike.
-SEEDS = {"guide_2": 100, "guide_3": 200, "judge": 1000, "utility": 2000, "watcher": 3000}
+# Added to the run's seed: no two classifiers start alike. Further guides have 100, 200 and so on.
+SEEDS = {"judge": 1000, "utility": 2000, "watcher": 3000}
 TRIAL = 100  # of so many steps a run is one, which shows that all works and teaches nothing
 TAIL = 20  # lines of the log of a job that failed
 
@@ -216,17 +214,18 @@ def plan() -> Plan:
     pipelines = ["--pipelines", *(str(folder / cft) for cft in settings.cft)]
     steps = {key: [*flags, "--seed", str(settings.seed), *pipelines] for key in ("generate", "evaluate")}
     left_out = {"hvae", "diffusion"} - {image_model} | (set() if settings.utility else {"utility"})
-    left_out |= {name for name in MORE_GUIDES if name not in sections or "matched" not in settings.cft}
+    more = further_guides(sections) if "matched" in settings.cft else []
+    seeds = SEEDS | {name: 100 * number for number, name in enumerate(more, start=1)}
     if not is_watched(settings.cft, sections, flags, image_model):
         left_out.add("watcher")
     latents = False
-    for section in TRAININGS:
+    for section in [*TRAININGS, *more]:
         if section in left_out:
             continue
         graph, training, others = read_training(section, flags, image_model)
         latents |= any(isinstance(other, DiffusionConfig) and other.latents for other in others)
         most = min(training.max_train_steps, settings.max_train_steps or training.max_train_steps)
-        seed = settings.seed + SEEDS.get(section, 0)
+        seed = settings.seed + seeds.get(section, 0)
         steps[section] = [*flags, "--seed", str(seed), "--max_train_steps", str(most)]
         steps[section] += ["--resume_from_checkpoint", "latest"]
         if section == "cft" and settings.max_train_steps is not None and settings.max_train_steps <= TRIAL:
@@ -242,7 +241,7 @@ def plan() -> Plan:
 
 def read_training(section: str, flags: list[str], image_model: str) -> tuple[CausalGraph, TrainingConfig, list[Any]]:
     """The settings of a training, once it is sure that its model can be made from them."""
-    types, model_class = TRAININGS[section]
+    types, model_class = TRAININGS["guide" if FURTHER_GUIDE.fullmatch(section) else section]
     config, data, training, _, *others = parse_config(
         section, DataConfig, TrainingConfig, HubConfig, *types, default_config=DEFAULT_CONFIG, argv=flags
     )
@@ -280,7 +279,7 @@ def read_guidances(section: dict[str, dict[str, Any]], folder: Path) -> dict[str
     parts = ["--judge_dir", str(folder / "judge"), "--vae_dir", str(folder / "vae")]
     guidances, known = {}, [field.name for field in fields(SolverConfig)]
     for name, settings in section.items():
-        if name in TAKEN:
+        if name in TAKEN or FURTHER_GUIDE.fullmatch(name):
             raise ValueError(f"guidance.{name}: the name is taken by another folder of the run; choose another.")
         if unknown := [key for key in settings if key not in known]:
             raise ValueError(f"guidance.{name}: unknown key {unknown[0]!r}; it may have {', '.join(known)}.")
@@ -325,8 +324,8 @@ def main() -> None:
             "train_classifier",
         )
     )
-    more = [role for role in MORE_GUIDES if role in flags]
-    roles = [role for role in ("guide", *MORE_GUIDES, "watcher", "judge") if role in flags]
+    more = further_guides(flags)
+    roles = [role for role in ("guide", *more, "watcher", "judge") if role in flags]
     classifiers = {role: [classifier, "--role", role, *flags[role]] for role in roles}
     utility = {
         f"utility_{name.replace('/', '_')}": [classifier, "--role", "utility", "--train_on", name, *flags["utility"]]

@@ -26,8 +26,9 @@ fine-tuning does not ask a guide for it.
 With --trunk_dir the classifier starts from a pretrained image model, as save_pretrained of transformers writes it. What
 is taken from its folder is printed, and saved with the classifier, which does not need the folder any more.
 
-Reads the sections data, graph and that of the role. Writes the AttributeClassifier into --output_dir/guide, guide_2,
-guide_3, judge, watcher, utility/real, utility/soft/race and so on.
+Reads the sections data, graph and that of the role; guides are the section guide or the list guides. Writes the
+AttributeClassifier into --output_dir/guide, guide_2, guide_3, judge, watcher, utility/real, utility/soft/race and so
+on.
 """
 
 import argparse
@@ -54,13 +55,19 @@ from softcft.training.checkpoints import save_whole
 from softcft.training.config import TrainingConfig, TrunkConfig, UtilityConfig
 from softcft.training.loop import train
 from softcft.training.objectives import ClassifierObjective
-from softcft.training.parsing import model_arguments, parse_config
+from softcft.training.parsing import FURTHER_GUIDE, model_arguments, parse_config
 from softcft.training.preparation import begin_training, main_process_first
 from softcft.training.processes import this_process
 from softcft.training.validation import ValidationConfig
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
-ROLES = ("guide", "guide_2", "guide_3", "judge", "watcher", "utility")
+ROLES = ("guide", "judge", "watcher", "utility")
+
+
+def _role(text: str) -> str:
+    if text not in ROLES and not FURTHER_GUIDE.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(ROLES)}, guide_2, ...)")
+    return text
 
 
 def counterfactuals_of(choice: UtilityConfig, output_dir: str) -> Path | None:
@@ -138,7 +145,7 @@ def tell_validation(classifier: AttributeClassifier, logits: torch.Tensor, label
 def main() -> None:
     """Run the recipe; see the module's docstring."""
     role_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    role_parser.add_argument("--role", choices=ROLES, default="guide")
+    role_parser.add_argument("--role", type=_role, default="guide")
     role, argv = role_parser.parse_known_args()
     config, data, training, hub, augmentation, trunk_config, choice, *validation = parse_config(
         role.role,

@@ -1,9 +1,9 @@
 """Settings of the recipes: one YAML file per data set, and command-line flags that override it.
 
 The file has one section per recipe (``scm``, ``guide``, ``judge``, ``watcher``, ``hvae``, ``vae``, ``diffusion``,
-``cft``, ``evaluate``, ``generate``, ``utility``; ``guide_2`` and ``guide_3`` are those of further guides, ``guidance``
-has one for each evaluation of a diffusion model), the ``data`` that all of them read, the folder of the run, and the
-``graph`` as a list of variables:
+``cft``, ``evaluate``, ``generate``, ``utility``; ``guidance`` has one for each evaluation of a diffusion model), the
+``data`` that all of them read, the folder of the run, and the ``graph`` as a list of variables. Several guides are a
+list ``guides`` in place of ``guide``: their sections are then ``guide``, ``guide_2``, ``guide_3`` and so on.
 
 .. code-block:: yaml
 
@@ -49,7 +49,15 @@ from transformers import HfArgumentParser
 from softcft.arguments import is_finite, shown
 from softcft.training.checkpoints import CONFIG, replace_file
 
-__all__ = ["SECTIONS", "model_arguments", "parse_config", "read_config", "write_config"]
+__all__ = [
+    "FURTHER_GUIDE",
+    "SECTIONS",
+    "further_guides",
+    "model_arguments",
+    "parse_config",
+    "read_config",
+    "write_config",
+]
 
 SECTIONS = (
     "output_dir",
@@ -58,8 +66,7 @@ SECTIONS = (
     "columns",
     "scm",
     "guide",
-    "guide_2",
-    "guide_3",
+    "guides",
     "judge",
     "watcher",
     "hvae",
@@ -72,6 +79,9 @@ SECTIONS = (
     "utility",
 )
 """What a YAML file may have."""
+
+FURTHER_GUIDE = re.compile("guide_[2-9]")
+"""Sections of further guides, which a file has as the entries of ``guides`` after the first."""
 
 SET_BY_RECIPES: defaultdict[str, tuple[str, ...]] = defaultdict(
     lambda: ("self", "graph", "sample_size"),
@@ -284,19 +294,33 @@ def _entries(node: Any, known: dict[int, float]) -> float:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The sections of a YAML file as they stand.
+    """The sections of a YAML file. Those of a list ``guides`` are named ``guide``, ``guide_2`` and so on.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no YAML, too large a one, or has a section of another name than those of :data:`SECTIONS`.
+        ValueError: If it is no YAML, too large a one, or has a section of another name than those of :data:`SECTIONS`;
+            or if ``guides`` is no list of up to 9 sections, or one of its guides has a section of its own, too.
     """
     if not isfile(path):
         raise FileNotFoundError(f"--config {path}: there is no such file.")
     config = _mapping(_load(path), str(path))
     for name in config:
-        if name not in SECTIONS:
+        if name not in SECTIONS and not FURTHER_GUIDE.fullmatch(name):
             raise ValueError(f"{path}: unknown section '{name}'{_suggest(name, SECTIONS)}")
+    guides = config.pop("guides", [])
+    if not isinstance(guides, list) or len(guides) > 9:
+        raise ValueError(f"{path}: guides must be a list of up to 9 sections, one for each guide, got {shown(guides)}.")
+    for number, guide in enumerate(guides, start=1):
+        name = "guide" if number == 1 else f"guide_{number}"
+        if name in config:
+            raise ValueError(f"{path}: guides and the section '{name}' are both settings of guide {number}; keep one.")
+        config[name] = guide
     return config
+
+
+def further_guides(sections: Iterable[str]) -> list[str]:
+    """The sections of further guides, ``guide_2`` and so on, by their numbers."""
+    return sorted(filter(FURTHER_GUIDE.fullmatch, sections))
 
 
 def _default_config(argv: Sequence[str], default_config: Path) -> Path:

@@ -178,7 +178,7 @@ def test_matched_fine_tuning_has_the_further_guides_of_the_settings(
     run_all: Callable[..., None], folder: Path, tmp_path: Path
 ) -> None:
     config = yaml.safe_load((folder / "tiny.yaml").read_text())
-    config |= {"guide_2": config["guide"], "guide_3": config["guide"]}
+    config["guides"] = 3 * [config.pop("guide")]
     (folder / "guides.yaml").write_text(yaml.safe_dump(config))
     run_all("--config", "guides.yaml", "--seed", "4", "--cft", "soft", "matched")
     made = [flags for _, *flags in calls(tmp_path)]

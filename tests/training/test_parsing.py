@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from softcft.training.config import TrainingConfig
-from softcft.training.parsing import parse_config, write_config
+from softcft.training.parsing import further_guides, parse_config, read_config, write_config
 
 FILE = """
 output_dir: runs
@@ -100,6 +100,29 @@ def test_resolved_config_repeats_the_run(path, tmp_path):
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(yaml.safe_dump(first[0]))
     assert parse(path, ["--config", str(resolved)]) == first
+
+
+def test_guides_are_a_list(path, tmp_path):
+    path.write_text("graph: []\ndata: {output_dir: x}\nguides: [{seed: 1}, {seed: 2}, {seed: 3}]\n")
+    read = {role: parse(path, section=role) for role in ("guide", "guide_2", "guide_3")}
+    assert [training.seed for _, training, _ in read.values()] == [1, 2, 3]
+    config = read["guide"][0]
+    assert further_guides(config) == ["guide_2", "guide_3"]
+    write_config(config, tmp_path)
+    assert read_config(tmp_path / "config.yaml") == config  # which has a section for each
+
+
+@pytest.mark.parametrize(
+    "text", ["guides: {seed: 1}", f"guides: {10 * [{}]}", "guides: [{}]\nguide: {}", "guides: [{}, {}]\nguide_2: {}"]
+)
+def test_guides_that_are_no_list_or_given_twice_are_refused(path, text):
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"toy.yaml: guides .*"):
+        read_config(path)
+
+
+def test_further_guides_are_in_the_order_of_their_numbers():
+    assert further_guides(["guide_9", "guide", "guide_2", "hvae"]) == ["guide_2", "guide_9"]
 
 
 def test_required_field_comes_from_the_file_or_is_asked_for(path, capsys):
