@@ -25,7 +25,8 @@ from softcft.data.sources import DataConfig, load_data, subjects_of
 from softcft.data.truth import true_counterfactuals
 from softcft.evaluation.evaluate import Evaluation, EvaluationSettings, check_pipelines
 from softcft.evaluation.figures.curves import draw_training_curves
-from softcft.evaluation.report import CFT_NAMES, NOTES, PUBLISHED_CFT, write_report
+from softcft.evaluation.report import NOTES, write_report
+from softcft.evaluation.tables import CFT_NAMES, PUBLISHED_CFT
 from softcft.models.weights import load_safetensors
 from softcft.pipelines.query import load_pipeline
 from softcft.training.checkpoints import replace_file

@@ -23,7 +23,7 @@ from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, load_data, subjects_of
 from softcft.evaluation.bootstrap import bootstrap_weights
 from softcft.evaluation.measuring import run_batches
-from softcft.evaluation.report import CFT_NAMES
+from softcft.evaluation.tables import CFT_NAMES
 from softcft.evaluation.utility import REAL, utility_rows
 from softcft.training.parsing import parse_config, read_config
 from softcft.training.precision import PRECISION_HELP, Precision, start_accelerator

@@ -20,7 +20,7 @@ from pathlib import Path
 from softcft import CausalGraph, generate_counterfactuals
 from softcft.data.sources import DataConfig, load_data
 from softcft.evaluation.generation import GenerationSettings, check_attributes
-from softcft.evaluation.report import CFT_NAMES, PUBLISHED_CFT
+from softcft.evaluation.tables import CFT_NAMES, PUBLISHED_CFT
 from softcft.pipelines.query import load_pipeline
 from softcft.training.config import SolverConfig, given_settings, make_backbone
 from softcft.training.parsing import parse_config, write_config

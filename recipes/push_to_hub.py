@@ -15,7 +15,7 @@ import pandas as pd
 from diffusers import DiffusionPipeline
 
 from softcft import CausalGraph
-from softcft.evaluation.report import CFT_NAMES, report_tables
+from softcft.evaluation.tables import CFT_NAMES, report_tables
 from softcft.hub.card import CardTable, has_people, make_card, setting
 from softcft.hub.publish import CARD, check_access, model_files, publish
 from softcft.models.weights import load_safetensors

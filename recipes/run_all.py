@@ -34,7 +34,7 @@ from diffusers import AutoencoderKL
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, HVAEModel
 from softcft.cft.verdict import read_sentence
 from softcft.data.sources import DataConfig, SubsetConfig
-from softcft.evaluation.report import CFT_NAMES, PUBLISHED_CFT
+from softcft.evaluation.tables import CFT_NAMES, PUBLISHED_CFT
 from softcft.hub.publish import HubConfig
 from softcft.models.denoiser import UNETS
 from softcft.models.trunk import read_trunk

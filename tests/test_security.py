@@ -42,7 +42,8 @@ from softcft.data.paths import check_paths
 from softcft.data.report import check_data
 from softcft.data.sources import DataConfig, load_data
 from softcft.evaluation.figures.grids import example_grid
-from softcft.evaluation.report import COLUMNS, write_report
+from softcft.evaluation.report import write_report
+from softcft.evaluation.tables import COLUMNS
 from softcft.models.denoiser import adopt_unet, load_unet
 from softcft.models.weights import load_safetensors
 from softcft.pipelines.query import load_pipeline

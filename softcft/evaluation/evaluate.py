@@ -36,9 +36,9 @@ from softcft.evaluation.figures.shift import draw_shifts
 from softcft.evaluation.figures.strength import draw_strength
 from softcft.evaluation.measuring import Measuring, NumberedImages
 from softcft.evaluation.realism import frechet_rows
-from softcft.evaluation.report import CFT_NAMES, COLUMNS
 from softcft.evaluation.sight import sight_rows
 from softcft.evaluation.strength import check_lookalikes, strength_rows
+from softcft.evaluation.tables import CFT_NAMES, COLUMNS
 from softcft.evaluation.truth import ExpressionProbe, probe_rows, truth_rows
 from softcft.graph import CausalGraph
 from softcft.models.classifier import AttributeClassifier
@@ -117,7 +117,7 @@ def evaluate(
         settings: Fields of :class:`EvaluationSettings`.
 
     Returns:
-        The tidy table of :mod:`softcft.evaluation.report`, the same on every process.
+        The tidy table of :mod:`softcft.evaluation.tables`, the same on every process.
 
     Raises:
         ValueError: If a pipeline has an unknown name, no classifier, or images of another size; causal graphs differ;

@@ -91,7 +91,7 @@ def _values(
 
 
 def sight_rows(classifiers: Mapping[str, Mapping[str, Sight]]) -> pd.DataFrame:
-    """What classifiers see as tidy rows, with the columns of :mod:`softcft.evaluation.report` from ``intervention`` on.
+    """What classifiers see as tidy rows, with the columns of :mod:`softcft.evaluation.tables` from ``intervention`` on.
 
     Args:
         classifiers: By the predictor's name, guide or judge, its ``sight``.

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from softcft.data.phantom import PHANTOM_GRAPH
-from softcft.evaluation.report import COLUMNS, report_tables, write_report
+from softcft.evaluation.report import write_report
+from softcft.evaluation.tables import COLUMNS, report_tables
 
 NAN = float("nan")
 

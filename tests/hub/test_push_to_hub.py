@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 
 from softcft import AttributeSCM, DSCMPipeline
 from softcft.data.phantom import PHANTOM_GRAPH
-from softcft.evaluation.report import COLUMNS
+from softcft.evaluation.tables import COLUMNS
 from tests.hub.loopback import LoopbackHub, Repository
 from tests.recipes.small_pipeline import TINY, load_recipe, make_pipeline
 

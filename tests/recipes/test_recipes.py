@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModel
 from softcft import AttributeClassifier, AttributeSCM, DSCMPipeline, HVAEModel
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.schema import ImageAttributeDataset
-from softcft.evaluation.report import COLUMNS
+from softcft.evaluation.tables import COLUMNS
 from tests.recipes.small_pipeline import RECIPES, TINY, forget_accelerate, load_recipe, run_recipe
 
 ROOT = RECIPES.parent

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from softcft.data.phantom import PHANTOM_GRAPH
-from softcft.evaluation.report import COLUMNS
+from softcft.evaluation.tables import COLUMNS
 from tests.recipes.small_pipeline import load_recipe
 
 

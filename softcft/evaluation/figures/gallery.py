@@ -13,7 +13,7 @@ from softcft.evaluation.effectiveness import counterfactual_images, image_genera
 from softcft.evaluation.figures.animation import write_interpolation
 from softcft.evaluation.figures.grids import attribute_captions, cft_comparison, counterfactual_grid, value_captions
 from softcft.evaluation.figures.style import save
-from softcft.evaluation.report import CFT_NAMES
+from softcft.evaluation.tables import CFT_NAMES
 from softcft.graph import Intervention
 from softcft.models.attribute_scm import AttributeSCM
 

@@ -33,7 +33,7 @@ from softcft.evaluation.figures.style import (
     plain_axes,
     save,
 )
-from softcft.evaluation.report import CFT_NAMES
+from softcft.evaluation.tables import CFT_NAMES
 from softcft.graph import CausalGraph
 
 __all__ = ["draw_shifts", "shift_figure"]

@@ -30,8 +30,8 @@ from softcft.evaluation.figures.style import (
     save,
 )
 from softcft.evaluation.metrics import evidence
-from softcft.evaluation.report import ROW_NAMES
 from softcft.evaluation.strength import lookalikes
+from softcft.evaluation.tables import ROW_NAMES
 from softcft.graph import CausalGraph
 
 __all__ = ["draw_strength", "strength_figure"]
