@@ -1,14 +1,9 @@
 """Ends a recipe as a full memory or a reboot does: at once, by a signal that nothing can catch."""
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
-import softcft
-
-ROOT = Path(softcft.__file__).parents[1]
+from tests.processes import python, run_command
 
 
 def run_until_killed(script: Path, arguments: list[str], cwd: Path, event: str, path: str, count: int = 1) -> None:
@@ -36,20 +31,5 @@ sys.argv = {[str(script), *arguments]!r}
 sys.path.insert(0, {str(script.parent)!r})
 runpy.run_path({str(script)!r}, run_name="__main__")
 """
-    environment = {
-        "ACCELERATE_USE_CPU": "true",
-        "HF_HOME": str(cwd / "huggingface"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=cwd,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    result = run_command(*python("-c", code), cwd=cwd)
     assert result.returncode == -signal.SIGKILL, result.stderr[-4000:]

@@ -1,9 +1,6 @@
 """Saving and loading through diffusers, with everything that it reads from softcft."""
 
 import json
-import os
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from diffusers.pipelines import pipeline_loading_utils as loader
 
 import softcft
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEModel, Variable, _diffusers
+from tests.processes import run_python
 
 ROOT = Path(softcft.__file__).parents[1]
 SIZE = 8
@@ -128,16 +126,6 @@ def test_dtype_by_component(folder):
 # ---- another process, another folder ------------------------------------------------------------------------------
 
 
-def python(code: str, cwd: Path, **environment: str) -> str:
-    """Run code in a fresh interpreter that starts elsewhere."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | environment
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 def test_import_and_plain_loading_from_another_process(folder, tmp_path):
     code = f"""
 import sys
@@ -147,12 +135,12 @@ assert not heavy, heavy
 pipe = diffusers.DiffusionPipeline.from_pretrained({str(folder)!r})
 print(type(pipe).__name__, pipe.sample(2, do={{"ill": "yes"}}).parents["ill"])
 """
-    assert python(code, tmp_path).strip() == "DSCMPipeline ['yes', 'yes']"
+    assert run_python("-c", code, cwd=tmp_path).strip() == "DSCMPipeline ['yes', 'yes']"
 
 
 def test_importing_softcft_leaves_what_takes_seconds_to_later(tmp_path):
     slow = {"diffusers", "transformers", "torch", "networkx", "zuko"}
-    assert python(f"import sys, softcft; print({slow} & set(sys.modules))", tmp_path).strip() == "set()"
+    assert run_python("-c", f"import sys, softcft; print({slow} & set(sys.modules))", cwd=tmp_path).strip() == "set()"
 
 
 @pytest.mark.slow
@@ -171,7 +159,7 @@ assert loader.LOADABLE_CLASSES["softcft"]
 assert not hasattr(diffusers, "NoSuchPipeline")
 print(diffusers.DSCMPipeline.__module__, diffusers.DiffusionDSCMPipeline.__module__)
 """
-    assert python(code, tmp_path).strip() == "softcft.pipelines.dscm softcft.pipelines.diffusion_dscm"
+    assert run_python("-c", code, cwd=tmp_path).strip() == "softcft.pipelines.dscm softcft.pipelines.diffusion_dscm"
 
 
 @pytest.mark.slow
@@ -181,7 +169,7 @@ import softcft
 from diffusers import AutoModel
 print(type(AutoModel.from_pretrained({str(folder)!r}, subfolder="attribute_scm")).__name__)
 """
-    assert python(code, tmp_path).strip() == "AttributeSCM"
+    assert run_python("-c", code, cwd=tmp_path).strip() == "AttributeSCM"
 
 
 @pytest.mark.slow
@@ -192,7 +180,7 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained({str(folder)!r}, custom_pipeline={str(entry)!r}, trust_remote_code=True)
 print(type(pipe).__module__)
 """
-    assert python(code, tmp_path, HF_MODULES_CACHE=str(tmp_path)).strip() == "softcft.pipelines.dscm"
+    assert run_python("-c", code, cwd=tmp_path).strip() == "softcft.pipelines.dscm"
 
 
 # ---- what loading leans on ----------------------------------------------------------------------------------------

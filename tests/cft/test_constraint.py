@@ -87,6 +87,13 @@ def test_noise_of_a_batch_does_not_pull_where_the_constraint_is_met(noise: float
     assert sum(weights) / len(weights) < 0.12 * damping * noise
 
 
+def test_as_published_the_violation_is_that_of_the_last_step() -> None:
+    constraint = LagrangianConstraint(slack=1.0, damping=3.0, learning_rate=0.0, inequality=False)
+    for fidelity in (5.0, 2.0):
+        constraint.ascend(fidelity)
+        assert constraint.weight == 3 * (fidelity - 1)
+
+
 def test_the_multiplier_follows_the_violation_and_stops_at_zero() -> None:
     constraint = LagrangianConstraint(slack=1.0, damping=0.0, learning_rate=0.5)
     seen = []

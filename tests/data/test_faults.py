@@ -24,7 +24,6 @@ from datasets import Dataset, load_from_disk
 from PIL import Image
 from torch.utils.data import DataLoader
 
-import softcft
 from softcft.data import streaming
 from softcft.data.own import read_table
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
@@ -34,8 +33,8 @@ from softcft.data.sources import DataConfig, load_data, training_images
 from softcft.data.whole import check_whole
 from softcft.graph import CausalGraph
 from softcft.training.interruption import KILLED, next_batch
+from tests.processes import python, start_command
 
-ROOT = Path(softcft.__file__).parents[1]
 GRAPH = CausalGraph([{"name": "age", "kind": "continuous", "low": 0, "high": 300}])
 SIZE = 16
 PHANTOM = {"num_train": 2_100, "num_validation": 2, "num_test": 2}  # several batches to a file
@@ -340,9 +339,7 @@ def test_a_killed_worker_is_an_error_and_the_data_are_as_before() -> None:
 
 def kill_when(code: str, is_time: Callable[[], bool], cwd: Path) -> None:
     """Run code in another process, and kill it, as nothing can prevent, once it is time."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    )
+    process = start_command(*python("-c", code), cwd=cwd)
     try:
         deadline = time.monotonic() + 120
         while not is_time():
@@ -351,9 +348,11 @@ def kill_when(code: str, is_time: Callable[[], bool], cwd: Path) -> None:
             time.sleep(0.005)
     finally:
         process.kill()
-        assert process.wait() == -signal.SIGKILL
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_half_a_phantom_is_never_taken_for_a_whole_one(tmp_path: Path) -> None:
     sizes = {"num_train": 6_000, "num_validation": 2, "num_test": 2}
 

@@ -1,7 +1,6 @@
 """The filter, the split and the reading of MIMIC-CXR, on made-up trees of its layout."""
 
 import gzip
-import importlib.util
 import logging
 import re
 import shutil
@@ -17,16 +16,14 @@ from datasets import DatasetDict, load_from_disk
 from PIL import Image
 from sklearn.utils import shuffle
 
-from softcft.data import mimic_cxr, pixels
+from softcft.data import mimic_cxr
 from softcft.data.mimic_cxr import load_mimic_cxr, read_mimic_cxr, select_mimic_cxr
 from softcft.data.own import read_table
-from softcft.data.phantom import PHANTOM_GRAPH
-from softcft.data.schema import ImageAttributeDataset
 from tests.data.mimic_cxr_tree import MimicTree, make_mimic_tree, split_sizes, write_table
 from tests.killed import run_until_killed
+from tests.recipes.small_pipeline import RECIPES, load_recipe
 
-ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "recipes" / "prepare_mimic_cxr.py"
+RECIPE = RECIPES / "prepare_mimic_cxr.py"
 METADATA, LABELS = "mimic-cxr-2.0.0-metadata.csv.gz", "mimic-cxr-2.0.0-chexpert.csv.gz"
 ADMISSIONS, PATIENTS = "hosp/admissions.csv.gz", "hosp/patients.csv.gz"
 KEPT = [str(40_000_000 + i) for i in range(10)]  # enough subjects for three splits
@@ -92,11 +89,6 @@ def test_image_and_attributes_of_a_row_belong_together(complete: Path, tmp_path:
                 np.testing.assert_array_equal(np.asarray(row["image"]), np.asarray(picture)[:, 2:22])
             assert row["sex"] == {"M": "male", "F": "female"}[patients["gender"][subject]]
             assert row["age"] == int(patients["anchor_age"][subject]) + 2
-
-
-def test_the_rows_fit_the_graph(complete: Path, tmp_path: Path) -> None:
-    dataset = ImageAttributeDataset(load_mimic_cxr(complete, 16, cache_dir=tmp_path)["train"], PHANTOM_GRAPH)
-    assert len(dataset.complete) == len(dataset) == 24
 
 
 def test_the_published_split(complete: Path) -> None:
@@ -379,24 +371,6 @@ def test_a_damaged_image_is_left_out_and_named(
         load_mimic_cxr(tree.root, 16, on_error="raise", cache_dir=tmp_path / "cache")
 
 
-def test_all_images_that_are_left_out_are_named_with_their_reasons(
-    tree: MimicTree, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    paths = [tree.add(str(50_000_000 + number)) for number in range(60)]
-    broken = {path: kind for path, kind in zip(paths, ("gone", "page", "cut", "none") * 4, strict=False)}
-    for path, kind in broken.items():
-        whole = path.read_bytes()
-        path.unlink() if kind == "gone" else path.write_bytes(
-            {"page": b"<html>401 Unauthorized</html>", "cut": whole[:-100], "none": b""}[kind]
-        )
-    reasons = {"gone": "No such file", "page": "no picture", "cut": "truncated", "none": "no picture"}
-    with caplog.at_level(logging.WARNING):
-        load_mimic_cxr(tree.write(), 16, cache_dir=tmp_path / "cache")
-    for path, kind in broken.items():
-        (line,) = [line for line in caplog.text.splitlines() if str(path) in line]
-        assert reasons[kind] in line
-
-
 def test_a_split_without_a_readable_image(tree: MimicTree, tmp_path: Path) -> None:
     selection = select_mimic_cxr(tree.write())
     for path in selection.rows["image"][selection.rows["split"] == "validation"]:
@@ -617,38 +591,10 @@ def test_missing_lists(tree: MimicTree, samples: dict, tmp_path: Path) -> None:
 # ---- interruptions and the recipe ---------------------------------------------------------------------------------
 
 
-def test_an_interrupted_preparation_goes_on(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    selection = select_mimic_cxr(complete)
-    monkeypatch.setattr(pixels, "CHUNK", 10)
-    fit, decoded = pixels.fit_picture, []
-
-    def until_interrupted(*arguments: Any) -> np.ndarray:
-        decoded.append(arguments)
-        if len(decoded) > limit:
-            raise KeyboardInterrupt
-        return fit(*arguments)
-
-    monkeypatch.setattr(pixels, "fit_picture", until_interrupted)
-    limit = 15
-    with pytest.raises(KeyboardInterrupt):
-        read_mimic_cxr(selection, 16, num_workers=1, cache_dir=tmp_path / "cache")
-    limit = 1_000
-    decoded.clear()
-    splits, _ = read_mimic_cxr(selection, 16, num_workers=1, cache_dir=tmp_path / "cache")
-    assert len(decoded) == 30  # ten were done
-    expected, _ = read_mimic_cxr(selection, 16, cache_dir=tmp_path / "other")
-    for name in expected:
-        assert splits[name].to_dict() == expected[name].to_dict()
-
-
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """The recipe, in this process."""
-    spec = importlib.util.spec_from_file_location("prepare_mimic_cxr", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_recipe("prepare_mimic_cxr")
 
     def call(*arguments: str | Path) -> None:
         monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments)])
@@ -695,19 +641,16 @@ def test_the_recipe_that_is_killed_leaves_no_half_data_set(
     assert not (tmp_path / "out.unfinished").exists()
 
 
-def test_the_recipe_overwrites_nothing(recipe: Callable[..., None], complete: Path, tmp_path: Path) -> None:
-    (tmp_path / "dataset_dict.json").write_text("{}")
-    with pytest.raises(SystemExit, match=r"--output_dir .* is there already and not empty; give another one"):
-        recipe("--root", complete, "--output_dir", tmp_path)
-
-
-def test_the_recipe_on_a_wrong_folder_leaves_nothing(recipe: Callable[..., None], tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"has no mimic-cxr-2.0.0-metadata.csv.gz"):
-        recipe("--root", tmp_path, "--output_dir", tmp_path / "out")
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_recipe_passes_on_error_on(recipe: Callable[..., None], tree: MimicTree, tmp_path: Path) -> None:
+def test_what_the_recipe_refuses_leaves_nothing(recipe: Callable[..., None], tree: MimicTree, tmp_path: Path) -> None:
+    out, full, empty = tmp_path / "out", tmp_path / "full", tmp_path / "empty"
+    full.mkdir()
+    (full / "dataset_dict.json").write_text("{}")
+    empty.mkdir()
     tree.metadata.append(dict(tree.metadata[3]))
-    with pytest.raises(SystemExit, match=r"line 12: dicom_id .* again. Repair or remove it"):
-        recipe("--root", tree.write(), "--output_dir", tmp_path / "out", "--on_error", "raise")
+    with pytest.raises(SystemExit, match=f"--output_dir {full}"):
+        recipe("--root", tree.write(), "--output_dir", full)
+    with pytest.raises(SystemExit, match=METADATA):
+        recipe("--root", empty, "--output_dir", out)
+    with pytest.raises(SystemExit, match="line 12: dicom_id"):
+        recipe("--root", tree.root, "--output_dir", out, "--on_error", "raise")
+    assert not out.exists()

@@ -70,26 +70,6 @@ def pictures_in(folder: Path, n: int = 3) -> Path:
     return folder
 
 
-def test_a_folder_of_pictures_with_a_csv(tmp_path: Path) -> None:
-    folder = pictures_in(tmp_path / "mine")
-    (folder / "metadata.csv").write_text("file_name,age,sex\n0.png,1,male\n1.png,,female\n2.png,3,\n")
-    rows = read_table(str(folder))
-    assert list(rows) == ["train"]
-    assert rows["train"]["age"][:] == [1, None, 3]
-    assert rows["train"]["sex"][:] == ["male", "female", None]
-    assert [np.asarray(image)[0, 0] for image in rows["train"]["image"]] == [0, 1, 2]
-
-
-def test_splits_in_folders_with_json_lines_get_their_usual_names(tmp_path: Path) -> None:
-    for split in ("train", "val", "test"):
-        folder = pictures_in(tmp_path / "mine" / split)
-        lines = [json.dumps({"file_name": f"{i}.png", "age": i}) for i in range(3)]
-        (folder / "metadata.jsonl").write_text("\n".join(lines))
-    splits = read_table(str(tmp_path / "mine"))
-    assert set(splits) == {"train", "validation", "test"}
-    assert splits["validation"]["age"][:] == [0, 1, 2]
-
-
 def test_a_single_split_is_the_training_split_and_others_are_left_out(tmp_path: Path) -> None:
     numbered(4).to_parquet(tmp_path / "one" / "test.parquet")
     assert list(read_table(str(tmp_path / "one"))) == ["train"]
@@ -106,14 +86,6 @@ def test_categories_that_are_numbers_are_no_positions() -> None:
     rows = Dataset.from_dict({"image": ["a", "b"], "step": [0.5, 1.0]})
     with pytest.raises(ValueError, match=r"'step' does not know: '1' \(1 rows\)"):
         translate(rows, steps)
-
-
-def test_folders_of_classes(tmp_path: Path) -> None:
-    for name in ("cat", "dog"):
-        pictures_in(tmp_path / "mine" / name)
-    rows = read_table(str(tmp_path / "mine"))["train"]
-    graph = CausalGraph([{"name": "animal", "kind": "binary", "categories": ["dog", "cat"]}])
-    assert translate(rows, graph, {"animal": "label"})["animal"][:] == ["cat"] * 3 + ["dog"] * 3
 
 
 def test_a_picture_that_is_named_but_not_there_stays_a_row(tmp_path: Path) -> None:

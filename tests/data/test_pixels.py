@@ -246,11 +246,6 @@ def test_damaged_pictures_may_end_it(paths: list[str], tmp_path: Path) -> None:
         prepare_images(rows, 8, 1, on_error="raise", cache_dir=tmp_path / "cache")
 
 
-def test_a_missing_picture_is_damaged(paths: list[str], tmp_path: Path) -> None:
-    rows = Dataset.from_dict({"image": [*paths, None]})
-    assert prepare_images(rows, 8, 1, cache_dir=tmp_path / "cache")[1] == ["row 7: it has no image"]
-
-
 def test_the_first_picture_may_be_the_missing_one(paths: list[str], tmp_path: Path) -> None:
     rows = Dataset.from_dict({"image": [None, *paths]})
     prepared, problems = prepare_images(rows, 8, 1, cache_dir=tmp_path / "cache")

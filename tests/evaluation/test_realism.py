@@ -100,6 +100,7 @@ class TestFrechetRows:
         unchanged = embeddings[:, :1].repeat(1, 4, 1)
         assert measure(labels, unchanged, subjects).loc[("frechet_excess", "diagnosis"), "low"] > 0
 
+    @pytest.mark.slow
     def test_intervals_hold_the_truth(self):
         """True counterfactuals of 12 small worlds have no excess, and their intervals say so, but by chance."""
         missed = []
@@ -109,6 +110,7 @@ class TestFrechetRows:
             missed += [(low > 0) or (high < 0) for low, high in zip(excess["low"], excess["high"], strict=True)]
         assert np.mean(missed) < 0.12
 
+    @pytest.mark.slow
     def test_few_images_have_no_more_excess_than_many(self):
         means = []
         for n in (150, 600):

@@ -1,7 +1,5 @@
 import io
 import itertools
-import struct
-import zlib
 from dataclasses import replace
 from typing import Any
 
@@ -112,11 +110,6 @@ def test_null_intervention_returns_the_images(pipe, images, arrays, do):
     assert np.abs(output.effects).max() < 1e-5
     assert close(output.parents, PARENTS)
     assert output.counterfactual_predictions["age"] == pytest.approx(output.factual_predictions["age"], abs=1e-2)
-
-
-def test_doing_what_is_already_so_changes_nothing(pipe, images, arrays):
-    output = pipe(images, PARENTS, {"sex": PARENTS["sex"], "race": PARENTS["race"]})
-    assert np.abs(output.effects).max() < 1e-5
 
 
 def test_intervention_moves_image_and_effects_are_in_units_of_the_grey_range(pipe, images, arrays):
@@ -288,63 +281,27 @@ def test_colour_images(arrays):
     assert (np.asarray(grey) == arrays[0][:, :, None]).all()
 
 
-def saved(picture, kind, **settings):
-    """A picture that still lies in its file."""
-    file = io.BytesIO()
-    picture.save(file, kind, **settings)
-    return Image.open(io.BytesIO(file.getvalue()))
-
-
-def as_people_have_it(grey, form):
-    """A grey picture, in another form: upright it shows the same."""
-    if form.startswith("EXIF"):
-        turned = {
-            "1": None, "2": "FLIP_LEFT_RIGHT", "3": "ROTATE_180", "4": "FLIP_TOP_BOTTOM", "5": "TRANSPOSE",
-            "6": "ROTATE_90", "7": "TRANSVERSE", "8": "ROTATE_270",
-        }[form[-1]]  # fmt: skip
-        exif = Image.Exif()
-        exif[0x0112] = int(form[-1])
-        return saved(grey.transpose(Image.Transpose[turned]) if turned else grey, "PNG", exif=exif)
-    if form == "transparent":  # black and white below are white and see-through
-        alpha = grey.point(lambda value: 255 if value < 255 else 0)
-        return saved(Image.merge("LA", [grey, alpha]), "PNG")
-    return saved(grey.convert(form), "TIFF" if form == "CMYK" else "PNG")
-
-
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(
-    "form", ["L", "RGB", "RGBA", "LA", "P", "CMYK", "transparent", *(f"EXIF {i}" for i in range(1, 9))]
-)
+@pytest.mark.parametrize("form", ["RGBA", "P", "turned"])
 def test_a_picture_is_read_as_in_training(form, channels, arrays):
-    pipe = build(channels=channels)
-    grey = Image.fromarray(arrays[0])
-    expected = np.asarray(pipe(grey, row(0)).images[0]).astype(int)
-    picture = as_people_have_it(grey, form)
-    fitted = fit_picture(as_people_have_it(grey, form), SIZE, channels)
-    read = np.asarray(pipe(picture, row(0)).images[0])
-    assert (read == fitted).all()
-    assert abs(read - expected).max() <= (1 if form == "CMYK" else 0)
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_colours_of_16_bits_are_refused(mode):
-    """Of which Pillow reads 8, whatever the white point."""
-    pipe, depth = build(channels=3), len(mode)
-    rows = b"".join(b"\0" + bytes(2 * depth * SIZE) for _ in range(SIZE))
-    header = struct.pack(">IIBBBBB", SIZE, SIZE, 16, 2 if mode == "RGB" else 6, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    file = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
-    with pytest.raises(ValueError, match="more than 8 bits"):
-        pipe(Image.open(io.BytesIO(file)), row(0))
+    """See tests/data/test_pixels.py for all forms."""
+    grey, file = Image.fromarray(arrays[0]), io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    if form == "turned":
+        grey.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    else:
+        grey.convert(form).save(file, "PNG")
+    read = np.asarray(build(channels=channels)(Image.open(file), row(0)).images[0])
+    assert (read == fit_picture(Image.open(file), SIZE, channels)).all()
+    assert (read.reshape(SIZE, SIZE, channels) == arrays[0][..., None]).all()
 
 
 def test_other_channels_go_as_arrays(arrays):
     pipe = build(channels=2)
     image = np.stack([arrays[0], arrays[1]], axis=-1)
     assert np.abs(pipe(image, row(0), output_type="np").images[0] * 255 - image).max() < 1e-2
-    with pytest.raises(ValueError, match="'pil' needs 1 or 3 channels, the model has 2; use 'np' or 'pt'"):
+    with pytest.raises(ValueError, match=r"'pil' .*2"):
         pipe(image, row(0))
 
 
@@ -444,10 +401,10 @@ def test_sample_under_an_intervention(pipe):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_images": 0}, "num_images must be a whole number of at least 1, got 0"),
-        ({"num_images": 2, "do": {"age": [20, 30, 40]}}, "do: 'age' has 3 values for a batch of 2"),
-        ({"num_images": 2, "generator": seeds(0)}, "generator is a list of 1 for a batch of 2"),
-        ({"output_type": "latent"}, r"output_type must be one of \['pil', 'np', 'pt'\], got 'latent'"),
+        ({"num_images": 0}, "num_images .*0"),
+        ({"num_images": 2, "do": {"age": [20, 30, 40]}}, "do: 'age' .*3 .*2"),
+        ({"num_images": 2, "generator": seeds(0)}, "generator .*1 .*2"),
+        ({"output_type": "latent"}, "output_type .*'latent'"),
     ],
 )
 def test_bad_sample_arguments(pipe, arguments, message):
@@ -469,26 +426,23 @@ def with_pixel(value: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        ([], "image is empty"),
-        (np.zeros((0, SIZE, SIZE, 1), np.float32), "image is empty"),
-        ("scan.png", "image must be a PIL image, an array, a tensor, or a list of them, got str"),
-        ([GREY, None], r"image\[1\] must be .* got NoneType"),
-        (np.zeros((SIZE, 20), np.float32), "image is 16 x 20 pixels .* takes 16 x 16.*resize"),
+        ([], "image"),
+        ("scan.png", "image .*str"),
+        ([GREY, None], r"image\[1\] .*NoneType"),
+        (np.zeros((SIZE, 20), np.float32), "image is 16 x 20 pixels .*16 x 16"),
         ([GREY, np.zeros((32, 32), np.float32)], r"image\[1\] is 32 x 32 pixels"),
-        (np.zeros((SIZE, SIZE, 3), np.uint8), "image has 3 channels, but the model takes 1 channel "),
+        (np.zeros((SIZE, SIZE, 3), np.uint8), "image has 3 channels, .*1 channel "),
         (torch.zeros(SIZE, SIZE, 1), "image has 16 channels.*first in tensors"),
-        (torch.zeros(SIZE, SIZE), r"image must be a tensor of shape .* got \(16, 16\)"),
-        (np.zeros(SIZE, np.float32), r"image must be an array of shape .* got \(16,\)"),
-        (Image.new("I;16", (SIZE, SIZE)), "image has more than 8 bits per channel"),
-        (Image.new("I", (SIZE, SIZE)), "image has more than 8 bits per channel"),
-        ([GREY, Image.new("F", (SIZE, SIZE))], r"image\[1\] has more than 8 bits per channel"),
-        (with_pixel(float("nan")), "image has 1 pixels that are NaN or infinite"),
-        (with_pixel(float("inf")), "image has 1 pixels that are NaN or infinite"),
-        (with_pixel(-1), r"values from -1 to 0.5; floats must lie in \[0, 1\]"),
-        (255 * GREY, "values from 127.5 to 127.5"),
-        (GREY.astype(np.int64), "must be uint8 in 0..255 or floats .* got int64"),
-        (torch.zeros(1, SIZE, SIZE, dtype=torch.int32), "must be uint8 in 0..255 or floats .* got torch.int32"),
-        (GREY.astype(object), "must be uint8 in 0..255 or floats .* got object"),
+        (torch.zeros(SIZE, SIZE), r"image .*\(16, 16\)"),
+        (np.zeros(SIZE, np.float32), r"image .*\(16,\)"),
+        (Image.new("I;16", (SIZE, SIZE)), "image .*8 bits"),
+        ([GREY, Image.new("F", (SIZE, SIZE))], r"image\[1\] .*8 bits"),
+        (with_pixel(float("nan")), "image .*1 pixels"),
+        (with_pixel(-1), r"-1 to 0.5.*\[0, 1\]"),
+        (255 * GREY, "127.5"),
+        (GREY.astype(np.int64), "int64"),
+        (torch.zeros(1, SIZE, SIZE, dtype=torch.int32), "torch.int32"),
+        (GREY.astype(object), "object"),
     ],
 )
 def test_bad_images(pipe, image, message):
@@ -497,77 +451,42 @@ def test_bad_images(pipe, image, message):
 
 
 @pytest.mark.parametrize(
-    ("parents", "message"),
+    ("changes", "message"),
     [
-        (None, r"no value for \['age', 'sex', 'race', 'disease'\].*infer_missing_parents"),
-        ({"age": 30, "race": "White"}, r"no value for \['sex', 'disease'\]"),
-        ([row(0), row(1), {"age": 3e1}], r"no value for \['sex', 'race', 'disease'\]"),
-        (PARENTS | {"weight": 80}, r"parents: .*no variable 'weight'; it has \['age', 'sex', 'race', 'disease'\]"),
-        (PARENTS | {"sex": "woman"}, r"parents: 'sex' has no category 'woman'; use one of \['male', 'female'\]"),
-        (PARENTS | {"age": 130}, r"parents: 'age' must lie in \[18, 92\] years, got 130"),
-        (PARENTS | {"age": float("nan")}, "parents: 'age' must lie in .* got nan"),
-        (PARENTS | {"age": [30, None, 50]}, "parents: 'age' must be a number years?.*got None"),
-        (PARENTS | {"age": [30, 40]}, "parents: 'age' has 2 values for a batch of 3"),
-        ([row(0), row(1)], "parents is a list of 2 dicts for 3 images"),
-        ([row(0), row(1), row(2) | {"age": 5}], r"parents\[2\]: 'age' must lie in"),
-        ([row(0), row(1), "male"], r"parents\[2\] must be a dict .* got str"),
-        ("male", "parents must be a dict .* got str"),
+        ({"parents": None}, r"\['age', 'sex', 'race', 'disease'\].*infer_missing_parents"),
+        ({"parents": {"age": 30, "race": "White"}}, r"\['sex', 'disease'\]"),
+        ({"parents": [row(0), row(1), {"age": 3e1}]}, r"\['sex', 'race', 'disease'\]"),
+        ({"parents": PARENTS | {"weight": 80}}, "parents: .*'weight'"),
+        ({"parents": PARENTS | {"sex": "woman"}}, "parents: 'sex' .*'woman'"),
+        ({"parents": PARENTS | {"age": 130}}, "parents: 'age' .*130"),
+        ({"parents": PARENTS | {"age": float("nan")}}, "parents: 'age' .*nan"),
+        ({"parents": PARENTS | {"age": [30, None, 50]}}, "parents: 'age' .*None"),
+        ({"parents": PARENTS | {"age": [30, 40]}}, "parents: 'age' .*2 .*3"),
+        ({"parents": [row(0), row(1)]}, "parents .*2 .*3"),
+        ({"parents": [row(0), row(1), row(2) | {"age": 5}]}, r"parents\[2\]: 'age'"),
+        ({"parents": [row(0), row(1), "male"]}, r"parents\[2\] .*str"),
+        ({"parents": "male"}, "parents .*str"),
+        ({"do": {"weight": 80}}, "do: .*'weight'"),
+        ({"do": {"race": "green"}}, "do: 'race' .*'green'"),
+        ({"do": {"age": 10}}, "do: 'age'"),
+        ({"do": {"age": [20, 30]}}, "do: 'age' .*2 .*3"),
+        ({"do": {"age": []}}, "do: 'age' .*0"),
+        ({"do": []}, "do .*0 .*3"),
+        ({"do": [{}, {}, {"sex": "x"}]}, r"do\[2\]: 'sex' .*'x'"),
+        ({"image": GREY, "parents": row(0), "do": []}, "do .*0"),
+        ({"image": GREY, "parents": row(0), "do": {"age": [20, 30, 40], "sex": ["male", "female"]}}, "do: 'sex' .*2"),
+        ({"image": GREY, "do": {"sex": ["male", "female", "male"]}}, "parents: 'age' .*3 .*1"),
+        ({"generator": seeds(0, 1)}, "generator .*2 .*3"),
+        ({"generator": 42}, "generator .*42"),
+        ({"generator": [*seeds(0, 1), 2]}, "generator"),
+        ({"output_type": "latent"}, "output_type .*'latent'"),
+        ({"effect": "total"}, "'total'"),  # the model has no mediator
+        ({"effect": "natural"}, "'natural'"),
     ],
 )
-def test_bad_parents(pipe, images, parents, message):
+def test_bad_arguments(pipe, images, changes, message):
     with pytest.raises(ValueError, match=message):
-        pipe(images, parents)
-
-
-@pytest.mark.parametrize(
-    ("do", "message"),
-    [
-        ({"weight": 80}, "do: .*no variable 'weight'"),
-        ({"race": "green"}, "do: 'race' has no category 'green'"),
-        ({"age": 10}, "do: 'age' must lie in"),
-        ({"age": [20, 30]}, "do: 'age' has 2 values for a batch of 3"),
-        ({"age": []}, "do: 'age' has 0 values"),
-        ([], "do is a list of 0 dicts for 3 images"),
-        ([{"age": 20}], "do is a list of 1 dicts for 3 images"),
-        ([{}, {}, {"sex": "x"}], r"do\[2\]: 'sex' has no category 'x'"),
-    ],
-)
-def test_bad_interventions(pipe, images, do, message):
-    with pytest.raises(ValueError, match=message):
-        pipe(images, PARENTS, do)
-
-
-@pytest.mark.parametrize(
-    ("do", "message"),
-    [
-        ({"age": []}, "do: 'age' has 0 values"),
-        ([], "do is a list of 0 dicts"),
-        ({"age": [20, 30, 40], "sex": ["male", "female"]}, "do: 'sex' has 2 values for a batch of 3"),
-    ],
-)
-def test_bad_interventions_on_one_image(pipe, images, do, message):
-    with pytest.raises(ValueError, match=message):
-        pipe(images[0], row(0), do)
-
-
-def test_parents_of_one_image_are_one_set(pipe, images):
-    with pytest.raises(ValueError, match="parents: 'age' has 3 values for a batch of 1"):
-        pipe(images[0], PARENTS, {"sex": ["male", "female", "male"]})
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"generator": seeds(0, 1)}, "generator is a list of 2 for a batch of 3; give one for each"),
-        ({"generator": []}, "generator is a list of 0 for a batch of 3"),
-        ({"generator": 42}, "generator must be a torch.Generator or a list of them, got 42"),
-        ({"generator": [*seeds(0, 1), 2]}, "generator must be a torch.Generator or a list of them"),
-        ({"output_type": "latent"}, r"output_type must be one of \['pil', 'np', 'pt'\], got 'latent'"),
-    ],
-)
-def test_other_bad_arguments(pipe, images, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        pipe(images, PARENTS, **arguments)
+        pipe(**({"image": images, "parents": PARENTS} | changes))
 
 
 AGE, SEX, RACE, DISEASE = PHANTOM_GRAPH.variables
@@ -625,9 +544,3 @@ def test_effects_of_a_model_with_a_mediator(pipe, images) -> None:
         for effect in ("direct", "indirect", "total")
     }
     assert all((results[one] - results[other]).abs().max() > 1e-3 for one, other in itertools.combinations(results, 2))
-
-
-@pytest.mark.parametrize("effect", ["total", "natural"])
-def test_effects_that_the_model_has_not_are_refused(pipe, images, effect) -> None:
-    with pytest.raises(ValueError, match=f"'{effect}'"):
-        pipe(images[0], row(0), do={"sex": "female"}, effect=effect)

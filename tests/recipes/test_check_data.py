@@ -1,6 +1,5 @@
 """The report on a folder of generated pictures, as a user gets it."""
 
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "check_data.py"
+from tests.recipes.small_pipeline import load_recipe
 
 # datasets leaves files open when it reads a folder.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -33,11 +32,7 @@ def check(
         Image.fromarray(pixels).save(f"pictures/{i}.png")
         lines.append(f"{i}.png,P{i // 2},{i % 2},{4 + i / 20}")
     Path("pictures/metadata.csv").write_text("\n".join(lines) + "\n")
-    spec = importlib.util.spec_from_file_location("check_data", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
+    recipe = load_recipe("check_data")
 
     def check(*flags: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["check_data.py", *flags])

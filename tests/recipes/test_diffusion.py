@@ -62,6 +62,7 @@ def metrics(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "runs" / "metrics.csv")
 
 
+@pytest.mark.slow
 def test_the_evaluation_has_the_tables_of_an_hvae(folder: Path, metrics: pd.DataFrame) -> None:
     """But for the reconstruction without a residual, which a diffusion model has not."""
     assert set(metrics["cft"]) == {"real", "none", "soft", "truth"}

@@ -1,9 +1,7 @@
 """The settings for MIMIC-CXR at 224x224, from a made-up tree of PhysioNet's files to Table 1, with small models."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +10,7 @@ import yaml
 
 from softcft import DSCMPipeline
 from tests.data.mimic_cxr_tree import make_mimic_tree
+from tests.processes import python, run_command
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -40,27 +39,25 @@ def config(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_every_recipe_runs_on_the_tree(config: Path, tmp_path: Path) -> None:
     make_mimic_tree(tmp_path / "tree", num_subjects=30, size=(90, 70))
-    environment = os.environ | {"HF_HOME": str(tmp_path / "huggingface"), "PYTHONPATH": str(RECIPES.parent)}
-    run = tmp_path / "outputs" / "mimic_cxr_224"
+    outputs = tmp_path / "outputs" / "mimic_cxr_224"
 
     def start(script: str, *flags: str) -> subprocess.CompletedProcess[str]:
         settings = ["--config", str(config), "--data_dir", str(tmp_path / "tree"), "--max_train_steps", "1"]
-        command = [sys.executable, str(RECIPES / script), *settings, *flags]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        return run_command(*python(RECIPES / script, *settings, *flags), cwd=tmp_path)
 
     result = start("run_all.py", "--cft", "none")
     assert result.returncode == 0, result.stderr[-4000:]
     result = start("soft_cft.py", "--watch", "false")  # a guide of one step sees nothing
     assert result.returncode != 0
     assert "--cft none" in result.stderr
-    path = run / "guide" / "config.json"
+    path = outputs / "guide" / "config.json"
     path.write_text(
         json.dumps(json.loads(path.read_text()) | {"sees": None})
     )  # as of a version that did not measure it
     result = start("soft_cft.py", "--watch", "false")
     assert result.returncode == 0, result.stderr[-4000:]
-    table = pd.read_csv(run / "metrics.csv", keep_default_na=False)
+    table = pd.read_csv(outputs / "metrics.csv", keep_default_na=False)
     assert set(table["intervention"]) == {"none", "race", "sex", "disease"}
     assert {"guide", "judge"} < set(table["predictor"])
-    pipeline = DSCMPipeline.from_pretrained(run / "soft")
+    pipeline = DSCMPipeline.from_pretrained(outputs / "soft")
     assert pipeline.hvae.config["sample_size"] == 224

@@ -5,9 +5,7 @@ small tests look at. One test starts the README's own command, and one two proce
 """
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,23 +23,8 @@ from softcft import AttributeClassifier, AttributeSCM, DSCMPipeline, HVAEModel
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.schema import ImageAttributeDataset
 from softcft.evaluation.tables import COLUMNS
+from tests.processes import run_command, run_python
 from tests.recipes.small_pipeline import RECIPES, TINY, forget_accelerate, load_recipe, run_recipe
-
-ROOT = RECIPES.parent
-
-
-def launch(cwd: Path, *command: str) -> str:
-    """Run a command in a folder, without network or the user's own Accelerate settings; returns what it printed."""
-    environment = os.environ | {
-        "ACCELERATE_USE_CPU": "true",
-        "HF_HOME": str(cwd / "huggingface"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900, check=False)
-    assert result.returncode == 0, result.stderr[-4000:]
-    return result.stdout
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -171,13 +154,13 @@ def test_fine_tuning_moves_the_hvae_and_nothing_else(
         assert equal(pipeline.classifier, AttributeClassifier.from_pretrained(classifiers["guide"]))
 
 
+@pytest.mark.slow
 def test_the_command_of_the_readme_makes_the_same_model(pipelines: dict[str, Path], folder: Path) -> None:
     accelerate = str(Path(sys.executable).with_name("accelerate"))
     parts = [f"--{part}_dir=runs/{part}" for part in ("scm", "guide", "watcher", "hvae")]
     flags = ["--config", str(TINY), "--output_dir", "launched", *parts]
-    assert "Saved a pipeline to launched/soft" in launch(
-        folder, accelerate, "launch", str(RECIPES / "soft_cft.py"), *flags
-    )
+    result = run_command(accelerate, "launch", RECIPES / "soft_cft.py", *flags, cwd=folder)
+    assert "Saved a pipeline to launched/soft" in result.stdout, result.stderr[-4000:]
     launched, here = (DSCMPipeline.from_pretrained(path) for path in (folder / "launched/soft", pipelines["soft"]))
     assert equal(launched.hvae, here.hvae)
 
@@ -312,9 +295,8 @@ def test_two_processes_measure_the_same(evaluation: Path, folder: Path) -> None:
     flags = ["--config", str(TINY), "--mixed_precision", "no", "--eval_batch_size", "7", "--axiom_images", "20"]
     expected = read_metrics(evaluation)
     tables = []
-    for number in ("1", "2"):
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", number]
-        launch(folder, *torchrun, str(RECIPES / "evaluate.py"), *flags)
+    for number in (1, 2):
+        run_python(RECIPES / "evaluate.py", *flags, cwd=folder, processes=number)
         tables.append(read_metrics(evaluation))
     first, second = tables
     assert len(first) == len(expected)

@@ -1,8 +1,17 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 
+from softcft.counterfactuals.backbone import BackboneOutput
 from softcft.noise import seeded_generator
 from softcft.training.augmentation import AugmentationConfig, random_change
+from softcft.training.cft_trainer import CFTConfig, CFTTrainer
+from softcft.training.config import TrainingConfig
+from tests.training.test_cutting import data
+from tests.training.test_objectives import classifier, scm
 
 ALL = AugmentationConfig(random_flip=True, random_shift=0.1, random_zoom=0.1, random_brightness=0.2, random_noise=0.25)
 
@@ -45,6 +54,29 @@ def test_images_before_and_after_are_changed_alike() -> None:
     image = images()
     change = random_change(ALL, image.shape, generators(0, 1, 2, 3), image.device)
     assert torch.equal(change(image), change(image))
+
+
+class Same(nn.Module):
+    """An image mechanism that changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def counterfactual(self, image: Tensor, *_: Any) -> BackboneOutput:
+        return BackboneOutput(image=image + self.weight, fidelity=self.weight)
+
+
+def test_in_fine_tuning_a_guide_sees_images_before_and_after_changed_alike(tmp_path: Path) -> None:
+    guide, seen = classifier(), []
+    guide.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    config = TrainingConfig(output_dir=str(tmp_path))
+    trainer = CFTTrainer(Same(), scm(), [guide], config, CFTConfig(cft="soft"), ALL)  # type: ignore[arg-type]
+    batch = {key: torch.stack([row[key] for row in data()[:4]]) for key in ("image", "parents")}
+    trainer.objective({**batch, "seeds": [0, 1, 2, 3]})
+    before, after = seen
+    assert torch.equal(before, after)
+    assert not torch.equal(before, batch["image"])
 
 
 def test_gradients_pass() -> None:

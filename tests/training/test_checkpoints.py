@@ -13,13 +13,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from softcft.training import loop, writing
+from softcft.training import writing
 from softcft.training.checkpoints import _describe, find_damage, replace_file, save_whole
+from tests.processes import run_command
 from tests.training.test_loop import Adaptive, checkpoints, equal, fresh_accelerate, lines, run, settings, without_speed
 
 __all__ = ["fresh_accelerate"]
 
-SOURCES = Path(loop.__file__).parents[2]
 FIELDS = {"ema_decay": 0.9, "checkpointing_steps": 2, "logging_steps": 3}
 
 
@@ -132,9 +132,8 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 # ---- full disks -----------------------------------------------------------------------------------------------------
 
 FULL = """
-import sys
 from pathlib import Path
-sys.path.insert(0, {sources!r})
+from tests.processes import run_command
 from tests.training.test_loop import Adaptive, numbers, settings
 from softcft.training.loop import train
 import torch
@@ -154,17 +153,10 @@ def test_a_full_disk_ends_the_run_and_leaves_what_was_saved(tmp_path):
     disk, copy = tmp_path / "disk", tmp_path / "copy"
     disk.mkdir()
     script = tmp_path / "full.py"
-    script.write_text(FULL.format(sources=str(SOURCES), folder=str(disk / "run")))
+    script.write_text(FULL.format(folder=str(disk / "run")))
     # The mount ends with the shell's namespace, so what is left is copied out of it.
     shell = f"mount -t tmpfs -o size=96k none {disk} && {sys.executable} {script}; rc=$?; cp -r {disk} {copy}; exit $rc"
-    result = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", shell],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    result = run_command("unshare", "-rm", "sh", "-c", shell, cwd=tmp_path)
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert "OSError: Could not save" in last
@@ -190,7 +182,6 @@ def test_a_full_disk_leaves_the_old_model(tmp_path):
     save_whole(tmp_path / "old", vae())
     script = tmp_path / "replace.py"
     script.write_text(
-        f"import sys\nsys.path.insert(0, {str(SOURCES)!r})\n"
         "from tests.training.test_checkpoints import vae\nfrom softcft.training.checkpoints import save_whole\n"
         f"save_whole({str(disk / 'model')!r}, vae(64))\n"
     )
@@ -199,7 +190,7 @@ def test_a_full_disk_leaves_the_old_model(tmp_path):
         f"mount -t tmpfs -o size={room}k none {disk} && cp -r {tmp_path / 'old'} {disk / 'model'} && "
         f"{sys.executable} {script}; rc=$?; cp -r {disk} {copy}; exit $rc"
     )
-    result = subprocess.run(["unshare", "-rm", "sh", "-c", shell], capture_output=True, text=True, check=False)
+    result = run_command("unshare", "-rm", "sh", "-c", shell, cwd=tmp_path)
     assert result.returncode == 1
     assert f"Could not save the model in {disk / 'model'}" in result.stderr
     assert "is full" in result.stderr

@@ -1,9 +1,6 @@
 """The same result however a training is cut: into processes, accumulated batches, or by interruptions."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,6 @@ from softcft.counterfactuals.diffusion_backbone import DiffusionBackbone
 from softcft.counterfactuals.hvae_backbone import HVAEBackbone
 from softcft.data.phantom import draw_block, render
 from softcft.models.classifier import AttributeClassifier
-from softcft.training import loop
 from softcft.training.cft_trainer import CFTConfig, CFTTrainer
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
@@ -25,12 +21,12 @@ from softcft.training.objectives import (
     SCMObjective,
     VAEObjective,
 )
+from tests.processes import run_python
 from tests.training.test_loop import fresh_accelerate
 from tests.training.test_objectives import PLAIN, classifier, denoiser, hvae, scm, vae
 
 __all__ = ["fresh_accelerate"]
 
-SOURCES = str(Path(loop.__file__).parents[2])
 STEPS = 6
 CUTS = {"whole": (8, 1), "accumulated": (4, 2)}
 CUT = ["scm", "classifier", "hvae", "diffusion", "cft", "cft to matched targets"]
@@ -117,17 +113,7 @@ def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     script = folder / "worker.py"
     script.write_text(WORKER)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": SOURCES}
-    result = subprocess.run(
-        [*torchrun, str(script), str(folder)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
+    run_python(script, folder, cwd=folder, processes=2)
     return folder
 
 

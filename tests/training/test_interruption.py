@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from softcft.training import interruption, loop
+from softcft.training import interruption
 from softcft.training.checkpoints import find_damage
 from softcft.training.interruption import next_batch
+from tests.processes import python, run_command, start_command
 from tests.training.test_loop import (
     Adaptive,
     Regression,
@@ -32,7 +33,6 @@ from tests.training.test_loop import (
 
 __all__ = ["fresh_accelerate"]
 
-SOURCES = str(Path(loop.__file__).parents[2])
 STEPS = 40
 FIELDS = {"max_train_steps": STEPS, "checkpointing_steps": 1000, "ema_decay": 0.9, "logging_steps": 7}
 
@@ -58,10 +58,7 @@ class Slow(Adaptive):
 def start(folder: Path, processes: int) -> subprocess.Popen[str]:
     script = folder.parent / "script.py"
     script.write_text(SCRIPT)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(torchrun if processes > 1 else []), str(script), str(folder)]
-    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": SOURCES}
-    return subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE, text=True)
+    return start_command(*python(script, folder, processes=processes), cwd=folder.parent)
 
 
 def wait_for_a_line(folder: Path) -> None:
@@ -180,9 +177,7 @@ def test_a_killed_worker_is_told(tmp_path, every):
     # In a process of its own: PyTorch raises the error wherever the program happens to be, be it in pytest.
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
-    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": SOURCES}
-    command = [sys.executable, str(script), str(tmp_path / "run"), str(every)]
-    result = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    result = run_command(*python(script, tmp_path / "run", str(every)), cwd=tmp_path)
     assert result.returncode == 1
     message = r"RuntimeError: toy: DataLoader worker .*(killed|exited).* lower --dataloader_num_workers \(now 1\)"
     assert re.search(message, result.stderr), result.stderr[-3000:]
@@ -275,9 +270,7 @@ run(Path(sys.argv[1], "run"), Hungry(), gradient_accumulation_steps=2)
 def test_a_machine_without_enough_memory_is_told_what_to_lower(tmp_path):
     script = tmp_path / "hungry.py"
     script.write_text(HUNGRY)
-    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": SOURCES}
-    command = [sys.executable, str(script), str(tmp_path)]
-    result = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    result = run_command(*python(script, tmp_path), cwd=tmp_path)
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("RuntimeError: toy: out of memory. "), result.stderr[-3000:]

@@ -1,8 +1,5 @@
 import json
 import math
-import os
-import subprocess
-import sys
 from itertools import count
 from pathlib import Path
 
@@ -12,11 +9,9 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from softcft.training import loop
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import _EndlessShuffle, train
-
-SOURCES = str(Path(loop.__file__).parents[2])
+from tests.processes import run_python
 
 
 @pytest.fixture(autouse=True)
@@ -111,15 +106,6 @@ def test_it_learns_and_returns_the_same_objective(tmp_path):
     assert trained is objective
     assert lines(tmp_path)[-1]["loss"] < 1e-2 < lines(tmp_path)[0]["loss"]
     assert torch.equal(objective.frozen, torch.ones(1))
-
-
-def test_accumulated_batches_equal_one_large_batch(tmp_path):
-    large = run(tmp_path / "1x8", train_batch_size=8, ema_decay=0.9)
-    small = run(tmp_path / "8x1", train_batch_size=1, gradient_accumulation_steps=8, ema_decay=0.9)
-    torch.testing.assert_close(large.linear.weight, small.linear.weight, rtol=0, atol=1e-6)
-    for one, other in zip(lines(tmp_path / "1x8"), lines(tmp_path / "8x1"), strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
-        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
 
 
 def test_what_is_no_scalar_is_averaged_for_the_objective_and_not_logged(tmp_path):
@@ -218,19 +204,6 @@ def test_one_bad_batch_of_an_accumulated_step_skips_all_of_it(tmp_path):
     assert equal(objective, Regression())
 
 
-def test_fifty_skips_in_a_row_end_the_run(tmp_path):
-    dataset = [{"x": torch.ones(3), "y": torch.tensor(math.nan)}] * 4
-    with pytest.raises(RuntimeError, match=r"toy: skipped 50 steps in a row, the last one \(step 50\) with loss nan"):
-        run(tmp_path, dataset=dataset, max_train_steps=99)
-    assert len(lines(tmp_path)) == 49
-
-
-def test_a_run_of_nothing_but_skips_is_an_error(tmp_path):
-    dataset = [{"x": torch.ones(3), "y": torch.tensor(math.nan)}] * 4
-    with pytest.raises(RuntimeError, match=r"toy: all 3 steps were skipped, the last one with loss nan"):
-        run(tmp_path, dataset=dataset, max_train_steps=3)
-
-
 # ---- the log --------------------------------------------------------------------------------------------------------
 
 
@@ -309,17 +282,6 @@ def test_resume_of_a_finished_run_returns_its_weights(tmp_path):
     again = run(tmp_path, checkpointing_steps=5, ema_decay=0.9, resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert equal(finished, again)
     assert len(lines(tmp_path)) == 6
-
-
-def test_resume_into_another_folder(tmp_path):
-    whole = run(tmp_path / "one", checkpointing_steps=3)
-    resumed = run(tmp_path / "two", resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-3"))
-    assert equal(whole, resumed)
-    assert [entry["step"] for entry in lines(tmp_path / "two")] == [4, 5, 6]
-
-
-def test_latest_starts_anew_where_there_is_no_checkpoint(tmp_path):
-    assert equal(run(tmp_path / "a", resume_from_checkpoint="latest"), run(tmp_path / "b"))
 
 
 def test_old_checkpoints_are_pruned_and_whole_ones_ordered_by_number(tmp_path):
@@ -436,16 +398,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     # `accelerate launch --cpu` starts several processes only under MPI; torchrun is its equal for the script.
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run(
-        [*torchrun, str(script), __file__, str(tmp_path)],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": SOURCES},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
+    run_python(script, __file__, tmp_path, cwd=tmp_path, processes=2)
     first, second = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in (0, 1))
     one = interrupted_run(tmp_path / "one", batch=8).state_dict()
     for key, value in one.items():

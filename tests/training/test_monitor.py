@@ -1,10 +1,7 @@
 """Somebody watches a training: the best weights are what is left of it, and nothing else changes."""
 
-import os
 import random
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,8 +11,8 @@ from torch import nn
 from softcft.training.checkpoints import find_damage
 from softcft.training.loop import train
 from softcft.training.monitor import Look
+from tests.processes import run_python
 from tests.training.test_loop import (
-    SOURCES,
     Regression,
     checkpoints,
     equal,
@@ -188,17 +185,7 @@ torch.distributed.destroy_process_group()
 @pytest.mark.slow
 def test_two_processes_keep_the_same_weights_and_one_of_them_looks(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {"PYTHONPATH": SOURCES, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [*torchrun, str(tmp_path / "script.py"), str(tmp_path)],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_python("script.py", tmp_path, cwd=tmp_path, processes=2)
     (first, seen, shown), (second, unseen, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert (seen, unseen) == ([0, 2, 4], [])
     for key in first:

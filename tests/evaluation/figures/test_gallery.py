@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
@@ -13,6 +14,7 @@ from softcft.graph import CausalGraph, Variable
 PAGE = 9.5  # inches of A4 or letter between its margins
 
 
+@pytest.mark.slow
 def test_many_subgroups_are_drawn_on_several_pages(tmp_path: Path) -> None:
     """Ten digits, of which the last two have too few images; and a variable of two, which stays on one page."""
     digit = Variable(name="digit", kind="categorical", categories=tuple("0123456789"))
