@@ -7,8 +7,9 @@ knows only its own pipelines by name. Two registrations change that:
   files, and load from a folder and from the Hub without remote code;
 - ``diffusers.DSCMPipeline``: ``DiffusionPipeline.from_pretrained`` finds the class that ``model_index.json`` names.
 
-Nothing of diffusers is imported for that: it takes seconds. Both registrations wait until somebody else imports the
-module that they change.
+Importing softcft imports nothing of diffusers, which takes seconds. Both registrations are made when the module that
+they change is imported. Plain imports of all public names would take 1.5 times as long as importing diffusers and
+transformers, and ``softcft --help`` seconds (``benchmarks/import_time.py``).
 """
 
 from __future__ import annotations

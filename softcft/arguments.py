@@ -1,7 +1,7 @@
 """How a bad argument is refused: before any work, by its name, its value and what it must be.
 
-Nothing is guessed here. Every check raises ValueError or returns without a word. A number is one of Python's, and those
-of NumPy and PyTorch are first made such by :func:`plain`.
+Every check raises ValueError or returns None. Checks take Python's numbers; :func:`plain` converts those of NumPy and
+PyTorch.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ __all__ = [
 P = ParamSpec("P")
 R = TypeVar("R")
 
-MOST = 2**31 - 1  # of what is counted; sizes beyond overflow before they run out of memory
+MOST = 2**31 - 1  # the largest count; larger sizes overflow
 
 
 class _Shown(reprlib.Repr):
-    """Whatever the value is, short: it may be a whole data set, contain itself, or be what Python refuses to print."""
+    """A short ``repr`` of any value: a whole data set, a list that contains itself, an int too long to print."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class _Shown(reprlib.Repr):
     def repr_int(self, value: int, level: int) -> str:
         return repr(value) if value.bit_length() < 300 else f"{'-' * (value < 0)}10^{value.bit_length() * 3 // 10}"
 
-    def repr_dict(self, value: dict[Any, Any], level: int) -> str:  # as it stands, not sorted
+    def repr_dict(self, value: dict[Any, Any], level: int) -> str:  # in its own order, not sorted
         if level <= 0:
             return "{...}"
         first = islice(value.items(), self.maxdict)
@@ -118,7 +118,7 @@ def check_number(
 
 
 def check_whole(name: str, value: Any, least: int = 1) -> None:
-    """Raise ValueError if ``value`` is no int, is below ``least``, or is beyond what can be counted."""
+    """Raise ValueError if ``value`` is no int, is below ``least``, or is above 2**31 - 1."""
     if not _is_whole(value, least):
         raise ValueError(f"{name} must be a whole number of at least {least}, got {shown(value)}.")
 

@@ -136,7 +136,7 @@ class CausalGraph:
 
     def descendants(self, name: str) -> frozenset[str]:
         """All variables that ``name`` causes, directly or not, itself excluded."""
-        self[name]  # refuses what it has not
+        self[name]  # raises if there is none
         return frozenset(nx.descendants(self._dag, name))
 
     def affected_by(self, names: str | Sequence[str] | Set[str]) -> frozenset[str]:
@@ -147,9 +147,9 @@ class CausalGraph:
     def blanket(self, name: str) -> frozenset[str]:
         """The Markov blanket of ``name``: its causes, its effects, and what else causes these.
 
-        No other variable tells any more of it.
+        Given these, no other variable has information about it.
         """
-        self[name]  # refuses what it has not
+        self[name]  # raises if there is none
         effects = set(self._dag.successors(name))
         causes = set().union(*(self._dag.predecessors(each) for each in (name, *effects)))
         return frozenset(effects | causes) - {name}
@@ -172,14 +172,14 @@ class CausalGraph:
         return mask.float() @ torch.tensor(self._reach, device=mask.device) > 0
 
     def changed(self, parents: Tensor, counterfactual_parents: Tensor) -> Tensor:
-        """Which variables have another value than before.
+        """Which variables have another value in the counterfactual.
 
         Args:
             parents: Encoded factual attributes, shape (B, K).
             counterfactual_parents: Encoded counterfactual attributes, shape (B, K).
 
         Returns:
-            Bool of shape (B, V). A continuous one that differs by a ten-thousandth of its range, by rounding, has not.
+            Bool of shape (B, V). A continuous one that differs by a ten-thousandth of its range counts as unchanged.
 
         Raises:
             ValueError: If a shape is wrong.

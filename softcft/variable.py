@@ -25,7 +25,7 @@ from softcft.arguments import is_finite, plain, shown
 __all__ = ["Kind", "Variable", "has_no_values", "is_list"]
 
 Kind = Literal["binary", "categorical", "continuous"]
-ROUNDING = 1.001 * 2.0**-25  # of float32 between 0.5 and 1, half of the last bit; and a hair, for the arithmetic here
+ROUNDING = 1.001 * 2.0**-25  # half of the last bit of float32 in [0.5, 1], plus 0.1 % for the arithmetic
 LARGEST_LOG = math.log(sys.float_info.max)
 
 
@@ -158,7 +158,7 @@ class Variable:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"'{self.name}' must be a number{self._in_unit()}, got {shown(value)}.")
         assert self.low is not None and self.high is not None
-        # Float32 round trips may overshoot the ends by a hair; that is not the caller's mistake.
+        # Float32 round trips may overshoot the ends a little.
         below, above = (self.low, self.high) if self.log else (self.high - self.low,) * 2
         if not self.low - 1e-5 * below <= value <= self.high + 1e-5 * above:  # also false for NaN
             raise ValueError(

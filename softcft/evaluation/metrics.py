@@ -103,7 +103,7 @@ def logit_shift(
 
 
 def evidence(variable: Variable, logits: Tensor, labels: Tensor) -> np.ndarray:
-    """What a predictor sees in each image of the value that the image should show.
+    """How clearly a predictor sees in each image the value that the image should show.
 
     Args:
         variable: The variable.

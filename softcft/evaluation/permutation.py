@@ -1,4 +1,8 @@
-"""Permutation tests of two samples of images, some of which are of one subject."""
+"""Permutation tests of two samples of images with several images of one subject.
+
+``scipy.stats.permutation_test`` exchanges the labels of all subjects with each other, or of each subject by itself. These
+tests exchange labels among subjects with the same numbers of images only, which it cannot do.
+"""
 
 from __future__ import annotations
 
@@ -43,15 +47,15 @@ def distribution_shift(
 ) -> Shift:
     """Compare two samples of one number by their distribution functions, with permutation tests.
 
-    Under the null hypothesis a subject's images look the same whether they are called real or counterfactual. Images of
-    one subject are alike, so that they change sides together or not at all: those of a subject with as many real images
-    as counterfactual ones by the toss of a coin, which of paired samples is all there is to do. A subject with n of one
-    and m of the other exchanges sides with subjects who have n and m, or m and n, and with no others: who has more
-    images may differ in what they show. A subject like no other stays where it is, so few subjects of many sizes give
-    large p-values.
+    Under the null hypothesis the labels real and counterfactual of a subject's images may be exchanged. Images of one
+    subject are alike, so all of them are exchanged together or none. A subject with as many real as counterfactual
+    images is exchanged with probability 1/2; paired samples have only such subjects. A subject with n images of one
+    kind and m of the other exchanges its labels only with subjects who also have n and m, because subjects with more
+    images may differ in what their images show. A subject without such a partner keeps its labels, so few subjects with
+    many different numbers of images give large p-values.
 
-    Among 999 random ways to do so, p is the share of those at least as far apart as what was observed, which is counted
-    among them: ``p = (1 + #) / (1 + 999)`` (Phipson and Smyth 2010).
+    Of 999 random exchanges, # are at least as far apart as the observed samples: ``p = (1 + #) / (1 + 999)`` (Phipson
+    and Smyth 2010).
 
     Args:
         real: Shape (N,).
@@ -104,7 +108,7 @@ def distribution_shift(
         for members, side in exchanges:
             swapped[:, members] = generator.permuted(np.tile(side, (number, 1)), axis=1) != side
         relabelled = np.where(swapped[:, subject], swapped_steps, steps)
-        # A hair of difference is rounding.
+        # The tolerance is for rounding.
         at_least_as_far += (distances(relabelled) >= observed * (1 - 1e-9)).sum(axis=0)
     (ks, energy), (ks_p, energy_p) = observed.tolist(), (at_least_as_far / (1 + RESAMPLES)).tolist()
     return Shift(ks, ks_p, energy, energy_p)

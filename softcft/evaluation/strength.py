@@ -41,11 +41,11 @@ def lookalikes(
     seed: int,
     compared: Collection[str] | None = None,
 ) -> NDArray[np.int64]:
-    """Find for each counterfactual a real image that should show one variable just as it does.
+    """Find for each counterfactual a real image with the same value of one variable and of its causes.
 
     The lookalike has the same category of a discrete variable. Among the real images that have it, it is the nearest by
     the squared distance of the causes, and of the value of a continuous variable, in standard deviations. Among those
-    equally near it is drawn at random. Whose variable and causes have not changed may look like itself.
+    equally near it is drawn at random. An image whose variable and causes have not changed may be its own lookalike.
 
     Args:
         graph: The causal graph.
@@ -98,7 +98,7 @@ def distinct_lookalikes(
     """Pair counterfactuals with real images that have all their attributes, each image in one pair at most.
 
     The real image is the one of :func:`lookalikes` by all variables. It has the same category of every discrete one.
-    Of several counterfactuals with one lookalike the nearest is left, by the continuous variables, or one at random.
+    Of several counterfactuals with one lookalike the nearest is kept, by the continuous variables, or one at random.
 
     Args:
         graph: The causal graph.
@@ -109,7 +109,7 @@ def distinct_lookalikes(
 
     Returns:
         Rows of counterfactuals and of their lookalikes, shapes (P,), P at most N and M; no row is there twice. P is 0
-        where nothing is alike.
+        if there is no pair.
 
     Raises:
         ValueError: As :func:`lookalikes`, but categories that no real image has are left out.

@@ -1,8 +1,8 @@
-"""Random changes of the images that a classifier learns from, which leave their attributes as they are.
+"""Random changes of the images that a classifier learns from. They keep the attributes.
 
-A classifier that has learned a few thousand images by heart sees little in new ones, and its gradient points at noise.
-A model that is fine-tuned through it learns to make that noise. A classifier that saw each image moved and noisy does
-better in both (docs/attacks.md).
+A classifier that overfits a few thousand images predicts new ones badly, and its gradient is mostly noise. A model that
+is fine-tuned with it learns to add that noise. A classifier that is trained on moved and noisy images does better in
+both (docs/attacks.md).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["AugmentationConfig", "random_change"]
 class AugmentationConfig:
     """How images are changed at random while a classifier learns, each anew at every step. 0 turns a change off.
 
-    Leave out what tells an attribute: brightness, where an attribute is the intensity; flips, where left and right
+    Leave out changes that change an attribute: brightness, if an attribute is the intensity; flips, if left and right
     differ, as in the chest.
 
     Raises:
@@ -60,12 +60,12 @@ class AugmentationConfig:
 def random_change(
     config: AugmentationConfig, shape: Sequence[int], generator: Generator, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    """Draw a change for each image of a batch. It may be made to several batches, such as images before and after.
+    """Draw a change for each image of a batch. It may be applied to several batches, such as images before and after.
 
     Args:
         config: How large changes are.
         shape: That of the batch, (B, C, H, W).
-        generator: One for each image: it is changed in the same way in whichever batch it comes.
+        generator: One for each image, so that its change does not depend on its batch.
         device: Where the images are.
 
     Returns:

@@ -142,7 +142,7 @@ class TrainingConfig:
 
 @dataclass(kw_only=True)
 class MemoryConfig:
-    """How an image model is fitted into memory."""
+    """Memory of the training."""
 
     gradient_checkpointing: bool = field(
         default=False,
@@ -154,7 +154,7 @@ class MemoryConfig:
 
 @dataclass(kw_only=True)
 class PatchConfig:
-    """How an image model without patches of its own is fed.
+    """Input of an image model that does not fold pixels into patches itself.
 
     Raises:
         ValueError: If the value is out of range.
@@ -342,12 +342,12 @@ class UtilityConfig:
 
 
 def given_settings(*configs: SolverConfig | DiffusionTuningConfig) -> dict[str, Any]:
-    """The settings of diffusion models that were made."""
+    """The settings of diffusion models that were given."""
     return {name: value for config in configs for name, value in asdict(config).items() if value is not None}
 
 
 def refuse_for_hvae(*configs: SolverConfig | DiffusionTuningConfig) -> None:
-    """Raise a ValueError if a setting of diffusion models was made."""
+    """Raise ValueError if a setting of diffusion models was given."""
     for name in given_settings(*configs):
         raise ValueError(f"--{name} is for diffusion models, but the image model is an HVAE; leave it out.")
 
@@ -355,14 +355,14 @@ def refuse_for_hvae(*configs: SolverConfig | DiffusionTuningConfig) -> None:
 def make_backbone(
     pipeline: DSCMPipeline | DiffusionDSCMPipeline, *configs: SolverConfig | DiffusionTuningConfig
 ) -> HVAEBackbone | DiffusionBackbone:
-    """The differentiable core of a pipeline, with the settings that were made.
+    """The differentiable core of a pipeline, with the settings that were given.
 
     Raises:
-        ValueError: If a setting was made for an HVAE, or is out of range.
+        ValueError: If a setting was given for an HVAE, or is out of range.
     """
     if isinstance(pipeline, DiffusionDSCMPipeline):
         settings = given_settings(*configs)
-        settings.pop("lora_rank", None)  # no business of the backbone
+        settings.pop("lora_rank", None)  # not a setting of the backbone
         return pipeline.backbone(**settings)
     refuse_for_hvae(*configs)
     return pipeline.backbone()

@@ -78,7 +78,7 @@ SECTIONS = (
     "generate",
     "utility",
 )
-"""What a YAML file may have."""
+"""The sections that a YAML file may have."""
 
 FURTHER_GUIDE = re.compile("guide_[2-9]")
 """Sections of further guides, which a file has as the entries of ``guides`` after the first."""
@@ -91,7 +91,7 @@ SET_BY_RECIPES: defaultdict[str, tuple[str, ...]] = defaultdict(
 """Arguments of models that follow from data and other settings."""
 
 REPLACED = {"trunk_dir": ("backbone", "image_mean", "image_std")}
-"""Arguments of models that a flag sets. It goes before those of the file, which must not have both."""
+"""Flags that replace arguments of the model. A file must not have both."""
 
 OWN_DATA = "own_data.yaml"
 SCALARS = {
@@ -110,7 +110,7 @@ SCALARS = {
 MOST_ENTRIES = 100_000  # of a YAML file: a few lines of aliases can stand for more than any memory holds
 
 
-def parse_config(  # noqa: C901  # file, section, flags: one reading, told in order
+def parse_config(  # noqa: C901  # file, section, flags: one reading, in order
     section: str,
     *config_types: type,
     default_config: str | Path,
@@ -250,7 +250,7 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {}  # noqa: RUF012  # PyYAML reads this class attribute
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """A node's value. What PyYAML cannot make of a node it says in many ways, ``!!bool maybe`` by a KeyError."""
+        """A node's value. PyYAML raises many kinds of errors for a bad one, such as KeyError for ``!!bool maybe``."""
         try:
             return super().construct_object(node, deep=True)  # then one that contains itself is refused, too
         except (ValueError, TypeError, LookupError, AttributeError) as error:
@@ -284,9 +284,9 @@ def _load(path: Path) -> Any:
 
 
 def _entries(node: Any, known: dict[int, float]) -> float:
-    """How many there are in a node, where each alias counts as much as what it repeats."""
+    """How many entries a node has. An alias counts as many as what it repeats."""
     if id(node) not in known:
-        known[id(node)] = math.inf  # until it is known, for one that holds itself has no end
+        known[id(node)] = math.inf  # until it is known: a node that contains itself has no end
         content = node.value if isinstance(node, yaml.CollectionNode) else []
         parts = [part for entry in content for part in (entry if isinstance(entry, tuple) else (entry,))]
         known[id(node)] = 1 + sum(_entries(part, known) for part in parts)
@@ -356,7 +356,7 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
 
 
 def _cast(value: Any, hint: Any, where: str) -> Any:
-    """Convert a YAML value to the type of its field, where nothing is lost by it."""
+    """Convert a YAML value to the type of its field if that loses nothing."""
     if get_origin(hint) in (Union, types.UnionType):
         if value is None and type(None) in get_args(hint):
             return None

@@ -1,4 +1,4 @@
-"""Early stopping: the weights of the lowest loss on validation images, for few images are soon learned by heart."""
+"""Early stopping: keep the weights with the lowest loss on validation images, as classifiers overfit few images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BATCH_SIZE = 256
 
 @dataclass(kw_only=True)
 class ValidationConfig:
-    """Whether a training is held against validation images on the way.
+    """How often the loss on validation images is measured in training.
 
     Raises:
         ValueError: If the value is out of range.
@@ -40,7 +40,7 @@ class ValidationConfig:
         check_fields(self)
 
     def monitor(self, classifier: AttributeClassifier, dataset: Dataset[Any], seed: int) -> ValidationLoss | None:
-        """Who watches the training of a classifier, see :class:`ValidationLoss`; None if nobody shall."""
+        """The monitor of a classifier's training, see :class:`ValidationLoss`; None if ``validation_steps`` is 0."""
         return ValidationLoss(classifier, dataset, self.validation_steps, seed) if self.validation_steps else None
 
 

@@ -1,6 +1,6 @@
-"""Somebody watches counterfactual fine-tuning: a classifier that has no part in it looks at validation counterfactuals.
+"""A further classifier, the watcher, evaluates counterfactuals of validation images during fine-tuning.
 
-See :mod:`softcft.cft.verdict` for what follows from it.
+See :mod:`softcft.cft.verdict` for what follows from its results.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NOISE = 1  # names the random numbers of these looks among all that follow from 
 
 @dataclass(kw_only=True)
 class WatchConfig:
-    """Whether somebody watches the fine-tuning.
+    """Whether a watcher evaluates the fine-tuning, and how often.
 
     Raises:
         ValueError: If a value is out of range.
