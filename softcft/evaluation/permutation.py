@@ -1,7 +1,7 @@
 """Permutation tests of two samples of images with several images of one subject.
 
-``scipy.stats.permutation_test`` exchanges the labels of all subjects with each other, or of each subject by itself. These
-tests exchange labels among subjects with the same numbers of images only, which it cannot do.
+``scipy.stats.permutation_test`` exchanges the labels of all subjects with each other, or of each subject by itself.
+These tests exchange labels among subjects with the same numbers of images only, which it cannot do.
 """
 
 from __future__ import annotations
