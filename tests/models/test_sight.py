@@ -72,5 +72,5 @@ def test_guides_that_see_nothing_are_refused() -> None:
 def test_an_entry_that_is_none_is_named(entry: Any) -> None:
     with pytest.raises(ValueError, match="sees\\['ill'\\]"):
         read_sight(["ill"], {"ill": entry})
-    with pytest.raises(ValueError, match="sees must name"):
+    with pytest.raises(ValueError, match="sees must"):
         AttributeClassifier(GRAPH, TRUNK, sees={"ill": entry})

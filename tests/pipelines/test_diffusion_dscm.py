@@ -258,8 +258,8 @@ def test_what_is_not_finite_is_no_image(images: np.ndarray) -> None:
     ("settings", "message"),
     [
         ({"num_inference_steps": 30}, "must be at least 2 and divide the 1000 training steps"),
-        ({"guidance_scale": -1.0}, "guidance_scale must be a finite number of at least 0"),
-        ({"abduction": "edict"}, "abduction must be one of"),
+        ({"guidance_scale": -1.0}, "guidance_scale"),
+        ({"abduction": "edict"}, "abduction must"),
         ({"output_type": "latent"}, "output_type"),
         ({"do": {"weight": 3}}, "do: .*weight"),
     ],
