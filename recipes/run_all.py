@@ -15,11 +15,11 @@ check_data.py look at your own images first. The flags are those of the data; al
 file.
 """
 
-import argparse
+import asyncio
 import contextlib
+import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -30,8 +30,10 @@ from typing import Any
 import pandas as pd
 import torch
 from diffusers import AutoencoderKL
+from transformers import HfArgumentParser
 
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, HVAEModel
+from softcft.arguments import Count, Natural, check_fields
 from softcft.cft.verdict import read_sentence
 from softcft.data.sources import DataConfig, SubsetConfig
 from softcft.evaluation.tables import CFT_NAMES, PUBLISHED_CFT
@@ -58,24 +60,49 @@ from softcft.training.watch import WatchConfig
 
 RECIPES = Path(__file__).resolve().parent
 DEFAULT_CONFIG = RECIPES / "configs" / "phantom.yaml"
-TRAININGS = {
-    "scm": ([], AttributeSCM),
-    "guide": ([SubsetConfig, ValidationConfig, AugmentationConfig, TrunkConfig], AttributeClassifier),
-    "judge": ([SubsetConfig, ValidationConfig, AugmentationConfig, TrunkConfig], AttributeClassifier),
-    "watcher": ([SubsetConfig, ValidationConfig, AugmentationConfig, TrunkConfig], AttributeClassifier),
-    "hvae": ([MemoryConfig], HVAEModel),
-    "diffusion": ([MemoryConfig, DiffusionConfig], None),
-    "vae": ([PatchConfig], AutoencoderKL),
-    "cft": (
-        [SubsetConfig, MemoryConfig, CFTConfig, AugmentationConfig, WatchConfig, SolverConfig, DiffusionTuningConfig],
-        None,
+
+
+@dataclass(frozen=True)
+class Training:
+    """What trains a section of the settings.
+
+    Attributes:
+        recipe: The script.
+        model: What ``model`` in the section has the arguments of.
+        settings: What its flags are, besides those that all trainings have.
+        role: Whether the section is a role of the recipe.
+        seed: What is added to the run's seed: no two classifiers start alike.
+    """
+
+    recipe: str
+    model: type | None
+    settings: tuple[type, ...] = ()
+    role: bool = False
+    seed: int = 0
+
+
+def classifier(seed: int = 0) -> Training:
+    """The training of a guide, the judge or the watcher."""
+    settings = (SubsetConfig, ValidationConfig, AugmentationConfig, TrunkConfig)
+    return Training("train_classifier", AttributeClassifier, settings, role=True, seed=seed)
+
+
+TUNING = SubsetConfig, MemoryConfig, CFTConfig, AugmentationConfig, WatchConfig, SolverConfig, DiffusionTuningConfig
+TRAININGS = {  # in the order of the steps
+    "scm": Training("train_scm", AttributeSCM),
+    "hvae": Training("train_hvae", HVAEModel, (MemoryConfig,)),
+    "diffusion": Training("train_diffusion", None, (MemoryConfig, DiffusionConfig)),
+    "guide": classifier(),
+    "watcher": classifier(seed=3000),
+    "judge": classifier(seed=1000),
+    "vae": Training("train_vae", AutoencoderKL, (PatchConfig,)),
+    "cft": Training("soft_cft", None, TUNING),
+    "utility": Training(
+        "train_classifier", AttributeClassifier, (UtilityConfig, AugmentationConfig, TrunkConfig), role=True, seed=2000
     ),
-    "utility": ([UtilityConfig, AugmentationConfig, TrunkConfig], AttributeClassifier),
 }
 TAKEN = (*TRAININGS, *CFT_NAMES, "data", "figures", "metrics", "logs", "counterfactuals")
-# Added to the run's seed: no two classifiers start alike. Further guides have 100, 200 and so on.
-SEEDS = {"judge": 1000, "utility": 2000, "watcher": 3000}
-TRIAL = 100  # of so many steps a run is one, which shows that all works and teaches nothing
+TRIAL = 100  # steps; a run of so few shows that all works, and learns nothing
 TAIL = 20  # lines of the log of a job that failed
 
 Jobs = dict[str, list[str]]  # what Python is to run, by the name of its logs
@@ -88,8 +115,8 @@ class RunConfig:
     output_dir: str = field(
         metadata={"help": "Folder of the whole run. Left out, -seedN is added to the default for a seed other than 0."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of all steps; the judge's is this plus 1000."})
-    max_train_steps: int | None = field(
+    seed: Natural = field(default=0, metadata={"help": "Seed of all steps; the judge's is this plus 1000."})
+    max_train_steps: Count | None = field(
         default=None,
         metadata={
             "help": f"At most so many optimizer steps in each training. With up to {TRIAL} it is a trial of the chain: "
@@ -108,69 +135,60 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.cft or len(set(self.cft)) < len(self.cft) or not set(self.cft) <= set(CFT_NAMES):
             raise ValueError(f"--cft must be different ones of {', '.join(CFT_NAMES)}, got {self.cft}.")
-        if self.seed < 0:
-            raise ValueError(f"--seed must be >= 0, got {self.seed}.")
-        if self.max_train_steps is not None and self.max_train_steps < 1:
-            raise ValueError(f"--max_train_steps must be at least 1, got {self.max_train_steps}.")
+        check_fields(self)
 
 
-class Runner:
-    """Runs jobs, each in a process group of its own, so that nothing trains on when this program ends."""
+async def run(jobs: Jobs, logs: Path) -> None:
+    """Run jobs two at a time, each in a process group of its own. If one fails, the other is ended.
 
-    def __init__(self, logs: Path) -> None:
-        self.logs = logs
-        self.running: list[subprocess.Popen[bytes]] = []
-        logs.mkdir(parents=True, exist_ok=True)
-        # One thread a process, two processes at a time: on few cores more threads only wait for each other.
-        self.environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        if not torch.cuda.is_available():
-            self.environment["ACCELERATE_USE_CPU"] = "true"
+    The terminal shows the progress of the first job, and of those that follow in its place.
+    """
+    waiting = iter(jobs.items())
+    async with asyncio.TaskGroup() as lanes:
+        for shown in (True, False):
+            lanes.create_task(_lane(waiting, logs, shown))
 
-    def run(self, jobs: Jobs) -> None:
-        """Run jobs two at a time. The terminal shows the progress of the first, and of what follows in its place."""
-        waiting = iter(jobs.items())
-        lanes = [self._lane(waiting, shown) for shown in (True, False)]
-        while lanes := [lane for lane in lanes if next(lane, False)]:
-            time.sleep(0.1)
 
-    def _lane(self, waiting: Iterator[tuple[str, list[str]]], shown: bool) -> Iterator[bool]:
-        """Runs one job after another while there are any, and yields meanwhile; ends the program if one fails."""
-        for name, command in waiting:
-            out, err = self.logs / f"{name}.out", self.logs / f"{name}.err"
-            with out.open("wb") as stdout, err.open("wb") as stderr, err.open("rb") as progress:
-                job = subprocess.Popen(
-                    [sys.executable, *command],
-                    stdin=subprocess.DEVNULL,
-                    stdout=stdout,
-                    stderr=stderr,
-                    env=self.environment,
-                    start_new_session=True,
-                )
-                self.running.append(job)
-                runs = True
-                while runs:
-                    runs = job.poll() is None  # asked before the log is read, which is whole if it does not
+async def _lane(waiting: Iterator[tuple[str, list[str]]], logs: Path, shown: bool) -> None:
+    """Run one job after another while there are any."""
+    # One thread a process, two processes at a time: on few cores more threads only wait for each other.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if not torch.cuda.is_available():
+        environment["ACCELERATE_USE_CPU"] = "true"
+    for name, command in waiting:
+        out, err = logs / f"{name}.out", logs / f"{name}.err"
+        with out.open("wb") as stdout, err.open("wb") as stderr, err.open("rb") as progress:
+            streams = {"stdin": asyncio.subprocess.DEVNULL, "stdout": stdout, "stderr": stderr}
+            job = await asyncio.create_subprocess_exec(
+                sys.executable, *command, **streams, env=environment, start_new_session=True
+            )
+            try:
+                while True:
+                    ended = job.returncode is not None  # asked before the log is read, which then is complete
                     if shown:
                         sys.stderr.buffer.write(progress.read())
                         sys.stderr.flush()
-                    if runs:
-                        yield True
-            self.running.remove(job)
-            if job.returncode:
-                end = [] if shown else err.read_text(errors="replace").splitlines()[-TAIL:]
-                raise SystemExit("\n".join([f"\n{name} failed (exit status {job.returncode}), see {err}", *end]))
-            print(out.read_text(errors="replace"), end="", flush=True)
+                    if ended:
+                        break
+                    await asyncio.sleep(0.1)
+            finally:
+                await _end(job)
+        if job.returncode:
+            end = [] if shown else err.read_text(errors="replace").splitlines()[-TAIL:]
+            raise RuntimeError("\n".join([f"\n{name} failed (exit status {job.returncode}), see {err}", *end]))
+        print(out.read_text(errors="replace"), end="", flush=True)
 
-    def stop(self) -> None:
-        """End what still runs."""
-        # torchrun needs time to end its workers, which are in groups of their own.
-        for end, patience in ((signal.SIGTERM, 40), (signal.SIGKILL, None)):
-            for job in self.running:
-                if job.poll() is None:
-                    os.killpg(job.pid, end)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                for job in self.running:
-                    job.wait(patience)
+
+async def _end(job: asyncio.subprocess.Process) -> None:
+    """End a job, if it still runs, with all processes that it has started."""
+    # torchrun needs time to end its workers, which are in groups of their own.
+    for number, patience in ((signal.SIGTERM, 40), (signal.SIGKILL, math.inf)):
+        if job.returncode is None:
+            os.killpg(job.pid, number)
+        until = time.monotonic() + patience
+        while job.returncode is None and time.monotonic() < until:
+            with contextlib.suppress(asyncio.CancelledError):  # the group and asyncio.run both cancel
+                await asyncio.sleep(0.1)
 
 
 @dataclass
@@ -180,18 +198,16 @@ class Plan:
     Attributes:
         folder: The run's folder.
         cft: Kinds of fine-tuning.
-        flags: Those of each step.
-        sets: What the predictors of Table 2 learn from; none without --utility.
-        guidances: The flags of the evaluations under guidance, by their name.
-        latents: Whether the diffusion model needs the VAE.
+        image_model: ``hvae`` or ``diffusion``.
+        stages: By heading, groups of jobs. A group begins when the one before it has ended.
+        guidances: Names of the evaluations under guidance.
     """
 
     folder: Path
     cft: list[str]
-    flags: dict[str, list[str]]
-    sets: list[str]
-    guidances: dict[str, list[str]]
-    latents: bool
+    image_model: str
+    stages: dict[str, list[Jobs]]
+    guidances: list[str]
 
 
 def plan() -> Plan:
@@ -199,52 +215,84 @@ def plan() -> Plan:
     sections, _, settings = parse_config(
         "data", DataConfig, RunConfig, default_config=DEFAULT_CONFIG, description=__doc__
     )
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("output_dir", "seed", "max_train_steps"):
-        own.add_argument(f"--{name}")
-    own.add_argument("--cft", nargs="+")
-    own.add_argument("--utility", nargs="?")
-    given, flags = own.parse_known_args()
+    parser = HfArgumentParser(RunConfig, add_help=False, allow_abbrev=False)
+    given, flags = parser.parse_args_into_dataclasses(
+        ["--output_dir", "", *sys.argv[1:]], return_remaining_strings=True, look_for_args_file=False
+    )
     folder = Path(settings.output_dir)
-    if given.output_dir is None and settings.seed:
+    if not given.output_dir and settings.seed:
         folder = folder.with_name(f"{folder.name}-seed{settings.seed}")
     flags += ["--output_dir", str(folder)]
 
     image_model = "diffusion" if "diffusion" in sections and "hvae" not in sections else "hvae"
-    pipelines = ["--pipelines", *(str(folder / cft) for cft in settings.cft)]
-    steps = {key: [*flags, "--seed", str(settings.seed), *pipelines] for key in ("generate", "evaluate")}
     left_out = {"hvae", "diffusion"} - {image_model} | (set() if settings.utility else {"utility"})
     more = further_guides(sections) if "matched" in settings.cft else []
-    seeds = SEEDS | {name: 100 * number for number, name in enumerate(more, start=1)}
+    trainings = TRAININGS | {name: classifier(seed=100 * number) for number, name in enumerate(more, start=1)}
     if not is_watched(settings.cft, sections, flags, image_model):
         left_out.add("watcher")
-    latents = False
-    for section in [*TRAININGS, *more]:
-        if section in left_out:
-            continue
-        graph, training, others = read_training(section, flags, image_model)
+    commands, latents = {}, False
+    for section, kind in ((name, kind) for name, kind in trainings.items() if name not in left_out):
+        graph, training, others = read_training(section, kind, flags, image_model)
         latents |= any(isinstance(other, DiffusionConfig) and other.latents for other in others)
         most = min(training.max_train_steps, settings.max_train_steps or training.max_train_steps)
-        seed = settings.seed + seeds.get(section, 0)
-        steps[section] = [*flags, "--seed", str(seed), "--max_train_steps", str(most)]
-        steps[section] += ["--resume_from_checkpoint", "latest"]
+        role = ["--role", section] if kind.role else []
+        steps = ["--seed", str(settings.seed + kind.seed), "--max_train_steps", str(most)]
+        commands[section] = script(kind.recipe, *role, *flags, *steps, "--resume_from_checkpoint", "latest")
         if section == "cft" and settings.max_train_steps is not None and settings.max_train_steps <= TRIAL:
-            steps[section] += ["--published", "true"]  # asks for all: guides of a trial have not learned to see
+            commands[section] += ["--published", "true"]  # for all variables: guides of a trial have not learned to see
             print("A trial: fine-tuning has its published settings, which ask a guide also for what it does not see.")
-    sets = [f"{cft}/{v.name}" for cft in settings.cft for v in graph.variables if v.kind != "continuous"]
-    guidances = sections.get("guidance", {})
+    guidances = read_guidances(sections.get("guidance", {}), folder)
     if guidances and image_model == "hvae":
         raise ValueError("The section guidance is for diffusion models, but the image model is an HVAE.")
-    sets = ["real", *sets] if settings.utility else []
-    return Plan(folder, settings.cft, steps, sets, read_guidances(guidances, folder), latents)
+
+    scm, cft, utility, image = (commands.pop(name, []) for name in ("scm", "cft", "utility", image_model))
+    cft += [f"--{image_model}_dir", str(folder / image_model)]  # the folder may have another kind of image model, too
+    tunings = {kind: [*cft, "--cft", kind] for kind in reversed(settings.cft)}
+    if more:
+        tunings["matched"] += ["--more_guides", *(str(folder / role) for role in more)]
+    pretraining = [{image_model: image, **commands}]
+    if latents:
+        pretraining = [{"vae": commands.pop("vae"), **commands}, {image_model: image}]
+    discrete = [v.name for v in graph.variables if v.kind != "continuous"]
+    sets = ["real", *(f"{kind}/{name}" for kind in settings.cft for name in discrete)] if settings.utility else []
+    predictors = {f"utility_{name.replace('/', '_')}": [*utility, "--train_on", name] for name in sets}
+    flags += ["--seed", str(settings.seed)]
+    pipelines = ["--pipelines", *(str(folder / kind) for kind in settings.cft)]
+    evaluation = plan_evaluation(flags, pipelines, predictors, guidances)
+    stages = {
+        "Data and attribute mechanisms": [{"scm": scm}],
+        f"Image model; beside it classifiers and the VAE of the metrics (logs: {folder}/logs)": pretraining,
+        f"Fine-tuning, two at a time: {', '.join(tunings)}": [tunings],
+        "Counterfactuals of all test images, seen by guide and judge": evaluation,
+    }
+    return Plan(folder, settings.cft, image_model, stages, list(guidances))
 
 
-def read_training(section: str, flags: list[str], image_model: str) -> tuple[CausalGraph, TrainingConfig, list[Any]]:
+def plan_evaluation(
+    flags: list[str], pipelines: list[str], predictors: Jobs, guidances: dict[str, list[str]]
+) -> list[Jobs]:
+    """The jobs after fine-tuning, in groups."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(torch.cuda.device_count() or 2)]
+    generate = [*torchrun, *script("generate_counterfactuals", *flags, *pipelines)]
+    evaluate = [*torchrun, *script("evaluate", *flags, *pipelines)]
+    evaluate_utility = [*torchrun, *script("evaluate_utility", *flags)]
+    table2 = [{"generate": generate}, predictors, {"evaluate_utility": evaluate_utility}] if predictors else []
+    guided = [{f"evaluate_{name}": [*evaluate, *scales]} for name, scales in guidances.items()]
+    return [*table2, {"evaluate": evaluate}, *guided]
+
+
+def script(recipe: str, *flags: str) -> list[str]:
+    """The command of a recipe."""
+    return [str(RECIPES / f"{recipe}.py"), *flags]
+
+
+def read_training(
+    section: str, kind: Training, flags: list[str], image_model: str
+) -> tuple[CausalGraph, TrainingConfig, list[Any]]:
     """The settings of a training, once it is sure that its model can be made from them."""
-    types, model_class = TRAININGS["guide" if FURTHER_GUIDE.fullmatch(section) else section]
-    config, data, training, _, *others = parse_config(
-        section, DataConfig, TrainingConfig, HubConfig, *types, default_config=DEFAULT_CONFIG, argv=flags
-    )
+    types = DataConfig, TrainingConfig, HubConfig, *kind.settings
+    config, data, training, _, *others = parse_config(section, *types, default_config=DEFAULT_CONFIG, argv=flags)
+    model_class = kind.model
     graph = CausalGraph(config["graph"])
     if section == "diffusion":
         model_class = UNETS[config[section]["unet"]]
@@ -262,8 +310,8 @@ def read_training(section: str, flags: list[str], image_model: str) -> tuple[Cau
 
 
 def is_watched(cft: list[str], sections: dict[str, Any], flags: list[str], image_model: str) -> bool:
-    """Whether somebody watches the fine-tuning, for which there must be settings."""
-    *_, others = read_training("cft", flags, image_model)
+    """Whether there is a watcher in fine-tuning, for which there must be settings."""
+    *_, others = read_training("cft", TRAININGS["cft"], flags, image_model)
     if cft == ["none"] or not any(isinstance(other, WatchConfig) and other.watch for other in others):
         return False
     if "watcher" not in sections:
@@ -289,7 +337,7 @@ def read_guidances(section: dict[str, dict[str, Any]], folder: Path) -> dict[str
     return guidances
 
 
-def write_table1(folder: Path, guidances: dict[str, list[str]]) -> None:
+def write_table1(folder: Path, guidances: list[str]) -> None:
     """Table 1 under each guidance, as tidy as metrics.csv, with the column guidance."""
     folders = {"none": folder} | {name: folder / name for name in guidances}
     tables = [
@@ -299,76 +347,36 @@ def write_table1(folder: Path, guidances: dict[str, list[str]]) -> None:
     pd.concat(tables).to_csv(folder / "table1.csv", index=False)
 
 
-def print_verdicts(planned: Plan) -> None:
-    """What the watcher found of each fine-tuning."""
-    for cft in planned.cft:
-        if sentence := read_sentence(planned.folder / cft):
-            print(f"{CFT_NAMES[cft]}: {sentence}")
-
-
 def main() -> None:
     """Run the recipe; see the module's docstring."""
     started = time.monotonic()
     planned = plan()
-    out, flags, sets = planned.folder, planned.flags, planned.sets
-    image_model = "hvae" if "hvae" in flags else "diffusion"
-    scm, image, vae, generate, evaluate, evaluate_utility, classifier = (
-        str(RECIPES / f"{name}.py")
-        for name in (
-            "train_scm",
-            f"train_{image_model}",
-            "train_vae",
-            "generate_counterfactuals",
-            "evaluate",
-            "evaluate_utility",
-            "train_classifier",
-        )
-    )
-    more = further_guides(flags)
-    roles = [role for role in ("guide", *more, "watcher", "judge") if role in flags]
-    classifiers = {role: [classifier, "--role", role, *flags[role]] for role in roles}
-    utility = {
-        f"utility_{name.replace('/', '_')}": [classifier, "--role", "utility", "--train_on", name, *flags["utility"]]
-        for name in sets
-    }
-    part = [f"--{image_model}_dir", str(out / image_model)]  # whatever else the folder has
-    tunings = {cft: [str(RECIPES / "soft_cft.py"), "--cft", cft, *flags["cft"], *part] for cft in reversed(planned.cft)}
-    if more:
-        tunings["matched"] += ["--more_guides", *(str(out / role) for role in more)]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(torch.cuda.device_count() or 2)]
-
+    out, logs = planned.folder, planned.folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
     for end in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(end) != signal.SIG_IGN:  # as under nohup
             signal.signal(end, lambda number, _: sys.exit(128 + number))
-    runner = Runner(out / "logs")
     try:
-        print("== 1/5 Data and attribute mechanisms", flush=True)
-        runner.run({"scm": [scm, *flags["scm"]]})
-        print(f"\n== 2/5 Image model; beside it classifiers and the VAE of the metrics (logs: {out}/logs)", flush=True)
-        image_job, vae_job = [image, *flags[image_model]], [vae, *flags["vae"]]
-        if planned.latents:
-            runner.run({"vae": vae_job, **classifiers})
-            runner.run({image_model: image_job})
-        else:
-            runner.run({image_model: image_job, **classifiers, "vae": vae_job})
-        print(f"\n== 3/5 Fine-tuning, two at a time: {', '.join(tunings)}", flush=True)
-        runner.run(tunings)
-        print("\n== 4/5 Counterfactuals of all test images, seen by guide and judge", flush=True)
-        if sets:
-            runner.run({"generate": [*torchrun, generate, *flags["generate"]]})
-            runner.run(utility)
-            runner.run({"evaluate_utility": [*torchrun, evaluate_utility, *flags["evaluate"]]})
-        runner.run({"evaluate": [*torchrun, evaluate, *flags["evaluate"]]})
-        for name, scales in planned.guidances.items():
-            runner.run({f"evaluate_{name}": [*torchrun, evaluate, *flags["evaluate"], *scales]})
+        for number, (heading, groups) in enumerate(planned.stages.items(), start=1):
+            print(f"{chr(10) * (number > 1)}== {number}/5 {heading}", flush=True)
+            for jobs in groups:
+                asyncio.run(run(jobs, logs))
         if planned.guidances:
             write_table1(out, planned.guidances)
     except KeyboardInterrupt:
         sys.exit("\nStopped. The same command goes on from here.")
-    finally:
-        runner.stop()
+    except ExceptionGroup as failed:
+        sys.exit(str(failed.exceptions[0]))
+    print_end(planned, started)
+
+
+def print_end(planned: Plan, started: float) -> None:
+    """Say what there is to see."""
+    out = planned.folder
     print(f"\n== 5/5 Done after {round((time.monotonic() - started) / 60)} minutes.")
-    print_verdicts(planned)
+    for cft in planned.cft:
+        if sentence := read_sentence(out / cft):
+            print(f"{CFT_NAMES[cft]}: {sentence}")
     print("Look at")
     print(f"    {out}/report.html             all tables and figures; also report.md, report.tex")
     print(f"    {out}/metrics.csv             all numbers, tidy")
@@ -376,7 +384,7 @@ def main() -> None:
         print(f"    {out}/{name}/report.html    the same under guidance; Table 1 of all in {out}/table1.csv")
     print(f"    {out}/figures/comparison.png  the same counterfactuals after each fine-tuning")
     print("and ask for your own:")
-    pipeline = "DSCMPipeline" if image_model == "hvae" else "DiffusionDSCMPipeline"
+    pipeline = "DSCMPipeline" if planned.image_model == "hvae" else "DiffusionDSCMPipeline"
     print(f"    from softcft import {pipeline}")
     print(f'    pipe = {pipeline}.from_pretrained("{out}/{planned.cft[-1]}")')
     print("    result = pipe(image, parents={...}, do={...})   # the variables: pipe.causal_graph")
