@@ -410,7 +410,7 @@ def test_values_are_read_in_words(graph):
     age, dose = graph["age"], Variable(name="dose", kind="continuous", low=0, high=1e4)
     assert age.in_words(44.60972) == "44.6 years"
     assert age.in_words(44.60972, digits=4, with_unit=False) == "44.61"
-    assert dose.in_words(1230.0) == "1230"
+    assert [dose.in_words(value) for value in (1230.0, 63.21, 0.12345, 0)] == ["1230", "63.2", "0.123", "0"]
     assert graph["race"].in_words("Black") == "Black"
     assert (age.values_in_words(), graph["ill"].values_in_words()) == ("20 to 90 years", "no, yes")
     assert graph.in_words({"stage": "1", "age": 63, "sex": None}) == "age 63 years, sex ?, stage 1"

@@ -20,7 +20,6 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from softcft.evaluation.bootstrap import numbered
-from softcft.evaluation.figures.grids import value_captions
 from softcft.evaluation.permutation import Shift, distribution_shift
 from softcft.graph import CausalGraph, Variable
 
@@ -203,7 +202,7 @@ def subgroups(graph: CausalGraph, name: str, parents: Tensor) -> dict[str, NDArr
     real = parents if parents.ndim == 2 else parents[:, 0]
     middle = int(real[:, graph.slices[name]].squeeze(1).argsort()[len(real) // 2])
     below = values < values.reshape(len(real), -1)[middle, 0]
-    (median,) = value_captions(graph, name, real[middle, None])
+    median = variable.in_words(variable.decode(real[middle, None, graph.slices[name]])[0])
     return {f"{name} below {median}": below, f"{name} from {median}": ~below}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.evaluation.effectiveness import counterfactual_images, image_generators, plan_counterfactuals
 from softcft.evaluation.figures.animation import write_interpolation
-from softcft.evaluation.figures.grids import attribute_captions, cft_comparison, counterfactual_grid, value_captions
+from softcft.evaluation.figures.grids import cft_comparison, counterfactual_grid
 from softcft.evaluation.figures.style import save
 from softcft.evaluation.tables import CFT_NAMES
 from softcft.graph import Intervention
@@ -54,11 +54,15 @@ def draw_counterfactuals(
     grids, values, captions = {}, {}, []
     for cft, (attribute_scm, backbone) in models.items():
         graph = attribute_scm.causal_graph
-        captions = attribute_captions(graph, own)
+        factual = zip(*graph.decode(own).values(), strict=True)
+        captions = [graph.in_words(dict(zip(graph.names, row, strict=True))) for row in factual]
         plan = plan_counterfactuals(attribute_scm, parents, graph.names, seed)[list(examples)]
         images = _images(backbone, image, own, plan, own_rows, seed, device)
         grid = {f"do({name})": images[:, 1 + i] for i, name in enumerate(graph.names)}
-        values = {f"do({name})": value_captions(graph, name, plan[:, i]) for i, name in enumerate(graph.names)}
+        values = {
+            f"do({v.name})": [v.in_words(value) for value in v.decode(plan[:, i, graph.slices[v.name]])]
+            for i, v in enumerate(graph.variables)
+        }
         save(counterfactual_grid(image, grid, captions, values), folder / f"counterfactuals_{cft}")
         grids[CFT_NAMES[cft]] = {do: x[:COMPARED] for do, x in grid.items()}
     values = {do: texts[:COMPARED] for do, texts in values.items()}
@@ -100,7 +104,9 @@ def draw_interpolations(
             ]
             images = _images(backbone, image, own, torch.stack(moved, dim=1), own_rows, seed, device)
             frames[CFT_NAMES[cft]] = images[:, 1:].transpose(0, 1)
-            texts = [f"do({variable.name} = {text})" for text in value_captions(graph, variable.name, values[:, 0])]
+            texts = [
+                f"do({variable.name} = {variable.in_words(v)})" for v in variable.decode(values[:, 0, column, None])
+            ]
         write_interpolation(folder / f"interpolation_{variable.name}.gif", frames, texts)
 
 

@@ -17,14 +17,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from softcft.evaluation.figures.style import FONT_SIZE, PLAIN_TEXT, VALUE_FONT_SIZE, show
-from softcft.graph import CausalGraph
 
 __all__ = [
-    "attribute_captions",
     "cft_comparison",
     "counterfactual_grid",
     "example_grid",
-    "value_captions",
 ]
 
 CELL = 1.25  # inches
@@ -45,38 +42,6 @@ class _Block(NamedTuple):
     text: str
 
 
-def attribute_captions(graph: CausalGraph, parents: Tensor) -> list[str]:
-    """Describe attributes in words, for example ``"age 63 years, female, White, no finding"``.
-
-    Args:
-        graph: The causal graph.
-        parents: Encoded attributes, shape (B, K).
-
-    Returns:
-        B captions, see :meth:`~softcft.graph.CausalGraph.in_words`.
-    """
-    values = graph.decode(parents)
-    return [graph.in_words({name: column[i] for name, column in values.items()}) for i in range(len(parents))]
-
-
-def value_captions(graph: CausalGraph, name: str, parents: Tensor) -> list[str]:
-    """Write one variable's values, for example ``"female"`` or ``"3.21 pixels"``.
-
-    Args:
-        graph: The causal graph.
-        name: The variable, such as the one that was intervened on.
-        parents: Encoded attributes, those of the counterfactuals if new values are wanted, shape (B, K).
-
-    Returns:
-        B strings: category names, or numbers of three significant digits with their unit.
-
-    Raises:
-        ValueError: If the graph has no such variable.
-    """
-    variable = graph[name]
-    return [variable.in_words(value) for value in graph.decode(parents)[name]]
-
-
 @rc_context(PLAIN_TEXT)
 def counterfactual_grid(
     image: Tensor,
@@ -93,8 +58,8 @@ def counterfactual_grid(
     Args:
         image: Original images in [-1, 1], shape (B, C, H, W), C 1 or 3.
         counterfactuals: By heading, such as ``"do(sex)"``, images of the same shape.
-        captions: The factual attributes of each subject, see :func:`attribute_captions`.
-        values: By heading, the new value of each subject, such as ``"female"``, see :func:`value_captions`.
+        captions: The factual attributes of each subject, see :meth:`~softcft.graph.CausalGraph.in_words`.
+        values: By heading, the new value of each subject, such as ``"female"``.
 
     Returns:
         The figure.
@@ -119,8 +84,8 @@ def cft_comparison(
         image: Original images of one or two subjects in [-1, 1], shape (B, C, H, W), C 1 or 3.
         counterfactuals: By model, such as ``"Soft-CFT"``, what :func:`counterfactual_grid` takes; all models have the
             same headings in the same order.
-        captions: The factual attributes of each subject, see :func:`attribute_captions`.
-        values: By heading, the new value of each subject, the same for all models, see :func:`value_captions`.
+        captions: The factual attributes of each subject, see :meth:`~softcft.graph.CausalGraph.in_words`.
+        values: By heading, the new value of each subject, the same for all models.
 
     Returns:
         The figure, with two rows per subject and model.
