@@ -44,7 +44,7 @@ def write_report(runs: Sequence[str | Path], output_dir: str | Path, graph: Caus
 
     Raises:
         FileNotFoundError: If a run has no results.
-        ValueError: As :func:`report_tables`, before anything is written.
+        ValueError: As :func:`~softcft.evaluation.tables.report_tables`, before anything is written.
     """
     folders = [Path(run) for run in runs]
     for folder in folders:
