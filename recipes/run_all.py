@@ -40,7 +40,7 @@ from softcft.evaluation.tables import CFT_NAMES, PUBLISHED_CFT
 from softcft.hub.publish import HubConfig
 from softcft.models.denoiser import UNETS
 from softcft.models.trunk import read_trunk
-from softcft.training.augmentation import AugmentationConfig
+from softcft.data.augmentation import AugmentationConfig
 from softcft.training.cft_trainer import CFTConfig
 from softcft.training.config import (
     DiffusionConfig,

@@ -37,7 +37,7 @@ from softcft.hub.publish import HubConfig
 from softcft.models.denoiser import load_unet
 from softcft.models.sight import seen_by_some, unseen_by_some
 from softcft.models.weights import load_safetensors
-from softcft.training.augmentation import AugmentationConfig
+from softcft.data.augmentation import AugmentationConfig
 from softcft.training.cft_trainer import CFTConfig, CFTTrainer
 from softcft.training.checkpoints import replace_file, save_whole
 from softcft.training.config import (

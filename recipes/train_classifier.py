@@ -50,7 +50,7 @@ from softcft.evaluation.sight import measure_sight
 from softcft.hub.publish import HubConfig
 from softcft.models.sight import not_seen
 from softcft.models.trunk import PretrainedTrunk, read_trunk
-from softcft.training.augmentation import AugmentationConfig
+from softcft.data.augmentation import AugmentationConfig
 from softcft.training.checkpoints import save_whole
 from softcft.training.config import TrainingConfig, TrunkConfig, UtilityConfig
 from softcft.training.loop import train

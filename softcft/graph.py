@@ -199,6 +199,18 @@ class CausalGraph:
         widths = torch.tensor([v.width for v in self.variables], device=per_variable.device)
         return per_variable.repeat_interleave(widths, dim=1, output_size=self.width)
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Turn logits (B, K) into probabilities of discrete columns; means of continuous ones stay as they are."""
+        columns = []
+        for variable in self.variables:
+            column = logits[:, self.slices[variable.name]]
+            if variable.kind == "binary":
+                column = column.sigmoid()
+            elif variable.kind == "categorical":
+                column = column.softmax(dim=1)
+            columns.append(column)
+        return torch.cat(columns, dim=1)
+
     # ---- values -----------------------------------------------------------------------------------------------
 
     def encode(self, values: Values, batch_size: int | None = None) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-__all__ = ["Generator", "seeded_generator", "spread_evenly", "uniform"]
+__all__ = ["Generator", "noise_generators", "seeded_generator", "spread_evenly", "uniform"]
 
 Generator = torch.Generator | list[torch.Generator] | None
 """One for a batch, a list with one for each image, or PyTorch's global one."""
@@ -28,6 +29,13 @@ def seeded_generator(seed: int, *key: int, device: torch.device | str = "cpu") -
     # The CPU's generator takes no more than 32 bits.
     state = np.random.SeedSequence(seed, spawn_key=key).generate_state(1)
     return torch.Generator(device).manual_seed(int(state[0]))
+
+
+def noise_generators(batch: dict[str, Any]) -> Generator:
+    """A generator for each image of a batch, on its device, or PyTorch's global one for all if it has no ``seeds``."""
+    seeds = batch.get("seeds")
+    device = batch["image"].device
+    return None if seeds is None else [seeded_generator(seed, device=device) for seed in seeds]
 
 
 def uniform(shape: tuple[int, ...], generator: Generator, device: torch.device) -> Tensor:

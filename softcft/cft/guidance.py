@@ -25,7 +25,7 @@ def guidance_losses(graph: CausalGraph, logits: Tensor, targets: Tensor, scales:
         graph: The causal graph.
         logits: The guide's calibrated logits and means on counterfactual images, shape (B, K).
         targets: Encoded targets, shape (B, K).
-        scales: Per column the guide's error (only continuous columns are read), shape (K,).
+        scales: Per column the guide's error (only continuous columns are read), shape (K,) or (B, K).
 
     Returns:
         For each variable the loss of each image in nats, at least 0, shape (B,).
@@ -35,7 +35,7 @@ def guidance_losses(graph: CausalGraph, logits: Tensor, targets: Tensor, scales:
         columns = graph.slices[variable.name]
         logit, target = logits[:, columns], targets[:, columns]
         if variable.kind == "continuous":
-            loss = 0.5 * ((logit - target) / scales[columns]).square()
+            loss = 0.5 * ((logit - target) / scales[..., columns]).square()
         elif variable.kind == "binary":
             entropy = -torch.xlogy(target, target) - torch.xlogy(1 - target, 1 - target)
             loss = F.binary_cross_entropy_with_logits(logit, target, reduction="none") - entropy

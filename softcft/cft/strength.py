@@ -19,7 +19,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from softcft.cft.matched import Reference
+from softcft.cft.transport import Reference
 from softcft.graph import CausalGraph
 from softcft.variable import Variable
 

@@ -1,106 +1,62 @@
-"""What the guide should see in a counterfactual image: all that hard, soft and matched fine-tuning differ in.
+"""What a guide should see in a counterfactual image. This is all that hard and soft fine-tuning differ in.
 
-Algorithm 1 of the paper, and beyond its letter in one point. Let A* be the attributes that keep their value:
+====================  ==============================================  ==========================================
+mode                  target of variables that move                   target of variables that keep their value
+====================  ==============================================  ==========================================
+:class:`Hard`         their counterfactual value, as a label          their own value, as a label
+:class:`Soft`         their counterfactual value, as a label          the guide's prediction on the factual image
+====================  ==============================================  ==========================================
 
-================  ================================================  ==========================================
-mode              target of attributes outside A*                   target of attributes in A*
-================  ================================================  ==========================================
-``hard``          their counterfactual value, as a label            their own value, as a label
-``soft``          their counterfactual value, as a label            the guide's prediction on the factual image
-``matched``       what the guide says of a real image like that     the guide's prediction on the factual image;
-                                                                    of their neighbours, as on the left
-================  ================================================  ==========================================
-
-A label asks for certainty: an image with a mild effusion (predicted at 0.65) is driven towards 1, although nobody
-touched the disease. That is attribute amplification. The soft target asks for 0.65 again.
-
-The paper has in A* what an intervention cannot move, neither intervened on nor descendants. But most descendants keep
-their value, too, and their labels amplify them just the same. So here a descendant is outside A* only where its value
-changes; ``published`` is the paper's letter.
-
-For what *is* intervened on
-it still asks for certainty, which real images do not give: the matched target does not, see
-:mod:`softcft.cft.matched`.
-
-Neighbours are attributes of which those that move are evidence, the variables that have one in their Markov blanket.
-Who sees an effusion takes the patient for older than he is. Without it the same patient looks younger, though his age
-is what it was: to hold the guide to his former looks would hold back the effusion.
+A label asks for certainty. An image with a mild effusion, predicted at 0.65, is driven towards 1 although nobody
+touched the disease: that is attribute amplification. The soft target asks for 0.65 again. Of what *is* intervened on, both ask
+for certainty, which real images do not give; :mod:`softcft.cft.matched` does not.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from softcft.cft.matched import Reference, matched_targets
+from softcft.cft.guides import Seen
 from softcft.graph import CausalGraph
 
-__all__ = ["TargetMode", "counterfactual_targets", "moved_variables"]
-
-TargetMode = Literal["hard", "soft", "matched"]
+__all__ = ["Hard", "Soft", "moved_variables"]
 
 
-def moved_variables(
-    graph: CausalGraph, intervened: Tensor, parents: Tensor, counterfactual_parents: Tensor, published: bool = False
-) -> Tensor:
-    """Which variables are outside A*.
+@dataclass(frozen=True)
+class Hard:
+    """Counterfactual attributes as labels (the baseline of the paper)."""
 
-    Args:
+    def __call__(self, seen: Seen) -> Tensor:
+        """Encoded targets, shape (B, K)."""
+        return seen.new_parents
+
+
+@dataclass(frozen=True)
+class Soft:
+    """Labels for what moves, the guide's own prediction for the rest (Algorithm 1, line 4).
+
+    Attributes:
         graph: The causal graph.
-        intervened: Which variables each image's intervention sets, bool of shape (B, V).
-        parents: Encoded factual attributes, shape (B, K).
-        counterfactual_parents: Encoded counterfactual attributes, shape (B, K).
-        published: Whether variables are that keep their value, although the intervention can reach them.
-
-    Returns:
-        Bool of shape (B, V).
+        published: See :func:`moved_variables`.
     """
-    reached = graph.affected(intervened)
-    return reached if published else reached & graph.changed(parents, counterfactual_parents)
+
+    graph: CausalGraph
+    published: bool = False
+
+    def __call__(self, seen: Seen) -> Tensor:
+        """Encoded targets, shape (B, K)."""
+        moved = moved_variables(self.graph, seen, self.published)
+        return torch.where(self.graph.expand(moved), seen.new_parents, seen.prediction)
 
 
-def counterfactual_targets(
-    graph: CausalGraph,
-    intervened: Tensor,
-    parents: Tensor,
-    counterfactual_parents: Tensor,
-    factual_prediction: Tensor,
-    mode: TargetMode,
-    reference: Reference | None = None,
-    published: bool = False,
-) -> Tensor:
-    """Targets of the guide on counterfactual images, for any graph and any set of interventions per image.
+def moved_variables(graph: CausalGraph, seen: Seen, published: bool = False) -> Tensor:
+    """Which variables an intervention moves, bool of shape (B, V).
 
-    Args:
-        graph: The causal graph.
-        intervened: Which variables each image's intervention sets, bool of shape (B, V).
-        parents: Encoded factual attributes, shape (B, K).
-        counterfactual_parents: Encoded counterfactual attributes, shape (B, K). Those in A* are the factual labels.
-        factual_prediction: The guide's probabilities and means on the factual images, shape (B, K). No gradient passes.
-        mode: ``"hard"``, ``"soft"`` or ``"matched"``.
-        reference: For ``"matched"``.
-        published: Whether descendants have labels although they keep their value.
-
-    Returns:
-        Encoded targets, shape (B, K): labels, probabilities or means.
-
-    Raises:
-        ValueError: If the mode is unknown, or there is no reference to match.
+    As published these are the variables intervened on and all their descendants. But most descendants keep their value,
+    and a label would amplify them just the same. So here a descendant moves only where its value changes.
     """
-    if mode == "hard":
-        return counterfactual_parents
-    factual_prediction = factual_prediction.detach()
-    moves = moved_variables(graph, intervened, parents, counterfactual_parents, published)
-    if mode == "soft":
-        moved = counterfactual_parents
-    elif mode == "matched":
-        if reference is None:
-            raise ValueError("mode 'matched' needs a reference: what the guide says of real images.")
-        moved = matched_targets(graph, parents, counterfactual_parents, factual_prediction, reference)
-        evidence = [[float(a == b or b in graph.blanket(a)) for a in graph.names] for b in graph.names]
-        moves = moves.float() @ torch.tensor(evidence, device=moves.device) > 0
-    else:
-        raise ValueError(f"mode must be 'hard', 'soft' or 'matched', got {mode!r}.")
-    return torch.where(graph.expand(moves), moved, factual_prediction)
+    reached = graph.affected(seen.intervened)
+    return reached if published else reached & graph.changed(seen.parents, seen.new_parents)

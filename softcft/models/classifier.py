@@ -151,19 +151,7 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
     @apply_forward_hook
     def predict(self, image: Tensor) -> Tensor:
         """Calibrated probabilities and means: shape (B, K), comparable column by column with ``graph.encode``."""
-        return self.probabilities(self(image).logits)
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Turn logits (B, K) into probabilities of discrete columns; means of continuous ones stay as they are."""
-        columns = []
-        for variable in self.causal_graph.variables:
-            column = logits[:, self.causal_graph.slices[variable.name]]
-            if variable.kind == "binary":
-                column = column.sigmoid()
-            elif variable.kind == "categorical":
-                column = column.softmax(dim=1)
-            columns.append(column)
-        return torch.cat(columns, dim=1)
+        return self.causal_graph.probabilities(self(image).logits)
 
     def calibrate(self, logits: Tensor, parents: Tensor) -> None:
         """Fit every variable's scale on held-out data and store it in the config.

@@ -17,16 +17,19 @@ from tqdm.auto import tqdm
 from softcft.arguments import Count, NotNegative, check_fields
 from softcft.cft import CFTMode
 from softcft.cft.constraint import LagrangianConstraint
-from softcft.cft.matched import FEWEST, Reference
+from softcft.cft.guides import Guides
+from softcft.cft.matched import Matched
+from softcft.cft.objective import CFTObjective
+from softcft.cft.targets import Hard, Soft
+from softcft.cft.transport import FEWEST, Reference
 from softcft.counterfactuals.backbone import CounterfactualBackbone
+from softcft.data.augmentation import AugmentationConfig, random_change
 from softcft.data.schema import random_part, scale_pixels
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.noise import seeded_generator
-from softcft.training.augmentation import AugmentationConfig
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
-from softcft.training.objectives import CFTObjective
 from softcft.training.precision import start_accelerator
 from softcft.training.watch import Watch
 
@@ -125,14 +128,21 @@ class CFTTrainer:
             learning_rate=cft.multiplier_learning_rate,
             inequality=not cft.published,
         )
+        asked = Guides(guides, cft.published)
+        targets: Hard | Soft | Matched
+        if cft.cft == "hard":
+            targets = Hard()
+        elif cft.cft == "soft":
+            targets = Soft(asked.graph, cft.published)
+        else:
+            targets = Matched(asked, cft.published)
         self.objective = CFTObjective(
             backbone,
             attribute_scm,
-            guides,
+            asked,
+            targets,
             constraint,
-            cft.cft,
             0.0 if cft.published else cft.minimality or 0.0,
-            cft.published,
             None if cft.published else augmentation,
         )
         self.config = config
@@ -183,29 +193,28 @@ class CFTTrainer:
             ValueError: If none of them has some category.
         """
         accelerator, objective = self._accelerator(), self.objective
-        is_matched = objective.mode == "matched"
+        matched = objective.targets if isinstance(objective.targets, Matched) else None
         labels, said, watched, images = [], [], [], 0
         for image, parents in self._part(dataset, self.cft.reference_images, "measuring reference", accelerator):
             generators = [seeded_generator(self.config.seed, images + i) for i in range(len(image))]
             images += len(image)
             labels.append(parents)
             with accelerator.autocast():
-                if is_matched:
-                    shown = objective.random_change(image, generators)(image)
-                    said.append(torch.stack([guide.predict(shown).float() for guide in objective.guides]))
+                if matched is not None:
+                    change = random_change(objective.augmentation, image.shape, generators, image.device)
+                    shown = change(image)
+                    said.append(objective.guides.predict(shown).float())
+                    matched.effect.observe(image, parents)
                 if watch is not None:
                     watched.append(watch.watcher.to(accelerator.device).predict(image).float())
-            if objective.effect is not None:
-                objective.effect.observe(image, parents)
         parents = torch.cat(labels)
         self._check_counts(parents)
         if watch is not None:
             watch.reference = Reference(parents, torch.cat(watched))
-        if is_matched:
-            objective.reference_parents, objective.reference_predictions = parents, torch.cat(said, dim=1)
-        if objective.effect is not None:
-            objective.effect.fit()
-            for name, reliability in objective.effect.reliabilities().items():
+        if matched is not None:
+            matched.reference_parents, matched.reference_predictions = parents, torch.cat(said, dim=1)
+            matched.effect.fit()
+            for name, reliability in matched.effect.reliabilities().items():
                 if reliability < 0.5:
                     logger.warning("The average effect of %s is mostly noise: its weight is %.2f.", name, reliability)
 

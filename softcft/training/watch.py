@@ -15,21 +15,23 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from softcft.arguments import Count, check_fields
 from softcft.cft.guidance import guidance_losses
-from softcft.cft.matched import Reference
-from softcft.cft.targets import TargetMode, counterfactual_targets
+from softcft.cft.guides import Guide
+from softcft.cft.guides import Seen as View
+from softcft.cft.matched import expected_targets
+from softcft.cft.objective import CFTObjective
+from softcft.cft.transport import Reference
 from softcft.cft.verdict import Seen, Verdict, best_look, is_lost, reach_verdict
+from softcft.data.augmentation import random_change
 from softcft.data.schema import GREY_LEVELS, random_part, scale_pixels
 from softcft.models.classifier import AttributeClassifier
 from softcft.noise import seeded_generator
 from softcft.training.config import TrainingConfig
 from softcft.training.monitor import Look
-from softcft.training.objectives import CFTObjective
 
 __all__ = ["Watch", "WatchConfig"]
 
 MOST_IMAGES = 256
 LOOKS = 10
-MATCHED: TargetMode = "matched"
 NOISE = 1  # names the random numbers of these looks among all that follow from the seed
 
 
@@ -99,10 +101,11 @@ class Watch:
                 f"A watcher needs at least 2 validation images that miss no value, got {len(rows)}; --watch false does "
                 "without it."
             )
-        self.names = [name for name in objective.seen if objective.published or name in watcher.seen]
+        asked = objective.guides
+        self.names = [name for name in asked.names if asked.published or name in watcher.seen]
         if not self.names:
             raise ValueError(
-                f"The watcher sees none of the variables that the guides are asked for, {', '.join(objective.seen)}: "
+                f"The watcher sees none of the variables that the guides are asked for, {', '.join(asked.names)}: "
                 "train it for longer, or do without it by --watch false."
             )
         self.objective = objective
@@ -128,19 +131,13 @@ class Watch:
             done += len(image)
             intervention, new_parents = objective.draw(parents, generators)
             new = objective.backbone.counterfactual(image, parents, new_parents, generators).image
-            change_both = objective.random_change(image, generators)  # the guide looks as it does in training
+            change_both = random_change(objective.augmentation, image.shape, generators, device)
+            guide: Any = objective.guides[0]  # which looks as it does in training
+            of_guide = self._view(guide, change_both(image), change_both(new), parents, new_parents, intervention.mask)
+            of_watcher = self._view(self.watcher, image, new, parents, new_parents, intervention.mask)
             losses = [
-                self._losses(classifier, mode, names, reference, *images, parents, new_parents, intervention.mask)
-                for classifier, mode, names, reference, images in (
-                    (
-                        objective.guides[0],
-                        objective.mode,
-                        objective.asked[0],
-                        objective.reference(0),
-                        (change_both(image), change_both(new)),
-                    ),
-                    (self.watcher, MATCHED, self.names, self.reference, (image, new)),
-                )
+                self._losses(of_guide, objective.targets(of_guide), objective.guides.asked[0]),
+                self._losses(of_watcher, self._expected(of_watcher), self.names),
             ]
             change = GREY_LEVELS * (new - image).abs().flatten(1).mean(dim=1)
             embeddings = [self.watcher(x).embedding for x in (new, image)]
@@ -151,25 +148,23 @@ class Watch:
         metrics = {f"watch/{name}": value for name, value in self.looks[-1].means().items()}
         return Look(metrics, best_look(self.looks) is self.looks[-1], is_lost(self.looks))
 
-    def _losses(
-        self,
-        classifier: AttributeClassifier,
-        mode: TargetMode,
-        names: Sequence[str],
-        reference: Reference | None,
-        image: Tensor,
-        counterfactual: Tensor,
-        parents: Tensor,
-        new_parents: Tensor,
-        intervened: Tensor,
-    ) -> Tensor:
-        """The guidance loss of each image in the eyes of a classifier, summed over what it sees and is asked, (B,)."""
-        graph, scales = classifier.causal_graph, classifier.column_scales
-        said = classifier.predict(image)
-        targets = counterfactual_targets(
-            graph, intervened, parents, new_parents, said, mode, reference, self.objective.published
-        )
-        losses = guidance_losses(graph, classifier(counterfactual).logits, targets, scales)
+    @staticmethod
+    def _view(
+        classifier: Guide, image: Tensor, new: Tensor, parents: Tensor, new_parents: Tensor, intervened: Tensor
+    ) -> View:
+        prediction, logits = classifier.predict(image), classifier(new).logits
+        scales, first = classifier.column_scales.expand_as(logits), torch.zeros(len(image), dtype=torch.long)
+        return View(parents, new_parents, intervened, prediction, logits, scales, first.to(image.device))
+
+    def _expected(self, view: View) -> Tensor:
+        guides = self.objective.guides
+        if self.reference is None:
+            raise ValueError("The watcher has no reference: what it says of real images. The trainer measures it.")
+        return expected_targets(guides.graph, view, self.reference, guides.published)
+
+    def _losses(self, view: View, targets: Tensor, names: Sequence[str]) -> Tensor:
+        """The guidance loss of each image, summed over the variables that are asked for, (B,)."""
+        losses = guidance_losses(self.objective.guides.graph, view.logits, targets, view.scales)
         return torch.stack([losses[name] for name in names]).sum(dim=0)
 
     def verdict(self) -> Verdict:

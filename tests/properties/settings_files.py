@@ -7,11 +7,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from hypothesis import strategies as st
 
+from softcft.data.augmentation import AugmentationConfig
 from softcft.data.sources import DataConfig, SubsetConfig
 from softcft.evaluation.evaluate import EvaluationSettings
 from softcft.evaluation.generation import GenerationSettings
 from softcft.hub.publish import HubConfig
-from softcft.training.augmentation import AugmentationConfig
 from softcft.training.cft_trainer import CFTConfig
 from softcft.training.config import (
     DiffusionConfig,

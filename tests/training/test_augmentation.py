@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from softcft.counterfactuals.backbone import BackboneOutput
+from softcft.data.augmentation import AugmentationConfig, random_change
 from softcft.noise import seeded_generator
-from softcft.training.augmentation import AugmentationConfig, random_change
 from softcft.training.cft_trainer import CFTConfig, CFTTrainer
 from softcft.training.config import TrainingConfig
 from tests.training.test_cutting import data

@@ -12,6 +12,7 @@ from softcft.cft.constraint import LagrangianConstraint
 from softcft.cft.interventions import draw_interventions
 from softcft.counterfactuals.backbone import BackboneOutput
 from softcft.counterfactuals.hvae_backbone import HVAEBackbone
+from softcft.data.augmentation import AugmentationConfig
 from softcft.data.phantom import PHANTOM_GRAPH, draw_block, render
 from softcft.graph import Intervention
 from softcft.models.attribute_scm import AttributeSCM
@@ -21,7 +22,6 @@ from softcft.models.hvae import HVAEModel
 from softcft.models.parent_encoder import ParentEncoder
 from softcft.models.sight import Sight
 from softcft.models.vae import decode_latents, encode_latents
-from softcft.training.augmentation import AugmentationConfig
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import (

@@ -1,0 +1,263 @@
+r"""What a guide should see in a counterfactual image, if it were a real image: the targets of matched fine-tuning.
+
+An ill patient who looks less ill than 70 % of the ill ones of that age shall, made healthy, look less ill than 70 % of
+the healthy ones of that age. For each variable and each image,
+
+1. *peers* are real images with the factual attributes, *donors* real images with the counterfactual ones;
+2. the image's *place* is the share of its peers whose score is lower;
+3. its target is the score that holds the same place among the donors.
+
+This is optimal transport in one dimension: of all maps that give counterfactuals the scores of real images, the one
+that keeps their order.
+
+A *score* is what the guide predicts on a scale without limits: the log-odds of a category; of a continuous variable the
+prediction less the value. (Predictions themselves would not do: seldom is a real image just like the counterfactual,
+and its donors may differ from it in the value.)
+
+Peers and donors agree with the image in the variable itself, if it is discrete, and in its Markov blanket: its causes,
+its effects and their other causes. Categories of the blanket must be equal, unless fewer than 32 images have all of
+them; then as few differ as possible. Continuous values are near: real images have Gaussian weights, and the nearest
+ones count most. Where a category is rare they are not very near, so all scores are first moved along a straight line,
+fitted to all real images of the category, to what they would be at the image's own values; and what is then left along
+another one, fitted to the near ones, for much is no line. Neither goes on beyond all real images.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from softcft.graph import CausalGraph
+from softcft.variable import Variable
+
+__all__ = ["FEWEST", "Reference", "matched_targets"]
+
+FEWEST = 32
+"""Of so many images at least a distribution is estimated, if there are so many."""
+NEAREST = 256
+"""Of so many images at most, where some are nearer than others."""
+PENALTY = 4
+"""Of slopes, in images that are a standard deviation away: fewer do not tell much."""
+WINDOW = 1 / 32
+"""Share of peers and donors on either side that are near in the first log-odds: docs/matched.md."""
+
+
+class Reference(NamedTuple):
+    """What the guide says of real images that it has not learned.
+
+    Attributes:
+        parents: Their encoded attributes, shape (N, K), with every category of every variable among them.
+        predictions: The guide's probabilities and means, shape (N, K).
+    """
+
+    parents: Tensor
+    predictions: Tensor
+
+    def counts(self, graph: CausalGraph, name: str) -> list[int]:
+        """Number of images of each category of a discrete variable."""
+        return [int(n) for n in graph[name].category_probabilities(self.parents[:, graph.slices[name]]).sum(dim=0)]
+
+
+class _Sample(NamedTuple):
+    """Real images for each image of a batch: scores of shape (B, m, width), and weights of shape (B, m)."""
+
+    scores: Tensor
+    weights: Tensor
+
+
+def matched_targets(
+    graph: CausalGraph, parents: Tensor, counterfactual_parents: Tensor, prediction: Tensor, reference: Reference
+) -> Tensor:
+    """What the guide would say of each variable of a real image with the counterfactual attributes.
+
+    With more than two categories there are several log-odds: that of the new category against the old one, and those of
+    the others against these two. Each is matched, but the others only among peers and donors that are near in the first
+    one (the transport of Knothe and Rosenblatt): who is sure that an image is a 3 doubts in the same breath that it is
+    an 8.
+
+    Args:
+        graph: The causal graph.
+        parents: Encoded factual attributes, shape (B, K).
+        counterfactual_parents: Encoded counterfactual attributes, shape (B, K).
+        prediction: The guide's probabilities and means on the factual images, shape (B, K).
+        reference: What the guide says of real images.
+
+    Returns:
+        Probabilities and means, shape (B, K).
+    """
+    targets = torch.empty_like(prediction)
+    for variable in graph.variables:
+        columns = graph.slices[variable.name]
+        old, new = parents[:, columns], counterfactual_parents[:, columns]
+        own = _scores(variable, prediction[:, columns], old)[:, None]
+        peers, donors = (_alike(graph, variable, values, reference) for values in (parents, counterfactual_parents))
+        if variable.kind == "categorical":
+            own, peers, donors = _near_in_first_odds(own, peers, donors, old[:, None], new[:, None])
+        score = _quantile(donors, _place(own, peers))[:, 0]
+        if variable.kind == "continuous":
+            targets[:, columns] = score + new
+        else:
+            targets[:, columns] = score.sigmoid() if variable.kind == "binary" else score.softmax(dim=1)
+    return targets
+
+
+def _scores(variable: Variable, prediction: Tensor, value: Tensor) -> Tensor:
+    """Log-odds or log probabilities; of a continuous variable what the guide is off by. Shapes (N, width)."""
+    if variable.kind == "continuous":
+        return prediction - value
+    logs = prediction.clamp_min(torch.finfo(prediction.dtype).tiny).log()
+    if variable.kind == "categorical":
+        return logs
+    return logs - (1 - prediction).clamp_min(torch.finfo(prediction.dtype).eps / 2).log()
+
+
+def _alike(graph: CausalGraph, variable: Variable, parents: Tensor, reference: Reference) -> _Sample:
+    """Real images like those with the attributes ``parents`` (B, K), their scores moved to these attributes."""
+    real = reference.parents
+    around = [graph[name] for name in sorted(graph.blanket(variable.name) | {variable.name})]
+    discrete = [v for v in around if v.kind != "continuous" and v != variable]
+    columns = graph.slices[variable.name]
+    mine, theirs = (variable.category_probabilities(x[:, columns]) for x in (parents, real))
+    scores = _scores(variable, reference.predictions[:, columns], real[:, columns])
+
+    # 1. Equal categories; of the blanket's, more and more may differ until there are enough images.
+    same = mine @ theirs.T > 0
+    differing = sum(
+        (parents[:, None, s] != real[:, s]).any(dim=2).int() for s in (graph.slices[v.name] for v in discrete)
+    )
+    differing = torch.as_tensor(differing, device=real.device).expand_as(same)
+    enough = same.sum(dim=1, keepdim=True).clamp_max(FEWEST)
+    allowed = torch.zeros_like(enough)
+    for number in range(len(discrete)):
+        too_few = (same & (differing <= number)).sum(dim=1, keepdim=True) < enough
+        allowed = torch.where(too_few, number + 1, allowed)
+    same &= differing <= allowed
+
+    # 2. Near values, in standard deviations. Where there are no values to be near in, all count alike.
+    spread = real.std(dim=0, correction=0).clamp_min(1e-6)
+    distances = torch.zeros_like(same, dtype=real.dtype)
+    for s in (graph.slices[v.name] for v in around if v.kind == "continuous"):
+        distances += ((parents[:, None, s] - real[:, s]) / spread[s]).square().sum(dim=2)
+    distances.masked_fill_(~same, torch.inf)
+    count = same.sum(dim=1, keepdim=True)
+    nearest = torch.maximum(count // 2, count.clamp_max(FEWEST)).clamp_max(NEAREST)
+    reach = distances.topk(int(nearest.max()), largest=False).values.gather(1, nearest - 1)
+    most = int((distances <= reach).sum(dim=1).max())  # with all that are as far as the last one
+    distances, rows = distances.topk(most, largest=False)
+    weights = torch.where(distances <= reach, (-2 * distances / reach.clamp_min(1e-12)).exp(), 0)
+
+    # 3. The straight lines: of all that may differ, through all images; of values, through what is left of near ones.
+    def displacements(variables: list[Variable]) -> tuple[Tensor, Tensor]:
+        """Values of real images (N, k), and the way from near ones to the own values (B, m, k), no farther than any."""
+        columns = [i for v in variables for i in range(graph.width)[graph.slices[v.name]]]
+        x, target = (values[:, columns] / spread[columns] for values in (real, parents))
+        return x, target.clamp(x.amin(dim=0), x.amax(dim=0))[:, None] - x[rows]
+
+    x, away = displacements([v for v in around if v.kind == "continuous" or v != variable])
+    moved = scores[rows] + away @ torch.einsum("bc,ckw->bkw", mine, _slopes(x, scores, theirs))
+    _, away = displacements([v for v in around if v.kind == "continuous"])
+    return _Sample(moved + away @ _local_slopes(-away, moved, weights), weights)
+
+
+def _slopes(x: Tensor, scores: Tensor, categories: Tensor) -> Tensor:
+    """Slopes of scores (N, width) on x (N, k) within each category, shape (C, k, width).
+
+    Of few images they are about those within all categories.
+    """
+    x, scores, categories = x.double(), scores.double(), categories.double()
+    number = categories.sum(dim=0).clamp_min(1)[:, None, None]
+    mean_x, mean_scores = (torch.einsum("nc,nk->ck", categories, values)[:, None] / number for values in (x, scores))
+    products, moments = (
+        torch.einsum("nc,nk,nl->ckl", categories, x, values) - number * mean_x.mT @ mean
+        for values, mean in ((x, mean_x), (scores, mean_scores))
+    )
+    common = _ridge(torch.zeros_like(moments[0]), products.sum(dim=0), moments.sum(dim=0))
+    return _ridge(common, products, moments).to(torch.float32)
+
+
+def _local_slopes(x: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
+    """Slopes among the images near to each of a batch, of scores (B, m, width) on x (B, m, k), shape (B, k, width)."""
+    weights = weights[:, :, None]
+    x, scores = (v - (weights * v).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True) for v in (x, scores))
+    moments = (weights * x).mT @ scores
+    return _ridge(torch.zeros_like(moments), (weights * x).mT @ x, moments)
+
+
+def _ridge(slopes: Tensor, products: Tensor, moments: Tensor) -> Tensor:
+    """Ridge regression towards known slopes (..., k, width), given the sums of products of what is regressed."""
+    penalty = PENALTY * torch.eye(products.shape[-1], dtype=products.dtype, device=products.device)
+    return slopes + torch.linalg.solve(products + penalty, moments - products @ slopes)
+
+
+def _near_in_first_odds(
+    own: Tensor, peers: _Sample, donors: _Sample, old: Tensor, new: Tensor
+) -> tuple[Tensor, _Sample, _Sample]:
+    """All log-odds, and the peers and donors that hold about the same place in those of the new category.
+
+    Against the old category; if the category stays as it is, against all others.
+
+    Args:
+        own: Log probabilities of the factual image, shape (B, 1, width).
+        peers: Those of its peers.
+        donors: Those of its donors.
+        old: 1 for the old category, shape (B, 1, width).
+        new: 1 for the new category, shape (B, 1, width).
+    """
+    against = torch.where((old == new).all(dim=2, keepdim=True), 1 / old.shape[2], old)
+
+    def odds(logs: Tensor) -> Tensor:
+        """Of each category against the two that the intervention is about; their softmax gives back probabilities."""
+        return logs - ((old + new) / 2 * logs).sum(dim=2, keepdim=True)
+
+    def first(logs: Tensor) -> Tensor:
+        return ((new - against) * logs).sum(dim=2, keepdim=True)
+
+    place = _place(first(own), _Sample(first(peers.scores), peers.weights))[:, 0]
+    near = []
+    for scores, weights in (peers, donors):
+        shares = weights / weights.sum(dim=1, keepdim=True)
+        width = shares.max(dim=1, keepdim=True).values.clamp_min(WINDOW)  # never nobody
+        gap = (_ranks(first(scores)[:, :, 0], shares) - place).abs()
+        weights = weights * (gap <= width + 1e-5)  # whatever way the last digit was rounded
+        weights, rows = weights.topk(int((weights > 0).sum(dim=1).max()))
+        near.append(_Sample(odds(scores.gather(1, rows[:, :, None].expand(-1, -1, scores.shape[2]))), weights))
+    return odds(own), near[0], near[1]
+
+
+def _ranks(scores: Tensor, shares: Tensor) -> Tensor:
+    """The share of each row's scores (B, m) that is lower than each of them, equals by half."""
+    ordered, order = scores.sort(dim=1)
+    below = torch.cat([shares[:, :1] * 0, shares.gather(1, order).cumsum(dim=1)], dim=1)
+    lower, not_higher = (torch.searchsorted(ordered, scores.contiguous(), right=right) for right in (False, True))
+    return (below.gather(1, lower) + below.gather(1, not_higher)) / 2
+
+
+def _place(own: Tensor, peers: _Sample) -> Tensor:
+    """The weighted share of peers with lower scores than ``own`` (B, 1, width), equals by half; of the same shape."""
+    equal = 1e-6 * own.abs()  # who is equal must not depend on how the last digit was rounded
+    weights = peers.weights[:, :, None]
+    lower, not_higher = (
+        (weights * (peers.scores < limit)).sum(dim=1, keepdim=True) for limit in (own - equal, own + equal)
+    )
+    return (lower + not_higher) / (2 * weights.sum(dim=1, keepdim=True))
+
+
+def _quantile(donors: _Sample, place: Tensor) -> Tensor:
+    """The donors' scores at places (B, 1, width) in [0, 1]; between two of them in proportion. The same shape.
+
+    Among as many peers as donors, all with equal weights, who is the third of the peers is the third of the donors.
+    """
+    scores, weights = donors.scores, donors.weights[:, :, None].expand_as(donors.scores)
+    highest = scores.masked_fill(weights == 0, -torch.inf).amax(dim=1, keepdim=True)
+    ordered, order = torch.where(weights > 0, scores, highest).mT.sort(dim=2)
+    weights = weights.mT.gather(2, order)
+    up_to = weights.cumsum(dim=2)
+    middle = up_to - weights / 2
+    wanted = place.mT * up_to[:, :, -1:]
+    after = torch.searchsorted(middle, wanted).clamp_max(middle.shape[2] - 1)
+    before = (after - 1).clamp_min(0)
+    (low, high), (start, end) = ((x.gather(2, before), x.gather(2, after)) for x in (ordered, middle))
+    part = ((wanted - start) / (end - start).clamp_min(torch.finfo(end.dtype).tiny)).clamp(0, 1)
+    return torch.lerp(low, high, part).mT
