@@ -23,9 +23,11 @@ from tqdm.auto import tqdm
 
 from softcft import DiffusionDSCMPipeline
 from softcft.cft.constraint import LagrangianConstraint
+from softcft.cft.guides import Guides
+from softcft.cft.objective import CFTObjective
+from softcft.cft.targets import Soft
 from softcft.data.phantom import load_phantom
 from softcft.data.schema import ImageAttributeDataset, scale_pixels
-from softcft.training.objectives import CFTObjective
 
 LEVELS = (20, 50, 100, 250)
 CFT_STEPS = 20
@@ -87,7 +89,8 @@ def measure_step(
         pipeline.unet.enable_gradient_checkpointing()
     backbone = pipeline.backbone(num_inference_steps=CFT_STEPS, gradient_steps=gradient_steps)
     constraint = LagrangianConstraint(slack=0.1, damping=10, learning_rate=0.1, inequality=True)
-    objective = CFTObjective(backbone, pipeline.attribute_scm, [pipeline.classifier], constraint, "soft")
+    guides = Guides([pipeline.classifier])
+    objective = CFTObjective(backbone, pipeline.attribute_scm, guides, Soft(guides.graph), constraint)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-6)
     before = resident_mib("VmRSS")
     times = []

@@ -59,9 +59,12 @@ from tqdm.auto import tqdm
 
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, HVAEBackbone
 from softcft.cft.constraint import LagrangianConstraint
+from softcft.cft.guides import Guides
+from softcft.cft.objective import CFTObjective
+from softcft.cft.targets import Soft
 from softcft.models.hvae import HVAEModel
 from softcft.training.loop import AfterStep
-from softcft.training.objectives import CFTObjective, HVAEObjective
+from softcft.training.objectives import HVAEObjective
 
 WORK = ("train_step", "cft_step", "counterfactual")
 BATCH_SIZES = {"morphomnist": 32, "mimic192": 2, "mimic224": 2, "ukbb192": 2}
@@ -240,7 +243,8 @@ def make_step(peer: Peer, config: str, side: str, work: str, dtype: str, batch_s
     if work == "cft_step":
         constraint = LagrangianConstraint(slack=1.0, damping=100.0, learning_rate=0.1)
         scm = AttributeSCM(GRAPHS[hparams.dataset].to_list())
-        objective = CFTObjective(HVAEBackbone(model), scm, [make_guide(hparams.dataset)], constraint, "soft")
+        guides = Guides([make_guide(hparams.dataset)])
+        objective = CFTObjective(HVAEBackbone(model), scm, guides, Soft(guides.graph), constraint)
     return our_training_step(objective, hparams, {"image": image, "parents": parents}, autocast)
 
 

@@ -35,12 +35,12 @@ from transformers import HfArgumentParser
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, HVAEModel
 from softcft.arguments import Count, Natural, check_fields
 from softcft.cft.verdict import read_sentence
+from softcft.data.augmentation import AugmentationConfig
 from softcft.data.sources import DataConfig, SubsetConfig
 from softcft.evaluation.tables import CFT_NAMES, PUBLISHED_CFT
 from softcft.hub.publish import HubConfig
 from softcft.models.denoiser import UNETS
 from softcft.models.trunk import read_trunk
-from softcft.data.augmentation import AugmentationConfig
 from softcft.training.cft_trainer import CFTConfig
 from softcft.training.config import (
     DiffusionConfig,

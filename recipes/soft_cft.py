@@ -30,6 +30,7 @@ from softcft import (
     ParentEncoder,
 )
 from softcft.cft.verdict import WATCH
+from softcft.data.augmentation import AugmentationConfig
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, SubsetConfig, load_data, training_images
 from softcft.evaluation.realism import frechet_distance
@@ -37,7 +38,6 @@ from softcft.hub.publish import HubConfig
 from softcft.models.denoiser import load_unet
 from softcft.models.sight import seen_by_some, unseen_by_some
 from softcft.models.weights import load_safetensors
-from softcft.data.augmentation import AugmentationConfig
 from softcft.training.cft_trainer import CFTConfig, CFTTrainer
 from softcft.training.checkpoints import replace_file, save_whole
 from softcft.training.config import (

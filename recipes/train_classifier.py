@@ -42,6 +42,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, Subset
 
 from softcft import AttributeClassifier, CausalGraph
+from softcft.data.augmentation import AugmentationConfig
 from softcft.data.own import read_table
 from softcft.data.schema import ImageAttributeDataset, check_known, random_part, scale_pixels
 from softcft.data.sources import DataConfig, SubsetConfig, load_data, subjects_of, training_images
@@ -50,7 +51,6 @@ from softcft.evaluation.sight import measure_sight
 from softcft.hub.publish import HubConfig
 from softcft.models.sight import not_seen
 from softcft.models.trunk import PretrainedTrunk, read_trunk
-from softcft.data.augmentation import AugmentationConfig
 from softcft.training.checkpoints import save_whole
 from softcft.training.config import TrainingConfig, TrunkConfig, UtilityConfig
 from softcft.training.loop import train

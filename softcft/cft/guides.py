@@ -36,7 +36,7 @@ class Guide(Protocol):
         ...
 
     def predict(self, image: Tensor) -> Tensor:
-        """Images to probabilities and means, (B, K), without gradient."""
+        """Images to probabilities and means, (B, K)."""
         ...
 
 
@@ -98,8 +98,9 @@ class Guides(nn.ModuleList):
         self.eval().requires_grad_(False)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the images they will see
 
+    @torch.no_grad()
     def predict(self, image: Tensor) -> Tensor:
-        """What each guide says of all images (B, C, H, W): probabilities and means, shape (G, B, K)."""
+        """What each guide says of all images (B, C, H, W): probabilities and means, shape (G, B, K), without gradient."""
         return torch.stack([cast("Guide", guide).predict(image) for guide in self])
 
     def look(
@@ -117,7 +118,8 @@ class Guides(nn.ModuleList):
         parts = [(cast("Guide", guide), (whose == i).nonzero()[:, 0]) for i, guide in enumerate(self)]
         parts = [(guide, rows) for guide, rows in parts if len(rows)]
         order = torch.cat([rows for _, rows in parts]).argsort()
-        prediction = torch.cat([guide.predict(image[rows]) for guide, rows in parts])[order]
+        with torch.no_grad():
+            prediction = torch.cat([guide.predict(image[rows]) for guide, rows in parts])[order]
         logits = torch.cat([guide(new_image[rows]).logits for guide, rows in parts])[order]
         scales = torch.cat([guide.column_scales.expand(len(rows), -1) for guide, rows in parts])[order]
         return Seen(parents, new_parents, intervened, prediction, logits, scales, whose)

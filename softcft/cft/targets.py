@@ -8,8 +8,8 @@ mode                  target of variables that move                   target of 
 ====================  ==============================================  ==========================================
 
 A label asks for certainty. An image with a mild effusion, predicted at 0.65, is driven towards 1 although nobody
-touched the disease: that is attribute amplification. The soft target asks for 0.65 again. Of what *is* intervened on, both ask
-for certainty, which real images do not give; :mod:`softcft.cft.matched` does not.
+touched the disease: that is attribute amplification. The soft target asks for 0.65 again. For what *is* intervened on
+both ask for certainty, which real images do not give; :mod:`softcft.cft.matched` does not.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from softcft.cft.matched import Reference
 from softcft.cft.strength import StrengthConstraint
+from softcft.cft.transport import Reference
 from softcft.graph import CausalGraph
 
 GRAPH = CausalGraph(

@@ -14,6 +14,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
+from softcft.cft.matched import Matched
 from softcft.counterfactuals.backbone import BackboneOutput
 from softcft.counterfactuals.hvae_backbone import HVAEBackbone
 from softcft.data.phantom import PHANTOM_GRAPH, draw_block, render
@@ -76,11 +77,9 @@ class ToyGuide(nn.Module):
         logits = torch.einsum("bchw,vchw->bv", image, self.templates)
         return AttributeClassifierOutput(logits=logits, embedding=logits)
 
+    @torch.no_grad()
     def predict(self, image: Tensor) -> Tensor:
-        return self.probabilities(self(image).logits)
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid()
+        return self(image).logits.sigmoid()
 
 
 class ToyBackbone(nn.Module):
@@ -262,7 +261,7 @@ def test_a_part_stands_for_all_of_a_sorted_table(tmp_path: Path) -> None:
     parts = [trainer(tmp_path, {"cft": "matched", "reference_images": 200}) for _ in range(2)]
     for part in parts:
         part.measure_reference(dataset)
-    left, again = (part.objective.reference_parents for part in parts)
+    left, again = (part.objective.targets.reference_parents for part in parts)
     assert left is not None
     assert again is not None
     assert torch.equal(left, again)
@@ -301,8 +300,8 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, options: dict[str, Any]) -
     assert logged[0] == logged[1]
     assert len(logged[0]) == 20
     assert max(logged[0]) > 0
-    if whole.objective.strength is not None:
-        assert whole.objective.strength.offsets.any()
+    if isinstance(whole.objective.targets, Matched):
+        assert whole.objective.targets.strength.offsets.any()
 
 
 # ---- the models of the paper -----------------------------------------------------------------------------------------
@@ -396,4 +395,4 @@ def test_the_published_constraint_is_an_equality(published: bool, tmp_path: Path
     objective = trainer(tmp_path, settings).objective
     constraint = objective.constraint
     assert (constraint.inequality, constraint.damping, constraint.learning_rate) == (not published, 7.0, 0.3)
-    assert objective.published == published
+    assert objective.guides.published == published
