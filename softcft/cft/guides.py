@@ -100,7 +100,7 @@ class Guides(nn.ModuleList):
 
     @torch.no_grad()
     def predict(self, image: Tensor) -> Tensor:
-        """What each guide says of all images (B, C, H, W): probabilities and means, shape (G, B, K), without gradient."""
+        """What each guide says of all images (B, C, H, W): probabilities and means, shape (G, B, K); no gradient."""
         return torch.stack([cast("Guide", guide).predict(image) for guide in self])
 
     def look(
