@@ -1,13 +1,13 @@
 """What must hold for any counterfactual of an image: composition, reversibility and minimality.
 
-*Composition*: to change nothing gives the same image. *Reversibility*: there and back gives the same image. Both are
-axioms of Monteiro et al., "Measuring axiomatic soundness of counterfactual image models" (ICLR 2023), measured as mean
-absolute differences of pixels in grey levels of 0 to 255 after one cycle and more. A backbone that keeps the pixel
-residual, as :class:`~softcft.counterfactuals.hvae_backbone.HVAEBackbone` does, composes exactly by construction,
-however little its latents know: :func:`reconstruction` measures what they know.
+*Composition*: a null intervention gives the same image. *Reversibility*: an intervention and its inverse give the same
+image. Both are axioms of Monteiro et al., "Measuring axiomatic soundness of counterfactual image models" (ICLR 2023),
+measured as mean absolute differences of pixels in grey levels of 0 to 255 after one cycle and more. A backbone that
+keeps the pixel residual, as :class:`~softcft.counterfactuals.hvae_backbone.HVAEBackbone` does, composes exactly by
+construction, also if its latents hold little of the image: :func:`reconstruction` measures how much they hold.
 
-*Minimality*: to change no more than need be, by the counterfactual latent divergence of Sanchez and Tsaftaris,
-"Diffusion causal models for counterfactual estimation" (CLeaR 2022).
+*Minimality*: an intervention changes no more than it must, by the counterfactual latent divergence of Sanchez and
+Tsaftaris, "Diffusion causal models for counterfactual estimation" (CLeaR 2022).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ CHUNK = 512
 def composition(
     backbone: CounterfactualBackbone, image: Tensor, parents: Tensor, cycles: int, generators: list[torch.Generator]
 ) -> Tensor:
-    """How far images drift when nothing is changed, again and again.
+    """How far images drift under repeated null interventions.
 
     Each cycle is a null intervention on the result of the one before, brought back into [-1, 1].
 
@@ -80,7 +80,7 @@ def reversibility(
     cycles: int,
     generators: list[torch.Generator],
 ) -> Tensor:
-    """How far images drift when they go to the counterfactual world and back, again and again.
+    """How far images drift under repeated interventions, each followed by its inverse.
 
     A backbone that ignores its parents reverses all it does: read it beside effectiveness.
 

@@ -1,9 +1,9 @@
 """How far counterfactual images are from the true ones, where these are known (:mod:`softcft.data.truth`).
 
-Two rulers, for each has its blind spot. Pixels: is the image the right one? And expressions: of the phantom it is known
-how strongly each attribute of an image shows, a number that no label tells. Given its class it is the image's own
-noise, which a counterfactual keeps. So a model that turns a faint effusion into a plain one, or makes every woman the
-average woman, errs here though a classifier is content.
+Two things are measured. Pixels: how far the image is from the true one. And expressions: of the phantom it is known how
+strongly each attribute shows in an image, which labels do not say. Within a class this strength is the image's own
+noise, and a counterfactual keeps it. A model that turns a faint effusion into a clear one, or makes all women look
+alike, is wrong here, although a classifier sees nothing wrong.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def truth_errors(image: Tensor, counterfactual: Tensor, true_counterfactual: Ten
 class ExpressionProbe:
     """Reads from a classifier's embedding how strongly each attribute shows: ridge regression, fitted on real images.
 
-    What the embedding does not tell, the probe cannot see: look at its R² (:func:`probe_rows`) before its errors.
+    The probe reads only what the embedding has: see its R² (:func:`probe_rows`) before its errors.
 
     Args:
         embedding: Of real images that are not tested on, shape (N, D).

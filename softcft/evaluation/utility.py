@@ -1,8 +1,8 @@
 """Utility: how well predictors that learned from counterfactual images alone do on real ones (Table 2).
 
 In :mod:`softcft.evaluation.effectiveness` it is the other way round: predictors that learned from real images see
-counterfactuals. Counterfactuals that are too weak, too strong, or show what nobody asked for, teach something
-that does not hold for real images.
+counterfactuals. Counterfactuals that are too weak or too strong, or change other attributes too, teach something that
+does not hold for real images.
 """
 
 from __future__ import annotations

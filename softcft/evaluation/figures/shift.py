@@ -61,7 +61,7 @@ def shift_figure(
     """Plot where real and counterfactual images lie along the mode of one variable, as in Fig. 2 of the paper.
 
     Models are columns, the variable's subgroups are rows. Real images are filled, the counterfactuals of each
-    intervention are a line; which images are compared is told in
+    intervention are a line; which images are compared is described in
     :func:`~softcft.evaluation.embeddings.subgroup_comparisons`. Where an intervention moves the variable, so that its
     counterfactuals are of other images than the real ones, the legend says "set by". It gives the energy distance E
     and its p-value, see :func:`~softcft.evaluation.embeddings.distribution_shift`.
