@@ -1,14 +1,15 @@
 """Whether fine-tuning has become an attack on the guide, judged from what a watcher saw on the way.
 
 Fine-tuning changes images until the guide sees what it should. Another classifier, the *watcher*, compares the same
-counterfactuals with what it says of real images. Where it finds them worse than before and the guide finds them better,
-they please the guide alone, or are clearer cases than any real image. Either is called an attack, if
+counterfactuals with what it says of real images. A look finds an attack if the guide is more content than before and
+the watcher is not, in one of two ways:
 
-* at the end the watcher's loss is higher than it once was, by more than two standard errors over the same images,
-* and the guide's loss is lower than it was then.
+* its loss is higher than it once was, by more than two standard errors over the same images;
+* its embeddings of the counterfactuals are far from those of real images with the same attributes: their Fréchet
+  distance is more than twice that of such real images from each other, and more than it was before fine-tuning.
 
-The model that is saved is the one with which the watcher's loss was lowest. After three looks in a row that found an
-attack fine-tuning ends.
+The model that is saved is the one with which the watcher's loss was lowest, among those whose images are not far from
+real ones. After three looks in a row that found an attack fine-tuning ends.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ __all__ = ["WATCH", "Seen", "Verdict", "best_look", "is_attack", "is_lost", "rea
 WATCH = "watch.json"
 """In the folder of a fine-tuned pipeline: the verdict, and all that it rests on."""
 STANDARD_ERRORS = 2
+FAR = 2
+"""Times the distance of real images from each other."""
 PATIENCE = 3
 """Looks in a row that find an attack before fine-tuning ends."""
 
@@ -37,7 +40,9 @@ class Seen:
         guide: The guide's guidance loss of each image, in nats.
         watcher: The watcher's, against targets of its own.
         change: Mean absolute change of each image, in grey levels of 255.
-        frechet: Fréchet distance of the counterfactuals from the real images, in the watcher's embeddings.
+        frechet: Fréchet distance of the counterfactuals from real images with the same attributes, in the watcher's
+            embeddings.
+        floor: That of other such real images from them.
     """
 
     step: int
@@ -45,11 +50,15 @@ class Seen:
     watcher: list[float]
     change: list[float]
     frechet: float
+    floor: float
 
     def means(self) -> dict[str, float]:
         """The same as means over the images."""
         lists = {"guide": self.guide, "watcher": self.watcher, "change": self.change}
-        return {name: sum(values) / len(values) for name, values in lists.items()} | {"frechet": self.frechet}
+        return {name: sum(values) / len(values) for name, values in lists.items()} | {
+            "frechet": self.frechet,
+            "floor": self.floor,
+        }
 
 
 @dataclass(frozen=True)
@@ -74,8 +83,11 @@ class Verdict:
 
 
 def best_look(looks: Sequence[Seen]) -> Seen | None:
-    """The first of those with the watcher's lowest mean loss; None if it was never a number."""
-    known = [look for look in looks if not math.isnan(look.means()["watcher"])]
+    """The first of those with the watcher's lowest mean loss whose images are not far from real ones.
+
+    None if the loss was never a number.
+    """
+    known = [look for look in looks if not math.isnan(look.means()["watcher"]) and not _is_far(looks, look)]
     return min(known, key=lambda look: look.means()["watcher"]) if known else None
 
 
@@ -86,10 +98,14 @@ def is_attack(looks: Sequence[Seen]) -> bool:
         looks: By step; at least two images each.
     """
     best, last = best_look(looks), looks[-1]
-    if best is None:
+    if best is None or not last.means()["guide"] < best.means()["guide"]:
         return False
     rise, error = _paired(best.watcher, last.watcher)
-    return not rise <= STANDARD_ERRORS * error and last.means()["guide"] < best.means()["guide"]
+    return _is_far(looks, last) or not rise <= STANDARD_ERRORS * error
+
+
+def _is_far(looks: Sequence[Seen], look: Seen) -> bool:
+    return look.frechet > max(FAR * look.floor, looks[0].frechet)
 
 
 def is_lost(looks: Sequence[Seen]) -> bool:
@@ -118,10 +134,11 @@ def reach_verdict(looks: Sequence[Seen]) -> Verdict:
         rise, error = _paired(best.watcher, last.watcher)
         what = (
             f"Fine-tuning became an attack on the guide: from step {best.step} to step {last.step} the guide's loss on "
-            f"validation counterfactuals fell from {then['guide']:.3g} to {now['guide']:.3g} nats, but that of the "
-            "watcher, a classifier that had no part in it and compares with real images, rose from "
-            f"{then['watcher']:.3g} to {now['watcher']:.3g} "
-            f"(by {rise:.2g} ± {error:.1g}), and the mean change of the images went from {then['change']:.3g} to "
+            f"validation counterfactuals fell from {then['guide']:.3g} to {now['guide']:.3g} nats. But the loss of the "
+            "watcher, a classifier that had no part in it and compares with real images, went from "
+            f"{then['watcher']:.3g} to {now['watcher']:.3g} ({rise:+.2g} ± {error:.1g}); the Fréchet distance from "
+            f"real images with the same attributes from {then['frechet']:.3g} to {now['frechet']:.3g} (theirs from each "
+            f"other is {now['floor']:.3g}); and the mean change of the images from {then['change']:.3g} to "
             f"{now['change']:.3g} grey levels."
         )
     else:

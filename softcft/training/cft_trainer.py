@@ -206,11 +206,13 @@ class CFTTrainer:
                     said.append(objective.guides.predict(shown).float())
                     matched.effect.observe(image, parents)
                 if watch is not None:
-                    watched.append(watch.watcher.to(accelerator.device).predict(image).float())
+                    watched.append(watch.watcher.to(accelerator.device)(image))
         parents = torch.cat(labels)
         self._check_counts(parents)
         if watch is not None:
-            watch.reference = Reference(parents, torch.cat(watched))
+            logits = torch.cat([output.logits.float() for output in watched])
+            watch.reference = Reference(parents, objective.guides.graph.probabilities(logits))
+            watch.embeddings = torch.cat([output.embedding.float() for output in watched])
         if matched is not None:
             matched.reference_parents, matched.reference_predictions = parents, torch.cat(said, dim=1)
             matched.effect.fit()

@@ -23,6 +23,7 @@ from softcft.cft.transport import Reference
 from softcft.cft.verdict import Seen, Verdict, best_look, is_lost, reach_verdict
 from softcft.data.augmentation import random_change
 from softcft.data.schema import GREY_LEVELS, random_part, scale_pixels
+from softcft.graph import CausalGraph
 from softcft.models.classifier import AttributeClassifier
 from softcft.noise import seeded_generator
 from softcft.training.config import TrainingConfig
@@ -73,7 +74,7 @@ class Watch:
         config: How often it looks.
         training: The settings of the training, whose are batch size and seed: the latter of the draw of up to 256
             images, of interventions and of noise.
-        distance: From embeddings (N, D) of counterfactual and of real images to how far apart these are.
+        distance: From embeddings of images (N, D) and of others to how far apart these are.
 
     Raises:
         ValueError: If there are fewer than two images; or the watcher has another graph, or sees nothing that the
@@ -81,8 +82,11 @@ class Watch:
 
     Attributes:
         looks: All that was seen, on the main process.
-        reference: What the watcher says of real images. The trainer measures it.
+        reference: What the watcher says of real images, and
+        embeddings: its embeddings of them, shape (N, D). The trainer measures both.
     """
+
+    embeddings: Tensor
 
     def __init__(
         self,
@@ -140,11 +144,12 @@ class Watch:
                 self._losses(of_watcher, self._expected(of_watcher), self.names),
             ]
             change = GREY_LEVELS * (new - image).abs().flatten(1).mean(dim=1)
-            embeddings = [self.watcher(x).embedding for x in (new, image)]
+            alike = _alike(objective.guides.graph, new_parents, self._real().parents)
+            embeddings = [self.watcher(new).embedding, *self.embeddings.to(device)[alike].unbind(dim=1)]
             rows.append([x.float().cpu() for x in (*losses, change, *embeddings)])
-        guide, watcher, change, counterfactual, real = (torch.cat(parts) for parts in zip(*rows, strict=True))
-        distance = self.distance(counterfactual, real)
-        self.looks.append(Seen(step, guide.tolist(), watcher.tolist(), change.tolist(), distance))
+        guide, watcher, change, counterfactual, real, others = (torch.cat(x) for x in zip(*rows, strict=True))
+        distances = self.distance(counterfactual, real), self.distance(others, real)
+        self.looks.append(Seen(step, guide.tolist(), watcher.tolist(), change.tolist(), *distances))
         metrics = {f"watch/{name}": value for name, value in self.looks[-1].means().items()}
         return Look(metrics, best_look(self.looks) is self.looks[-1], is_lost(self.looks))
 
@@ -156,11 +161,14 @@ class Watch:
         scales, first = classifier.column_scales.expand_as(logits), torch.zeros(len(image), dtype=torch.long)
         return View(parents, new_parents, intervened, prediction, logits, scales, first.to(image.device))
 
-    def _expected(self, view: View) -> Tensor:
-        guides = self.objective.guides
+    def _real(self) -> Reference:
         if self.reference is None:
             raise ValueError("The watcher has no reference: what it says of real images. The trainer measures it.")
-        return expected_targets(guides.graph, view, self.reference, guides.published)
+        return self.reference
+
+    def _expected(self, view: View) -> Tensor:
+        guides = self.objective.guides
+        return expected_targets(guides.graph, view, self._real(), guides.published)
 
     def _losses(self, view: View, targets: Tensor, names: Sequence[str]) -> Tensor:
         """The guidance loss of each image, summed over the variables that are asked for, (B,)."""
@@ -178,3 +186,20 @@ class Watch:
     def restore(self, state: dict[str, Any]) -> None:
         """See :class:`~softcft.training.monitor.Monitor`."""
         self.looks = [Seen(**look) for look in state["looks"]]
+
+
+def _alike(graph: CausalGraph, wanted: Tensor, real: Tensor) -> Tensor:
+    """For each of the attributes ``wanted`` (B, K) two rows of ``real`` (N, K), N at least 2, shape (B, 2).
+
+    As few categories as possible differ; of those the nearest two, by continuous values in standard deviations.
+    """
+    spread = real.std(dim=0).clamp_min(1e-6)
+    distances = torch.zeros(len(wanted), len(real), device=real.device)
+    for variable in graph.variables:
+        columns = graph.slices[variable.name]
+        gaps = wanted[:, None, columns] - real[:, columns]
+        if variable.kind == "continuous":
+            distances += (gaps / spread[columns]).square().sum(dim=2)
+        else:
+            distances += 1e6 * (gaps != 0).any(dim=2)
+    return distances.topk(2, largest=False).indices

@@ -10,10 +10,10 @@ from softcft.cft.verdict import Seen, best_look, is_lost, reach_verdict, read_se
 WOBBLE = [0.3, -0.3, 0.1, -0.1] * 16
 
 
-def seen(step, guide, watcher, change=1.0, frechet=0.1, noise=0.0):
+def seen(step, guide, watcher, change=1.0, frechet=0.1, noise=0.0, floor=0.2):
     """64 images about these means; each differs from itself in another look by ``noise``."""
     shifts = WOBBLE if not noise else [w + noise * v for w, v in zip(WOBBLE, reversed(WOBBLE), strict=True)]
-    return Seen(step, [guide + w for w in WOBBLE], [watcher + w for w in shifts], [change] * 64, frechet)
+    return Seen(step, [guide + w for w in WOBBLE], [watcher + w for w in shifts], [change] * 64, frechet, floor)
 
 
 def curves(guide, watcher, **last):
@@ -48,6 +48,25 @@ def test_a_rise_counts_beyond_two_standard_errors_of_the_same_images(rise, is_at
     assert reach_verdict(looks).is_attack == is_attack
     # Paired: that images differ among each other by more than the rise makes no difference.
     assert reach_verdict(curves([3, 2, 1], [3, 2, 2 + rise])).is_attack
+
+
+@pytest.mark.parametrize(
+    ("frechet", "saved", "is_attack"),
+    [
+        ([0.3, 0.3, 0.39], 20, False),
+        ([0.3, 0.3, 0.5], 10, True),  # more than twice what real images are from each other
+        ([0.3, 0.5, 0.5], 0, True),
+        ([1.0, 0.6, 0.9], 20, False),  # not farther than before fine-tuning
+        ([1.0, 0.6, 1.1], 10, True),
+        ([0.1, 0.5, 0.3], 20, False),  # it came back
+    ],
+)
+def test_images_that_are_far_from_real_ones_are_an_attack_however_content_the_watcher_is(frechet, saved, is_attack):
+    looks = [seen(10 * i, 3 - i, 3 - i, frechet=x) for i, x in enumerate(frechet)]
+    verdict = reach_verdict(looks)
+    assert (verdict.step_saved, verdict.is_attack) == (saved, is_attack)
+    content = [seen(10 * i, 3, 3 - i, frechet=x) for i, x in enumerate(frechet)]
+    assert not reach_verdict(content).is_attack  # the guide has gained nothing
 
 
 @pytest.mark.parametrize(
@@ -88,7 +107,9 @@ def test_the_file_has_the_verdict_and_all_looks(tmp_path):
     assert content["step_saved"] == 10
     assert content["is_attack"] is True
     assert [look["step"] for look in content["looks"]] == [0, 10, 20]
-    assert content["looks"][2]["means"] == pytest.approx({"guide": 1, "watcher": 4, "change": 46, "frechet": 14.7})
+    assert content["looks"][2]["means"] == pytest.approx(
+        {"guide": 1, "watcher": 4, "change": 46, "frechet": 14.7, "floor": 0.2}
+    )
     assert read_sentence(tmp_path) == verdict.sentence
     for number in ("10", "20", "2", "1", "4", "46"):
         assert number in verdict.sentence
