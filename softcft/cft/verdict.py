@@ -137,8 +137,8 @@ def reach_verdict(looks: Sequence[Seen]) -> Verdict:
             f"validation counterfactuals fell from {then['guide']:.3g} to {now['guide']:.3g} nats. But the loss of the "
             "watcher, a classifier that had no part in it and compares with real images, went from "
             f"{then['watcher']:.3g} to {now['watcher']:.3g} ({rise:+.2g} ± {error:.1g}); the Fréchet distance from "
-            f"real images with the same attributes from {then['frechet']:.3g} to {now['frechet']:.3g} (theirs from each "
-            f"other is {now['floor']:.3g}); and the mean change of the images from {then['change']:.3g} to "
+            f"real images with the same attributes from {then['frechet']:.3g} to {now['frechet']:.3g} (theirs from "
+            f"each other is {now['floor']:.3g}); and the mean change of the images from {then['change']:.3g} to "
             f"{now['change']:.3g} grey levels."
         )
     else:
