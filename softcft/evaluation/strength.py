@@ -4,12 +4,12 @@
 variable that the intervention moves this is unfair: under do(disease) the ill are those who were healthy, who are
 younger, and harder to tell apart. Even of true counterfactuals the AUC changes.
 
-Here each counterfactual is compared with a *lookalike*: a real image that has the same value of the variable, and the
-same causes of it. What is left is the strength of the intervention. 0 is as strong as in reality.
+Here each counterfactual is compared with a *lookalike*: a real image that has the same value of the variable and of its
+Markov blanket (its causes, its effects and their other causes). What is left is the strength of the intervention. 0 is
+as strong as in reality.
 
-The same holds for variables that keep their value but have one that moves in their Markov blanket. Patients with an
-effusion look older than they are; whoever loses it looks younger, in reality too. Their lookalikes have the same value
-and the same blanket.
+The same holds for variables that keep their value but have one that moves in their blanket. Patients with an effusion
+look older than they are; whoever loses it looks younger, in reality too.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def lookalikes(
     seed: int,
     compared: Collection[str] | None = None,
 ) -> NDArray[np.int64]:
-    """Find for each counterfactual a real image with the same value of one variable and of its causes.
+    """Find for each counterfactual a real image with the same value of one variable and of its Markov blanket.
 
     The lookalike has the same category of a discrete variable. Among the real images that have it, it is the nearest by
-    the squared distance of the causes, and of the value of a continuous variable, in standard deviations. Among those
-    equally near it is drawn at random. An image whose variable and causes have not changed may be its own lookalike.
+    the squared distance of the blanket, and of the value of a continuous variable, in standard deviations. Among those
+    equally near it is drawn at random. An image whose variable and blanket have not changed may be its own lookalike.
 
     Args:
         graph: The causal graph.
@@ -53,7 +53,7 @@ def lookalikes(
         parents: Encoded attributes of the real images, shape (N, K).
         counterfactual_parents: Encoded attributes that the counterfactuals should show, shape (M, K).
         seed: Of the draws, at least 0.
-        compared: Names of the variables that are compared in place of the causes.
+        compared: Names of the variables that are compared in place of the blanket.
 
     Returns:
         For each counterfactual the row of its lookalike in ``parents``, shape (M,), in [0, N).
@@ -69,9 +69,9 @@ def lookalikes(
             raise ValueError(f"{argument} must be finite; leave out images whose attributes are missing.")
     if not len(parents):
         raise ValueError("parents must have a real image to look like, got none.")
-    near = [cause for cause in (variable.parents if compared is None else compared) if cause != name]
+    near = [other for other in (sorted(graph.blanket(name)) if compared is None else compared) if other != name]
     near += [name] if variable.kind == "continuous" else []
-    columns = [column for cause in near for column in range(graph.width)[graph.slices[cause]]]
+    columns = [column for other in near for column in range(graph.width)[graph.slices[other]]]
     real, wanted = (x.double().cpu().numpy() for x in (parents, counterfactual_parents))
     spread = real.std(axis=0)
     scale = np.where(spread > 1e-6, spread, 1)
@@ -84,11 +84,11 @@ def lookalikes(
         candidates, rows = np.flatnonzero(category == value), np.flatnonzero(wanted_category == value)
         if not len(candidates):
             raise ValueError(_nobody(variable, int(value), len(rows)))
-        real_causes = (real[candidates] / scale)[:, columns]
+        around = (real[candidates] / scale)[:, columns]
         size = max(1, CHUNK // len(candidates))
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            chosen[part] = candidates[_nearest((wanted[part] / scale)[:, columns], real_causes, draws[part])]
+            chosen[part] = candidates[_nearest((wanted[part] / scale)[:, columns], around, draws[part])]
     return chosen
 
 
@@ -198,8 +198,7 @@ def strength_rows(
         near = moved.union(*map(graph.blanket, moved))
         for variable in (variable for variable in graph.variables if variable.name in near):
             columns = graph.slices[variable.name]
-            compared = None if variable.name in moved else graph.blanket(variable.name)
-            alike = lookalikes(graph, variable.name, labels[:, 0], labels[:, i], seed, compared)
+            alike = lookalikes(graph, variable.name, labels[:, 0], labels[:, i], seed)
             for predictor, predicted in logits.items():
                 counterfactual = predicted[:, i, columns], labels[:, i, columns]
                 lookalike = predicted[alike, 0, columns], labels[alike, 0, columns]

@@ -105,12 +105,11 @@ LAYOUTS = (
     ),
     Layout(
         "Table 1e: how strong interventions are, against real images with the same attributes",
-        "Of the variables that an intervention moves: what the judge sees in counterfactual images less what it sees "
-        "in real images that have the same value of the variable and of its causes. Variables that stay, but have one "
-        "that moves in their Markov blanket (causes, effects, and other causes of these), are compared with real "
-        "images of the same value and the same blanket. 0 is exactly as in reality; AUC and log-odds above 0, or an "
-        "MAE below, are too strong, an ECE above 0 is worse calibrated. KS is the distance between the distributions "
-        "of the log-odds, or of the errors, from 0 to 1; chance alone makes it positive. "
+        "Of the variables that an intervention moves, and of those that have one that moves in their Markov blanket "
+        "(causes, effects, and other causes of these): what the judge sees in counterfactual images less what it sees "
+        "in real images that have the same value of the variable and of its blanket. 0 is exactly as in reality; AUC "
+        "and log-odds above 0, or an MAE below, are too strong, an ECE above 0 is worse calibrated. KS is the distance between the "
+        "distributions of the log-odds, or of the errors, from 0 to 1; chance alone makes it positive. "
         f"{INTERVAL}",
         "effectiveness",
         {
