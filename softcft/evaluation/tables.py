@@ -108,8 +108,8 @@ LAYOUTS = (
         "Of the variables that an intervention moves, and of those that have one that moves in their Markov blanket "
         "(causes, effects, and other causes of these): what the judge sees in counterfactual images less what it sees "
         "in real images that have the same value of the variable and of its blanket. 0 is exactly as in reality; AUC "
-        "and log-odds above 0, or an MAE below, are too strong, an ECE above 0 is worse calibrated. KS is the distance between the "
-        "distributions of the log-odds, or of the errors, from 0 to 1; chance alone makes it positive. "
+        "and log-odds above 0, or an MAE below, are too strong, an ECE above 0 is worse calibrated. KS is the distance "
+        "between the distributions of the log-odds, or of the errors, from 0 to 1; chance alone makes it positive. "
         f"{INTERVAL}",
         "effectiveness",
         {
