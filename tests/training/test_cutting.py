@@ -134,8 +134,8 @@ def test_accumulated_batches_are_one_large_batch(kind, tmp_path):
         assert max(line["multiplier"] for line in logs[0]) > 0
         assert whole["constraint.slack"] != 0
     if kind == "cft to matched targets":
-        assert whole["strength.offsets"].any()
-        assert whole["effect.excess"].any()
+        assert whole["targets.strength.offsets"].any()
+        assert whole["targets.effect.excess"].any()
 
 
 @pytest.mark.slow
