@@ -115,15 +115,13 @@ def not_seen(sight: Mapping[str, Sight], predictor: str = "guide") -> dict[str, 
 
     Args:
         sight: By the variable's name; variables that were not measured may lack.
-        predictor: ``guide`` or ``judge``.
+        predictor: ``guide``, ``guide_2`` and so on, or another role, such as ``judge``.
     """
-    return {
-        name: f"What the judge says of {name} means little, for it does not see it: {entry}."
-        if predictor == "judge"
-        else f"softcft cannot change {name} in these images: the guide does not see it: {entry}."
-        for name, entry in sight.items()
-        if not entry.is_seen
-    }
+    if predictor.startswith("guide"):
+        consequence = f"softcft cannot change {{name}} in these images: the {predictor} does not see it: {{entry}}."
+    else:
+        consequence = f"What the {predictor} says of {{name}} means little, for it does not see it: {{entry}}."
+    return {name: consequence.format(name=name, entry=entry) for name, entry in sight.items() if not entry.is_seen}
 
 
 def unseen_by_some(guides: Sequence[AttributeClassifier]) -> dict[str, str]:

@@ -50,6 +50,7 @@ def test_one_guide_that_sees_a_variable_is_enough() -> None:
     assert seen_by_some([guide(NO), guide(NO)]) == ("age",)
     assert "55.8" in unseen_by_some([guide(NO)])["ill"]
     assert "judge" in not_seen(guide(NO).sight, "judge")["ill"]
+    assert "guide" not in not_seen(guide(NO).sight, "watcher")["ill"]
 
 
 def test_guides_that_see_nothing_are_refused() -> None:
