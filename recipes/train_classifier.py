@@ -138,7 +138,7 @@ def tell_validation(classifier: AttributeClassifier, logits: torch.Tensor, label
         values = ", ".join(f"{metric.upper()} {value.item():.4g} {unit}".rstrip() for metric, value in metrics.items())
         print(f"  {variable.name:12s} {values}, scale {classifier.config.scales[variable.name]:.3g}")
     if role != "utility":  # it steers and judges nothing
-        for warning in not_seen(classifier.sight, "predictor" if role == "utility" else role).values():
+        for warning in not_seen(classifier.sight, role).values():
             print(f"  {warning}")
 
 
