@@ -125,7 +125,7 @@ class Guides(nn.ModuleList):
         return Seen(parents, new_parents, intervened, prediction, logits, scales, whose)
 
     def mean_losses(self, seen: Seen, targets: Tensor) -> dict[str, Tensor]:
-        """The guidance loss of what guides are asked for, a mean over all images for each of :attr:`names`.
+        """The guidance loss of what guides are asked for, a mean over all images for each of ``names``.
 
         Args:
             seen: A batch of counterfactuals.
