@@ -12,7 +12,7 @@ from softcft.cft.guidance import guidance_losses
 from softcft.graph import CausalGraph
 from softcft.noise import Generator, uniform
 
-__all__ = ["Guide", "Guides", "Seen"]
+__all__ = ["Guide", "Guides", "View"]
 
 
 class Guide(Protocol):
@@ -40,7 +40,7 @@ class Guide(Protocol):
         ...
 
 
-class Seen(NamedTuple):
+class View(NamedTuple):
     """What guides see in a batch of counterfactuals, and what is known of these.
 
     Attributes:
@@ -62,9 +62,9 @@ class Seen(NamedTuple):
     scales: Tensor
     guide: Tensor
 
-    def rows(self, rows: Tensor) -> Seen:
+    def rows(self, rows: Tensor) -> View:
         """The same of some images of the batch."""
-        return Seen(*(values[rows] for values in self))
+        return View(*(values[rows] for values in self))
 
 
 class Guides(nn.ModuleList):
@@ -111,8 +111,8 @@ class Guides(nn.ModuleList):
         new_parents: Tensor,
         intervened: Tensor,
         generators: Generator,
-    ) -> Seen:
-        """Show each image to one guide, before and after; arguments as in :class:`Seen`."""
+    ) -> View:
+        """Show each image to one guide, before and after; arguments as in :class:`View`."""
         draw = uniform((len(image), 1), generators, image.device)[:, 0]
         whose = (draw * len(self)).long().clamp_max(len(self) - 1)
         parts = [(cast("Guide", guide), (whose == i).nonzero()[:, 0]) for i, guide in enumerate(self)]
@@ -122,9 +122,9 @@ class Guides(nn.ModuleList):
             prediction = torch.cat([guide.predict(image[rows]) for guide, rows in parts])[order]
         logits = torch.cat([guide(new_image[rows]).logits for guide, rows in parts])[order]
         scales = torch.cat([guide.column_scales.expand(len(rows), -1) for guide, rows in parts])[order]
-        return Seen(parents, new_parents, intervened, prediction, logits, scales, whose)
+        return View(parents, new_parents, intervened, prediction, logits, scales, whose)
 
-    def mean_losses(self, seen: Seen, targets: Tensor) -> dict[str, Tensor]:
+    def mean_losses(self, seen: View, targets: Tensor) -> dict[str, Tensor]:
         """The guidance loss of what guides are asked for, a mean over all images for each of ``names``.
 
         Args:

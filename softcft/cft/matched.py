@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from softcft.cft.effect import EffectConstraint
-from softcft.cft.guides import Guides, Seen
+from softcft.cft.guides import Guides, View
 from softcft.cft.strength import StrengthConstraint
 from softcft.cft.targets import moved_variables
 from softcft.cft.transport import Reference, matched_targets
@@ -30,7 +30,7 @@ from softcft.graph import CausalGraph
 __all__ = ["Matched", "expected_targets"]
 
 
-def expected_targets(graph: CausalGraph, seen: Seen, reference: Reference, published: bool = False) -> Tensor:
+def expected_targets(graph: CausalGraph, seen: View, reference: Reference, published: bool = False) -> Tensor:
     """Matched targets of variables that move and of their neighbours, the guide's prediction for the rest.
 
     Args:
@@ -74,14 +74,14 @@ class Matched(nn.Module):
         self.register_buffer("reference_parents", None)
         self.register_buffer("reference_predictions", None)
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, seen: View) -> Tensor:
         """Encoded targets, shape (B, K)."""
         targets = torch.empty_like(seen.prediction)
         for i, rows in _by_guide(seen):
             targets[rows] = expected_targets(self.graph, seen.rows(rows), self.reference(i), self.published)
         return targets
 
-    def hold(self, seen: Seen, targets: Tensor, change: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def hold(self, seen: View, targets: Tensor, change: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Hold strength and effect of all counterfactuals together.
 
         Args:
@@ -130,7 +130,7 @@ class Matched(nn.Module):
         return Reference(self.reference_parents, self.reference_predictions[guide])
 
 
-def _by_guide(seen: Seen) -> Iterator[tuple[int, Tensor]]:
+def _by_guide(seen: View) -> Iterator[tuple[int, Tensor]]:
     """Guides, by number, and the rows of the images that they have seen."""
     for i in seen.guide.unique().tolist():
         yield i, (seen.guide == i).nonzero()[:, 0]

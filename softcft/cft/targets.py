@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softcft.cft.guides import Seen
+from softcft.cft.guides import View
 from softcft.graph import CausalGraph
 
 __all__ = ["Hard", "Soft", "moved_variables"]
@@ -29,7 +29,7 @@ __all__ = ["Hard", "Soft", "moved_variables"]
 class Hard:
     """Counterfactual attributes as labels (the baseline of the paper)."""
 
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, seen: View) -> Tensor:
         """Encoded targets, shape (B, K)."""
         return seen.new_parents
 
@@ -46,13 +46,13 @@ class Soft:
     graph: CausalGraph
     published: bool = False
 
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, seen: View) -> Tensor:
         """Encoded targets, shape (B, K)."""
         moved = moved_variables(self.graph, seen, self.published)
         return torch.where(self.graph.expand(moved), seen.new_parents, seen.prediction)
 
 
-def moved_variables(graph: CausalGraph, seen: Seen, published: bool = False) -> Tensor:
+def moved_variables(graph: CausalGraph, seen: View, published: bool = False) -> Tensor:
     """Which variables an intervention moves, bool of shape (B, V).
 
     As published these are the variables intervened on and all their descendants. But most descendants keep their value,

@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from softcft.arguments import Count, check_fields
 from softcft.cft.guidance import guidance_losses
-from softcft.cft.guides import Guide
-from softcft.cft.guides import Seen as View
+from softcft.cft.guides import Guide, View
 from softcft.cft.matched import expected_targets
 from softcft.cft.objective import CFTObjective
 from softcft.cft.transport import Reference

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from softcft.cft.guides import Seen
+from softcft.cft.guides import View
 from softcft.cft.matched import expected_targets
 from softcft.cft.targets import Hard, Soft
 from softcft.cft.transport import Reference, matched_targets
@@ -42,7 +42,7 @@ def counterfactual_targets(
     published: bool = False,
 ) -> Tensor:
     rest = torch.zeros_like(prediction), torch.ones_like(prediction), torch.zeros(len(parents), dtype=torch.long)
-    seen = Seen(parents, counterfactual, mask, prediction, *rest)
+    seen = View(parents, counterfactual, mask, prediction, *rest)
     if mode == "matched":
         assert reference is not None
         return expected_targets(graph, seen, reference, published)
