@@ -31,7 +31,15 @@ from softcft.training.preparation import main_process_first
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 # Settings of the training that would else be what the change from real images shows.
-ALIKE = ("num_images", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "learning_rate", "model")
+ALIKE = (
+    "num_images",
+    "max_train_steps",
+    "max_train_epochs",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "model",
+)
 
 
 @dataclass(kw_only=True)

@@ -190,7 +190,7 @@ class CFTTrainer:
         Warns of categories that few of them have.
 
         Raises:
-            ValueError: If none of them has some category.
+            ValueError: If there are fewer than two, or none of them has some category.
         """
         accelerator, objective = self._accelerator(), self.objective
         matched = objective.targets if isinstance(objective.targets, Matched) else None
@@ -222,6 +222,8 @@ class CFTTrainer:
 
     def _check_counts(self, parents: Tensor) -> None:
         graph = self.objective.attribute_scm.causal_graph
+        if len(parents) < 2:
+            raise ValueError(f"--cft matched and --watch need at least 2 reference images, got {len(parents)}.")
         reference = Reference(parents, parents)
         for variable in graph.variables:
             if variable.kind == "continuous":

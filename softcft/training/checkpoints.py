@@ -234,8 +234,8 @@ def checkpoint_to_resume(
     step = 0 if path is None else step_of(path)
     if step > max_train_steps:
         raise ValueError(
-            f"--max_train_steps must be at least {step}, the step of {path}, got {max_train_steps}: raise it, or start "
-            "anew in another --output_dir, without --resume_from_checkpoint."
+            f"--max_train_steps must be at least {step}, the step of {path}, got {max_train_steps}: raise it (and "
+            "--max_train_epochs), or start anew in another --output_dir, without --resume_from_checkpoint."
         )
     if later := [c.name for c in checkpoints if step_of(c) > step and c not in damaged]:
         raise ValueError(

@@ -55,6 +55,13 @@ class TrainingConfig:
     max_train_steps: Count = field(
         default=10_000, metadata={"help": "Number of optimizer steps, skipped ones included."}
     )
+    max_train_epochs: Count | None = field(
+        default=None,
+        metadata={
+            "help": "Number of passes over the training images, where these are fewer than --max_train_steps: a few "
+            "hundred images are learned by heart long before. No limit if left out; a stream has none."
+        },
+    )
     train_batch_size: Count = field(default=32, metadata={"help": "Images per forward pass and process."})
     gradient_accumulation_steps: Count = field(
         default=1,

@@ -136,10 +136,13 @@ def train(  # noqa: C901  # one algorithm, told in order
         SystemExit: After SIGTERM or SIGINT and a checkpoint, with the exit status that these signals have.
     """
     output_dir = Path(config.output_dir)
-    this_process()  # before anything is logged
-    resume_from, first_step, damaged = checkpoint_to_resume(
-        config.resume_from_checkpoint, output_dir, config.max_train_steps
-    )
+    process = this_process()  # before anything is logged
+    step_size = config.train_batch_size * config.gradient_accumulation_steps * process.num_processes
+    streamed = isinstance(dataset, IterableDataset)
+    total = config.max_train_steps
+    if config.max_train_epochs is not None and not streamed:
+        total = min(total, -(-config.max_train_epochs * len(dataset) // step_size))  # type: ignore[arg-type]
+    resume_from, first_step, damaged = checkpoint_to_resume(config.resume_from_checkpoint, output_dir, total)
     progress = saved_progress(resume_from, config.seed) if resume_from is not None else None
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     if not parameters:
@@ -163,11 +166,9 @@ def train(  # noqa: C901  # one algorithm, told in order
     optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, betas=betas, weight_decay=config.adam_weight_decay, fused=True
     )
-    warmup, total = config.lr_warmup_steps, config.max_train_steps
+    warmup = config.lr_warmup_steps
     schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=total)
-    step_size = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     seen = progress["images"] if progress else 0  # not the step times its size, which was perhaps another one
-    streamed = isinstance(dataset, IterableDataset)
     # Its own generator: by default, starting to load would draw from the global one, once more after each resume.
     generator = torch.Generator().manual_seed(config.seed)
     dataloader = DataLoader(

@@ -25,6 +25,7 @@ __all__ = ["BEST", "BestWeights", "Look", "Monitor"]
 
 BEST = "best.safetensors"
 """In a checkpoint: the weights that were the best so far."""
+LOOKS = 10
 
 
 class Look(NamedTuple):
@@ -44,8 +45,8 @@ class Look(NamedTuple):
 class Monitor(Protocol):
     """What the loop asks of somebody who watches. Only the main process looks."""
 
-    every: int
-    """Steps between two looks. There is one more before the first step, and one after the last."""
+    every: int | None
+    """Steps between two looks, a tenth of all if None. There is one more before the first step, and after the last."""
 
     def look(self, step: int) -> Look:
         """Look at the weights after so many steps, which are those that would be saved now.
@@ -90,7 +91,9 @@ class BestWeights:
 
     def is_due(self, step: int, total: int) -> bool:
         """Whether there is a look after this step."""
-        return self.monitor is not None and (step % self.monitor.every == 0 or step == total)
+        if self.monitor is None:
+            return False
+        return step % (self.monitor.every or -(-total // LOOKS)) == 0 or step == total
 
     @torch.no_grad()
     def look(self, step: int) -> dict[str, float]:

@@ -31,7 +31,6 @@ from softcft.training.monitor import Look
 __all__ = ["Watch", "WatchConfig"]
 
 MOST_IMAGES = 256
-LOOKS = 10
 NOISE = 1  # names the random numbers of these looks among all that follow from the seed
 
 
@@ -52,7 +51,7 @@ class WatchConfig:
         },
     )
     watch_steps: Count | None = field(
-        default=None, metadata={"help": f"Steps between two looks; a {LOOKS}th of all if left out."}
+        default=None, metadata={"help": "Steps between two looks; a tenth of all if left out."}
     )
 
     def __post_init__(self) -> None:
@@ -114,7 +113,7 @@ class Watch:
         self.objective = objective
         self.watcher = watcher.eval().requires_grad_(False)
         self.images: Subset[Any] = Subset(dataset, rows)
-        self.every = config.watch_steps or -(-training.max_train_steps // LOOKS)
+        self.every = config.watch_steps
         self.batch_size = training.train_batch_size
         self.seed = training.seed
         self.distance = distance

@@ -405,3 +405,14 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     assert checkpoints(tmp_path / "good") == ["checkpoint-5", "checkpoint-8"]
     again = run(tmp_path / "good", Adaptive(), ema_decay=0.9, max_train_steps=8, resume_from_checkpoint="latest")
     assert torch.equal(again.linear.weight, first["good"]["linear.weight"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "steps"),
+    [({"max_train_epochs": 2}, 12), ({"max_train_epochs": 2, "gradient_accumulation_steps": 5}, 3), ({}, 20)],
+)
+def test_the_number_of_images_limits_the_steps(tmp_path, fields, steps):
+    limited = run(tmp_path / "epochs", max_train_steps=20, lr_scheduler="cosine", **fields)
+    fields.pop("max_train_epochs", None)
+    plain = run(tmp_path / "steps", max_train_steps=steps, lr_scheduler="cosine", **fields)
+    assert torch.equal(limited.linear.weight, plain.linear.weight)
