@@ -1,28 +1,27 @@
-r"""Holds what interventions change, on the average and pixel by pixel, at what it is in real images.
+r"""Holds the average change that an intervention makes, pixel by pixel, at what it is in real images.
 
-A guide looks at what it needs to tell the ill from the healthy, and no further. A counterfactual that satisfies it may
-still lack the rim of an effusion, or keep the rim of one that was to go: nobody pays for it, and whatever holds the
-image near to the factual one gains by it. Who learns from such images learns the rim.
+A guide looks at the part of a disease that it needs to tell the ill from the healthy. The rest of the disease has no
+effect on its prediction: fine-tuning need not draw it, and does not remove it. So the average effect of the disease on
+each pixel is held as well.
 
-Regress real images on their attributes, :math:`x = W a + \ldots`. The coefficients of the disease are a picture: by
-how much images of the ill differ from those of healthy people of the same age, sex and race. Attributes are all that
-an image has in common with its causes, so this is the average effect of the disease, and counterfactuals must have it
-too. With :math:`\Delta x` the change of the image and :math:`\Delta a` that of its attributes,
+Regress real images on their attributes, :math:`x = W a + \ldots`. A coefficient is a picture: by how much images of
+the ill differ on average from those of healthy people with the same other attributes. Attributes are all that an image
+has in common with its causes, so this is the average causal effect, and counterfactuals must have it. With
+:math:`\Delta x` the change of the image and :math:`\Delta a` that of its attributes,
 
 .. math:: E\left[\Delta x - W \Delta a \mid do(v = k)\right] = 0 \quad \text{for each category } k.
 
-The left side is a picture, too: what images that are made k have in excess. Its mean square, times the share of images
-that are made k, is the penalty. The square of a mean of few images would be too large by their variance, so the picture
-:math:`d` of this step is squared by the one of the step before, :math:`c`: :math:`2 c d - c^2` has the value and the
-gradient of the square where the model stands still.
+The left side is a picture, the *excess* of category k. The penalty is its mean square, times the share of images that
+are given k. The square of a mean over few images is too large, by their variance. So the picture :math:`d` of this
+step is multiplied by the picture :math:`c` of the step before: :math:`2 c d - c^2` has the value and the gradient of
+the square where the model stands still.
 
-Effects are measured, too, and the fewer images a category has, the more of its picture is noise. The share that is not,
+Effects of rare categories are measured with noise. The penalty of each category is weighed by its *reliability*,
 
-.. math:: r_k = \max(0, 1 - \text{error variance} / \text{mean square of the picture}),
+.. math:: r_k = \max(0, 1 - \text{error variance} / \text{mean square of the picture}).
 
-weighs its penalty: what is not known is not asked for. It is 0 of attributes that always go together.
-
-Continuous attributes are regressed on, but not held: their effects are no straight lines.
+It is 0 for attributes that always go together. Continuous attributes are regressed on but not held, for their effects
+are not linear.
 """
 
 from __future__ import annotations
@@ -46,12 +45,12 @@ class EffectConstraint(nn.Module):
     Args:
         graph: The causal graph.
         weight: Of the penalty, in nats per squared grey level of the mean pixel.
-        names: The variables to hold, of which the continuous ones are left alone; all of them if left out.
+        names: The variables to hold; continuous ones among them are not held. All if left out.
 
     Attributes:
         effects: W, shape (K, C, H, W), in units of images from -1 to 1; None before they are measured.
         reliability: r of each of the G categories of discrete variables, from 0 to 1, shape (G,).
-        excess: What each category had in excess when it was last given to an image, grey levels, shape (G, C, H, W).
+        excess: The excess of each category when an image was last given it, in grey levels, shape (G, C, H, W).
     """
 
     effects: Tensor | None
@@ -71,28 +70,28 @@ class EffectConstraint(nn.Module):
         self._moments = self._products = self._squares = torch.zeros((), dtype=torch.float64)
 
     def observe(self, image: Tensor, parents: Tensor) -> None:
-        """Take note of real images, to be followed by :meth:`fit`.
+        """Add real images to the sums that :meth:`fit` uses.
 
         Args:
             image: Shape (B, C, H, W) in [-1, 1].
             parents: Encoded attributes, shape (B, K).
         """
-        pixels, parents = image.cpu().double(), parents.cpu().double()  # sums of many numbers that are nearly alike
+        pixels, parents = image.cpu().double(), parents.cpu().double()  # differences of large sums need the digits
         regressors = torch.cat([parents.new_ones(len(parents), 1), parents], dim=1)
         self._moments = self._moments + regressors.T @ regressors
         self._products = self._products + torch.einsum("bk,bchw->kchw", regressors, pixels)
         self._squares = self._squares + pixels.square().sum(dim=0)
 
     def fit(self) -> None:
-        """Measure the average effects in all images that were observed; they are on the CPU then."""
+        """Measure the average effects in all images that were observed. They are on the CPU afterwards."""
         number = self._moments[0, 0]
         mean, mean_image = self._moments[0, 1:] / number, self._products[0] / number
         moments = self._moments[1:, 1:] - number * mean[:, None] * mean
         products = self._products[1:] - number * torch.einsum("k,chw->kchw", mean, mean_image)
-        # In standard deviations: what explains the image must not depend on the range that an attribute was declared.
+        # In standard deviations: the pseudo-inverse's cutoff must not depend on the units of the attributes.
         scale = moments.diagonal().sqrt()
         scale = torch.where(scale > 1e-6 * number.sqrt(), 1 / scale, 0)  # 0: the same in all images
-        # The columns of a categorical variable add up to 1, so W is not unique; but what it says of a change is.
+        # The columns of a categorical variable add up to 1, so W is not unique; but W times a change is.
         scales = scale[:, None] * scale
         scaled_inverse = torch.linalg.pinv(scales * moments, rtol=1e-6, hermitian=True)
         inverse = scales * scaled_inverse
@@ -105,11 +104,11 @@ class EffectConstraint(nn.Module):
         changes = self._changes(mean)
         size = torch.einsum("gk,kchw->gchw", changes, effects).square().mean(dim=(1, 2, 3))
         error = variance * torch.einsum("gk,kl,gl->g", changes, inverse, changes)
-        # Of attributes that always go together, or that all images share, nobody can tell what one of them does.
+        # The effect of one of two attributes that always go together cannot be identified.
         wanted = changes * scale
-        told = wanted @ scaled_inverse @ (scales * moments)
-        is_told = (told - wanted).norm(dim=1) < 1e-3 * wanted.norm(dim=1)
-        self.reliability = ((1 - error / size.clamp_min(1e-30)).clamp_min(0) * is_told).float()
+        projected = wanted @ scaled_inverse @ (scales * moments)
+        is_identified = (projected - wanted).norm(dim=1) < 1e-3 * wanted.norm(dim=1)
+        self.reliability = ((1 - error / size.clamp_min(1e-30)).clamp_min(0) * is_identified).float()
         self.excess = self.effects.new_zeros(len(changes), *self.effects.shape[1:])
 
     def reliabilities(self) -> dict[str, float]:
@@ -118,7 +117,7 @@ class EffectConstraint(nn.Module):
         return {} if self.reliability is None else dict(zip(names, self.reliability.tolist(), strict=True))
 
     def _changes(self, mean: Tensor) -> Tensor:
-        """The change of attributes that gives each category to those who have another one, shape (G, K)."""
+        """The mean change of attributes where an image of another category is given this one, shape (G, K)."""
         blocks = [mean.new_zeros(0, len(mean))]
         for variable in self.variables:
             columns = self.graph.slices[variable.name]
@@ -132,18 +131,18 @@ class EffectConstraint(nn.Module):
     def forward(
         self, change: Tensor, parents: Tensor, counterfactual_parents: Tensor, intervened: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The penalty, and what :meth:`follow` wants to know of these images.
+        """The penalty, and the metrics that :meth:`follow` needs.
 
         Args:
-            change: Counterfactual less factual image, shape (B, C, H, W), in units of their range from -1 to 1.
+            change: Counterfactual minus factual image, shape (B, C, H, W), in units of their range from -1 to 1.
             parents: Encoded factual attributes, shape (B, K).
             counterfactual_parents: Encoded counterfactual attributes, shape (B, K).
             intervened: Which variables each image's intervention sets, bool of shape (B, V).
 
         Returns:
-            A scalar that has the gradient of the penalty; and metrics: ``effect/excess`` of shape (G, C, H, W) and
-            ``effect/share`` of shape (G,), means over the images for all G categories of discrete variables, and for
-            each of these variables ``excess/...``, the root mean square in grey levels of its last pictures.
+            A scalar with the gradient of the penalty; and metrics: for the G categories of discrete variables the
+            means over the images ``effect/excess`` (G, C, H, W) and ``effect/share`` (G,), and for each discrete
+            variable ``excess/NAME``, the root mean square of its excess at the last step, in grey levels.
 
         Raises:
             ValueError: If the effects have not been measured.
@@ -161,7 +160,7 @@ class EffectConstraint(nn.Module):
             ],
             dim=1,
         )
-        with torch.autocast(change.device.type, enabled=False):  # rounding would cost up to half a grey level
+        with torch.autocast(change.device.type, enabled=False):  # bfloat16 would round by half a grey level
             expected = torch.einsum("bk,kchw->bchw", counterfactual_parents - parents, self.effects)
             excess = GREY_LEVELS * torch.einsum("bg,bchw->gchw", given, change.float() - expected) / len(change)
             share = given.mean(dim=0)[:, None, None, None]
@@ -172,7 +171,7 @@ class EffectConstraint(nn.Module):
         return loss, {"effect/excess": excess.detach(), "effect/share": given.mean(dim=0), **sizes}
 
     def follow(self, metrics: dict[str, Tensor]) -> None:
-        """Move on to what the counterfactuals of this step have in excess.
+        """Remember the excess of this step's counterfactuals.
 
         Args:
             metrics: Those of :meth:`forward`, the mean over all images of the step.

@@ -1,4 +1,4 @@
-"""Which interventions a batch gets: always one that does something, for a null intervention gives back the image."""
+"""Random interventions for a batch, none of them null: a null intervention gives back the image."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def other_values(
     """A new value of one variable for each image, not its own.
 
     A discrete variable takes one of its other categories, all equally likely. A continuous one takes the value of
-    somebody else, so that values keep their distribution.
+    another image, so that values keep their distribution.
 
     Args:
         graph: The causal graph.
         name: The variable.
         parents: Encoded factual attributes, shape (B, K).
         generator: Makes the draw reproducible; with ``others``, a list may have one for each image.
-        others: Encoded attributes of somebody else for each image, shape (B, K). Left out, it is another image of the
-            batch, each of which gives its value away once.
+        others: For each image the encoded attributes of another one, shape (B, K). Left out, the values are permuted
+            within the batch.
 
     Returns:
         Encoded values of the variable, shape (B, width).
 
     Raises:
-        ValueError: If the graph has no such variable, or it is continuous and there is nobody else.
+        ValueError: If the graph has no such variable, or it is continuous and there is no other image.
     """
     variable, columns = graph[name], graph.slices[name]
     own = parents[:, columns]
@@ -60,14 +60,14 @@ def draw_interventions(
 ) -> Intervention:
     """Intervene on one random variable of each image, see :func:`other_values`.
 
-    De Sousa Ribeiro et al. (2023) draw one variable per batch and permute its values, which leaves many an image with
-    the value that it had. Here each image has its own variable and a new value: no image is wasted, the gradient has
-    less variance, and what is done to an image does not depend on the batch that it comes in.
+    De Sousa Ribeiro et al. (2023) draw one variable per batch and permute its values, so many images keep the value
+    that they had. Here each image has its own variable and a new value: no image is wasted, the gradient has less
+    variance, and an image's intervention does not depend on the rest of its batch.
 
     Args:
         graph: The causal graph.
         parents: Encoded factual attributes, shape (B, K).
-        others: Encoded attributes of somebody else for each image, shape (B, K): draws from the attributes'
+        others: For each image the encoded attributes of another one, shape (B, K): draws from the attributes'
             distribution.
         generator: Makes the draw reproducible; a list has one generator per image.
 

@@ -1,15 +1,15 @@
 """Matched targets: what the guide would say of a real image with the counterfactual attributes.
 
-Soft targets ask for certainty in what is intervened on. Real images do not give it. A matched target of a variable that
-moves is what real images with the new attributes look like to the guide (:mod:`softcft.cft.transport`).
+Soft targets ask for certainty in what is intervened on. Real images do not give it. The matched target of a variable
+that moves is what real images with the new attributes look like to the guide (:mod:`softcft.cft.transport`).
 
-Variables that keep their value have the guide's prediction on the factual image as target, like soft ones, but for
-*neighbours*: those that have a variable that moves in their Markov blanket. A patient with an effusion looks older than
-he is. Without it the same patient looks younger, though his age is what it was. To ask for his former looks would hold
+Variables that keep their value have the guide's prediction on the factual image as target, like soft ones. Exempt are
+their *neighbours*, those that have a variable that moves in their Markov blanket. A patient with an effusion looks
+older than he is; made healthy he looks younger, though his age has not changed. To ask for his former looks would hold
 back the effusion. So neighbours have matched targets, too.
 
-An image model follows its targets only in part. So all counterfactuals together are held to reality as well: in their
-strength (:mod:`softcft.cft.strength`) and in their average effect (:mod:`softcft.cft.effect`).
+An image model follows its targets only in part. So the mean strength (:mod:`softcft.cft.strength`) and the mean effect
+(:mod:`softcft.cft.effect`) of the counterfactuals are held to those of real images as well.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def expected_targets(graph: CausalGraph, seen: View, reference: Reference, publi
 
 
 class Matched(nn.Module):
-    """Matched targets, with the strength and the effect of all counterfactuals together.
+    """Matched targets, with the constraints of mean strength and mean effect.
 
     Args:
         guides: The guides.
@@ -82,12 +82,12 @@ class Matched(nn.Module):
         return targets
 
     def hold(self, seen: View, targets: Tensor, change: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Hold strength and effect of all counterfactuals together.
+        """Hold the mean strength and the mean effect of the counterfactuals.
 
         Args:
             seen: A batch of counterfactuals.
             targets: Their targets, shape (B, K).
-            change: Counterfactual less factual images, shape (B, C, H, W), in units of their range from -1 to 1.
+            change: Counterfactual minus factual images, shape (B, C, H, W), in units of their range from -1 to 1.
 
         Returns:
             Targets (B, K) with the offsets of the strength; the penalty of the effect, a scalar; and metrics, among
@@ -111,7 +111,7 @@ class Matched(nn.Module):
         return self.strength(targets, seen.new_parents, moved), penalty, metrics
 
     def after_step(self, metrics: dict[str, Any]) -> None:
-        """Follow what counterfactuals of a step lacked of strength and effect.
+        """Update both constraints.
 
         Args:
             metrics: Those of :meth:`hold`, means over all images of the step.

@@ -1,15 +1,13 @@
-"""Keeps interventions, all together, as strong as their targets: offsets that learn what is missing.
+"""Keeps interventions, on average, as strong as their targets: offsets of the targets that learn what is missing.
 
-A model follows its targets in part: what it cannot tell from an image, and what costs more change than it is worth, it
-leaves undone, and counterfactuals come out weaker on the whole than each was asked to be. Of weak digits the log-odds
-are then lower by 0.7 nats, and the AUC by 2 points. Or it makes all alike, none of them doubtful, and they come out
-stronger.
+A model follows its targets in part. Changes that cost more than they gain are left undone, and counterfactuals are on
+the whole weaker than their targets (on weak digits by 0.7 nats of log-odds, or 2 points of AUC), or stronger.
 
-The *strength* of an image is the share of real images of other categories that the guide takes for less of a case of
-its category: the mean over the images of a category is their AUC. An offset is added to the log-odds of all targets of
-a variable, which grows by what counterfactuals of the last step fell short of the strength of their targets, and
-shrinks by what they were beyond it: the multiplier of an equality. A mean of log-odds would do for a measure, too, but
-for the clearest of targets, which no model reaches: to make up for them, all others would be made too clear.
+The *strength* of an image is the share of real images of other categories in which the guide sees less of the image's
+category. Its mean over the images of a category is their AUC. An offset is added to the log-odds of all targets of a
+variable. It grows by what the counterfactuals of the last step fell short of the strength of their targets, and shrinks
+by what they were beyond it: the multiplier of an equality constraint. A mean of log-odds is no good measure of
+strength. No model reaches the clearest targets, and to make up for these all others would become too clear.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ class StrengthConstraint(nn.Module):
     Args:
         graph: The causal graph.
         learning_rate: Step of an offset in nats, per unit of strength that the mean image falls short.
-        names: The variables to hold, of which the continuous ones are left alone; all of them if left out.
+        names: The variables to hold; continuous ones among them are not held. All if left out.
     """
 
     offsets: Tensor
@@ -46,11 +44,11 @@ class StrengthConstraint(nn.Module):
             for variable in graph.variables
             if variable.kind != "continuous" and (names is None or variable.name in names)
         ]
-        # A buffer, as the multiplier of the other constraint is: resumed, not optimised.
+        # A buffer, like the multiplier of the fidelity: saved and resumed, but not optimised.
         self.register_buffer("offsets", torch.zeros(len(self.variables)))
 
     def forward(self, targets: Tensor, counterfactual_parents: Tensor, moves: Tensor) -> Tensor:
-        """Targets with the offset of their variable, where the intervention moves it.
+        """Add the offset of each variable to its targets, where the intervention moves it.
 
         Args:
             targets: Encoded targets, shape (B, K).
@@ -77,7 +75,7 @@ class StrengthConstraint(nn.Module):
         moves: Tensor,
         reference: Reference,
     ) -> dict[str, Tensor]:
-        """By how much counterfactual images fall short of their targets' strength, summed over those that were moved.
+        """By how much the strength of counterfactuals falls short of that of their targets, summed over moved images.
 
         Args:
             targets: Encoded targets, without offsets, shape (B, K).
@@ -105,7 +103,7 @@ class StrengthConstraint(nn.Module):
         return short
 
     def ascend(self, shortfalls: dict[str, float]) -> None:
-        """Ask more of variables that fall short, and less of those that are too strong.
+        """Raise the offsets of variables that fall short, and lower those of variables that are too strong.
 
         Args:
             shortfalls: Of each discrete variable, the mean over all images of a step.

@@ -1,25 +1,25 @@
-r"""What a guide should see in a counterfactual image, if it were a real image: the targets of matched fine-tuning.
+r"""What the guide would say of a real image with the counterfactual attributes: the targets of matched fine-tuning.
 
-An ill patient who looks less ill than 70 % of the ill ones of that age shall, made healthy, look less ill than 70 % of
-the healthy ones of that age. For each variable and each image,
+An ill patient who looks less ill than 70 % of the ill patients of that age should, made healthy, look less ill than 70
+% of the healthy people of that age. For each variable and each image,
 
 1. *peers* are real images with the factual attributes, *donors* real images with the counterfactual ones;
 2. the image's *place* is the share of its peers whose score is lower;
-3. its target is the score that holds the same place among the donors.
+3. its target is the score at the same place among the donors.
 
 This is optimal transport in one dimension: of all maps that give counterfactuals the scores of real images, the one
 that keeps their order.
 
-A *score* is what the guide predicts on a scale without limits: the log-odds of a category; of a continuous variable the
-prediction less the value. (Predictions themselves would not do: seldom is a real image just like the counterfactual,
-and its donors may differ from it in the value.)
+A *score* is the guide's prediction on an unbounded scale: the log-odds of a category, or the prediction of a continuous
+variable minus its value. (The prediction itself would not do: hardly any donor has the same value as the
+counterfactual.)
 
-Peers and donors agree with the image in the variable itself, if it is discrete, and in its Markov blanket: its causes,
-its effects and their other causes. Categories of the blanket must be equal, unless fewer than 32 images have all of
-them; then as few differ as possible. Continuous values are near: real images have Gaussian weights, and the nearest
-ones count most. Where a category is rare they are not very near, so all scores are first moved along a straight line,
-fitted to all real images of the category, to what they would be at the image's own values; and what is then left along
-another one, fitted to the near ones, for much is no line. Neither goes on beyond all real images.
+Peers and donors have the image's category of the variable, if it is discrete, and agree with it in the variable's
+Markov blanket: its causes, its effects and their other causes. Categories of the blanket are equal, unless fewer than
+32 images have all of them; then as few differ as possible. Continuous values are near: peers and donors have Gaussian
+weights by distance. Where a category is rare they are not very near. So their scores are corrected by two linear
+regressions: first on all attributes, fitted to all real images of the category; then on the continuous ones, fitted to
+what the first leaves in the near images. Neither extrapolates beyond the real images.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from softcft.variable import Variable
 __all__ = ["FEWEST", "Reference", "matched_targets"]
 
 FEWEST = 32
-"""Of so many images at least a distribution is estimated, if there are so many."""
+"""Images that a distribution is estimated from, at least, if there are so many."""
 NEAREST = 256
-"""Of so many images at most, where some are nearer than others."""
+"""Images that a distribution is estimated from, at most, where distances differ."""
 PENALTY = 4
-"""Of slopes, in images that are a standard deviation away: fewer do not tell much."""
+"""Ridge penalty of slopes: as much as this many images at one standard deviation."""
 WINDOW = 1 / 32
-"""Share of peers and donors on either side that are near in the first log-odds: docs/matched.md."""
+"""Share of peers and donors on either side that count as near in the first log-odds, see docs/matched.md."""
 
 
 class Reference(NamedTuple):
-    """What the guide says of real images that it has not learned.
+    """What the guide says of real images that it was not trained on.
 
     Attributes:
         parents: Their encoded attributes, shape (N, K), with every category of every variable among them.
@@ -73,9 +73,9 @@ def matched_targets(
     """What the guide would say of each variable of a real image with the counterfactual attributes.
 
     With more than two categories there are several log-odds: that of the new category against the old one, and those of
-    the others against these two. Each is matched, but the others only among peers and donors that are near in the first
-    one (the transport of Knothe and Rosenblatt): who is sure that an image is a 3 doubts in the same breath that it is
-    an 8.
+    the others against these two. The first is matched among all peers and donors, the others only among those that are
+    near in the first one (Knothe-Rosenblatt transport), for log-odds depend on each other: an image that is surely a 3
+    is surely no 8.
 
     Args:
         graph: The causal graph.
@@ -104,7 +104,7 @@ def matched_targets(
 
 
 def _scores(variable: Variable, prediction: Tensor, value: Tensor) -> Tensor:
-    """Log-odds or log probabilities; of a continuous variable what the guide is off by. Shapes (N, width)."""
+    """Log-odds or log probabilities; of a continuous variable the guide's error. Shapes (N, width)."""
     if variable.kind == "continuous":
         return prediction - value
     logs = prediction.clamp_min(torch.finfo(prediction.dtype).tiny).log()
@@ -122,7 +122,7 @@ def _alike(graph: CausalGraph, variable: Variable, parents: Tensor, reference: R
     mine, theirs = (variable.category_probabilities(x[:, columns]) for x in (parents, real))
     scores = _scores(variable, reference.predictions[:, columns], real[:, columns])
 
-    # 1. Equal categories; of the blanket's, more and more may differ until there are enough images.
+    # 1. Equal categories. Those of the blanket may differ in ever more variables until there are enough images.
     same = mine @ theirs.T > 0
     differing = sum(
         (parents[:, None, s] != real[:, s]).any(dim=2).int() for s in (graph.slices[v.name] for v in discrete)
@@ -135,7 +135,7 @@ def _alike(graph: CausalGraph, variable: Variable, parents: Tensor, reference: R
         allowed = torch.where(too_few, number + 1, allowed)
     same &= differing <= allowed
 
-    # 2. Near values, in standard deviations. Where there are no values to be near in, all count alike.
+    # 2. Near continuous values, in standard deviations. Without continuous variables all weights are equal.
     spread = real.std(dim=0, correction=0).clamp_min(1e-6)
     distances = torch.zeros_like(same, dtype=real.dtype)
     for s in (graph.slices[v.name] for v in around if v.kind == "continuous"):
@@ -144,13 +144,13 @@ def _alike(graph: CausalGraph, variable: Variable, parents: Tensor, reference: R
     count = same.sum(dim=1, keepdim=True)
     nearest = torch.maximum(count // 2, count.clamp_max(FEWEST)).clamp_max(NEAREST)
     reach = distances.topk(int(nearest.max()), largest=False).values.gather(1, nearest - 1)
-    most = int((distances <= reach).sum(dim=1).max())  # with all that are as far as the last one
+    most = int((distances <= reach).sum(dim=1).max())  # ties with the last one included
     distances, rows = distances.topk(most, largest=False)
     weights = torch.where(distances <= reach, (-2 * distances / reach.clamp_min(1e-12)).exp(), 0)
 
-    # 3. The straight lines: of all that may differ, through all images; of values, through what is left of near ones.
+    # 3. Linear regressions: on all that may differ, in all images; then on continuous values, in the near ones.
     def displacements(variables: list[Variable]) -> tuple[Tensor, Tensor]:
-        """Values of real images (N, k), and the way from near ones to the own values (B, m, k), no farther than any."""
+        """Values of real images (N, k); own values, within the range of these, minus those of near ones (B, m, k)."""
         columns = [i for v in variables for i in range(graph.width)[graph.slices[v.name]]]
         x, target = (values[:, columns] / spread[columns] for values in (real, parents))
         return x, target.clamp(x.amin(dim=0), x.amax(dim=0))[:, None] - x[rows]
@@ -164,7 +164,7 @@ def _alike(graph: CausalGraph, variable: Variable, parents: Tensor, reference: R
 def _slopes(x: Tensor, scores: Tensor, categories: Tensor) -> Tensor:
     """Slopes of scores (N, width) on x (N, k) within each category, shape (C, k, width).
 
-    Of few images they are about those within all categories.
+    Where a category has few images they shrink towards the slopes within all categories.
     """
     x, scores, categories = x.double(), scores.double(), categories.double()
     number = categories.sum(dim=0).clamp_min(1)[:, None, None]
@@ -178,7 +178,7 @@ def _slopes(x: Tensor, scores: Tensor, categories: Tensor) -> Tensor:
 
 
 def _local_slopes(x: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
-    """Slopes among the images near to each of a batch, of scores (B, m, width) on x (B, m, k), shape (B, k, width)."""
+    """Slopes in the near images of each image, of scores (B, m, width) on x (B, m, k), shape (B, k, width)."""
     weights = weights[:, :, None]
     x, scores = (v - (weights * v).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True) for v in (x, scores))
     moments = (weights * x).mT @ scores
@@ -186,7 +186,7 @@ def _local_slopes(x: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
 
 
 def _ridge(slopes: Tensor, products: Tensor, moments: Tensor) -> Tensor:
-    """Ridge regression towards known slopes (..., k, width), given the sums of products of what is regressed."""
+    """Ridge regression that shrinks towards given slopes (..., k, width), from sums of products."""
     penalty = PENALTY * torch.eye(products.shape[-1], dtype=products.dtype, device=products.device)
     return slopes + torch.linalg.solve(products + penalty, moments - products @ slopes)
 
@@ -194,9 +194,9 @@ def _ridge(slopes: Tensor, products: Tensor, moments: Tensor) -> Tensor:
 def _near_in_first_odds(
     own: Tensor, peers: _Sample, donors: _Sample, old: Tensor, new: Tensor
 ) -> tuple[Tensor, _Sample, _Sample]:
-    """All log-odds, and the peers and donors that hold about the same place in those of the new category.
+    """All log-odds, and the peers and donors that have about the same place in the first log-odds.
 
-    Against the old category; if the category stays as it is, against all others.
+    These are those of the new category against the old one or, if the category stays, against all others.
 
     Args:
         own: Log probabilities of the factual image, shape (B, 1, width).
@@ -208,7 +208,7 @@ def _near_in_first_odds(
     against = torch.where((old == new).all(dim=2, keepdim=True), 1 / old.shape[2], old)
 
     def odds(logs: Tensor) -> Tensor:
-        """Of each category against the two that the intervention is about; their softmax gives back probabilities."""
+        """Log-odds of each category against the old and the new one. Their softmax is the probabilities again."""
         return logs - ((old + new) / 2 * logs).sum(dim=2, keepdim=True)
 
     def first(logs: Tensor) -> Tensor:
@@ -218,9 +218,9 @@ def _near_in_first_odds(
     near = []
     for scores, weights in (peers, donors):
         shares = weights / weights.sum(dim=1, keepdim=True)
-        width = shares.max(dim=1, keepdim=True).values.clamp_min(WINDOW)  # never nobody
+        width = shares.max(dim=1, keepdim=True).values.clamp_min(WINDOW)  # never empty
         gap = (_ranks(first(scores)[:, :, 0], shares) - place).abs()
-        weights = weights * (gap <= width + 1e-5)  # whatever way the last digit was rounded
+        weights = weights * (gap <= width + 1e-5)  # against rounding
         weights, rows = weights.topk(int((weights > 0).sum(dim=1).max()))
         near.append(_Sample(odds(scores.gather(1, rows[:, :, None].expand(-1, -1, scores.shape[2]))), weights))
     return odds(own), near[0], near[1]
@@ -236,7 +236,7 @@ def _ranks(scores: Tensor, shares: Tensor) -> Tensor:
 
 def _place(own: Tensor, peers: _Sample) -> Tensor:
     """The weighted share of peers with lower scores than ``own`` (B, 1, width), equals by half; of the same shape."""
-    equal = 1e-6 * own.abs()  # who is equal must not depend on how the last digit was rounded
+    equal = 1e-6 * own.abs()  # against rounding
     weights = peers.weights[:, :, None]
     lower, not_higher = (
         (weights * (peers.scores < limit)).sum(dim=1, keepdim=True) for limit in (own - equal, own + equal)
@@ -247,7 +247,7 @@ def _place(own: Tensor, peers: _Sample) -> Tensor:
 def _quantile(donors: _Sample, place: Tensor) -> Tensor:
     """The donors' scores at places (B, 1, width) in [0, 1]; between two of them in proportion. The same shape.
 
-    Among as many peers as donors, all with equal weights, who is the third of the peers is the third of the donors.
+    With as many peers as donors of equal weights, the third of the peers maps to the third of the donors.
     """
     scores, weights = donors.scores, donors.weights[:, :, None].expand_as(donors.scores)
     highest = scores.masked_fill(weights == 0, -torch.inf).amax(dim=1, keepdim=True)

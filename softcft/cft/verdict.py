@@ -1,15 +1,15 @@
-"""Whether fine-tuning has become an attack on the guide, judged from what a watcher saw on the way.
+"""Decides whether fine-tuning has become an attack on the guide, from what a watcher saw on the way.
 
 Fine-tuning changes images until the guide sees what it should. Another classifier, the *watcher*, compares the same
-counterfactuals with what it says of real images. A look finds an attack if the guide is more content than before and
-the watcher is not, in one of two ways:
+counterfactuals with real images from time to time. Such a look finds an attack if the guide's loss is lower than at the
+best look, and one of two things holds:
 
-* its loss is higher than it once was, by more than two standard errors over the same images;
-* its embeddings of the counterfactuals are far from those of real images with the same attributes: their Fréchet
-  distance is more than twice that of such real images from each other, and more than it was before fine-tuning.
+* the watcher's loss is higher than at the best look, by more than two standard errors over the same images;
+* the watcher's embeddings of the counterfactuals are far from those of real images with the same attributes: their
+  Fréchet distance is more than twice that of such real images from each other, and more than before fine-tuning.
 
-The model that is saved is the one with which the watcher's loss was lowest, among those whose images are not far from
-real ones. After three looks in a row that found an attack fine-tuning ends.
+The best look is that with the watcher's lowest loss, among those whose images are not far from real ones. Its model is
+saved. After three looks in a row that found an attack fine-tuning ends.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PATIENCE = 3
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen at one step, always of counterfactuals of the same images under the same interventions.
+    """What was seen at one look. All looks are at counterfactuals of the same images under the same interventions.
 
     Attributes:
         step: Optimizer steps taken; 0 is the pretrained model.
@@ -63,7 +63,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is to be said of a fine-tuning.
+    """The verdict on a fine-tuning.
 
     Attributes:
         step_saved: The step whose model is saved.
@@ -123,7 +123,7 @@ def reach_verdict(looks: Sequence[Seen]) -> Verdict:
         ValueError: If there are no looks.
     """
     if not looks:
-        raise ValueError("looks is empty: nobody has watched.")
+        raise ValueError("looks is empty.")
     last, best = looks[-1], best_look(looks)
     if best is None:
         sentence = f"The watcher's loss was never a number, so the model of the last step ({last.step}) is saved."
@@ -156,10 +156,10 @@ def reach_verdict(looks: Sequence[Seen]) -> Verdict:
 
 
 def read_sentence(folder: str | Path) -> str | None:
-    """What is said of the fine-tuning of a saved pipeline; None if nobody has watched it.
+    """The verdict on the fine-tuning of a saved pipeline in words; None if it had no watcher.
 
     Raises:
-        ValueError: If ``watch.json`` is none.
+        ValueError: If ``watch.json`` is damaged.
     """
     path = Path(folder, WATCH)
     if not path.is_file():

@@ -153,15 +153,15 @@ class CFTTrainer:
 
         Args:
             dataset: The training images, of which none misses a value.
-            watch: Somebody who looks on, and whose choice the backbone is.
+            watch: The monitor that chooses the weights; without one they are those of the last step.
 
         Raises:
-            ValueError: If targets are to be matched, or somebody watches, but a category has no image among the
+            ValueError: If targets are matched or there is a watcher, and a category has no image among the
                 ``reference_images``.
         """
         if self.cft.cft == "matched" or watch is not None:
             self.measure_reference(dataset, watch)
-        fidelity = self.measure_fidelity(dataset)  # moves all buffers to the device: not before, in one expression
+        fidelity = self.measure_fidelity(dataset)  # moves the buffer to the device, so it comes before fill_
         self.objective.constraint.slack.fill_(fidelity)
         logger.info("The pretrained model's fidelity, held by the constraint: %.4f.", self.objective.constraint.slack)
         train(self.objective, dataset, self.config, name=f"{self.cft.cft}-cft", monitor=watch)
@@ -182,19 +182,17 @@ class CFTTrainer:
 
     @torch.no_grad()
     def measure_reference(self, dataset: Dataset[Any], watch: Watch | None = None) -> None:
-        """Let classifiers see ``reference_images`` random images, in the training's precision; measure effects there.
+        """Predict the attributes of ``reference_images`` random images, and measure effects there.
 
-        With matched targets guides see them, as they see factual images in training: changed at random. Who watches
-        sees them as they are.
-
-        Warns of categories that few of them have.
+        With matched targets guides predict, from images that are changed at random as in training. The watcher predicts
+        from the images as they are. Both do so in the training's precision. Warns of rare categories.
 
         Raises:
             ValueError: If there are fewer than two, or none of them has some category.
         """
         accelerator, objective = self._accelerator(), self.objective
         matched = objective.targets if isinstance(objective.targets, Matched) else None
-        labels, said, watched, images = [], [], [], 0
+        labels, predicted, watched, images = [], [], [], 0
         for image, parents in self._part(dataset, self.cft.reference_images, "measuring reference", accelerator):
             generators = [seeded_generator(self.config.seed, images + i) for i in range(len(image))]
             images += len(image)
@@ -203,7 +201,7 @@ class CFTTrainer:
                 if matched is not None:
                     change = random_change(objective.augmentation, image.shape, generators, image.device)
                     shown = change(image)
-                    said.append(objective.guides.predict(shown).float())
+                    predicted.append(objective.guides.predict(shown).float())
                     matched.effect.observe(image, parents)
                 if watch is not None:
                     watched.append(watch.watcher.to(accelerator.device)(image))
@@ -214,7 +212,7 @@ class CFTTrainer:
             watch.reference = Reference(parents, objective.guides.graph.probabilities(logits))
             watch.embeddings = torch.cat([output.embedding.float() for output in watched])
         if matched is not None:
-            matched.reference_parents, matched.reference_predictions = parents, torch.cat(said, dim=1)
+            matched.reference_parents, matched.reference_predictions = parents, torch.cat(predicted, dim=1)
             matched.effect.fit()
             for name, reliability in matched.effect.reliabilities().items():
                 if reliability < 0.5:
@@ -246,7 +244,7 @@ class CFTTrainer:
     def _part(
         self, dataset: Dataset[Any], size: int, description: str, accelerator: Accelerator
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and their attributes by batches: a random part, for tables are often sorted; streams are mixed."""
+        """Batches of images and attributes, of a random part, as tables are often sorted; streams are shuffled."""
         if not isinstance(dataset, IterableDataset):
             rows = random_part(range(len(dataset)), size, self.config.seed)  # type: ignore[arg-type]
             dataset, size = Subset(dataset, rows), len(rows)

@@ -1,8 +1,7 @@
-"""Somebody who looks at a training on the way, and the weights that were the best in these eyes.
+"""Monitors evaluate a training on the way, and the best weights so far are kept.
 
-The loop shows a :class:`Monitor` the weights as they would be saved, each so many steps, and keeps those that it calls
-the best so far. A training goes on from a look as if there had been none: weights, buffers, modes and random numbers
-are put back.
+The loop shows a :class:`Monitor` the weights as they would be saved, at regular steps. Afterwards weights, buffers,
+modes and random numbers are restored, so the training itself does not change.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ LOOKS = 10
 
 
 class Look(NamedTuple):
-    """What a monitor has seen.
+    """The result of one evaluation.
 
     Attributes:
         metrics: For the log, such as ``{"watch/loss": 0.7}``.
-        is_best: Whether these weights are better than all that it has seen before.
-        is_over: Whether training on is of no use: the loop ends, with the best weights.
+        is_best: Whether these weights are better than all before.
+        is_over: Whether the training shall end here, with the best weights.
     """
 
     metrics: dict[str, float]
@@ -43,7 +42,7 @@ class Look(NamedTuple):
 
 
 class Monitor(Protocol):
-    """What the loop asks of somebody who watches. Only the main process looks."""
+    """What the loop needs of a monitor. Only the main process looks."""
 
     every: int | None
     """Steps between two looks, a tenth of all if None. There is one more before the first step, and after the last."""
@@ -56,11 +55,11 @@ class Monitor(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """What it knows of earlier looks: plain data for JSON."""
+        """Its state, as plain data for JSON."""
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Know again what it knew."""
+        """Set its state."""
         ...
 
 
@@ -68,7 +67,7 @@ class BestWeights:
     """Shows the weights to a monitor, and keeps the best: all that is trained, and all buffers.
 
     Args:
-        monitor: Who looks; None if nobody does, and then nothing of this happens.
+        monitor: The monitor; without one nothing of this happens.
         objective: What is trained.
         average: The moving average of the weights, if there is one: it is what would be saved.
         accelerator: That of the training. All processes call all methods.

@@ -59,11 +59,11 @@ class WatchConfig:
 
 
 class Watch:
-    """A monitor (:class:`~softcft.training.monitor.Monitor`) that finds the watcher's lowest guidance loss the best.
+    """The monitor (:class:`~softcft.training.monitor.Monitor`) of fine-tuning: the watcher's lowest loss is the best.
 
     Images, interventions and noise are the same at each look, and drawn as in training. The guide's targets are those
-    of the training. The watcher's are always matched, what it would say of real images with the same attributes. By
-    labels it would find those counterfactuals the best that are clearer cases than any real image.
+    of the training. The watcher's are always matched: what it would say of real images with the same attributes. By
+    labels, counterfactuals that are clearer cases than any real image would seem the best.
 
     Args:
         objective: The fine-tuning. Its first guide is the one that is looked at.
@@ -79,9 +79,9 @@ class Watch:
             guides are asked for.
 
     Attributes:
-        looks: All that was seen, on the main process.
-        reference: What the watcher says of real images, and
-        embeddings: its embeddings of them, shape (N, D). The trainer measures both.
+        looks: The results of all looks, on the main process.
+        reference: The watcher's predictions on real images. The trainer measures them, and
+        embeddings: its embeddings of these images, shape (N, D).
     """
 
     embeddings: Tensor
@@ -174,7 +174,7 @@ class Watch:
         return torch.stack([losses[name] for name in names]).sum(dim=0)
 
     def verdict(self) -> Verdict:
-        """What is to be said of the fine-tuning, on the main process."""
+        """The verdict on the fine-tuning, on the main process."""
         return reach_verdict(self.looks)
 
     def state(self) -> dict[str, Any]:
