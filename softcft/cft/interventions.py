@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,7 +11,22 @@ from torch.nn import functional as F
 from softcft.graph import CausalGraph, Intervention
 from softcft.noise import Generator, uniform
 
-__all__ = ["draw_interventions", "other_values"]
+__all__ = ["Mechanisms", "draw_counterfactuals", "draw_interventions", "other_values"]
+
+
+class Mechanisms(Protocol):
+    """What fine-tuning knows of attribute mechanisms, an ``nn.Module``: the graph, draws, and counterfactuals."""
+
+    @property
+    def causal_graph(self) -> CausalGraph: ...  # noqa: D102
+
+    def sample(self, n: int, *, generator: Generator = None) -> Tensor:
+        """Draw encoded attributes, shape (n, K)."""
+        ...
+
+    def counterfactual(self, values: Tensor, intervention: Intervention, generator: Generator = None) -> Tensor:
+        """Encoded attributes (B, K) to those under the interventions, shape (B, K)."""
+        ...
 
 
 def other_values(
@@ -78,3 +95,22 @@ def draw_interventions(
     draw = uniform((len(parents), 1), generator, parents.device)[:, 0]
     variable = (draw * len(graph)).long().clamp_max(len(graph) - 1)
     return Intervention(values, F.one_hot(variable, len(graph)).bool())
+
+
+@torch.no_grad()
+def draw_counterfactuals(
+    attribute_scm: Mechanisms, parents: Tensor, generator: Generator = None
+) -> tuple[Intervention, Tensor]:
+    """Draw an intervention on each image, and compute the attributes that follow from it.
+
+    Args:
+        attribute_scm: Trained attribute mechanisms.
+        parents: Encoded factual attributes, shape (B, K).
+        generator: As in :func:`draw_interventions`.
+
+    Returns:
+        The interventions, and encoded counterfactual attributes, shape (B, K).
+    """
+    others = attribute_scm.sample(len(parents), generator=generator).to(parents)
+    intervention = draw_interventions(attribute_scm.causal_graph, parents, others, generator)
+    return intervention, attribute_scm.counterfactual(parents, intervention, generator)

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from softcft.cft.constraint import LagrangianConstraint
 from softcft.cft.guides import Guides
-from softcft.cft.interventions import draw_interventions
+from softcft.cft.interventions import Mechanisms, draw_counterfactuals
 from softcft.cft.matched import Matched
 from softcft.cft.targets import Hard, Soft
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.data.augmentation import AugmentationConfig, random_change
 from softcft.data.schema import GREY_LEVELS, scale_pixels
-from softcft.graph import CausalGraph, Intervention
-from softcft.noise import Generator, noise_generators
+from softcft.noise import noise_generators
 
 __all__ = ["CFTObjective"]
-
-
-class Mechanisms(Protocol):
-    """What fine-tuning knows of attribute mechanisms, an ``nn.Module``: the graph, draws, and counterfactuals."""
-
-    @property
-    def causal_graph(self) -> CausalGraph: ...
-    def sample(self, n: int, *, generator: Generator = None) -> Tensor: ...
-    def counterfactual(self, values: Tensor, intervention: Intervention, generator: Generator = None) -> Tensor: ...
 
 
 class CFTObjective(nn.Module):
@@ -79,7 +69,7 @@ class CFTObjective(nn.Module):
         image, parents = scale_pixels(batch["image"]), batch["parents"]
         generators = noise_generators(batch)
 
-        intervention, new_parents = self.draw(parents, generators)
+        intervention, new_parents = draw_counterfactuals(self.attribute_scm, parents, generators)
         output = self.backbone.counterfactual(image, parents, new_parents, generators)
 
         change_both = random_change(self.augmentation, image.shape, generators, image.device)
@@ -97,14 +87,6 @@ class CFTObjective(nn.Module):
         loss = guidance + self.constraint(output.fidelity) + self.minimality * change + penalty
         metrics |= {"fidelity": output.fidelity, "multiplier": self.constraint.multiplier.clone(), "change": change}
         return {"loss": loss, "guidance": guidance, **metrics, **{f"guidance/{name}": x for name, x in losses.items()}}
-
-    @torch.no_grad()
-    def draw(self, parents: Tensor, generators: Generator) -> tuple[Intervention, Tensor]:
-        """An intervention on each image of a batch, and the attributes (B, K) that follow from it."""
-        graph = self.attribute_scm.causal_graph
-        others = self.attribute_scm.sample(len(parents), generator=generators).to(parents)
-        intervention = draw_interventions(graph, parents, others, generators)
-        return intervention, self.attribute_scm.counterfactual(parents, intervention, generators)
 
     def after_step(self, metrics: dict[str, Any]) -> None:
         """Gradient ascent of the Lagrange multiplier, and what matched targets follow."""

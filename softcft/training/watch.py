@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from softcft.arguments import Count, check_fields
 from softcft.cft.guidance import guidance_losses
 from softcft.cft.guides import Guide, View
+from softcft.cft.interventions import draw_counterfactuals
 from softcft.cft.matched import expected_targets
 from softcft.cft.objective import CFTObjective
 from softcft.cft.transport import Reference
@@ -131,7 +132,7 @@ class Watch:
             image, parents = scale_pixels(batch["image"].to(device)), batch["parents"].to(device)
             generators = [seeded_generator(self.seed, NOISE, done + i, device=device) for i in range(len(image))]
             done += len(image)
-            intervention, new_parents = objective.draw(parents, generators)
+            intervention, new_parents = draw_counterfactuals(objective.attribute_scm, parents, generators)
             new = objective.backbone.counterfactual(image, parents, new_parents, generators).image
             change_both = random_change(objective.augmentation, image.shape, generators, device)
             guide: Any = objective.guides[0]  # which looks as it does in training

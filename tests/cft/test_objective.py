@@ -118,7 +118,7 @@ def test_an_unchanged_image_costs_only_what_should_have_changed(
     for i in range(20):
         one = {key: values[i : i + 1] for key, values in phantoms.items()}
         own = Intervention(drawn.values[i : i + 1], drawn.mask[i : i + 1])
-        monkeypatch.setattr("softcft.cft.objective.draw_interventions", lambda *_, own=own: own)
+        monkeypatch.setattr("softcft.cft.interventions.draw_interventions", lambda *_, own=own: own)
         costs = {}
         for mode in ("hard", "soft"):
             objective = cft(mode, Recorder())
