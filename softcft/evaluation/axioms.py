@@ -22,6 +22,7 @@ from torch import Tensor
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.data.schema import GREY_LEVELS
 from softcft.evaluation.bootstrap import interval
+from softcft.evaluation.tables import RESULT
 from softcft.graph import CausalGraph
 from softcft.models.hvae import HVAEModel
 from softcft.models.normals import normal_kl
@@ -37,8 +38,6 @@ __all__ = [
 
 Normal = tuple[Tensor, Tensor]
 
-"""Grey levels in a difference of 1 between images in [-1, 1]."""
-
 QUINTILES = (0.2, 0.4, 0.6, 0.8)
 CHUNK = 512
 """Images compared with all others at once: 40 MB for 10,000 others."""
@@ -52,11 +51,10 @@ def composition(
 ) -> Tensor:
     """How far images drift under repeated null interventions.
 
-    Each cycle is a null intervention on the result of the one before, brought back into [-1, 1].
-
     Args:
         backbone: The image mechanism.
-        image: Factual images in [-1, 1], shape (B, C, H, W).
+        image: Factual images in [-1, 1], shape (B, C, H, W). Each cycle is applied to the result of the one before,
+            brought back into [-1, 1].
         parents: Their encoded parents, shape (B, K).
         cycles: How many null interventions, at least 1.
         generators: One per image, so that no image's noise depends on its batch. Each abduction draws from them, and
@@ -64,11 +62,7 @@ def composition(
 
     Returns:
         Mean absolute difference to the factual image in grey levels after 1 to ``cycles`` cycles, shape (B, cycles).
-
-    Raises:
-        ValueError: If shapes disagree, or ``cycles`` or the number of generators is wrong.
     """
-    _check(image, cycles, generators, parents=parents)
     return _drift(image, cycles, lambda x: backbone.counterfactual(x, parents, parents, generators).image)
 
 
@@ -80,25 +74,10 @@ def reversibility(
     cycles: int,
     generators: list[torch.Generator],
 ) -> Tensor:
-    """How far images drift under repeated interventions, each followed by its inverse.
+    """How far images drift under repeated interventions, each followed by its inverse; see :func:`composition`.
 
     A backbone that ignores its parents reverses all it does: read it beside effectiveness.
-
-    Args:
-        backbone: The image mechanism.
-        image: Factual images in [-1, 1], shape (B, C, H, W).
-        parents: Their encoded parents, shape (B, K).
-        counterfactual_parents: Encoded parents in the counterfactual world, shape (B, K).
-        cycles: How often there and back, at least 1.
-        generators: See :func:`composition`; the abductions on the way there and back draw in turn.
-
-    Returns:
-        Mean absolute difference to the factual image in grey levels after 1 to ``cycles`` cycles, shape (B, cycles).
-
-    Raises:
-        ValueError: If shapes disagree, or ``cycles`` or the number of generators is wrong.
     """
-    _check(image, cycles, generators, parents=parents, counterfactual_parents=counterfactual_parents)
 
     def there_and_back(x: Tensor) -> Tensor:
         there = backbone.counterfactual(x, parents, counterfactual_parents, generators).image.clamp(-1, 1)
@@ -110,22 +89,7 @@ def reversibility(
 def reconstruction(
     hvae: HVAEModel, image: Tensor, parents: Tensor, cycles: int, generators: list[torch.Generator]
 ) -> Tensor:
-    """Composition without the pixel residual: each cycle replaces an image by the mean that its latents decode to.
-
-    Args:
-        hvae: The image mechanism.
-        image: Factual images in [-1, 1], shape (B, C, H, W).
-        parents: Their encoded parents, shape (B, K).
-        cycles: How many reconstructions, each of the one before, at least 1.
-        generators: See :func:`composition`.
-
-    Returns:
-        Mean absolute difference to the factual image in grey levels after 1 to ``cycles`` cycles, shape (B, cycles).
-
-    Raises:
-        ValueError: If shapes disagree, or ``cycles`` or the number of generators is wrong.
-    """
-    _check(image, cycles, generators, parents=parents)
+    """Composition without the pixel residual: each cycle replaces an image by the mean that its latents decode to."""
     return _drift(image, cycles, lambda x: hvae(x, parents, generator=generators).loc)
 
 
@@ -137,17 +101,6 @@ def _drift(image: Tensor, cycles: int, step: Callable[[Tensor], Tensor]) -> Tens
         current = step(current).clamp(-1, 1)  # what can be shown, and what the next abduction may expect
         differences.append(GREY_LEVELS * (current - image).float().abs().flatten(1).mean(dim=1))
     return torch.stack(differences, dim=1)
-
-
-def _check(image: Tensor, cycles: int, generators: list[torch.Generator], **parents: Tensor) -> None:
-    if cycles < 1:
-        raise ValueError(f"cycles must be at least 1, got {cycles}.")
-    for name, tensor in parents.items():
-        if len(tensor) != len(image):
-            raise ValueError(f"{name} must have a row for each of the {len(image)} images, got {len(tensor)}.")
-    if not isinstance(generators, list) or len(generators) != len(image):
-        number = len(generators) if isinstance(generators, list) else type(generators).__name__
-        raise ValueError(f"generators must be a list with one for each of the {len(image)} images, got {number}.")
 
 
 # ---- minimality ------------------------------------------------------------------------------------------------------
@@ -165,11 +118,8 @@ def value_groups(graph: CausalGraph, name: str, parents: Tensor, reference_paren
 
     Returns:
         Number of the category or of the fifth, int64 of shape (N,).
-
-    Raises:
-        ValueError: If the graph has no such variable.
     """
-    variable, columns = graph[name], graph.slices[graph[name].name]
+    variable, columns = graph[name], graph.slices[name]
     values = parents[:, columns]
     if variable.kind != "continuous":
         return variable.category_index(values)
@@ -212,18 +162,7 @@ def counterfactual_latent_divergence(
 
     Returns:
         Float32 of shape (N,), NaN where no other real image has the factual or none has the counterfactual value.
-
-    Raises:
-        ValueError: If the shapes disagree.
     """
-    shapes = [tuple(tensor.shape) for tensor in (*factual, *counterfactual)]
-    if len(shapes[0]) != 2 or len(set(shapes)) > 1:
-        raise ValueError(f"factual and counterfactual must hold tensors of one shape (N, D), got {shapes}.")
-    if not groups.shape == new_groups.shape == (shapes[0][0],):
-        raise ValueError(
-            f"groups and new_groups must have shape ({shapes[0][0]},), one entry for each image, got "
-            f"{tuple(groups.shape)} and {tuple(new_groups.shape)}."
-        )
     (loc, log_scale), (cf_loc, cf_log_scale) = (
         tuple(x.double() for x in normal) for normal in (factual, counterfactual)
     )
@@ -266,13 +205,9 @@ def axiom_rows(measures: Mapping[str, Mapping[str, Tensor]], weights: np.ndarray
         weights: Bootstrap weights of shape (1 + R, N), see :func:`~softcft.evaluation.bootstrap.bootstrap_weights`.
 
     Returns:
-        One row per metric and intervention with the columns ``intervention``, ``variable`` (``"image"``),
-        ``predictor`` (``""``), ``metric``, ``value``, ``low`` and ``high``. What was measured over cycles has one
-        metric per cycle, ``composition_1`` and so on. Composition, reversibility and reconstruction are in grey levels
-        of 0 to 255; the divergence ``cld`` has no unit.
-
-    Raises:
-        ValueError: If a tensor has another number of images than ``weights``.
+        The columns :data:`~softcft.evaluation.tables.RESULT`, with the variable ``image`` and no predictor. What was
+        measured over cycles has one metric per cycle, ``composition_1`` and so on. Composition, reversibility and
+        reconstruction are in grey levels of 0 to 255; the divergence ``cld`` has no unit.
 
     Example:
         >>> measures = {"composition": {"none": torch.rand(50, 10)}, "cld": {"sex": torch.rand(50)}}
@@ -282,11 +217,6 @@ def axiom_rows(measures: Mapping[str, Mapping[str, Tensor]], weights: np.ndarray
     rows = []
     for metric, by_intervention in measures.items():
         for intervention, tensor in by_intervention.items():
-            if tensor.ndim not in (1, 2) or len(tensor) != weights.shape[1]:
-                raise ValueError(
-                    f"measures['{metric}']['{intervention}'] must have shape ({weights.shape[1]},) or "
-                    f"({weights.shape[1]}, cycles), the images of weights, got {tuple(tensor.shape)}."
-                )
             names = [metric] if tensor.ndim == 1 else [f"{metric}_{i + 1}" for i in range(tensor.shape[1])]
             values = tensor.double().cpu().numpy().reshape(len(tensor), -1)
             known = ~np.isnan(values)
@@ -294,4 +224,4 @@ def axiom_rows(measures: Mapping[str, Mapping[str, Tensor]], weights: np.ndarray
             means = np.divide(totals, counts, out=np.full_like(totals, np.nan), where=counts > 0)
             for name, column in zip(names, means.T, strict=True):
                 rows.append((intervention, "image", "", name, *interval(column)))
-    return pd.DataFrame(rows, columns=["intervention", "variable", "predictor", "metric", "value", "low", "high"])
+    return pd.DataFrame(rows, columns=RESULT)

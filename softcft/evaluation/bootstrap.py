@@ -1,8 +1,8 @@
 """Confidence intervals by resampling subjects: one draw of weights that all metrics of a data set share.
 
-A resample of the bootstrap draws as many subjects as there are, with replacement. What a metric needs to know of it is
-how often each image was drawn, its *weight*. Metrics that were computed with the same weights belong to the same
-resamples: their differences between models, variables or images are paired, and have intervals of their own.
+A resample of the bootstrap draws as many subjects as there are, with replacement. The *weight* of an image is how often
+it was drawn. Metrics with the same weights belong to the same resamples: their differences between models, variables or
+images are paired, and have intervals of their own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_UNDEFINED = 0.05
 def bootstrap_weights(subjects: Sequence[Hashable], num_resamples: int, seed: int) -> np.ndarray:
     """How often each image is drawn in each resample, if whole subjects are drawn.
 
-    Images of one patient are alike: drawn one by one they would pass for independent, and intervals be too narrow.
+    Images of one patient are alike: if they were drawn one by one, intervals would be too narrow.
 
     Args:
         subjects: For each of the N images the id of its subject; ``range(N)`` if each has a subject of its own.
@@ -49,13 +49,7 @@ def bootstrap_weights(subjects: Sequence[Hashable], num_resamples: int, seed: in
 
 
 def numbered(subjects: Sequence[Hashable] | np.ndarray) -> np.ndarray:
-    """Number the subjects from 0.
-
-    Args:
-        subjects: For each of the N images the id of its subject.
-
-    Returns:
-        For each image the number of its subject, whole numbers of shape (N,).
+    """The number of each of the N images' subject, from 0, whole numbers of shape (N,).
 
     Raises:
         ValueError: If an id is missing.
@@ -78,9 +72,6 @@ def halves(subjects: Sequence[Hashable], seed: int) -> np.ndarray:
 
     Returns:
         Which images are in the first half, bool of shape (N,).
-
-    Raises:
-        ValueError: If an id is missing.
     """
     numbers = numbered(subjects)
     sizes = np.bincount(numbers)
@@ -101,12 +92,7 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
     Returns:
         ``values[0]`` and the 2.5th and 97.5th percentiles of the defined ones of the rest; these are NaN if R is 0 or
         more than 5 % of the rest are undefined.
-
-    Raises:
-        ValueError: If ``values`` is not a vector of at least one value.
     """
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"values must have shape (1 + R,), one for each row of weights, got {values.shape}.")
     point, resampled = float(values[0]), values[1:]
     if not len(resampled) or np.isnan(resampled).mean() > MAX_UNDEFINED:
         return point, np.nan, np.nan

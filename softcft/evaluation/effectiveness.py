@@ -10,7 +10,6 @@ The four steps of a test: :func:`plan_counterfactuals` for all images, then batc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 
@@ -24,13 +23,13 @@ from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.data.schema import scale_pixels
 from softcft.evaluation.bootstrap import interval
 from softcft.evaluation.metrics import logit_shift, variable_metrics
+from softcft.evaluation.tables import RESULT
 from softcft.graph import CausalGraph, Intervention
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.noise import seeded_generator
 
 __all__ = [
-    "check_predictions",
     "counterfactual_images",
     "effectiveness_rows",
     "image_generators",
@@ -61,10 +60,10 @@ def intervene_on(
         One intervention per image, with the values of :func:`~softcft.cft.interventions.other_values`.
 
     Raises:
-        ValueError: If the graph has no such variable, or it is continuous and there is no other image.
+        ValueError: If the variable is continuous and there is no other image.
     """
     values = parents.clone()
-    values[:, graph.slices[graph[name].name]] = other_values(graph, name, parents, generator)
+    values[:, graph.slices[name]] = other_values(graph, name, parents, generator)
     mask = torch.zeros(len(parents), len(graph), dtype=torch.bool, device=parents.device)
     mask[:, graph.names.index(name)] = True
     return Intervention(values, mask)
@@ -89,16 +88,14 @@ def plan_counterfactuals(
         Encoded counterfactual attributes on the CPU, shape (N, I, K).
 
     Raises:
-        ValueError: If the graph has no such variable, one is continuous and there is only one image, ``parents`` are
-            not encoded values of the graph, or ``seed`` is negative.
+        ValueError: If a variable is continuous and there is only one image.
     """
     graph = attribute_scm.causal_graph
-    places = [graph.names.index(graph[name].name) for name in interventions]
     factual = parents.to(attribute_scm.device)
     plan = torch.empty(len(parents), len(interventions), graph.width)
-    for i, place in enumerate(places):
-        generator = seeded_generator(seed, INTERVENTION_STREAM, place)
-        intervention = intervene_on(graph, graph.names[place], factual, generator)
+    for i, name in enumerate(interventions):
+        generator = seeded_generator(seed, INTERVENTION_STREAM, graph.names.index(name))
+        intervention = intervene_on(graph, name, factual, generator)
         plan[:, i] = attribute_scm.counterfactual(factual, intervention, generator)
     return plan
 
@@ -127,32 +124,15 @@ def counterfactual_images(
 
     Returns:
         Float32 images in [-1, 1], shape (B, 1 + I, C, H, W): the real one first, then one for each intervention.
-
-    Raises:
-        ValueError: If the number of images, attributes, plans or rows differs, or ``seed`` is negative.
     """
-    row_numbers = torch.as_tensor(rows).tolist()
-    if {len(parents), len(counterfactual_parents), len(row_numbers)} != {
-        len(image)
-    } or counterfactual_parents.ndim != 3:
-        raise ValueError(
-            f"parents must have shape (B, K), counterfactual_parents (B, I, K) and rows (B,) for a batch of "
-            f"{len(image)} images, got {tuple(parents.shape)}, {tuple(counterfactual_parents.shape)} and "
-            f"({len(row_numbers)},)."
-        )
     image, parents = scale_pixels(image), parents.to(image.device)
-    generators = image_generators(row_numbers, seed)
+    generators = image_generators(torch.as_tensor(rows).tolist(), seed)
     output = backbone.counterfactual(image, parents, counterfactual_parents.to(image.device), generators)
     return torch.cat([image[:, None].float(), output.image.float()], dim=1)
 
 
 def image_generators(rows: Sequence[int], seed: int) -> list[torch.Generator]:
-    """A generator for each image, which depends on nothing but the seed and the image's number among all images.
-
-    Args:
-        rows: The B images' numbers.
-        seed: At least 0.
-    """
+    """A generator for each image, which depends on the seed and the image's number among all images only."""
     return [seeded_generator(seed, IMAGE_STREAM, row) for row in rows]
 
 
@@ -195,8 +175,8 @@ def effectiveness_rows(
         weights: Of :func:`~softcft.evaluation.bootstrap.bootstrap_weights`, shape (1 + R, N).
 
     Returns:
-        A tidy table with the columns ``intervention``, ``variable``, ``predictor``, ``metric``, ``value``, ``low`` and
-        ``high`` (95 % interval over subjects, NaN where there is none). The rows of the intervention ``none`` are those
+        The columns :data:`~softcft.evaluation.tables.RESULT`, with 95 % intervals over subjects, NaN where there is
+        none. The rows of the intervention ``none`` are those
         of the real images, with the metrics of :func:`~softcft.evaluation.metrics.variable_metrics`. Each intervention
         has the same metrics, their ``<metric>_change`` from the real images, and of discrete variables the
         :func:`~softcft.evaluation.metrics.logit_shift`. If there are a guide and a judge, the predictor ``gap`` has by
@@ -205,11 +185,8 @@ def effectiveness_rows(
         the difference.
 
     Raises:
-        ValueError: If a shape is wrong; an intervention is unknown, given twice or named ``none``; there is no
-            predictor or one named ``gap``; or a metric is undefined, see
-            :func:`~softcft.evaluation.metrics.variable_metrics`.
+        ValueError: If a metric is undefined, see :func:`~softcft.evaluation.metrics.variable_metrics`.
     """
-    check_predictions(graph, labels, logits, interventions)
     results: dict[tuple[str, str, str], dict[str, np.ndarray]] = {}
     for variable, (predictor, predicted) in product(graph.variables, logits.items()):
         columns = graph.slices[variable.name]
@@ -228,37 +205,8 @@ def effectiveness_rows(
             gap = {metric: guide[metric] - judge[metric] for metric in GAP_METRICS if metric in guide}
             results[intervention, name, "gap"] = gap
     rows = [
-        (*key, metric, *(_no_interval(values) if metric in BIASED else interval(values)))
+        (*key, metric, *interval(values[:1] if metric in BIASED else values))
         for key in product(("none", *interventions), graph.names, (*logits, "gap"))
         for metric, values in results.get(key, {}).items()
     ]
-    return pd.DataFrame(rows, columns=["intervention", "variable", "predictor", "metric", "value", "low", "high"])
-
-
-def _no_interval(values: np.ndarray) -> tuple[float, float, float]:
-    return float(values[0]), math.nan, math.nan
-
-
-def check_predictions(
-    graph: CausalGraph, labels: Tensor, logits: Mapping[str, Tensor], interventions: Sequence[str]
-) -> None:
-    """Raise ValueError if these are no arguments of :func:`effectiveness_rows`."""
-    for name in interventions:
-        graph[name]
-    if "none" in interventions or len(set(interventions)) < len(interventions):
-        raise ValueError(
-            f"interventions must name each variable once, and none that is named 'none', which stands for real images; "
-            f"got {list(interventions)}."
-        )
-    if not logits or "gap" in logits:
-        raise ValueError(
-            f"logits must have a predictor, and none named 'gap', which is guide - judge; got {list(logits)}."
-        )
-    expected = (len(labels), 1 + len(interventions), graph.width)
-    named = {"labels": labels} | {f"logits['{predictor}']": tensor for predictor, tensor in logits.items()}
-    for argument, tensor in named.items():
-        if tensor.shape != expected:
-            raise ValueError(
-                f"{argument} must have shape (N, 1 + I, K) = {expected}, got {tuple(tensor.shape)}; real images first, "
-                f"then the interventions {list(interventions)}."
-            )
+    return pd.DataFrame(rows, columns=RESULT)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from softcft.evaluation.bootstrap import numbered
 from softcft.evaluation.permutation import Shift, distribution_shift
+from softcft.evaluation.tables import RESULT
 from softcft.graph import CausalGraph, Variable
 
 __all__ = [
@@ -52,8 +52,7 @@ class Mode(NamedTuple):
     eta_squared: float
 
 
-@dataclass(frozen=True)
-class AttributeModes:
+class AttributeModes(NamedTuple):
     """PCA of the embeddings of real images, and which of its modes encodes which variable.
 
     Attributes:
@@ -65,21 +64,11 @@ class AttributeModes:
     modes: Mapping[str, Mode]
 
     def project(self, embeddings: Tensor, name: str) -> NDArray[np.float64]:
-        """Where images lie along the mode of one variable.
-
-        Args:
-            embeddings: Shape (N, D).
-            name: The variable.
-
-        Returns:
-            Shape (N,), in standard deviations of the real images that the modes were fitted on.
+        """Where images (N, D) lie along the mode of one variable, (N,), in standard deviations of the fitted images.
 
         Raises:
-            ValueError: If there is no mode for such a variable, or the embeddings are not (N, D), not finite, or differ
-                in D from those of the modes.
+            ValueError: If the embeddings are not (N, D), not finite, or differ in D from those of the modes.
         """
-        if name not in self.modes:
-            raise ValueError(f"There is no mode for a variable '{name}', only for {list(self.modes)}.")
         mode = self.modes[name]
         scores: NDArray[np.float64] = self.pca.transform(finite_embeddings(embeddings, "embeddings"))[:, mode.component]
         return mode.sign * scores
@@ -136,20 +125,18 @@ def attribute_modes(embeddings: Tensor, graph: CausalGraph, parents: Tensor) -> 
         The fitted PCA of at most 16 modes, and the mode of each variable.
 
     Raises:
-        ValueError: If shapes are wrong, values are not finite, or all images have one embedding or one value of a
+        ValueError: If embeddings are not (N, D) or not finite, or all images have one embedding or one value of a
             variable.
     """
     array = finite_embeddings(embeddings, "embeddings")
-    if parents.shape != (len(array), graph.width):
-        raise ValueError(f"parents must have shape {(len(array), graph.width)}, got {tuple(parents.shape)}.")
     if len(array) < 2 or not array.std(axis=0).any():
         raise ValueError("embeddings must differ between images: give those of at least two different images.")
     # The default solver draws random numbers; this one is exact, and fast for many images.
     pca = PCA(min(array.shape[1], len(array) - 1, COMPONENTS), whiten=True, svd_solver="covariance_eigh").fit(array)
     # Of fewer directions than components the last are rounding, which the whitening made as large as the others.
     scores = pca.transform(array)[:, pca.explained_variance_ratio_ > 1e-12]
-    columns = {variable: parents[:, graph.slices[variable.name]] for variable in graph.variables}
-    return AttributeModes(pca, {v.name: _encoding_mode(scores, v, column) for v, column in columns.items()})
+    modes = {v.name: _encoding_mode(scores, v, parents[:, graph.slices[v.name]]) for v in graph.variables}
+    return AttributeModes(pca, modes)
 
 
 def _encoding_mode(scores: NDArray[np.float64], variable: Variable, encoded: Tensor) -> Mode:
@@ -178,31 +165,21 @@ def subgroups(graph: CausalGraph, name: str, parents: Tensor) -> dict[str, NDArr
     Args:
         graph: The causal graph.
         name: The variable.
-        parents: Encoded attributes of real images, shape (N, K), or of real images and their I counterfactuals, the
-            real ones first, shape (N, 1 + I, K).
+        parents: Encoded attributes of real images and their I counterfactuals, the real ones first, (N, 1 + I, K).
 
     Returns:
-        Masks of shape (N,) or (N, 1 + I) by subgroup: the categories of a discrete variable, ``"White"``; the halves of
+        Masks of shape (N, 1 + I) by subgroup: the categories of a discrete variable, ``"White"``; the halves of
         a continuous one below and from the median of the real images, ``"age below 54 years"`` and ``"age from 54
         years"``.
-
-    Raises:
-        ValueError: If the graph has no such variable, the shape is wrong, or there are no images.
     """
-    variable = graph[name]
-    if parents.ndim not in (2, 3) or parents.shape[-1] != graph.width or not parents.numel():
-        raise ValueError(
-            f"parents must have shape (N, {graph.width}) or (N, 1 + I, {graph.width}) with N > 0, got "
-            f"{tuple(parents.shape)}."
-        )
+    variable, own = graph[name], parents[..., graph.slices[name]]
     if variable.kind != "continuous":
-        category = variable.category_index(parents[..., graph.slices[name]]).cpu().numpy()
+        category = variable.category_index(own).cpu().numpy()
         return {label: category == i for i, label in enumerate(variable.categories)}
-    values = parents[..., graph.slices[name]].squeeze(-1).cpu().numpy()
-    real = parents if parents.ndim == 2 else parents[:, 0]
-    middle = int(real[:, graph.slices[name]].squeeze(1).argsort()[len(real) // 2])
-    below = values < values.reshape(len(real), -1)[middle, 0]
-    median = variable.in_words(variable.decode(real[middle, None, graph.slices[name]])[0])
+    values = own.squeeze(-1).cpu().numpy()
+    middle = int(own[:, 0, 0].argsort()[len(own) // 2])
+    below = values < values[middle, 0]
+    median = variable.in_words(variable.decode(own[middle, :1])[0])
     return {f"{name} below {median}": below, f"{name} from {median}": ~below}
 
 
@@ -218,9 +195,9 @@ def subgroup_comparisons(
     """The real and counterfactual images to compare along the mode of one variable.
 
     If an intervention cannot move the variable, the images of a subgroup are compared with their own counterfactuals.
-    If it can, for it is the variable or a cause of it, the counterfactuals that it should have put into the subgroup
-    are compared with the real images of the subgroup. Those are other images, which may differ in the variable's causes
-    as well, and so in what they show.
+    If it can, because it is the variable or a cause of it, the counterfactuals that it should have put into the
+    subgroup are compared with the real images of the subgroup. Those are other images, which may differ in the
+    variable's causes as well, and so in what they show.
 
     Args:
         graph: The causal graph.
@@ -235,21 +212,10 @@ def subgroup_comparisons(
         A comparison for each intervention and each subgroup with at least 20 images of both sorts.
 
     Raises:
-        ValueError: If a shape is wrong, there is not one subject for each image or a subject is missing, embeddings are
-            not finite, or there is no such variable or intervention.
+        ValueError: If a subject is missing, or embeddings are not finite.
     """
-    size = 1 + len(interventions)
-    for key, tensor, width in (("embeddings", embeddings, "D"), ("parents", parents, graph.width)):
-        if tensor.ndim != 3 or tensor.shape[:2] != (len(embeddings), size):
-            raise ValueError(
-                f"{key} must have shape (N, {size}, {width}), for real images and {len(interventions)} interventions, "
-                f"got {tuple(tensor.shape)}."
-            )
-    who = numbered(subjects)
-    if len(who) != len(embeddings):
-        raise ValueError(f"subjects must have an id for each of {len(embeddings)} images, got {len(who)}.")
-    masks = subgroups(graph, name, parents)
-    real, *counterfactuals = (modes.project(embeddings[:, i], name) for i in range(size))
+    who, masks = numbered(subjects), subgroups(graph, name, parents)
+    real, *counterfactuals = (modes.project(x, name) for x in embeddings.unbind(dim=1))
     comparisons = []
     for i, (intervention, scores) in enumerate(zip(interventions, counterfactuals, strict=True), start=1):
         paired = name not in graph.affected_by(intervention)
@@ -270,36 +236,25 @@ def shift_rows(
     subjects: Sequence[Hashable],
     seed: int,
 ) -> pd.DataFrame:
-    """Measure the shift of every subgroup under every intervention, see :func:`subgroup_comparisons`.
+    """Measure the shift of every subgroup under every intervention.
 
-    Args:
-        graph: The causal graph.
-        modes: The modes of real images.
-        embeddings: The judge's, of real images and their I counterfactuals, shape (N, 1 + I, D).
-        parents: The encoded attributes that each image should show, shape (N, 1 + I, K).
-        interventions: The I variables intervened on.
-        subjects: Who each of the N real images is of; ``range(N)`` if each has a subject of its own.
-        seed: Of the permutations, see :func:`~softcft.evaluation.permutation.distribution_shift`.
+    The arguments are those of :func:`subgroup_comparisons`, with the seed of the permutations, see
+    :func:`~softcft.evaluation.permutation.distribution_shift`.
 
     Returns:
-        Rows with the columns ``intervention``, ``variable`` (whose mode and subgroup it is), ``predictor`` (``judge``),
-        ``metric`` (``ks[White]``, ``ks_p[White]``, ``energy[White]``, ``energy_p[White]``), ``value``, ``low`` and
-        ``high`` (NaN). Before them, with the intervention ``none``, each variable's ``eta_squared``.
-
-    Raises:
-        ValueError: As :func:`subgroup_comparisons`.
+        The columns :data:`~softcft.evaluation.tables.RESULT`, where ``variable`` is whose mode and subgroup it is, and
+        ``metric`` is ``ks[White]``, ``ks_p[White]``, ``energy[White]`` or ``energy_p[White]``; no intervals. Before
+        them, with the intervention ``none``, each variable's ``eta_squared``.
     """
-    rows = [("none", name, "eta_squared", mode.eta_squared) for name, mode in modes.modes.items()]
+    none = math.nan, math.nan
+    rows = [("none", name, "judge", "eta_squared", mode.eta_squared, *none) for name, mode in modes.modes.items()]
     for name in graph.names:
         for comparison in subgroup_comparisons(graph, modes, embeddings, parents, interventions, subjects, name):
-            shift = comparison.shift(seed)
             rows += [
-                (comparison.intervention, name, f"{metric}[{comparison.subgroup}]", value)
-                for metric, value in shift._asdict().items()
+                (comparison.intervention, name, "judge", f"{metric}[{comparison.subgroup}]", value, *none)
+                for metric, value in comparison.shift(seed)._asdict().items()
             ]
-    df = pd.DataFrame(rows, columns=["intervention", "variable", "metric", "value"])
-    df.insert(2, "predictor", "judge")
-    return df.assign(low=math.nan, high=math.nan)
+    return pd.DataFrame(rows, columns=RESULT)
 
 
 def finite_embeddings(embeddings: Tensor, name: str) -> NDArray[np.float64]:

@@ -33,12 +33,13 @@ from softcft.evaluation.effectiveness import effectiveness_rows, plan_counterfac
 from softcft.evaluation.embeddings import attribute_modes, shift_rows
 from softcft.evaluation.figures.gallery import draw_counterfactuals, draw_interpolations
 from softcft.evaluation.figures.shift import draw_shifts
-from softcft.evaluation.figures.strength import draw_strength
+from softcft.evaluation.figures.strength import strength_figure
+from softcft.evaluation.figures.style import save
 from softcft.evaluation.measuring import Measuring, NumberedImages
 from softcft.evaluation.realism import frechet_rows
 from softcft.evaluation.sight import sight_rows
 from softcft.evaluation.strength import check_lookalikes, strength_rows
-from softcft.evaluation.tables import CFT_NAMES, COLUMNS
+from softcft.evaluation.tables import CFT_NAMES, COLUMNS, RESULT, ROW_NAMES
 from softcft.evaluation.truth import ExpressionProbe, probe_rows, truth_rows
 from softcft.graph import CausalGraph
 from softcft.models.classifier import AttributeClassifier
@@ -48,16 +49,11 @@ from softcft.pipelines.dscm import DSCMPipeline
 __all__ = ["Evaluation", "EvaluationSettings", "evaluate"]
 
 ERRORS = ("error", "error_outside", "error_factual")
-KEY = ["table", "cft", "intervention", "variable", "predictor", "metric"]
 
 
 @dataclass(kw_only=True)
 class EvaluationSettings:
-    """What is measured, and of how many images.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
+    """What is measured, and of how many images."""
 
     interventions: list[str] | None = field(
         default=None, metadata={"help": "Variables to intervene on, one at a time. Left out: all of the graph."}
@@ -166,6 +162,11 @@ class Evaluation:
         interventions = list(settings.interventions or self.graph.names)
         for name in interventions:
             self.graph[name]
+        if "none" in interventions or len(set(interventions)) < len(interventions):
+            raise ValueError(
+                "interventions must name each variable once, and none that is named 'none', which stands for real "
+                f"images; got {interventions}."
+            )
         check_pipelines(pipelines, self.graph)
         self.pipelines = dict(pipelines)
         self.guides = {cft: x.classifier for cft, x in pipelines.items() if x.classifier is not None}
@@ -214,11 +215,9 @@ class Evaluation:
             raise ValueError(f"The {len(self.validation)} images of the validation split: {error}") from error
         for cft, pipeline in self.pipelines.items():
             pipeline.to(self.accelerator.device)
-            model = self.backbones[cft], self.guides[cft], self.plans[cft], CFT_NAMES[cft]
-            self.results[cft] = self.measuring.of_model(*model)
-            self.axioms[cft] = self.measuring.of_axioms(
-                self.backbones[cft], self.plans[cft], self.chosen, CFT_NAMES[cft]
-            )
+            backbone, plan, name = self.backbones[cft], self.plans[cft], CFT_NAMES[cft]
+            self.results[cft] = self.measuring.of_model(backbone, self.guides[cft], plan, name)
+            self.axioms[cft] = self.measuring.of_axioms(backbone, plan, self.chosen, name)
             pipeline.to("cpu")
         if self.measuring.known:
             first = next(iter(self.pipelines))
@@ -245,13 +244,12 @@ class Evaluation:
             embeddings = next(iter(self.results.values()))["judge/embedding"][:, 0]
             rows = probe_rows(self.probe, embeddings, expressions, self.weights)
             tables.append(rows.assign(table="truth", cft="real"))
-        metrics = pd.concat(tables, ignore_index=True)
-        # Each model was compared with the same real images.
-        metrics = metrics.drop_duplicates(KEY)
         guide = next(iter(self.guides.values()))
         sight = sight_rows({"guide": guide.sight, "judge": self.judge.sight})
         if len(sight):
-            metrics = pd.concat([metrics, sight.assign(table="sight", cft="real")], ignore_index=True)
+            tables.append(sight.assign(table="sight", cft="real"))
+        # Each model was compared with the same real images.
+        metrics = pd.concat(tables, ignore_index=True).drop_duplicates(["table", "cft", *RESULT[:4]])
         return metrics.assign(dataset=dataset_name, seed=self.settings.seed)[list(COLUMNS)].reset_index(drop=True)
 
     def _rows(self, cft: str, result: Mapping[str, Tensor]) -> list[tuple[str, pd.DataFrame]]:
@@ -293,18 +291,20 @@ class Evaluation:
         # Spread over the whole table, which may be sorted.
         number = min(self.settings.grid_images, len(self.images))
         examples = [i * len(self.images) // number for i in range(number)]
-        image = scale_pixels(torch.stack([self.images[i]["image"] for i in examples]))
+        image = scale_pixels(torch.stack([self.images[i]["image"] for i in examples])).to(device)
         models = {cft: (x.attribute_scm, self.backbones[cft].to(device)) for cft, x in self.pipelines.items()}
         with self.accelerator.autocast():
             for draw in (draw_counterfactuals, draw_interpolations):
-                draw(models, image, self.images.parents, examples, self.images.rows, seed, folder, device)
+                draw(models, image, self.images.parents, examples, self.images.rows, seed, folder)
         embeddings, labels = (
-            {cft: self.results[cft][key][self.shown] for cft in self.pipelines} for key in ("judge/embedding", "labels")
+            {CFT_NAMES[cft]: self.results[cft][key][self.shown] for cft in self.pipelines}
+            for key in ("judge/embedding", "labels")
         )
         subjects = [self.subjects[i] for i in self.shown]
         draw_shifts(graph, self.modes, embeddings, labels, self.measuring.interventions, subjects, seed, folder)
-        labels, logits = ({cft: x[key] for cft, x in self.results.items()} for key in ("labels", "judge"))
-        draw_strength(graph, labels, logits, {cft: self.interventions_of(cft) for cft in self.results}, seed, folder)
+        labels, logits = ({ROW_NAMES[cft]: x[key] for cft, x in self.results.items()} for key in ("labels", "judge"))
+        interventions = {ROW_NAMES[cft]: self.interventions_of(cft) for cft in self.results}
+        save(strength_figure(graph, labels, logits, interventions, seed), folder / "strength")
 
 
 def check_pipelines(pipelines: Mapping[str, DSCMPipeline | DiffusionDSCMPipeline], graph: CausalGraph) -> None:

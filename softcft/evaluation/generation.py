@@ -35,11 +35,7 @@ Columns = dict[str, list[Any]]
 
 @dataclass(kw_only=True)
 class GenerationSettings:
-    """Which counterfactuals are made.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
+    """Which counterfactuals are made."""
 
     attributes: list[str] | None = field(
         default=None, metadata={"help": "Variables to intervene on, one at a time. Left out: all discrete ones."}
@@ -179,23 +175,14 @@ def _hash_weights(pipeline: Pipeline) -> str:
 
 @dataclass
 class _Set:
-    """The counterfactuals of one pipeline under interventions on one variable.
-
-    Attributes:
-        pipeline: What makes them.
-        backbone: Its image mechanism.
-        attribute: The variable.
-        folder: Where they are kept.
-        rows: The rows of the training images that they are of.
-        settings: All that they depend on, as plain data. It is in the metadata of every file.
-    """
+    """The counterfactuals of one pipeline under interventions on one variable."""
 
     pipeline: Pipeline
     backbone: CounterfactualBackbone
     attribute: str
     folder: Path
-    rows: list[int]
-    settings: dict[str, Any]
+    rows: list[int]  # of the training images that they are of
+    settings: dict[str, Any]  # all that they depend on, as plain data; in the metadata of every file
 
     def files(self) -> list[Path]:
         """The files of all shards."""
@@ -206,13 +193,16 @@ class _Set:
 def _plan_values(made: _Set, graph: CausalGraph, parents: Tensor, positions: list[int]) -> Tensor:
     """What the counterfactuals of some images are to show, encoded, of shape (B, V, K).
 
+    A discrete variable takes the categories after an image's own, in turn. A continuous one takes the values of other
+    images, drawn at random.
+
     Args:
         made: The set; V is its number of values per image.
         graph: The causal graph.
         parents: Encoded attributes of all n images of the set, shape (n, K).
         positions: The B images among them.
     """
-    scm, columns = made.pipeline.attribute_scm, graph.slices[made.attribute]
+    scm, variable, columns = made.pipeline.attribute_scm, graph[made.attribute], graph.slices[made.attribute]
     mask = torch.tensor([name == made.attribute for name in graph.names]).expand(len(positions), -1)
     planned = []
     for value in range(made.settings["values_per_image"]):
@@ -222,36 +212,20 @@ def _plan_values(made: _Set, graph: CausalGraph, parents: Tensor, positions: lis
             entropy = np.random.SeedSequence([made.settings["seed"], made.rows[position], value])
             generators.append(torch.Generator().manual_seed(int(entropy.generate_state(1)[0])))
         new = parents[positions]
-        new[:, columns] = _new_values(graph, made.attribute, parents, positions, value, generators)
+        if variable.kind == "continuous":
+            steps = [int(torch.randint(1, len(parents), (), generator=generator)) for generator in generators]
+            others = [(i + step) % len(parents) for i, step in zip(positions, steps, strict=True)]
+            new[:, columns] = parents[others, columns]
+        else:
+            new[:, columns] = variable.other_category(new[:, columns], 1 + value)
         intervention = Intervention(new.to(scm.device), mask.to(scm.device))
         planned.append(scm.counterfactual(parents[positions].to(scm.device), intervention, generators))
     return torch.stack(planned, dim=1)
 
 
-def _new_values(
-    graph: CausalGraph, name: str, parents: Tensor, positions: list[int], value: int, generators: list[torch.Generator]
-) -> Tensor:
-    """New values of one variable, encoded, of shape (B, width).
-
-    Args:
-        graph: The causal graph.
-        name: The variable.
-        parents: Encoded attributes of all n images, shape (n, K).
-        positions: The B images among them.
-        value: Which new value: 0 to K - 2 for the categories after an image's own, in turn; of a continuous variable
-            each is the value of another image, drawn by its generator.
-        generators: One for each of the B.
-    """
-    variable, columns = graph[name], graph.slices[name]
-    if variable.kind != "continuous":
-        return variable.other_category(parents[positions, columns], 1 + value)
-    steps = [int(torch.randint(1, len(parents), (), generator=generator)) for generator in generators]
-    return parents[[(i + step) % len(parents) for i, step in zip(positions, steps, strict=True)], columns]
-
-
 @torch.inference_mode()
 def _generate(
-    sets: list[_Set], shard: int, images: ImageAttributeDataset, accelerator: Accelerator
+    sets: list[_Set], shard: int, images: ImageAttributeDataset, accelerator: Accelerator, progress: tqdm
 ) -> Iterator[list[Columns]]:
     """Make one shard of several sets of one pipeline: of each the columns, a batch of training images at a time."""
     graph, rows, settings = images.graph, sets[0].rows, sets[0].settings
@@ -280,6 +254,7 @@ def _generate(
             }
             for made, values, own_pixels in zip(sets, planned, np.split(pixels, ends[:-1], axis=1), strict=True)
         ]
+        progress.update(int(ends[-1]) * len(positions))
 
 
 def _make(sets: list[_Set], images: ImageAttributeDataset, accelerator: Accelerator) -> int:
@@ -307,12 +282,6 @@ def _make(sets: list[_Set], images: ImageAttributeDataset, accelerator: Accelera
                     before.to("cpu")
                 before = made_now[0].pipeline.to(accelerator.device)
             progress.set_postfix_str(folder.name)
-            batches = _counted(_generate(made_now, shard, images, accelerator), progress)
+            batches = _generate(made_now, shard, images, accelerator, progress)
             write_parquet({path: made.settings for path, made in files.items()}, images.graph, batches)
     return int(accelerator.reduce(torch.tensor(total, device=accelerator.device), reduction="sum"))
-
-
-def _counted(batches: Iterator[list[Columns]], progress: tqdm) -> Iterator[list[Columns]]:
-    for tables in batches:
-        yield tables
-        progress.update(sum(len(columns["image"]) for columns in tables))

@@ -1,4 +1,4 @@
-"""What is measured of each test image and its counterfactuals, batch by batch and on any number of processes."""
+"""What is measured of each test image and its counterfactuals, by batches and on any number of processes."""
 
 from __future__ import annotations
 
@@ -83,27 +83,16 @@ def run_batches(
 
 @dataclass
 class Measuring:
-    """Measures pipelines on the same images and interventions.
-
-    Attributes:
-        images: The test images.
-        interventions: The I variables to intervene on, one at a time.
-        judge: On the accelerator's device.
-        vae: Gives the posteriors of minimality, which is left out without it; on the accelerator's device.
-        truth: The true counterfactuals of the test images, if they are known.
-        accelerator: Device, precision and processes.
-        batch_size: Images of a batch on one process.
-        seed: Of the abduction.
-    """
+    """Measures pipelines on the same images and interventions. Judge and VAE are on the accelerator's device."""
 
     images: NumberedImages
-    interventions: list[str]
+    interventions: list[str]  # the I variables to intervene on, one at a time
     judge: AttributeClassifier
-    vae: AutoencoderKL | None
+    vae: AutoencoderKL | None  # gives the posteriors of minimality, which is left out without it
     truth: TrueCounterfactuals | None
     accelerator: Accelerator
-    batch_size: int
-    seed: int
+    batch_size: int  # on one process
+    seed: int  # of the abduction
     _true_images: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
 
     @property
@@ -172,18 +161,16 @@ class Measuring:
 
         def measure(batch: Batch) -> Results:
             image, parents, planned = batch["image"], batch["parents"], self._planned(batch, plan)
-            rows = batch["row"].tolist()
-            results = {
-                "composition/none": composition(backbone, image, parents, CYCLES, image_generators(rows, self.seed))
-            }
+
+            def generators() -> list[torch.Generator]:
+                return image_generators(batch["row"].tolist(), self.seed)
+
+            results = {"composition/none": composition(backbone, image, parents, CYCLES, generators())}
             if isinstance(backbone, HVAEBackbone):  # its pixel residual makes composition exact
-                results["reconstruction/none"] = reconstruction(
-                    backbone.model, image, parents, CYCLES, image_generators(rows, self.seed)
-                )
+                results["reconstruction/none"] = reconstruction(backbone.model, image, parents, CYCLES, generators())
             for i, intervention in enumerate(self.interventions):
-                results[f"reversibility/{intervention}"] = reversibility(
-                    backbone, image, parents, planned[:, i], CYCLES, image_generators(rows, self.seed)
-                )
+                drift = reversibility(backbone, image, parents, planned[:, i], CYCLES, generators())
+                results[f"reversibility/{intervention}"] = drift
             if self.vae is None:
                 return results
             images = self._make_counterfactuals(backbone, batch, plan)

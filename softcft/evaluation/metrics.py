@@ -48,13 +48,29 @@ def variable_metrics(variable: Variable, logits: Tensor, labels: Tensor, weights
         each against the rest.
 
     Raises:
-        ValueError: If shapes are wrong, numbers are not finite, labels not encoded, or a category has no image or all
-            of them, so that there is no AUC.
+        ValueError: If shapes differ, numbers are not finite, or a category has no image or all of them, so that there
+            is no AUC.
     """
-    _check(variable, logits, labels, weights)
+    if not logits.shape == labels.shape == (weights.shape[1], variable.width):
+        raise ValueError(
+            f"'{variable.name}': logits and labels must both have shape ({weights.shape[1]}, {variable.width}), got "
+            f"{tuple(logits.shape)} and {tuple(labels.shape)}."
+        )
+    for name, tensor in (("logits", logits), ("labels", labels)):
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"'{variable.name}': {name} must be finite, but are not for "
+                f"{(~tensor.isfinite()).any(dim=1).sum()} of {len(tensor)} images; leave out images whose value is "
+                "missing, and look for a model that diverged."
+            )
     if variable.kind == "continuous":
         return {"mae": weighted_mean(np.abs(evidence(variable, logits, labels)), weights)}
-    _check_categories(variable, labels)
+    counts = variable.category_probabilities(labels).sum(dim=0)
+    if ((counts == 0) | (counts == len(labels))).any():
+        raise ValueError(
+            f"'{variable.name}' has no AUC: each category needs images with and without it, but there are "
+            f"{dict(zip(variable.categories, counts.int().tolist(), strict=True))}. Evaluate on more images."
+        )
     odds, truth = log_odds(variable, logits), labels.double().cpu().numpy()
     columns, probabilities = range(variable.width), expit(odds)
     predicted, label = (variable.category_index(torch.from_numpy(x)).numpy() for x in (probabilities, truth))
@@ -90,14 +106,7 @@ def logit_shift(
 
     Returns:
         The mean shift in nats, shape (1 + R,).
-
-    Raises:
-        ValueError: If the variable is continuous, shapes are wrong, numbers are not finite, or labels not encoded.
     """
-    if variable.kind == "continuous":
-        raise ValueError(f"'{variable.name}' is continuous and has no logit; compare its mae, see variable_metrics.")
-    _check(variable, logits, labels, weights)
-    _check(variable, counterfactual_logits, counterfactual_labels, weights)
     shift = evidence(variable, counterfactual_logits, counterfactual_labels) - evidence(variable, logits, labels)
     return weighted_mean(shift, weights)
 
@@ -122,15 +131,10 @@ def evidence(variable: Variable, logits: Tensor, labels: Tensor) -> np.ndarray:
 
 
 def log_odds(variable: Variable, logits: Tensor) -> np.ndarray:
-    r"""Log-odds :math:`\log p_k - \log(1 - p_k)` of each category against the rest, without overflow.
+    r"""Log-odds :math:`\log p_k - \log(1 - p_k)` of each category of a discrete variable against the rest.
 
-    Args:
-        variable: A discrete variable.
-        logits: Shape (N, width).
-
-    Returns:
-        Float64 of shape (N, width), in nats. Of a binary variable the logit itself, which is that of its second
-        category; of a categorical one each logit less the log-sum-exp of the others.
+    Of logits (N, width) float64 of shape (N, width), in nats: of a binary variable the logit itself, which is that of
+    its second category; of a categorical one each logit less the log-sum-exp of the others.
     """
     values = logits.double().cpu().numpy()
     if variable.kind == "binary":
@@ -204,34 +208,3 @@ def _parts(weights: np.ndarray) -> Iterator[np.ndarray]:
     rows = max(1, 2**18 // weights.shape[1])
     for start in range(0, len(weights), rows):
         yield weights[start : start + rows].astype(np.float64)
-
-
-def _check_categories(variable: Variable, labels: Tensor) -> None:
-    counts = variable.category_probabilities(labels).sum(dim=0)
-    if ((counts == 0) | (counts == len(labels))).any():
-        raise ValueError(
-            f"'{variable.name}' has no AUC: each category needs images with and without it, but there are "
-            f"{dict(zip(variable.categories, counts.int().tolist(), strict=True))}. Evaluate on more images."
-        )
-
-
-def _check(variable: Variable, logits: Tensor, labels: Tensor, weights: np.ndarray) -> None:
-    if logits.shape != labels.shape or labels.ndim != 2 or labels.shape[1] != variable.width or not len(labels):
-        raise ValueError(
-            f"'{variable.name}': logits and labels must both have shape (N, {variable.width}), got "
-            f"{tuple(logits.shape)} and {tuple(labels.shape)}."
-        )
-    if weights.ndim != 2 or not len(weights) or weights.shape[1] != len(labels):
-        raise ValueError(
-            f"'{variable.name}': weights must have shape (1 + R, {len(labels)}), a column for each image, got "
-            f"{weights.shape}; see bootstrap_weights."
-        )
-    for name, tensor in (("logits", logits), ("labels", labels)):
-        if not tensor.isfinite().all():
-            raise ValueError(
-                f"'{variable.name}': {name} must be finite, but are not for "
-                f"{(~tensor.isfinite()).any(dim=1).sum()} of {len(tensor)} images; leave out images whose value is "
-                "missing, and look for a model that diverged."
-            )
-    if variable.kind != "continuous" and not ((labels == 0) | (labels == 1)).all():
-        raise ValueError(f"'{variable.name}': labels must be 0 or 1 in every column; encode them, see Variable.encode.")

@@ -68,16 +68,12 @@ def distribution_shift(
         Statistics as of ``scipy.stats.ks_2samp`` and ``scipy.stats.energy_distance``, and p-values in (0, 1].
 
     Raises:
-        ValueError: If a sample is not (N,) with N > 0 or not finite, or there is not one id for each image.
+        ValueError: If a value is not finite, an id is missing, or there is not one for each image.
     """
-    for name, sample, subjects in (
-        ("real", real, real_subjects),
-        ("counterfactual", counterfactual, counterfactual_subjects),
-    ):
-        if sample.ndim != 1 or not len(sample) or not np.isfinite(sample).all():
-            raise ValueError(f"{name} must be finite of shape (N,) with N > 0, got shape {sample.shape}.")
-        if len(subjects) != len(sample):
-            raise ValueError(f"{name}_subjects must have an id for each of {len(sample)} images, got {len(subjects)}.")
+    if (len(real_subjects), len(counterfactual_subjects)) != (len(real), len(counterfactual)):
+        raise ValueError("real_subjects and counterfactual_subjects must have an id for each image.")
+    if not (np.isfinite(real).all() and np.isfinite(counterfactual).all()):
+        raise ValueError("real and counterfactual must be finite.")
     sizes = [len(real), len(counterfactual)]
     pooled = np.concatenate([real, counterfactual])
     subject = numbered([*real_subjects, *counterfactual_subjects])

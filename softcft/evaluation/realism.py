@@ -32,6 +32,7 @@ from torch import Tensor
 from softcft.evaluation.bootstrap import halves, numbered
 from softcft.evaluation.embeddings import finite_embeddings
 from softcft.evaluation.strength import distinct_lookalikes
+from softcft.evaluation.tables import RESULT
 from softcft.graph import CausalGraph
 
 __all__ = ["Quartets", "frechet_distance", "frechet_rows", "quartets"]
@@ -78,12 +79,6 @@ def quartets(
         counterfactual_parents: Encoded attributes that their counterfactuals should show, shape (N, K).
         first_half: Whether an image, and so its counterfactual, is of the first half, shape (N,).
         seed: Of the draws among those that are equally near, at least 0.
-
-    Returns:
-        As many as there are; none if no attributes are found in all four.
-
-    Raises:
-        ValueError: As :func:`~softcft.evaluation.strength.distinct_lookalikes`.
     """
     first, second = np.flatnonzero(first_half), np.flatnonzero(~first_half)
     chosen = [first]
@@ -111,13 +106,9 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     Raises:
         ValueError: If a set is not (N, D), has fewer than two rows or is not finite, or the sets differ in D.
     """
-    arrays = {"a": finite_embeddings(a, "a"), "b": finite_embeddings(b, "b")}
-    for name, x in arrays.items():
-        if len(x) < 2:
-            raise ValueError(f"{name} must have at least two rows, for a covariance, got {len(x)}.")
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(f"a and b must have the same number of columns, got {a.shape[1]} and {b.shape[1]}.")
-    return _distance(*(_gaussian(x) for x in arrays.values()))
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"a and b must have at least two rows, for a covariance, got {len(a)} and {len(b)}.")
+    return _distance(_gaussian(finite_embeddings(a, "a")), _gaussian(finite_embeddings(b, "b")))
 
 
 def frechet_rows(
@@ -139,51 +130,37 @@ def frechet_rows(
         seed: Of the halves and of the draws of :func:`quartets`, at least 0.
 
     Returns:
-        A tidy table with the columns ``intervention``, ``variable`` (``image``), ``predictor`` (``judge``), ``metric``,
-        ``value``, ``low`` and ``high``. Metrics are means over 8 divisions into halves: ``frechet_excess``,
+        The columns :data:`~softcft.evaluation.tables.RESULT`, with the variable ``image`` and the predictor ``judge``.
+        Metrics are means over 8 divisions into halves: ``frechet_excess``,
         ``frechet_to_real`` (counterfactual to real images) and ``frechet_real`` (real to real, what as many real images
         of the same attributes have) in squared units of the embeddings, and ``frechet_images``, the number of quartets.
         The excess has a 95 % interval by the jackknife, which leaves out each of 20 groups of subjects (unlike
         resamples of a bootstrap, it repeats no image, which would add to the bias). Where no division has two quartets
-        there is but their number.
+        there is only their number.
 
     Raises:
-        ValueError: If a shape is wrong, there is not one subject for each image or one is missing, embeddings or labels
-            are not finite, or there is no such variable.
+        ValueError: If a subject is missing, or embeddings or labels are not finite.
     """
-    size = 1 + len(interventions)
-    for key, tensor, width in (("labels", labels, graph.width), ("embeddings", embeddings, embeddings.shape[-1])):
-        if tensor.ndim != 3 or tensor.shape != (len(labels), size, width):
-            raise ValueError(
-                f"{key} must have shape (N, {size}, {'K' if key == 'labels' else 'D'}), for real images and "
-                f"{len(interventions)} interventions, with N = {len(labels)}, got {tuple(tensor.shape)}."
-            )
     who = numbered(subjects)
-    if len(who) != len(labels):
-        raise ValueError(f"subjects must have an id for each of {len(labels)} images, got {len(who)}.")
-    real, *counterfactuals = (finite_embeddings(embeddings[:, i], "embeddings") for i in range(size))
+    real, *counterfactuals = (finite_embeddings(x, "embeddings") for x in embeddings.unbind(dim=1))
     divisions = [halves(subjects, seed + i) for i in range(DIVISIONS)]
     number = int(who.max()) + 1
     groups = (np.random.default_rng(seed).permutation(number) % GROUPS)[who]
     rows = []
     for i, (name, counterfactual) in enumerate(zip(interventions, counterfactuals, strict=True), start=1):
         found = [quartets(graph, name, labels[:, 0], labels[:, i], half, seed + j) for j, half in enumerate(divisions)]
-        rows.append((name, "frechet_images", float(np.mean([len(some.real) for some in found])), np.nan, np.nan))
-        found = [some for some in found if len(some.real) > 1]
-        if not found:
-            continue
-        value, to_real, real_to_real = _excess(found, real, counterfactual, np.ones(len(who), dtype=bool))
-        without = np.array([_excess(found, real, counterfactual, groups != group)[0] for group in np.unique(groups)])
-        half_width = _jackknife(without)
-        rows += [
-            (name, "frechet_excess", value, value - half_width, value + half_width),
-            (name, "frechet_to_real", to_real, np.nan, np.nan),
-            (name, "frechet_real", real_to_real, np.nan, np.nan),
-        ]
-    df = pd.DataFrame(rows, columns=["intervention", "metric", "value", "low", "high"])
-    df.insert(1, "variable", "image")
-    df.insert(2, "predictor", "judge")
-    return df
+        measured = [("frechet_images", float(np.mean([len(some.real) for some in found])), np.nan, np.nan)]
+        if found := [some for some in found if len(some.real) > 1]:
+            value, to_real, real_to_real = _excess(found, real, counterfactual, np.ones(len(who), dtype=bool))
+            without = [_excess(found, real, counterfactual, groups != group)[0] for group in np.unique(groups)]
+            half_width = _jackknife(np.array(without))
+            measured += [
+                ("frechet_excess", value, value - half_width, value + half_width),
+                ("frechet_to_real", to_real, np.nan, np.nan),
+                ("frechet_real", real_to_real, np.nan, np.nan),
+            ]
+        rows += [(name, "image", "judge", *each) for each in measured]
+    return pd.DataFrame(rows, columns=RESULT)
 
 
 def _excess(

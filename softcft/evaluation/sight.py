@@ -10,6 +10,7 @@ from torch import Tensor
 
 from softcft.evaluation.bootstrap import bootstrap_weights, interval, numbered
 from softcft.evaluation.metrics import log_odds, roc_auc, weighted_mean
+from softcft.evaluation.tables import RESULT
 from softcft.graph import CausalGraph, Variable
 from softcft.models.sight import Sight, not_seen
 
@@ -19,7 +20,7 @@ FEWEST = 3
 """So many subjects at least have a category, and so many have not. With 3 and 3 to 7 a blind guess passes the margin in
 1 of 20 cases; with 2 and 2 its AUC is 1 in 1 of 6, and so in all resamples."""
 
-NUMBERS = ("value", "low", "high")
+NUMBERS = RESULT[4:]
 
 
 def measure_sight(
@@ -91,35 +92,28 @@ def _values(
 
 
 def sight_rows(classifiers: Mapping[str, Mapping[str, Sight]]) -> pd.DataFrame:
-    """What classifiers see as tidy rows, with the columns of :mod:`softcft.evaluation.tables` from ``intervention`` on.
-
-    Args:
-        classifiers: By the predictor's name, guide or judge, its ``sight``.
+    """What classifiers see, given the ``sight`` of each, guide or judge.
 
     Returns:
-        Rows of metric ``auc`` or ``skill``, from 0 to 1; none of what was not measured.
+        The columns :data:`~softcft.evaluation.tables.RESULT`. The metric is ``auc`` or ``skill``, from 0 to 1. What was
+        not measured has no row.
     """
     rows = [
         ("none", name, predictor, entry.metric, entry.value, entry.low, entry.high)
         for predictor, sight in classifiers.items()
         for name, entry in sight.items()
     ]
-    columns = ["intervention", "variable", "predictor", "metric", *NUMBERS]
-    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(NUMBERS, float))
+    return pd.DataFrame(rows, columns=RESULT).astype(dict.fromkeys(NUMBERS, float))
 
 
 def sight_warnings(rows: pd.DataFrame) -> list[str]:
-    """A sentence for each variable that a guide or judge does not see.
-
-    Args:
-        rows: Those of :func:`sight_rows`, with a column ``seed``.
-    """
-    told = []
+    """A sentence for each variable that a guide or judge does not see, by :func:`sight_rows` and a column ``seed``."""
+    warnings = []
     for (seed, predictor), group in rows.groupby(["seed", "predictor"], sort=False):
         sight = {
             row["variable"]: Sight(row["metric"], *(None if np.isnan(row[x]) else row[x] for x in NUMBERS))
             for row in group.to_dict("records")
         }
         whose = f"Seed {seed}: " if rows["seed"].nunique() > 1 else ""
-        told += [whose + sentence for sentence in not_seen(sight, str(predictor)).values()]
-    return told
+        warnings += [whose + sentence for sentence in not_seen(sight, str(predictor)).values()]
+    return warnings

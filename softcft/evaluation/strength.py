@@ -23,8 +23,9 @@ from scipy.stats import ks_2samp
 from torch import Tensor
 
 from softcft.evaluation.bootstrap import interval
-from softcft.evaluation.effectiveness import BIASED, check_predictions
+from softcft.evaluation.effectiveness import BIASED
 from softcft.evaluation.metrics import evidence, variable_metrics, weighted_mean
+from softcft.evaluation.tables import RESULT
 from softcft.graph import CausalGraph, Variable
 
 __all__ = ["check_lookalikes", "distinct_lookalikes", "lookalikes", "strength_rows"]
@@ -50,7 +51,7 @@ def lookalikes(
     Args:
         graph: The causal graph.
         name: The variable.
-        parents: Encoded attributes of the real images, shape (N, K).
+        parents: Encoded attributes of the real images, without missing values, shape (N, K).
         counterfactual_parents: Encoded attributes that the counterfactuals should show, shape (M, K).
         seed: Of the draws, at least 0.
         compared: Names of the variables that are compared in place of the blanket.
@@ -59,37 +60,39 @@ def lookalikes(
         For each counterfactual the row of its lookalike in ``parents``, shape (M,), in [0, N).
 
     Raises:
-        ValueError: If the graph has no such variable, a shape is wrong, attributes are not finite, there are no real
-            images, none has the category of a counterfactual, or ``seed`` is negative.
+        ValueError: If attributes are not finite, or no real image has the category of a counterfactual.
     """
     variable = graph[name]
-    for argument, tensor in (("parents", parents), ("counterfactual_parents", counterfactual_parents)):
-        graph.check_encoded(argument, tensor)
-        if not tensor.isfinite().all():
-            raise ValueError(f"{argument} must be finite; leave out images whose attributes are missing.")
-    if not len(parents):
-        raise ValueError("parents must have a real image to look like, got none.")
+    if not (parents.isfinite().all() and counterfactual_parents.isfinite().all()):
+        raise ValueError("parents and counterfactual_parents must be finite; leave out images that miss a value.")
     near = [other for other in (sorted(graph.blanket(name)) if compared is None else compared) if other != name]
     near += [name] if variable.kind == "continuous" else []
     columns = [column for other in near for column in range(graph.width)[graph.slices[other]]]
     real, wanted = (x.double().cpu().numpy() for x in (parents, counterfactual_parents))
-    spread = real.std(axis=0)
-    scale = np.where(spread > 1e-6, spread, 1)
-    category, wanted_category = (
-        variable.category_index(x[:, graph.slices[name]]).cpu().numpy() for x in (parents, counterfactual_parents)
-    )
+    scale = _deviations(real)
+    real, wanted = real / scale, wanted / scale
+    category, wanted_category = (_categories(graph, name, x) for x in (parents, counterfactual_parents))
     draws = np.random.default_rng(seed).random(len(wanted))
     chosen = np.empty(len(wanted), dtype=np.int64)
     for value in np.unique(wanted_category):
         candidates, rows = np.flatnonzero(category == value), np.flatnonzero(wanted_category == value)
         if not len(candidates):
             raise ValueError(_nobody(variable, int(value), len(rows)))
-        around = (real[candidates] / scale)[:, columns]
+        around = real[candidates][:, columns]
         size = max(1, CHUNK // len(candidates))
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            chosen[part] = candidates[_nearest((wanted[part] / scale)[:, columns], around, draws[part])]
+        for part in np.array_split(rows, range(size, len(rows), size)):
+            chosen[part] = candidates[_nearest(wanted[part][:, columns], around, draws[part])]
     return chosen
+
+
+def _categories(graph: CausalGraph, name: str, encoded: Tensor) -> NDArray[np.int64]:
+    return graph[name].category_index(encoded[:, graph.slices[name]]).cpu().numpy()
+
+
+def _deviations(real: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The standard deviation of each column, 1 where there is none."""
+    spread = real.std(axis=0)
+    return np.where(spread > 1e-6, spread, 1)
 
 
 def distinct_lookalikes(
@@ -110,15 +113,9 @@ def distinct_lookalikes(
     Returns:
         Rows of counterfactuals and of their lookalikes, shapes (P,), P at most N and M; no row is there twice. P is 0
         if there is no pair.
-
-    Raises:
-        ValueError: As :func:`lookalikes`, but categories that no real image has are left out.
     """
-    graph[name]
-    real, wanted = (x.double().cpu().numpy() for x in (parents, counterfactual_parents))
     categories = [
-        tuple(v.category_index(x[:, graph.slices[v.name]]).cpu().numpy() for x in (parents, counterfactual_parents))
-        for v in graph.variables
+        tuple(_categories(graph, other, x) for x in (parents, counterfactual_parents)) for other in graph.names
     ]
     theirs, ours = categories[graph.names.index(name)]
     rows = np.flatnonzero(np.isin(ours, theirs))
@@ -128,8 +125,8 @@ def distinct_lookalikes(
     same = np.all([ours[rows] == theirs[alike] for theirs, ours in categories], axis=0)
     rows, alike = rows[same], alike[same]
     continuous = [graph.slices[variable.name].start for variable in graph.variables if variable.kind == "continuous"]
-    spread = real.std(axis=0)
-    gaps = np.square((wanted[rows] - real[alike]) / np.where(spread > 1e-6, spread, 1))[:, continuous].sum(axis=1)
+    real, wanted = (x.double().cpu().numpy() for x in (parents, counterfactual_parents))
+    gaps = np.square((wanted[rows] - real[alike]) / _deviations(real))[:, continuous].sum(axis=1)
     order = np.lexsort((np.random.default_rng((seed, 1)).random(len(rows)), gaps))
     _, first = np.unique(alike[order], return_index=True)
     return rows[order[first]], alike[order[first]]
@@ -150,13 +147,10 @@ def check_lookalikes(
         ValueError: If no real image has the category of a variable that an intervention moves some image to.
     """
     for i, intervention in enumerate(interventions):
-        for variable in (graph[name] for name in sorted(graph.affected_by(intervention))):
-            columns = graph.slices[variable.name]
-            real, wanted = (
-                variable.category_index(x[:, columns]).cpu().numpy() for x in (parents, counterfactual_parents[:, i])
-            )
+        for name in sorted(graph.affected_by(intervention)):
+            real, wanted = (_categories(graph, name, x) for x in (parents, counterfactual_parents[:, i]))
             for value in np.setdiff1d(wanted, real):
-                raise ValueError(_nobody(variable, int(value), int((wanted == value).sum())))
+                raise ValueError(_nobody(graph[name], int(value), int((wanted == value).sum())))
 
 
 def strength_rows(
@@ -169,29 +163,22 @@ def strength_rows(
 ) -> pd.DataFrame:
     """Compare predictions on counterfactual images with those on their lookalikes, of the variables that were moved.
 
-    Args:
-        graph: The causal graph.
-        labels: Encoded attributes that each image should show, the real ones first, shape (N, 1 + I, K).
-        logits: By predictor its logits and means, without embeddings, shapes (N, 1 + I, K).
-        interventions: The I variables, in the same order.
-        weights: Of :func:`~softcft.evaluation.bootstrap.bootstrap_weights`, shape (1 + R, N).
-        seed: Of :func:`lookalikes`, at least 0.
+    The arguments are those of :func:`~softcft.evaluation.effectiveness.effectiveness_rows`, with the seed of
+    :func:`lookalikes`.
 
     Returns:
-        A tidy table with the columns ``intervention``, ``variable``, ``predictor``, ``metric``, ``value``, ``low`` and
-        ``high`` (95 % interval over subjects, NaN where there is none). The variables of an intervention are itself,
+        The columns :data:`~softcft.evaluation.tables.RESULT`. The variables of an intervention are itself,
         its descendants, and those that have one of these in their Markov blanket. All metrics are those of the
         counterfactuals less those of their lookalikes: ``auc_excess`` and ``ece_excess`` in percentage points,
         ``mae_excess`` in the variable's unit, ``logit_excess`` of the mean
         log-odds of the category that the image should show, in nats. AUC and log-odds are positive where the
         intervention is too strong, the error where it is too weak. ``ks`` is the Kolmogorov-Smirnov distance between
         the distributions of :func:`~softcft.evaluation.metrics.evidence`, in [0, 1]; chance alone makes it positive.
-        Resamples draw a lookalike as often as its own subject, so that intervals know of those that many share.
+        Intervals resample lookalikes with their own subjects.
 
     Raises:
-        ValueError: As :func:`~softcft.evaluation.effectiveness.effectiveness_rows` and :func:`lookalikes`.
+        ValueError: If a metric is undefined, or as :func:`lookalikes`.
     """
-    check_predictions(graph, labels, logits, interventions)
     rows = []
     for i, intervention in enumerate(interventions, start=1):
         moved = graph.affected_by(intervention)
@@ -207,7 +194,7 @@ def strength_rows(
                     (intervention, variable.name, predictor, metric, *interval(values))
                     for metric, values in excess.items()
                 ]
-    return pd.DataFrame(rows, columns=["intervention", "variable", "predictor", "metric", "value", "low", "high"])
+    return pd.DataFrame(rows, columns=RESULT)
 
 
 def _nobody(variable: Variable, value: int, number: int) -> str:

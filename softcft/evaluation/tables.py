@@ -31,13 +31,15 @@ import pandas as pd
 
 from softcft.graph import CausalGraph
 
-__all__ = ["CFT_NAMES", "COLUMNS", "PUBLISHED_CFT", "ROW_NAMES", "ReportTable", "report_tables"]
+__all__ = ["CFT_NAMES", "COLUMNS", "PUBLISHED_CFT", "RESULT", "ROW_NAMES", "ReportTable", "report_tables"]
 
 CFT_NAMES = {"none": "No CFT", "hard": "Hard-CFT", "soft": "Soft-CFT", "matched": "Matched-CFT"}
 PUBLISHED_CFT = ("none", "hard", "soft")  # what is compared unless told otherwise
 ROW_NAMES = {"real": "Real images", **CFT_NAMES, "truth": "True counterfactuals"}
-KEY = ["table", "dataset", "seed", "cft", "intervention", "variable", "predictor", "metric"]
-COLUMNS = (*KEY, "value", "low", "high")
+RESULT = ["intervention", "variable", "predictor", "metric", "value", "low", "high"]
+"""The columns of what is measured of one model."""
+KEY = ["table", "dataset", "seed", "cft", *RESULT[:4]]
+COLUMNS = (*KEY, *RESULT[4:])
 
 
 @dataclass(frozen=True)

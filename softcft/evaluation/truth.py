@@ -20,10 +20,9 @@ from torch import Tensor
 from softcft.data.schema import GREY_LEVELS
 from softcft.evaluation.bootstrap import interval
 from softcft.evaluation.metrics import weighted_mean
+from softcft.evaluation.tables import RESULT
 
 __all__ = ["ExpressionProbe", "probe_rows", "truth_errors", "truth_rows"]
-
-COLUMNS = ["intervention", "variable", "predictor", "metric", "value", "low", "high"]
 
 
 def truth_errors(image: Tensor, counterfactual: Tensor, true_counterfactual: Tensor) -> dict[str, Tensor]:
@@ -39,15 +38,7 @@ def truth_errors(image: Tensor, counterfactual: Tensor, true_counterfactual: Ten
         ``error_outside``: the same over the pixels that the true counterfactual leaves alone, which are those within
         half a grey level, that is of one grey level if images are of 8 bits; NaN where there are none.
         ``error_factual``: that of leaving the image alone.
-
-    Raises:
-        ValueError: If the shapes differ.
     """
-    if image.ndim != 4 or not image.shape == counterfactual.shape == true_counterfactual.shape:
-        raise ValueError(
-            "image, counterfactual and true_counterfactual must have one shape (B, C, H, W), got "
-            f"{tuple(image.shape)}, {tuple(counterfactual.shape)} and {tuple(true_counterfactual.shape)}."
-        )
     error = GREY_LEVELS * (counterfactual.float() - true_counterfactual.float()).abs()
     effect = GREY_LEVELS * (true_counterfactual.float() - image.float()).abs()
     outside = effect < 0.5
@@ -67,18 +58,9 @@ class ExpressionProbe:
         embedding: Of real images that are not tested on, shape (N, D).
         expression: Their true expressions (:meth:`softcft.data.truth.PhantomTruth.expression`), shape (N, E).
         columns: For each variable its columns in ``expression``.
-
-    Raises:
-        ValueError: If embeddings and expressions differ in number, or ``columns`` do not cover the expressions.
     """
 
     def __init__(self, embedding: Tensor, expression: Tensor, columns: Mapping[str, slice]) -> None:
-        covered = [i for column in columns.values() for i in range(expression.shape[1])[column]]
-        if len(embedding) != len(expression) or sorted(covered) != list(range(expression.shape[1])):
-            raise ValueError(
-                f"embedding must have a row for each of expression, whose columns must each belong to one of columns, "
-                f"got {tuple(embedding.shape)}, {tuple(expression.shape)} and {dict(columns)}."
-            )
         self.columns = dict(columns)
         self._regression = make_pipeline(
             StandardScaler(), RidgeCV(alphas=np.logspace(-3, 5, 17), alpha_per_target=True)
@@ -90,11 +72,7 @@ class ExpressionProbe:
         return self._regression.predict(_numpy(embedding))
 
     def errors(self, counterfactual: Tensor, true_counterfactual: Tensor) -> dict[str, np.ndarray]:
-        """How far apart two images of each pair are in what the probe reads.
-
-        Args:
-            counterfactual: Embeddings of the counterfactuals, shape (B, D).
-            true_counterfactual: Those of the true ones, shape (B, D).
+        """How far apart counterfactuals and the true ones are in what the probe reads from their embeddings (B, D).
 
         Returns:
             For each variable shape (B,), in standard deviations of its noise; of a variable with several numbers the
@@ -121,20 +99,14 @@ def truth_rows(
         expression_errors: By intervention, what :meth:`ExpressionProbe.errors` returns, of all N images.
 
     Returns:
-        The columns ``intervention``, ``variable``, ``predictor``, ``metric``, ``value``, ``low``, ``high``. Of each
-        intervention the variable ``image`` with the metrics ``error`` and ``error_outside`` (grey levels; the latter of
-        the images that have a value) and ``faithfulness_ratio``, all with no predictor; and each variable that has an
-        expression with the judge's ``expression_error`` (standard deviations of the noise).
-
-    Raises:
-        ValueError: If an entry has not one value for each column of ``weights``.
+        The columns :data:`~softcft.evaluation.tables.RESULT`. Of each intervention the variable ``image`` with the
+        metrics ``error`` and ``error_outside`` (grey levels; the latter of the images that have a value) and
+        ``faithfulness_ratio``, all with no predictor; and each variable that has an expression with the judge's
+        ``expression_error`` (standard deviations of the noise).
     """
     rows = []
     for intervention, named in errors.items():
-        error, outside, factual = (
-            _checked(named[key], weights, f"errors[{intervention!r}][{key!r}]")
-            for key in ("error", "error_outside", "error_factual")
-        )
+        error, outside, factual = (_numpy(named[key]) for key in ("error", "error_outside", "error_factual"))
         known = ~np.isnan(outside)
         metrics = {
             "error": weighted_mean(error, weights),
@@ -144,10 +116,10 @@ def truth_rows(
         rows += [(intervention, "image", "", metric, *interval(values)) for metric, values in metrics.items()]
     for intervention, by_variable in (expression_errors or {}).items():
         for variable, values in by_variable.items():
-            values = _checked(values, weights, f"expression_errors[{intervention!r}][{variable!r}]")
-            result = interval(weighted_mean(values, weights))
-            rows.append((intervention, variable, "judge", "expression_error", *result))
-    return pd.DataFrame(rows, columns=COLUMNS)
+            rows.append(
+                (intervention, variable, "judge", "expression_error", *interval(weighted_mean(values, weights)))
+            )
+    return pd.DataFrame(rows, columns=RESULT)
 
 
 def probe_rows(probe: ExpressionProbe, embedding: Tensor, expression: Tensor, weights: np.ndarray) -> pd.DataFrame:
@@ -161,15 +133,11 @@ def probe_rows(probe: ExpressionProbe, embedding: Tensor, expression: Tensor, we
 
     Returns:
         For each variable the metric ``r2`` (1 at best; of a variable with several numbers that of their total
-        variance), with the columns of :func:`truth_rows`, the intervention ``none`` and the predictor ``judge``.
-
-    Raises:
-        ValueError: If there is not one image for each column of ``weights``.
+        variance), with the columns :data:`~softcft.evaluation.tables.RESULT`, the intervention ``none`` and the
+        predictor ``judge``.
     """
     truth = _numpy(expression)
     residual = truth - probe.predict(embedding)
-    if len(truth) != weights.shape[1]:
-        raise ValueError(f"weights must have a column for each of the {len(truth)} images, got {weights.shape}.")
     rows = []
     for variable, column in probe.columns.items():
         squared = weighted_mean((residual[:, column] ** 2).sum(axis=1), weights)
@@ -177,13 +145,7 @@ def probe_rows(probe: ExpressionProbe, embedding: Tensor, expression: Tensor, we
         variance = weighted_mean((centred**2).sum(axis=1), weights)
         variance -= sum(weighted_mean(number, weights) ** 2 for number in centred.T)  # of each resample about its mean
         rows.append(("none", variable, "judge", "r2", *interval(1 - _ratio(squared, variance))))
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _checked(values: Tensor | np.ndarray, weights: np.ndarray, name: str) -> np.ndarray:
-    if values.shape != weights.shape[1:]:
-        raise ValueError(f"{name} must have shape {weights.shape[1:]}, as weights has, got {tuple(values.shape)}.")
-    return _numpy(values) if isinstance(values, Tensor) else values
+    return pd.DataFrame(rows, columns=RESULT)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -140,11 +140,6 @@ class TestInterval:
     def test_no_resamples_leave_no_interval(self):
         assert interval(np.array([3.0])) == pytest.approx((3, np.nan, np.nan), nan_ok=True)
 
-    @pytest.mark.parametrize("values", [np.zeros(0), np.zeros((3, 2)), np.array(1.0)])
-    def test_anything_but_a_vector_is_refused(self, values):
-        with pytest.raises(ValueError, match=r"values must have shape \(1 \+ R,\)"):
-            interval(values)
-
 
 class TestHalves:
     @pytest.mark.parametrize("sizes", [[1] * 40, [3] * 41, [*range(1, 20)], [50, *[1] * 30], [7, 7]])

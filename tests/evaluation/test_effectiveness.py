@@ -179,12 +179,8 @@ class TestPlan:
         assert plan_counterfactuals(scm, draw_parents(4), [], seed=0).shape == (4, 0, GRAPH.width)
 
     def test_what_cannot_be_planned_is_refused(self, scm):
-        with pytest.raises(ValueError, match="no variable 'colour'"):
-            plan_counterfactuals(scm, draw_parents(4), ["state", "colour"], seed=0)
         with pytest.raises(ValueError, match="'size' takes the value of another image"):
             plan_counterfactuals(scm, draw_parents(1), ["size"], seed=0)
-        with pytest.raises(ValueError, match="non-negative"):
-            plan_counterfactuals(scm, draw_parents(4), ["state"], seed=-1)
 
 
 class TestImages:
@@ -235,22 +231,6 @@ class TestImages:
         image, parents = torch.zeros(2, 1, 2, 8), torch.zeros(2, 5)
         counterfactual_images(NoiseBackbone(), image, parents, parents[:, None], [0, 1], seed=0)
         assert torch.equal(torch.rand(3), expected)
-
-    @pytest.mark.parametrize(
-        ("parents", "planned", "rows"),
-        [
-            ((3, 5), (4, 1, 5), range(4)),
-            ((4, 5), (3, 1, 5), range(4)),
-            ((4, 5), (4, 1, 5), [0]),
-            ((4, 5), (4, 5), range(4)),
-        ],
-        ids=["parents", "plan", "rows", "dimensions"],
-    )
-    def test_what_does_not_fit_is_refused(self, parents, planned, rows):
-        with pytest.raises(ValueError, match="for a batch of 4 images"):
-            counterfactual_images(
-                PixelBackbone(), torch.zeros(4, 1, 2, 8), torch.zeros(parents), torch.zeros(planned), rows, seed=0
-            )
 
 
 class TestPredictions:
@@ -385,22 +365,3 @@ class TestRows:
         shuffled = tested[0][order], {name: tensor[order] for name, tensor in tested[1].items()}
         table = self.rows(shuffled, weights=self.weights[:, order.numpy()])
         pd.testing.assert_frame_equal(table, self.rows(tested), rtol=1e-9, atol=1e-9)
-
-    def test_what_does_not_fit_is_refused(self, tested):
-        labels, logits = tested
-
-        def measure(labels=labels, logits=logits, interventions=GRAPH.names):
-            effectiveness_rows(GRAPH, labels, logits, interventions, self.weights)
-
-        with pytest.raises(ValueError, match="no variable 'colour'"):
-            measure(interventions=["size", "state", "colour"])
-        with pytest.raises(ValueError, match="must name each variable once"):
-            measure(interventions=["size", "state", "state"])
-        with pytest.raises(ValueError, match=r"labels must have shape \(N, 1 \+ I, K\) = \(90, 2, 5\)"):
-            measure(interventions=["size"])
-        with pytest.raises(ValueError, match=r"logits\['judge'\] must have shape"):
-            measure(logits=logits | {"judge": logits["judge"][:, :2]})
-        with pytest.raises(ValueError, match="none named 'gap'"):
-            measure(logits={"gap": logits["judge"]})
-        with pytest.raises(ValueError, match="must have a predictor"):
-            measure(logits={})

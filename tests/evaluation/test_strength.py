@@ -149,14 +149,8 @@ class TestLookalikes:
             lookalikes(GRAPH, "race", white, real, seed=0)
         with pytest.raises(ValueError, match="no variable 'sex'"):
             lookalikes(GRAPH, "sex", real, real, seed=0)
-        with pytest.raises(ValueError, match=r"counterfactual_parents must have the shape \(B, K\) with K = 5"):
-            lookalikes(GRAPH, "race", real, real[:, :4], seed=0)
-        with pytest.raises(ValueError, match="parents must be finite"):
+        with pytest.raises(ValueError, match="parents"):
             lookalikes(GRAPH, "age", real / 0, real, seed=0)
-        with pytest.raises(ValueError, match="must have a real image"):
-            lookalikes(GRAPH, "age", real[:0], real, seed=0)
-        with pytest.raises(ValueError, match="non-negative"):
-            lookalikes(GRAPH, "age", real, real, seed=-1)
 
 
 class TestRows:
@@ -249,15 +243,6 @@ class TestRows:
         table = rows(shown, seen, ["disease"], bootstrap_weights(range(300), 300, seed=0))
         low, high = table.loc[("disease", "disease", "logit_excess"), ["low", "high"]]
         assert high - low > 2 / np.sqrt(4)  # of a mean over four patients, not over 300
-
-    def test_what_effectiveness_refuses_is_refused(self, labels, true_logits):
-        with pytest.raises(ValueError, match=r"labels must have shape \(N, 1 \+ I, K\) = \(3000, 3, 5\)"):
-            rows(labels, true_logits, ["age", "race"])
-        with pytest.raises(ValueError, match="must have a predictor"):
-            strength_rows(GRAPH, labels, {}, GRAPH.names, WEIGHTS, 0)
-        with pytest.raises(ValueError, match="logits must be finite"):
-            rows(labels, true_logits / 0)
-        assert rows(labels[:, :1], true_logits[:, :1], []).empty
 
 
 @pytest.mark.parametrize("lacking", ["Asian", "ill", None])

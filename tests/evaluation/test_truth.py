@@ -107,17 +107,6 @@ def test_no_effect_and_no_pixels_have_no_ratio() -> None:
     assert np.isnan([value(df, "error_outside"), value(df, "faithfulness_ratio")]).all()
 
 
-def test_wrong_shapes_are_refused() -> None:
-    image = grey(2, 1, 4, 4)
-    with pytest.raises(ValueError, match=r"one shape \(B, C, H, W\), got \(2, 1, 4, 4\), \(1, 1, 4, 4\)"):
-        truth_errors(image, image[:1], image)
-    errors = truth_errors(image, image, image)
-    with pytest.raises(ValueError, match=r"errors\['age'\]\['error'\] must have shape \(3,\), as weights has, got"):
-        truth_rows({"age": errors}, np.ones((1, 3)))
-    with pytest.raises(ValueError, match=r"expression_errors\['age'\]\['sex'\] must have shape \(2,\)"):
-        truth_rows({"age": errors}, np.ones((1, 2)), {"age": {"sex": np.zeros(5)}})
-
-
 # ---- expressions --------------------------------------------------------------------------------------------------
 
 
@@ -178,13 +167,3 @@ def test_expression_errors_are_rows_of_their_variable() -> None:
     assert value(df, "expression_error", **where) == pytest.approx(2.5)
     means = [np.average(np.arange(6.0), weights=w) for w in weights[1:]]
     assert value(df, "expression_error", "high", **where) == pytest.approx(np.percentile(means, 97.5))
-
-
-def test_probes_need_matching_rows_and_columns() -> None:
-    with pytest.raises(ValueError, match=r"a row for each of expression.* got \(5, 2\), \(4, 3\)"):
-        ExpressionProbe(torch.randn(5, 2), torch.randn(4, 3), COLUMNS)
-    with pytest.raises(ValueError, match="must each belong to one of columns"):
-        ExpressionProbe(torch.randn(4, 2), torch.randn(4, 4), COLUMNS)
-    probe = ExpressionProbe(torch.randn(9, 2), torch.randn(9, 3), COLUMNS)
-    with pytest.raises(ValueError, match=r"weights must have a column for each of the 4 images, got \(1, 9\)"):
-        probe_rows(probe, torch.randn(4, 2), torch.randn(4, 3), np.ones((1, 9)))

@@ -101,15 +101,3 @@ def test_changes_are_paired(labels: Tensor, weights: np.ndarray) -> None:
 
     expected = np.percentile([auc(other, w) - auc(real, w) for w in weights[1:]], [2.5, 97.5])
     np.testing.assert_allclose([change["low"], change["high"]], expected, atol=1e-3)
-
-
-def test_mistakes_are_named(labels: Tensor, weights: np.ndarray) -> None:
-    good = predictor(labels, 1)
-    with pytest.raises(ValueError, match=r"must have a predictor \('real', 'none'\).* got \[\('soft', 'sex'\)\]"):
-        utility_rows(GRAPH, {("soft", "sex"): good}, labels, weights)
-    with pytest.raises(ValueError, match=r"The graph has no variable 'height'"):
-        utility_rows(GRAPH, {REAL: good, ("soft", "height"): good}, labels, weights)
-    with pytest.raises(ValueError, match=r"logits\[\('soft', 'sex'\)\] must have shape \(300, 5\).* got \(300, 4\)"):
-        utility_rows(GRAPH, {REAL: good, ("soft", "sex"): good[:, :4]}, labels, weights)
-    with pytest.raises(ValueError, match=r"weights must have shape \(1 \+ R, 300\)"):
-        utility_rows(GRAPH, {REAL: good}, labels, weights[:, :10])

@@ -54,21 +54,9 @@ def training_curves(records_by_run: Mapping[str, Sequence[Mapping[str, Any]]], k
 
     Args:
         records_by_run: By the run's name, the records of its ``metrics.jsonl``, each with ``step``.
-        keys: The metrics to plot, one panel each, and the labels of their axes with units. Records without a metric are
-            left out of its panel.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: If there are no keys, or none of the records has one of them.
+        keys: The metrics to plot, one panel each, and the labels of their axes with units. A panel shows the records
+            that have its metric.
     """
-    if not keys:
-        raise ValueError("keys is empty: there is no metric to plot.")
-    for key in keys:
-        if not any(key in record for records in records_by_run.values() for record in records):
-            known = sorted({key for records in records_by_run.values() for record in records for key in record})
-            raise ValueError(f"No record has the metric '{key}'; there are {known}.")
     columns = min(len(keys), PANELS_ABREAST)
     rows = math.ceil(len(keys) / columns)
     figure = Figure(figsize=(2.4 * columns, 2.1 * rows + 0.3), layout="constrained")

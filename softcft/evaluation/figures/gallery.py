@@ -11,7 +11,7 @@ from torch import Tensor
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.evaluation.effectiveness import counterfactual_images, image_generators, plan_counterfactuals
 from softcft.evaluation.figures.animation import write_interpolation
-from softcft.evaluation.figures.grids import cft_comparison, counterfactual_grid
+from softcft.evaluation.figures.grids import cft_comparison
 from softcft.evaluation.figures.style import save
 from softcft.evaluation.tables import CFT_NAMES
 from softcft.graph import Intervention
@@ -36,19 +36,17 @@ def draw_counterfactuals(
     rows: Sequence[int],
     seed: int,
     folder: Path,
-    device: torch.device | str = "cpu",
 ) -> None:
     """Draw Figure 1: the same counterfactuals of a few images by each model, and by all of them side by side.
 
     Args:
         models: By fine-tuning (``none``, ``hard``, ``soft``, ``matched``); attribute mechanisms on the CPU.
-        image: B of the test images, in [-1, 1], shape (B, C, H, W).
+        image: B of the test images, in [-1, 1], shape (B, C, H, W), on the device of the image models.
         parents: Encoded attributes of all N test images, shape (N, K).
         examples: Which of the N the B images are.
         rows: The N images' rows in the test split.
         seed: That of the evaluation, whose counterfactuals these are.
         folder: Gets ``counterfactuals_none`` and so on, and ``comparison``.
-        device: Where the image models are.
     """
     own, own_rows = parents[list(examples)], [rows[i] for i in examples]
     grids, values, captions = {}, {}, []
@@ -57,13 +55,13 @@ def draw_counterfactuals(
         factual = zip(*graph.decode(own).values(), strict=True)
         captions = [graph.in_words(dict(zip(graph.names, row, strict=True))) for row in factual]
         plan = plan_counterfactuals(attribute_scm, parents, graph.names, seed)[list(examples)]
-        images = _images(backbone, image, own, plan, own_rows, seed, device)
+        images = counterfactual_images(backbone, image, own, plan, own_rows, seed).cpu()
         grid = {f"do({name})": images[:, 1 + i] for i, name in enumerate(graph.names)}
         values = {
             f"do({v.name})": [v.in_words(value) for value in v.decode(plan[:, i, graph.slices[v.name]])]
             for i, v in enumerate(graph.variables)
         }
-        save(counterfactual_grid(image, grid, captions, values), folder / f"counterfactuals_{cft}")
+        save(cft_comparison(image, {"": grid}, captions, values), folder / f"counterfactuals_{cft}")
         grids[CFT_NAMES[cft]] = {do: x[:COMPARED] for do, x in grid.items()}
     values = {do: texts[:COMPARED] for do, texts in values.items()}
     save(cft_comparison(image[:COMPARED], grids, captions[:COMPARED], values), folder / "comparison")
@@ -78,7 +76,6 @@ def draw_interpolations(
     rows: Sequence[int],
     seed: int,
     folder: Path,
-    device: torch.device | str = "cpu",
 ) -> None:
     """Animate a few images while a continuous variable moves, and its descendants with it.
 
@@ -90,34 +87,19 @@ def draw_interpolations(
     for variable in graph.variables:
         if variable.kind != "continuous":
             continue
-        frames, texts = {}, []
+        column = graph.slices[variable.name].start
+        low, high = parents[:, column].quantile(torch.tensor(RANGE)).tolist()
+        values = own.expand(FRAMES, -1, -1).clone()
+        values[:, :, column] = torch.linspace(low, high, FRAMES)[:, None]
+        mask = torch.zeros(len(own), len(graph), dtype=torch.bool)
+        mask[:, graph.names.index(variable.name)] = True
+        frames = {}
         for cft, (attribute_scm, backbone) in models.items():
-            column = graph.slices[variable.name].start
-            low, high = parents[:, column].quantile(torch.tensor(RANGE)).tolist()
-            values = own.expand(FRAMES, -1, -1).clone()
-            values[:, :, column] = torch.linspace(low, high, FRAMES)[:, None]
-            mask = torch.zeros(len(own), len(graph), dtype=torch.bool)
-            mask[:, graph.names.index(variable.name)] = True
             moved = [
                 attribute_scm.counterfactual(own, Intervention(value, mask), image_generators(own_rows, seed))
                 for value in values
             ]
-            images = _images(backbone, image, own, torch.stack(moved, dim=1), own_rows, seed, device)
+            images = counterfactual_images(backbone, image, own, torch.stack(moved, dim=1), own_rows, seed)
             frames[CFT_NAMES[cft]] = images[:, 1:].transpose(0, 1)
-            texts = [
-                f"do({variable.name} = {variable.in_words(v)})" for v in variable.decode(values[:, 0, column, None])
-            ]
+        texts = [f"do({variable.name} = {variable.in_words(v)})" for v in variable.decode(values[:, 0, column, None])]
         write_interpolation(folder / f"interpolation_{variable.name}.gif", frames, texts)
-
-
-def _images(
-    backbone: CounterfactualBackbone,
-    image: Tensor,
-    parents: Tensor,
-    plan: Tensor,
-    rows: Sequence[int],
-    seed: int,
-    device: torch.device | str,
-) -> Tensor:
-    made = counterfactual_images(backbone, image.to(device), parents.to(device), plan.to(device), rows, seed)
-    return made.float().cpu()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,9 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path.with_suffix(kind), dpi=200, bbox_inches="tight")
 
 
-def show(axes: Axes, image: Tensor) -> None:
-    """Draw an image in [-1, 1], shape (C, H, W)."""
-    pixels = (image.detach().float().cpu().permute(1, 2, 0).numpy() + 1) / 2
-    axes.imshow(pixels.clip(0, 1), cmap="gray", vmin=0, vmax=1)
+def to_pixels(image: Tensor) -> NDArray[Any]:
+    """Images in [-1, 1], shape (..., C, H, W), as matplotlib shows them: in [0, 1], shape (..., H, W, C)."""
+    return ((image.detach().float().cpu().movedim(-3, -1).numpy() + 1) / 2).clip(0, 1)
 
 
 def fit_text(text: str, inches: float, font_size: float) -> str:
@@ -54,9 +54,27 @@ def common_axis(samples: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     return np.linspace(low - 0.15 * (high - low), high + 0.15 * (high - low), 300)
 
 
-def density(sample: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Kernel density estimate; NaN for a sample of one value, which has no density."""
-    return gaussian_kde(sample)(x) if np.ptp(sample) else np.full_like(x, np.nan)
+def line_styles(names: Iterable[str]) -> dict[str, tuple[str, Dashes]]:
+    """A colour and dashes for each name."""
+    return dict(zip(names, zip(itertools.cycle(COLORS), itertools.cycle(DASHES)), strict=False))
+
+
+def draw_density(
+    axes: Axes, x: NDArray[np.float64], sample: NDArray[np.float64], label: str, style: tuple[str, Dashes] | None = None
+) -> float:
+    """Draw the kernel density estimate of a sample as a line; without a style filled, as real images are.
+
+    A sample of one value has no density: its curve is NaN.
+
+    Returns:
+        The maximum of the curve, at least 0.
+    """
+    heights = gaussian_kde(sample)(x) if np.ptp(sample) else np.full_like(x, np.nan)
+    if style is None:
+        axes.fill_between(x, heights, facecolor=(REAL_COLOR, 0.3), edgecolor=REAL_COLOR, label=label)
+    else:
+        axes.plot(x, heights, color=style[0], linestyle=style[1], linewidth=1.3, label=label)
+    return float(np.nanmax(heights, initial=0))
 
 
 def plain_axes(axes: Axes, x: NDArray[np.float64]) -> None:

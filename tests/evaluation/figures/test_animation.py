@@ -41,18 +41,3 @@ def test_every_model_has_a_row(tmp_path):
     with Image.open(one) as first, Image.open(two) as second:
         assert second.height > 1.5 * first.height
         assert second.width == first.width
-
-
-@pytest.mark.parametrize(
-    ("images", "captions", "message"),
-    [
-        ({}, ["a"], "one shape"),
-        ({"soft": torch.zeros(4, 1, 8, 8)}, ["a"] * 4, r"\(T, B, C, H, W\)"),
-        ({"hard": rising(), "soft": rising(3)}, ["a"] * 4, "one shape"),
-        ({"soft": rising()}, ["a"] * 3, "captions must be 4"),
-    ],
-)
-def test_rejects(tmp_path, images, captions, message):
-    with pytest.raises(ValueError, match=message):
-        write_interpolation(tmp_path / "x.gif", images, captions)
-    assert not (tmp_path / "x.gif").exists()

@@ -8,7 +8,8 @@ from PIL import Image
 
 from softcft.evaluation.embeddings import attribute_modes
 from softcft.evaluation.figures.shift import draw_shifts
-from softcft.evaluation.figures.strength import draw_strength
+from softcft.evaluation.figures.strength import strength_figure
+from softcft.evaluation.figures.style import save
 from softcft.graph import CausalGraph, Variable
 
 PAGE = 9.5  # inches of A4 or letter between its margins
@@ -40,21 +41,22 @@ def test_many_subgroups_are_drawn_on_several_pages(tmp_path: Path) -> None:
         assert two.height < 0.8 * three.height
 
 
-def test_strength_is_drawn_with_the_names_of_the_report(tmp_path: Path) -> None:
+def test_strength_fits_on_a_page(tmp_path: Path) -> None:
     """Seven interventions, of which the truth is known of one."""
     names = [f"digit {i}" for i in range(7)]
     graph = CausalGraph([Variable(name=name, kind="binary", categories=("no", "yes")) for name in names])
     generator = torch.Generator().manual_seed(0)
     labels = (torch.rand(50, 8, 7, generator=generator) < 0.5).float()
     logits = {cft: 2 * labels - 1 + torch.randn(labels.shape, generator=generator) for cft in ("none", "truth")}
-    draw_strength(
+    truth = "True counterfactuals"
+    figure = strength_figure(
         graph,
-        {"none": labels, "truth": labels[:, :2]},
-        {"none": logits["none"], "truth": logits["truth"][:, :2]},
-        {"none": names, "truth": names[:1]},
+        {"No CFT": labels, truth: labels[:, :2]},
+        {"No CFT": logits["none"], truth: logits["truth"][:, :2]},
+        {"No CFT": names, truth: names[:1]},
         0,
-        tmp_path,
     )
+    save(figure, tmp_path / "strength")
     assert {path.name for path in tmp_path.iterdir()} == {"strength.png", "strength.pdf"}
     with Image.open(tmp_path / "strength.png") as figure:
         assert figure.width / figure.info["dpi"][0] < 7.5 + 0.25  # and some white around it

@@ -8,7 +8,7 @@ from scipy import stats
 
 from softcft.cft.interventions import other_values
 from softcft.evaluation.embeddings import attribute_modes, shift_rows
-from softcft.evaluation.figures.shift import shift_figure
+from softcft.evaluation.figures.shift import shift_figures
 from softcft.graph import CausalGraph, Variable
 
 GRAPH = CausalGraph(
@@ -45,6 +45,11 @@ def models():
         centred = (labels - real.mean(dim=0)) * torch.tensor([2.0, 5, 5, 5, 9])
         embeddings[model] = strengths * centred + noise + own * torch.tensor([0.0, 1, 1, 1])[:, None]
     return attribute_modes(embeddings["No CFT"][:, 0], GRAPH, real), embeddings, dict.fromkeys(embeddings, labels)
+
+
+def shift_figure(*args, seed):
+    (figure,) = shift_figures(*args, seed)
+    return figure
 
 
 def draw(figure):
@@ -145,11 +150,6 @@ def test_texts_fit(models, name, number):
         assert not any(box.padded(-0.5).overlaps(other) for other in boxes[i + 1 :])
 
 
-def test_chosen_subgroups_are_shown_in_their_order(models):
-    figure = shift_figure(GRAPH, "race", *models, INTERVENTIONS, range(240), seed=0, shown=["Black", "White"])
-    assert [axes.get_ylabel() for axes in figure.axes[::3]] == ["Black", "White"]
-
-
 def test_images_that_all_look_the_same_have_no_curve(models):
     modes, embeddings, parents = models
     collapsed = embeddings["Soft-CFT"].clone()
@@ -159,17 +159,3 @@ def test_images_that_all_look_the_same_have_no_curve(models):
     draw(figure)
     assert [bool(np.isnan(line.get_ydata()).all()) for line in figure.axes[0].lines] == [False, False, True]
     assert np.isfinite(figure.axes[0].get_ylim()).all()
-
-
-def test_what_cannot_be_shown_is_refused(models):
-    modes, embeddings, parents = models
-    one = {"Soft-CFT": parents["Soft-CFT"]}
-    with pytest.raises(ValueError, match="must be of the same models, got "):
-        shift_figure(GRAPH, "race", modes, embeddings, one, INTERVENTIONS, range(240), seed=0)
-    with pytest.raises(ValueError, match="must be of the same models"):
-        shift_figure(GRAPH, "race", modes, {}, {}, INTERVENTIONS, range(240), seed=0)
-    with pytest.raises(ValueError, match=r"Cannot show the subgroups \['Green'\] of 'race'.*'White', 'Asian', 'Black'"):
-        shift_figure(GRAPH, "race", *models, INTERVENTIONS, range(240), seed=0, shown=["Green"])
-    few = [{model: tensor[:30] for model, tensor in tensors.items()} for tensors in (embeddings, parents)]
-    with pytest.raises(ValueError, match=r"those with enough images are \[\]"):
-        shift_figure(GRAPH, "race", modes, *few, INTERVENTIONS, range(30), seed=0)

@@ -107,16 +107,3 @@ def test_texts_fit(models, number):
         assert box.y1 <= figure.bbox.height
     panel = figure.axes[0].get_window_extent(renderer)
     assert panel.height > 0.4 * 1.9 * figure.dpi
-
-
-def test_what_cannot_be_drawn_is_refused(models):
-    labels, logits, interventions = models
-    with pytest.raises(ValueError, match=r"must be of the same models, got \[\], \[\] and \[\]"):
-        strength_figure(GRAPH, {}, {}, {}, seed=0)
-    with pytest.raises(ValueError, match=r"must be of the same models.*and \['No CFT'\]"):
-        strength_figure(GRAPH, labels, logits, {"No CFT": NAMES}, seed=0)
-    with pytest.raises(ValueError, match=r"labels must have shape \(N, 1 \+ I, K\) = \(150, 5, 6\)"):
-        strength_figure(GRAPH, labels, logits, interventions | {TRUTH: NAMES}, seed=0)
-    real = {"No CFT": labels["No CFT"][:, :1]}
-    with pytest.raises(ValueError, match="'No CFT' has none to show"):
-        strength_figure(GRAPH, real, real, {"No CFT": []}, seed=0)
