@@ -19,74 +19,24 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-METADATA = [
-    "dicom_id",
-    "subject_id",
-    "study_id",
-    "PerformedProcedureStepDescription",
-    "ViewPosition",
-    "Rows",
-    "Columns",
-    "StudyDate",
-    "StudyTime",
-    "ProcedureCodeSequence_CodeMeaning",
-    "ViewCodeSequence_CodeMeaning",
-    "PatientOrientationCodeSequence_CodeMeaning",
-]
-FINDINGS = [
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Enlarged Cardiomediastinum",
-    "Fracture",
-    "Lung Lesion",
-    "Lung Opacity",
-    "No Finding",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Pneumonia",
-    "Pneumothorax",
-    "Support Devices",
-]
-ADMISSIONS = [
-    "subject_id",
-    "hadm_id",
-    "admittime",
-    "dischtime",
-    "deathtime",
-    "admission_type",
-    "admission_location",
-    "discharge_location",
-    "insurance",
-    "language",
-    "marital_status",
-    "ethnicity",
-    "edregtime",
-    "edouttime",
-    "hospital_expire_flag",
-]
-PATIENTS = ["subject_id", "gender", "anchor_age", "anchor_year", "anchor_year_group", "dod"]
+# A few of the columns that nothing reads are among them.
+METADATA = ["dicom_id", "subject_id", "study_id", "ViewPosition", "Rows", "StudyDate", "StudyTime"]
+FINDINGS = ["Atelectasis", "Edema", "No Finding", "Pleural Effusion", "Pleural Other", "Support Devices"]
+ADMISSIONS = ["subject_id", "hadm_id", "admittime", "insurance", "ethnicity"]
+PATIENTS = ["subject_id", "gender", "anchor_age", "anchor_year", "dod"]
 RACES = ["WHITE", "ASIAN", "BLACK/AFRICAN AMERICAN"]
 
 
 class MimicTree:
-    """Tables as lists of rows, and images that are written at once.
+    """Tables as lists of rows (of mimic-cxr-2.0.0-metadata.csv.gz, ...), and images that are written at once.
 
-    Attributes:
-        metadata: Rows of mimic-cxr-2.0.0-metadata.csv.gz.
-        chexpert: Rows of mimic-cxr-2.0.0-chexpert.csv.gz.
-        split: Rows of mimic-cxr-2.0.0-split.csv.gz.
-        admissions: Rows of admissions.csv.gz.
-        patients: Rows of patients.csv.gz.
-        race_column: ``ethnicity`` as in MIMIC-IV 1.0, or ``race`` as in later versions.
+    The column of races is ``ethnicity`` as in MIMIC-IV 1.0, or ``race`` as in later versions.
     """
 
-    def __init__(self, root: Path, hospital: str = "hosp", race_column: str = "ethnicity") -> None:
-        self.root, self.hospital, self.race_column = root, hospital, race_column
+    def __init__(self, root: Path, hospital: str = "hosp") -> None:
+        self.root, self.hospital, self.race_column = root, hospital, "ethnicity"
         self.metadata: list[dict[str, Any]] = []
         self.chexpert: list[dict[str, Any]] = []
-        self.split: list[dict[str, Any]] = []
         self.admissions: list[dict[str, Any]] = []
         self.patients: list[dict[str, Any]] = []
 
@@ -103,46 +53,16 @@ class MimicTree:
     ) -> Path:
         """A subject with one study, and an admission for each race; returns the path of the last image."""
         study_id, number = str(50_000_000 + int(subject_id) % 10_000_000), int(subject_id)
-        self.patients.append(
-            {
-                "subject_id": subject_id,
-                "gender": gender,
-                "anchor_age": anchor_age,
-                "anchor_year": 2150,
-                "anchor_year_group": "2011 - 2013",
-            }
-        )
-        for i, one in enumerate([race] if isinstance(race, str) else race):
-            self.admissions.append(
-                {
-                    "subject_id": subject_id,
-                    "hadm_id": 20_000_000 + 10 * (number % 1_000_000) + i,
-                    "admittime": "2150-03-01 12:00:00",
-                    "dischtime": "2150-03-04 12:00:00",
-                    "admission_type": "EW EMER.",
-                    "insurance": "Other",
-                    "language": "ENGLISH",
-                    "ethnicity": one,
-                    "hospital_expire_flag": 0,
-                }
-            )
-        self.chexpert.append({"subject_id": subject_id, "study_id": study_id} | ({finding: 1.0} if finding else {}))
+        subject = {"subject_id": subject_id}
+        self.patients.append(subject | {"gender": gender, "anchor_age": anchor_age, "anchor_year": 2150})
+        for one in [race] if isinstance(race, str) else race:
+            self.admissions.append(subject | {"admittime": "2150-03-01 12:00:00", "ethnicity": one})
+        self.chexpert.append(subject | {"study_id": study_id} | ({finding: 1.0} if finding else {}))
         for i, view in enumerate(views):
             dicom_id = f"{number:08x}-{i:08x}-00000000-00000000-00000000"
             ids = {"dicom_id": dicom_id, "subject_id": subject_id, "study_id": study_id}
-            self.metadata.append(
-                ids
-                | {
-                    "PerformedProcedureStepDescription": "CHEST (PA AND LAT)",
-                    "ViewPosition": view,
-                    "Rows": size[0],
-                    "Columns": size[1],
-                    "StudyDate": 21520506,
-                    "StudyTime": 213014.531,
-                    "ProcedureCodeSequence_CodeMeaning": "CHEST (PA AND LAT)",
-                }
-            )
-            self.split.append(ids | {"split": "train"})
+            seen = {"ViewPosition": view, "Rows": size[0], "StudyDate": 21520506, "StudyTime": 213014.531}
+            self.metadata.append(ids | seen)
             path = self.root / "files" / f"p{subject_id[:2]}" / f"p{subject_id}" / f"s{study_id}" / f"{dicom_id}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(picture(number + i, size))
@@ -153,9 +73,6 @@ class MimicTree:
         hospital = self.root / self.hospital
         write_table(self.root / "mimic-cxr-2.0.0-metadata.csv.gz", self.metadata, METADATA)
         write_table(self.root / "mimic-cxr-2.0.0-chexpert.csv.gz", self.chexpert, ["subject_id", "study_id", *FINDINGS])
-        write_table(
-            self.root / "mimic-cxr-2.0.0-split.csv.gz", self.split, ["dicom_id", "study_id", "subject_id", "split"]
-        )
         write_table(hospital / "admissions.csv.gz", self.admissions, ADMISSIONS, {"ethnicity": self.race_column})
         write_table(hospital / "patients.csv.gz", self.patients, PATIENTS)
         return self.root
@@ -185,22 +102,11 @@ def split_sizes(num_subjects: int) -> list[int]:
     return [train, validation, num_subjects - train - validation]
 
 
-def make_mimic_tree(
-    root: Path, num_subjects: int = 30, *, size: tuple[int, int] = (20, 24), race_column: str = "ethnicity"
-) -> Path:
-    """Write a tree of subjects that every rule keeps, with one AP or PA view each and every class in every split.
-
-    Args:
-        root: Folder of the tree.
-        num_subjects: At least 30, for a tenth of them must have three races.
-        size: Height and width of the images in pixels.
-        race_column: See :class:`MimicTree`.
-
-    Returns:
-        The root.
-    """
-    assert num_subjects >= 30
-    tree = MimicTree(root, race_column=race_column)
+def make_mimic_tree(root: Path, num_subjects: int = 30, *, size: tuple[int, int] = (20, 24)) -> Path:
+    """Write a tree of at least 30 subjects that every rule keeps, with one AP or PA view each and every class in every
+    split; ``size`` is the height and width of the images in pixels. Returns the root."""
+    assert num_subjects >= 30  # a tenth of them must have three races
+    tree = MimicTree(root)
     # Who will be where is known: numbers within the split go round all classes.
     place = np.empty(num_subjects, int)
     place[np.random.RandomState(42).permutation(num_subjects)] = np.concatenate(

@@ -1,6 +1,6 @@
 import pytest
 
-from softcft.data.doubts import are_codes, are_years, looks_like, mean_nothing, spelled_alike
+from softcft.data.doubts import looks_like, mean_nothing, spelled_alike
 
 
 @pytest.mark.parametrize(
@@ -43,23 +43,6 @@ def test_what_is_neither_a_quantity_nor_a_category_is_named(texts, word):
 )
 def test_quantities_and_categories_are_left_alone(texts):
     assert looks_like(texts) is None
-
-
-def test_years_are_whole_numbers_of_our_time():
-    assert are_years([1938.0, 2001.0])
-    assert not are_years([1938.5, 2001.0])
-    assert not are_years([38.0, 1938.0])
-    assert not are_years([1938.0, 1938.0])
-
-
-@pytest.mark.parametrize("categories", [["1", "2"], ["-1", "1"], ["0", "1", "9"], ["2", "3", "4"]])
-def test_codes_are_numbers_that_are_no_count(categories):
-    assert are_codes(categories)
-
-
-@pytest.mark.parametrize("categories", [["0", "1"], ["2", "0", "1"], ["0", "diabetes1"], ["no", "yes"], ["1.5", "2.5"]])
-def test_counts_and_words_are_no_codes(categories):
-    assert not are_codes(categories)
 
 
 @pytest.mark.parametrize(

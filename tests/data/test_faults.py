@@ -19,7 +19,6 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from datasets import Dataset, load_from_disk
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -30,7 +29,6 @@ from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.pixels import encode_pixels, prepare_images
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import DataConfig, load_data, training_images
-from softcft.data.whole import check_whole
 from softcft.graph import CausalGraph
 from softcft.training.interruption import KILLED, next_batch
 from tests.processes import python, start_command
@@ -89,17 +87,6 @@ CUTS: dict[str, Callable[[Path], None]] = {
 
 
 # ---- files that are cut short ---------------------------------------------------------------------------------------
-
-
-def test_pyarrow_itself_does_not_notice(tmp_path: Path) -> None:
-    """The reason for looking at the end of a file: half an Arrow file may be read as a smaller one."""
-    rows = load_phantom(SIZE, **PHANTOM, cache_dir=str(tmp_path))["train"]
-    path = Path(rows.cache_files[0]["filename"])
-    check_whole(path)
-    after_a_batch(path)
-    assert 0 < len(Dataset.from_file(str(path))) < len(rows)
-    with pytest.raises(ValueError, match=rf"{path.name} is cut short: \d+ bytes, .* make it anew"):
-        check_whole(path)
 
 
 @pytest.mark.parametrize("damage", CUTS.values(), ids=CUTS)
@@ -210,15 +197,6 @@ def test_no_part_of_a_picture_is_taken_for_the_whole(form: str, tmp_path: Path) 
 # ---- files that go away ---------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_vanishes_after_its_table_was_read(tmp_path: Path) -> None:
-    rows = read_table(str(make_folder(tmp_path / "mine")))["train"]
-    shutil.rmtree(tmp_path / "mine")
-    with pytest.raises(ValueError, match=r"None of the 100 images can be read; the first: .*/mine/pictures/0\.png"):
-        prepare_images(rows, SIZE, 1, cache_dir=tmp_path / "cache")
-    with pytest.raises(FileNotFoundError, match=r"mine is no folder"):
-        load_data(settings(tmp_path / "mine", tmp_path / "cache"), GRAPH)
-
-
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Pillow leaves the pipe open
 @pytest.mark.parametrize("leaves_an_empty_folder", [False, True])
 def test_a_folder_that_vanishes_while_its_pictures_are_read(leaves_an_empty_folder: bool, tmp_path: Path) -> None:
@@ -275,21 +253,6 @@ def test_a_picture_that_could_not_be_read_is_tried_again(tmp_path: Path) -> None
     os.utime(path, ns=times)
     prepared, problems = prepare_images(rows, SIZE, 1, cache_dir=tmp_path / "cache")
     assert (len(prepared), problems) == (10, [])
-
-
-def test_prepared_images_outlive_their_pictures_and_their_cache(tmp_path: Path) -> None:
-    """An epoch that has begun goes on: the open file stays, whatever becomes of its name."""
-    config = settings(make_folder(tmp_path / "mine"), tmp_path / "cache", num_validation=10, num_test=10)
-    images = ImageAttributeDataset(load_data(config, GRAPH)["train"], GRAPH)
-    batches = iter(DataLoader(images, batch_size=10))
-    first = next(batches)
-    shutil.rmtree(tmp_path / "mine")
-    shutil.rmtree(tmp_path / "cache")
-    seen = [first, *batches]
-    grey = torch.cat([batch["image"][:, 0, 0, 0] for batch in seen])
-    ages = GRAPH.decode(torch.cat([batch["parents"] for batch in seen]))["age"]
-    assert grey.tolist() == [round(age) for age in ages]
-    assert len(grey) == 80
 
 
 @pytest.mark.parametrize("workers", [0, 1])

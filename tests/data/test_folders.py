@@ -88,6 +88,12 @@ def shades(rows: Dataset) -> list[int]:
     return [int(np.asarray(image)[0, 0]) for image in rows["image"]]
 
 
+def write_readme(folder: Path, **splits: str) -> None:
+    """A README that says which files are which split."""
+    files = "".join(f"  - {{split: {split}, path: '{path}'}}\n" for split, path in splits.items())
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+
+
 # ---- splits ---------------------------------------------------------------------------------------------------------
 
 THREE = {"train": 6, "validation": 2, "test": 3}
@@ -224,19 +230,14 @@ def test_a_readme_may_say_which_pictures_are_which_split(
     folder, write = tmp_path / "mine", {"csv": write_csv, "jsonl": write_jsonl}[kind]
     for i, name in enumerate(("a", "b")):
         put(folder / name, [f"{j}.png" for j in range(4)], 10 * i)
-        empty = "" if kind == "csv" else None
-        rows = [{"file_name": f"{j}.png", "size": 10 * i + j if (i, j) != (1, 1) else empty} for j in range(4)]
+        rows = [{"file_name": f"{j}.png", "size": 10 * i + j if (i, j) != (1, 1) else None} for j in range(4)]
         write(folder / name / f"metadata.{kind}", [*rows, {"file_name": "lost.png", "size": 7}])
-    files = "".join(f"  - {{split: {split}, path: {name}/*}}\n" for split, name in (("train", "a"), ("test", "b")))
-    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+    write_readme(folder, train="a/*", test="b/*")
     if is_link:
         (tmp_path / "link").symlink_to(folder)
         folder = tmp_path / "link"
     splits = read_table(str(folder))
-    assert {split: rows["size"][:] for split, rows in splits.items()} == {
-        "train": [0, 1, 2, 3],
-        "test": [10, None, 12, 13],
-    }
+    assert [rows["size"][:] for rows in splits.values()] == [[0, 1, 2, 3], [10, None, 12, 13]]
     assert {split: shades(rows) for split, rows in splits.items()} == {"train": [0, 1, 2, 3], "test": [10, 11, 12, 13]}
     assert "a/lost.png" in caplog.text
     streamed = read_table(str(folder), streaming=True)
@@ -247,15 +248,11 @@ def test_a_readme_with_a_picture_in_two_splits_is_refused_but_all_is_none(tmp_pa
     folder = tmp_path / "mine"
     for i, name in enumerate(("a", "b")):
         pictures(folder / name, 4, 10 * i)
-    for other, path in (("test", "*/*"), ("all", "*/*")):
-        lines = [("train", "a/*"), ("test", "b/*")] if other == "all" else [("train", "a/*")]
-        files = "".join(f"  - {{split: {split}, path: '{path}'}}\n" for split, path in [*lines, (other, path)])
-        (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
-        if other == "all":
-            assert sizes(folder) == {"train": 4, "test": 4}
-        else:
-            with pytest.raises(ValueError, match=r"README\.md has some files in several"):
-                read_table(str(folder))
+    write_readme(folder, train="a/*", test="*/*")
+    with pytest.raises(ValueError, match=r"README\.md has some files in several"):
+        read_table(str(folder))
+    write_readme(folder, train="a/*", test="b/*", all="*/*")
+    assert sizes(folder) == {"train": 4, "test": 4}
 
 
 @pytest.mark.parametrize("name", ["__none__", "_b", "@b", "__"])
@@ -277,17 +274,8 @@ def test_a_readme_with_splits_counts(tmp_path: Path) -> None:
     folder.mkdir()
     for name, n in (("a", 4), ("b", 2)):
         Dataset.from_dict({"size": range(n)}).to_parquet(folder / f"{name}.parquet")
-    files = "".join(
-        f"  - {{split: {split}, path: {name}.parquet}}\n" for split, name in (("train", "a"), ("test", "b"))
-    )
-    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+    write_readme(folder, train="a.parquet", test="b.parquet")
     assert sizes(folder) == {"train": 4, "test": 2}
-    file = io.BytesIO()
-    Dataset.from_dict({"size": range(10, 14)}).to_parquet(file)
-    state = (folder / "a.parquet").stat()
-    (folder / "a.parquet").write_bytes(file.getvalue())
-    os.utime(folder / "a.parquet", ns=(state.st_atime_ns, state.st_mtime_ns))
-    assert read_table(str(folder))["train"]["size"][:] == [10, 11, 12, 13]
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     assert sizes(folder) == {"train": 6}
     with pytest.raises(ValueError, match="--dataset_config_name other"):
@@ -330,13 +318,17 @@ def test_pictures_in_an_archive_without_a_row_are_counted(rows: int, below: str,
     assert all("3 of 10" in note and f"images.zip/{below}7.png" in note for note in notes)
 
 
-def test_data_files_of_another_kind_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("other", ["classes.csv", "extra.parquet"])
+def test_data_files_of_another_kind_or_no_split_are_named(
+    other: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "mine").mkdir()
-    for name in ("train-0", "train-1"):
-        Dataset.from_dict({"size": range(2)}).to_parquet(tmp_path / "mine" / f"{name}.parquet")
-    write_csv(tmp_path / "mine" / "classes.csv", [{"size": 7}])
-    assert sizes(tmp_path / "mine") == {"train": 4}
-    assert "classes.csv" in caplog.text
+    rows = Dataset.from_dict({"size": range(3)})
+    for name in ("train", "test"):
+        rows.to_parquet(tmp_path / "mine" / f"{name}.parquet")
+    getattr(rows, f"to_{other.partition('.')[2]}")(tmp_path / "mine" / other)
+    assert sizes(tmp_path / "mine") == {"train": 3, "test": 3}
+    assert other in caplog.text
 
 
 def test_parts_of_files_are_one_split(tmp_path: Path) -> None:
@@ -403,16 +395,6 @@ def test_pictures_without_a_row_are_counted(tmp_path: Path, caplog: pytest.LogCa
         assert "test" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["parquet", "csv"])
-def test_data_files_that_are_no_split_are_named(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "mine").mkdir()
-    for name in ("train", "test", "extra"):
-        rows = Dataset.from_dict({"size": range(3)})
-        getattr(rows, f"to_{kind}")(tmp_path / "mine" / f"{name}.{kind}")
-    assert sizes(tmp_path / "mine") == {"train": 3, "test": 3}
-    assert f"extra.{kind}" in caplog.text
-
-
 def test_rows_of_no_split_and_no_picture_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     names = [f"{split}/{i}.png" for split in ("train", "test") for i in range(4)]
     put(tmp_path / "mine", names)
@@ -462,16 +444,6 @@ def test_a_split_without_a_column_is_named(split: str, tmp_path: Path) -> None:
         load_data(config(tmp_path / "mine"), GRAPH)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"<html>", b"version https://git-lfs"])
-def test_if_no_picture_can_be_read_the_first_is_named(content: bytes | None, tmp_path: Path) -> None:
-    for path in pictures(tmp_path / "mine", 20).glob("*.png"):
-        path.unlink()
-        if content is not None:
-            path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"mine/\d+\.png: "):
-        load_data(config(tmp_path / "mine"), GRAPH)
-
-
 @pytest.mark.parametrize("cells", [(1, 2.0, "3", None), (1.0, float("nan"), "2"), ("1", 2, 3.0)])
 def test_numbers_among_texts_are_what_people_write(cells: tuple[Any, ...], tmp_path: Path) -> None:
     put(tmp_path / "mine", [f"{i}.png" for i in range(len(cells))])
@@ -504,16 +476,6 @@ def test_a_split_without_a_table_is_told(tmp_path: Path) -> None:
     put(tmp_path / "mine" / "test", [f"{i}.png" for i in range(7)], 50)
     (note,) = left_out(str(tmp_path / "mine"), read_table(str(tmp_path / "mine")))
     assert "7 in test" in note
-
-
-@pytest.mark.parametrize("name", ["labels.csv", "Metadata.csv", "train/data.xlsx", "a.tsv", "images.zip", "test.json"])
-def test_tables_that_are_not_read_are_named(name: str, tmp_path: Path) -> None:
-    folder = put(tmp_path / "mine", [f"train/{name}/{i}.png" for name in ("ill", "well") for i in range(3)])
-    (folder / name).write_text("a,b\n1,2\n")
-    splits = read_table(str(folder))
-    assert splits["train"].features["label"].names == ["ill", "well"]
-    (note,) = left_out(str(folder), splits)
-    assert name in note
 
 
 @pytest.mark.parametrize("name", ["list_attr.txt", "attributes.dat", "imagelabels.mat"])
@@ -649,22 +611,22 @@ def test_a_change_is_seen_whatever_the_time_of_the_file(what: str, tmp_path: Pat
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_a_change_of_data_files_is_seen(kind: str, tmp_path: Path) -> None:
-    def write(path: Path, shift: int) -> None:
-        rows = Dataset.from_dict({"size": [i + shift for i in range(20)]})
-        rows.to_parquet(path) if kind == "parquet" else rows.save_to_disk(tmp_path / f"saved{shift}")
-        if kind == "arrow":
-            next((tmp_path / f"saved{shift}").glob("*.arrow")).rename(path)
+    def content(first: int) -> bytes:
+        rows = Dataset.from_dict({"size": range(first, first + 20)})
+        if kind == "parquet":
+            rows.to_parquet(tmp_path / "saved")
+            return (tmp_path / "saved").read_bytes()
+        rows.save_to_disk(tmp_path / f"saved{first}")
+        return next((tmp_path / f"saved{first}").glob("*.arrow")).read_bytes()
 
-    (tmp_path / "mine").mkdir()
-    write(tmp_path / "mine" / f"train.{kind}", 0)
-    assert read_table(str(tmp_path / "mine"))["train"]["size"][:] == list(range(20))
-    write(tmp_path / "other", 100)
-    content = (tmp_path / "other").read_bytes()
-    if len(content) == (tmp_path / "mine" / f"train.{kind}").stat().st_size:
-        rewrite(tmp_path / "mine" / f"train.{kind}", content)
-    else:
-        (tmp_path / "mine" / f"train.{kind}").write_bytes(content)
-    assert read_table(str(tmp_path / "mine"))["train"]["size"][:] == list(range(100, 120))
+    path = tmp_path / "mine" / f"train.{kind}"
+    path.parent.mkdir()
+    path.write_bytes(content(0))
+    assert read_table(str(path.parent))["train"]["size"][:] == list(range(20))
+    before = path.stat()
+    path.write_bytes(content(100))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert read_table(str(path.parent))["train"]["size"][:] == list(range(100, 120))
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------

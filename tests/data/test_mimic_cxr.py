@@ -154,15 +154,9 @@ def test_a_rule_drops(tree: MimicTree, step: str, changes: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     ("changes", "column", "value"),
     [
-        ({"race": "WHITE"}, "race", "White"),
-        ({"race": "ASIAN"}, "race", "Asian"),
         ({"race": "BLACK/AFRICAN AMERICAN"}, "race", "Black"),
         ({"race": ["ASIAN", "ASIAN", "ASIAN"]}, "race", "Asian"),
-        ({"gender": "M"}, "sex", "male"),
-        ({"gender": "F"}, "sex", "female"),
-        ({"views": ("AP",)}, "sex", "female"),
-        ({"finding": "No Finding"}, "disease", "no finding"),
-        ({"finding": "Pleural Effusion"}, "disease", "pleural effusion"),
+        ({"views": ("AP",)}, "race", "White"),
         ({"anchor_age": 15}, "age", 17.0),  # there is no rule on age
         ({"anchor_age": 91}, "age", 93.0),
     ],
@@ -275,43 +269,35 @@ def test_a_link_to_the_hospital_is_followed(tree: MimicTree, tmp_path: Path) -> 
 # ---- damaged rows and images --------------------------------------------------------------------------------------
 
 
-def test_a_duplicated_row_yields_one_image(tree: MimicTree) -> None:
-    tree.metadata += [dict(tree.metadata[3]), dict(tree.metadata[3])]
-    selection = select_mimic_cxr(tree.write())
-    assert len(selection.rows) == len(KEPT)
-    assert lost(selection) == {"one row per image": 2}
-    assert len(selection.problems) == 2
-    assert "csv.gz, line 12: dicom_id" in selection.problems[0]
-
-
-@pytest.mark.parametrize("table", ["chexpert", "patients"])
-def test_a_duplicated_study_or_patient_yields_one_image(tree: MimicTree, table: str) -> None:
+@pytest.mark.parametrize("table", ["metadata", "chexpert", "patients"])
+def test_a_duplicated_row_yields_one_image(tree: MimicTree, table: str) -> None:
     rows = getattr(tree, table)
-    rows.append(dict(rows[3]))
+    rows += [dict(rows[3]), dict(rows[3])]
     selection = select_mimic_cxr(tree.write())
     assert len(selection.rows) == len(KEPT)
-    assert len(selection.problems) == 1
+    assert lost(selection) == ({"one row per image": 2} if table == "metadata" else {})
+    assert len(selection.problems) == 2
     assert f"{table}.csv.gz, line 12: " in selection.problems[0]
 
 
 @pytest.mark.parametrize(
-    ("table", "column", "value", "step", "message"),
+    ("table", "column", "value", "step", "named"),
     [
-        ("patients", "gender", "U", "sex is known", f"subject_id {KEPT[3]}: gender must be M or F, got U"),
-        ("patients", "gender", None, "sex is known", "gender must"),
-        ("patients", "anchor_age", None, "age is known", "must give an age, got nan, 2150, 21520506"),
-        ("patients", "anchor_age", "old", "age is known", "must give an age, got old, 2150"),
-        ("patients", "anchor_age", "inf", "age is known", "must give an age, got inf"),
-        ("patients", "anchor_age", -30, "age is known", "must give an age, got -30"),
-        ("patients", "anchor_year", None, "age is known", "must give an age, got 60, nan, 21520506"),
-        ("metadata", "StudyDate", None, "age is known", "must give an age, got 60, 2150, nan"),
-        ("metadata", "subject_id", None, "ids are complete", "line 5: subject_id and study_id must be numbers"),
-        ("metadata", "study_id", "50..1", "ids are complete", "line 5: subject_id and study_id must be numbers"),
-        ("metadata", "dicom_id", None, "ids are complete", "line 5: subject_id and study_id must be numbers"),
+        ("patients", "gender", "U", "sex is known", f"subject_id {KEPT[3]}: gender"),
+        ("patients", "gender", None, "sex is known", "gender"),
+        ("patients", "anchor_age", None, "age is known", "nan, 2150, 21520506"),
+        ("patients", "anchor_age", "old", "age is known", "old, 2150"),
+        ("patients", "anchor_age", "inf", "age is known", "inf"),
+        ("patients", "anchor_age", -30, "age is known", "-30"),
+        ("patients", "anchor_year", None, "age is known", "60, nan, 21520506"),
+        ("metadata", "StudyDate", None, "age is known", "60, 2150, nan"),
+        ("metadata", "subject_id", None, "ids are complete", "line 5: subject_id"),
+        ("metadata", "study_id", "50..1", "ids are complete", "line 5: subject_id"),
+        ("metadata", "dicom_id", None, "ids are complete", "line 5: subject_id"),
     ],
 )
 def test_a_damaged_row_is_left_out_and_named(
-    tree: MimicTree, caplog: pytest.LogCaptureFixture, table: str, column: str, value: Any, step: str, message: str
+    tree: MimicTree, caplog: pytest.LogCaptureFixture, table: str, column: str, value: Any, step: str, named: str
 ) -> None:
     getattr(tree, table)[3][column] = value
     with caplog.at_level(logging.WARNING):
@@ -319,9 +305,9 @@ def test_a_damaged_row_is_left_out_and_named(
     assert subjects(selection) == set(KEPT) - {KEPT[3]}
     assert lost(selection) == {step: 1}
     assert len(selection.problems) == 1
-    assert message in selection.problems[0]
-    assert f"{step}: 1 left out: {selection.problems[0]}" in caplog.text
-    with pytest.raises(ValueError, match=r"Repair or remove it, or leave out such rows by on_error='skip'"):
+    assert named in selection.problems[0]
+    assert selection.problems[0] in caplog.text
+    with pytest.raises(ValueError, match=r"on_error='skip'"):
         select_mimic_cxr(tree.root, on_error="raise")
 
 
@@ -329,9 +315,7 @@ def test_a_damaged_row_is_left_out_and_named(
 @pytest.mark.parametrize("column", ["subject_id", "study_id", "dicom_id"])
 def test_an_id_that_is_a_path_is_refused_before_any_image_is_read(tree: MimicTree, column: str, value: str) -> None:
     tree.metadata[3][column] = value
-    with pytest.raises(
-        ValueError, match=rf"metadata.csv.gz, line 5: {column} '{re.escape(repr(value)[1:-1])}' is no id"
-    ):
+    with pytest.raises(ValueError, match=rf"metadata.csv.gz, line 5: {column} '{re.escape(repr(value)[1:-1])}'"):
         select_mimic_cxr(tree.write())
 
 
@@ -339,16 +323,6 @@ def test_missing_ids_of_two_tables_do_not_match(tree: MimicTree) -> None:
     tree.metadata[3]["subject_id"] = tree.patients[3]["subject_id"] = None
     tree.admissions[3]["subject_id"] = tree.chexpert[3]["subject_id"] = None
     assert subjects(select_mimic_cxr(tree.write())) == set(KEPT) - {KEPT[3]}
-
-
-def test_many_problems_make_a_short_warning(tree: MimicTree, caplog: pytest.LogCaptureFixture) -> None:
-    tree.metadata = [dict(row) for row in tree.metadata for _ in range(4)]
-    with caplog.at_level(logging.WARNING):
-        selection = select_mimic_cxr(tree.write())
-    assert len(selection.problems) == 30
-    assert "one row per image: 30 left out:" in caplog.text
-    assert caplog.text.count("again") == 20
-    assert "and 10 more" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["missing", "cut", "empty", "text"])
@@ -392,13 +366,14 @@ def test_a_split_without_a_readable_image(tree: MimicTree, tmp_path: Path) -> No
         lambda data: b"<html>401 Unauthorized</html>",
         lambda data: b"",
         lambda data: gzip.compress(b""),
+        lambda data: gzip.compress(gzip.decompress(data).splitlines(keepends=True)[0]),
     ],
-    ids=["half", "end", "zeros", "html", "empty", "nothing"],
+    ids=["half", "end", "zeros", "html", "empty", "nothing", "only names of columns"],
 )
 def test_a_damaged_table_is_an_error(tree: MimicTree, name: str, change: Callable[[bytes], bytes]) -> None:
     damage(tree.write() / name, change)
     for on_error in ("skip", "raise"):
-        with pytest.raises(ValueError, match=rf"{Path(name).name} is cut short, damaged or no table \(.*get it anew"):
+        with pytest.raises(ValueError, match=Path(name).name):
             select_mimic_cxr(tree.root, on_error=on_error)
 
 
@@ -406,41 +381,30 @@ def test_an_unpacked_table_that_is_cut_short(tree: MimicTree) -> None:
     path = tree.write() / ADMISSIONS
     path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes())[:-20])
     path.unlink()
-    with pytest.raises(
-        ValueError, match=r"admissions.csv is cut short, damaged or no table \(its last line has no end"
-    ):
-        select_mimic_cxr(tree.root)
-
-
-@pytest.mark.parametrize("name", [METADATA, LABELS, ADMISSIONS, PATIENTS])
-def test_a_table_without_rows(tree: MimicTree, name: str) -> None:
-    damage(tree.write() / name, lambda data: gzip.compress(gzip.decompress(data).splitlines(keepends=True)[0]))
-    with pytest.raises(ValueError, match=f"{Path(name).name} has no rows"):
+    with pytest.raises(ValueError, match=r"admissions.csv is cut short"):
         select_mimic_cxr(tree.root)
 
 
 @pytest.mark.parametrize(
-    ("name", "column", "message"),
+    ("name", "column"),
     [
-        (METADATA, "dicom_id", r"metadata.csv.gz has no column \['dicom_id'\]; it has \['other', 'subject_id', "),
-        (METADATA, "ViewPosition", r"metadata.csv.gz has no column \['ViewPosition'\]"),
-        (LABELS, "Pleural Effusion", r"chexpert.csv.gz has no column \['Pleural Effusion'\]"),
-        (ADMISSIONS, "ethnicity", r"admissions.csv.gz has no column \['race or ethnicity'\]"),
-        (PATIENTS, "anchor_age", r"patients.csv.gz has no column \['anchor_age'\]"),
+        (METADATA, "dicom_id"),
+        (METADATA, "ViewPosition"),
+        (LABELS, "Pleural Effusion"),
+        (ADMISSIONS, "ethnicity"),
+        (PATIENTS, "anchor_age"),
     ],
 )
-def test_a_missing_column_is_named_with_its_file(tree: MimicTree, name: str, column: str, message: str) -> None:
+def test_a_missing_column_is_named_with_its_file(tree: MimicTree, name: str, column: str) -> None:
     damage(tree.write() / name, lambda data: gzip.compress(gzip.decompress(data).replace(column.encode(), b"other", 1)))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"{Path(name).name} .*{column}"):
         select_mimic_cxr(tree.root)
 
 
 @pytest.mark.parametrize("name", [METADATA, LABELS, ADMISSIONS, PATIENTS])
 def test_a_missing_table_is_named_with_all_that_are_needed(tree: MimicTree, name: str) -> None:
     (tree.write() / name).unlink()
-    with pytest.raises(
-        FileNotFoundError, match=f"has no {Path(name).name} or .*needed are {METADATA}.*patients.csv.gz"
-    ):
+    with pytest.raises(FileNotFoundError, match=f"{Path(name).name} .*{METADATA}.*patients.csv.gz"):
         select_mimic_cxr(tree.root)
 
 
@@ -474,12 +438,7 @@ def test_too_few_subjects_for_three_splits(tmp_path: Path) -> None:
         tree.add(subject_id)
     with pytest.raises(ValueError, match=r"The split 'validation' has no image.*too few subjects"):
         select_mimic_cxr(tree.write())
-
-
-def test_impossible_arguments(tree: MimicTree) -> None:
-    with pytest.raises(ValueError, match="resolution must"):
-        load_mimic_cxr(tree.write(), 0)
-    with pytest.raises(ValueError, match="on_error must be 'skip' or 'raise', got 'ignore'"):
+    with pytest.raises(ValueError, match="on_error must"):
         load_mimic_cxr(tree.root, 16, on_error="ignore")
 
 
@@ -536,25 +495,25 @@ def test_lists_of_images_replace_filter_and_split(tree: MimicTree, samples: dict
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "step", "message"),
+    ("column", "value", "step"),
     [
-        ("path_preproc", "preproc_224x224/s1_2.jpg", "image is in the metadata", "s1_2.jpg: path_preproc must name an"),
-        ("path_preproc", "scan.jpg", "image is in the metadata", "scan.jpg: path_preproc must name an image of"),
-        ("path_preproc", None, "image is in the metadata", "nan: path_preproc must name an image of"),
-        ("sex_label", 2, "sex is known", "jpg: sex_label must be 0 or 1"),
-        ("race_label", None, "race is White, Asian or Black", "jpg: race_label must be 0, 1 or 2"),
-        ("age", None, "age is known", "jpg: age must be a number of years"),
+        ("path_preproc", "preproc_224x224/s1_2.jpg", "image is in the metadata"),
+        ("path_preproc", "scan.jpg", "image is in the metadata"),
+        ("path_preproc", None, "image is in the metadata"),
+        ("sex_label", 2, "sex is known"),
+        ("race_label", None, "race is White, Asian or Black"),
+        ("age", None, "age is known"),
     ],
 )
 def test_a_damaged_row_of_a_list(
-    tree: MimicTree, samples: dict, tmp_path: Path, column: str, value: Any, step: str, message: str
+    tree: MimicTree, samples: dict, tmp_path: Path, column: str, value: Any, step: str
 ) -> None:
     samples["train"][0][column] = value
     selection = select_mimic_cxr(tree.root, sample_csv_dir=write_samples(tree, samples, tmp_path / "meta"))
     assert lost(selection) == {step: 1, "no finding or pleural effusion": 3}
     assert len(selection.problems) == 1
     assert "mimic.sample.train.csv: " in selection.problems[0]
-    assert message in selection.problems[0]
+    assert column in selection.problems[0]
 
 
 def test_an_image_listed_twice_is_one_and_a_subject_of_two_lists_an_error(
@@ -572,9 +531,7 @@ def test_an_id_of_the_metadata_that_is_a_path_is_refused_for_lists_too(
     tree: MimicTree, samples: dict, tmp_path: Path
 ) -> None:
     tree.metadata[-1]["subject_id"] = "60/../../../secret"
-    with pytest.raises(
-        ValueError, match=r"metadata.csv.gz, line \d+: subject_id '60/../../../secret' is no id but a path"
-    ):
+    with pytest.raises(ValueError, match=r"metadata.csv.gz, line \d+: subject_id '60/../../../secret'"):
         select_mimic_cxr(tree.root, sample_csv_dir=write_samples(tree, samples, tmp_path / "meta"))
 
 

@@ -11,7 +11,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
-from softcft.data.own import as_text, find_columns, make_splits, read_column, read_table, translate
+from softcft.data.own import as_text, make_splits, read_column, read_table, translate
 from softcft.graph import CausalGraph, Variable
 
 GRAPH = CausalGraph(
@@ -81,13 +81,6 @@ def test_a_single_split_is_the_training_split_and_others_are_left_out(tmp_path: 
         read_table(str(tmp_path / "two"))
 
 
-def test_categories_that_are_numbers_are_no_positions() -> None:
-    steps = CausalGraph([{"name": "step", "kind": "categorical", "categories": ["0.5", "1.5", "2.5"]}])
-    rows = Dataset.from_dict({"image": ["a", "b"], "step": [0.5, 1.0]})
-    with pytest.raises(ValueError, match=r"'step' does not know: '1' \(1 rows\)"):
-        translate(rows, steps)
-
-
 def test_a_picture_that_is_named_but_not_there_stays_a_row(tmp_path: Path) -> None:
     """It is left out when images are prepared, and named then."""
     folder = pictures_in(tmp_path / "mine")
@@ -134,18 +127,14 @@ def test_other_kinds_of_files(write: Callable[[Dataset, Path], None], columns: d
 
 @pytest.mark.parametrize("name", ["", "nowhere", "./no/where", "/no/where", "a/b/c"])
 def test_no_such_folder(name: str) -> None:
-    with pytest.raises(FileNotFoundError, match=f"^--dataset_name {name} is no folder, and no data set of the Hub"):
+    with pytest.raises(FileNotFoundError, match=f"^--dataset_name {name} "):
         read_table(name)
 
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=f"--dataset_name {tmp_path}/empty cannot be read: .* no data files"):
-        read_table(str(tmp_path / "empty"))
-    with pytest.raises(
-        ValueError, match="--dataset_name no/where is no folder, and as a data set of the Hub it cannot"
-    ):
-        read_table("no/where")
+    for name in (str(tmp_path), "no/where"):
+        with pytest.raises(ValueError, match=f"--dataset_name {name} "):
+            read_table(name)
 
 
 # ---- splits -------------------------------------------------------------------------------------------------------
@@ -197,18 +186,18 @@ def test_groups_stay_together(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("splits", "arguments", "message"),
+    ("splits", "arguments", "named"),
     [
-        ({"train": 5}, {"group_column": "patient"}, "^--group_column patient: the data set has no such column"),
-        ({"train": 2}, {}, "^The 2 training rows are too few to draw 1 for validation from.$"),
-        ({"train": 5}, {"numbers": {"test": 5}}, "^The 5 training rows are too few to draw 5 for test from.$"),
-        ({"train": 5}, {"group_column": "same"}, "too few to draw 1 for test from, if rows of one same stay together"),
-        ({"train": 9}, {"numbers": {"train": 9}}, "^--num_train is 9, but there are 6 rows in that split; lower it.$"),
-        ({"train": 9, "test": 2}, {"numbers": {"test": 3}}, "^--num_test is 3, but there are 2 rows in that split"),
+        ({"train": 5}, {"group_column": "patient"}, "--group_column patient"),
+        ({"train": 2}, {}, "too few to draw 1 for validation"),
+        ({"train": 5}, {"numbers": {"test": 5}}, "too few to draw 5 for test"),
+        ({"train": 5}, {"group_column": "same"}, "too few to draw 1 for test from, if rows of one same"),
+        ({"train": 9}, {"numbers": {"train": 9}}, "--num_train is 9"),
+        ({"train": 9, "test": 2}, {"numbers": {"test": 3}}, "--num_test is 3"),
     ],
 )
-def test_splits_that_cannot_be_made(splits: dict[str, int], arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_splits_that_cannot_be_made(splits: dict[str, int], arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
         make_splits(DatasetDict({name: numbered(n, same=[0] * n) for name, n in splits.items()}), **arguments)
 
 
@@ -324,39 +313,26 @@ def test_dates_and_lists_are_no_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "message"),
+    ("columns", "named"),
     [
-        ({"hight": "x"}, r"^columns: there is no variable 'hight'; the graph has \['age', 'sex', 'grade'\]"),
-        ({"sex": 3}, r"^columns: sex must be the name of a column or {column: ..., values: ...}, got 3"),
-        ({"sex": {"colum": "x"}}, r"^columns: sex must be the name of a column or {column"),
-        ({"sex": {"values": ["a"]}}, r"^columns: sex: values must be a mapping from old to new values, got \['a'\]"),
-        ({"sex": "gender"}, r"^The data set has no column \['gender'\]; it has .*add 'columns: {sex: NAME_OF"),
-        ({"image": "scan"}, r"^The data set has no column \['scan'\]"),
+        ({"hight": "x"}, "'hight'"),
+        ({"sex": 3}, "columns: sex .* 3"),
+        ({"sex": {"colum": "x"}}, "columns: sex"),
+        ({"sex": {"values": ["a"]}}, "columns: sex: values"),
+        ({"sex": "gender"}, "'gender'"),
+        ({"image": "scan"}, "'scan'"),
     ],
 )
-def test_columns_that_cannot_be_understood(columns: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_columns_that_cannot_be_understood(columns: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
         translate(full(), GRAPH, columns)
 
 
 def test_unknown_values_are_counted_and_the_fix_is_named() -> None:
-    with pytest.raises(ValueError, match="has 2 values that 'sex' does not know: ") as error:
+    with pytest.raises(ValueError, match=r"'m' \(2 rows\), 'f' \(1 rows\).*{sex: {column: sex, values: "):
         translate(full(sex=["m", "f", "m", "male"]), GRAPH)
-    assert str(error.value) == (
-        "Column 'sex' has 2 values that 'sex' does not know: 'm' (2 rows), 'f' (1 rows); the categories are "
-        "['male', 'female']: add them, or say which of these, or null, each value stands for, by columns: "
-        "{sex: {column: sex, values: {m: ..., f: ...}}}."
-    )
-    with pytest.raises(
-        ValueError, match=r"'\?' \(1 rows\); translate or null them by columns: {age: {column: age, val"
-    ):
+    with pytest.raises(ValueError, match=r"'\?' \(1 rows\).*{age: {column: age, val"):
         translate(full(age=["1", "2", "?", "4"]), GRAPH)
-
-
-def test_the_columns_of_a_graph() -> None:
-    sources, mappings = find_columns(GRAPH, {"sex": {"values": {1.0: "male", False: "female"}}, "age": "years"})
-    assert sources == {"image": "image", "age": "years", "sex": "sex", "grade": "grade"}
-    assert mappings["sex"] == {"1": "male", "False": "female"}
 
 
 def test_rows_that_were_selected_keep_their_pictures() -> None:

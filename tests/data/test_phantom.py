@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from datasets import Image, Value
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -85,20 +84,14 @@ def test_each_image_depends_on_its_own_noise_only() -> None:
 
 def test_wrong_shapes_are_refused() -> None:
     attributes, noise = draw(4)
-    with pytest.raises(ValueError, match="attributes must"):
-        render(attributes[:3], noise)
-    with pytest.raises(ValueError, match="attributes must"):
-        render(attributes[:, :5], noise)
+    for wrong in (attributes[:3], attributes[:, :5]):
+        with pytest.raises(ValueError, match="attributes must"):
+            render(wrong, noise)
     with pytest.raises(ValueError, match="resolution must"):
         sample_noise(4, 15)
 
 
 # ---- true counterfactuals -----------------------------------------------------------------------------------------
-
-
-def test_rendering_the_same_twice_gives_the_same() -> None:
-    attributes, noise = draw(8)
-    assert torch.equal(render(attributes, noise), render(attributes.clone(), noise))
 
 
 @pytest.mark.parametrize("resolution", [32, 64])
@@ -252,19 +245,6 @@ def test_rows_are_the_rendered_blocks(tmp_path: Path) -> None:
         assert np.abs(pixels(part) / 127.5 - 1 - expected).max() <= 0.5 / 127.5 + 1e-6
         values = {name: part[name] for name in PHANTOM_GRAPH.names}
         torch.testing.assert_close(PHANTOM_GRAPH.encode({k: list(v) for k, v in values.items()}), attributes[:n])
-
-
-def test_columns_and_types(tmp_path: Path) -> None:
-    splits = load_phantom(32, num_train=3, num_validation=2, num_test=4, cache_dir=str(tmp_path))
-    assert {split: len(rows) for split, rows in splits.items()} == {"train": 3, "validation": 2, "test": 4}
-    for rows in splits.values():
-        assert rows.column_names == ["image", "age", "sex", "race", "disease"]
-        assert isinstance(rows.features["image"], Image)
-        assert rows.features["age"] == Value("float64")
-        assert all(rows.features[name] == Value("string") for name in ("sex", "race", "disease"))
-        assert rows[0]["image"].mode == "L"
-        assert rows[0]["image"].size == (32, 32)
-        PHANTOM_GRAPH.encode({name: list(rows[name]) for name in PHANTOM_GRAPH.names})
 
 
 def test_the_seed_decides_and_the_first_images_do_not_depend_on_the_number(tmp_path: Path) -> None:

@@ -58,23 +58,21 @@ def test_good_data_have_no_problems() -> None:
 
 def test_all_problems_are_told_at_once() -> None:
     table = splits(200, age=lambda i: float(i), sex=lambda i: "m" if i % 2 else "male").remove_columns("image")
-    errors = check(table, {"age": "age", "image": "scan"}).errors
-    assert len(errors) == 5
-    assert errors[0].startswith("There is no column 'scan'; the columns are ['age', 'sex']. Add to the graph's file")
-    assert errors[1].startswith("99 values of 'age' are outside [0, 100]: they go from 0 to 199. Widen low and high")
-    assert errors[2].startswith(
-        "Column 'sex' has 1 values that 'sex' does not know: 'm' (100 rows); the categories are"
-    )
-    assert errors[3].startswith("'sex': no image of validation is 'female', so that there is no AUC")
-    assert errors[4].startswith("'sex': no image of test is 'female', so that there is no AUC")
+    scan, age, unknown, *lacking = check(table, {"age": "age", "image": "scan"}).errors
+    assert "'scan'" in scan
+    assert "99 values of 'age'" in age
+    assert "'m' (100 rows)" in unknown
+    assert ["no image of validation is 'female'" in lacking[0], "no image of test is 'female'" in lacking[1]] == [
+        True
+    ] * 2
+    assert len(lacking) == 2
 
 
 def test_a_missing_column_is_told_with_the_nearest_one() -> None:
     report = check(splits(sex=None, gender_sex=lambda i: "male"), {"sex": "gender"})
-    assert report.errors == [
-        "There is no column 'gender'; the columns are ['image', 'age', 'gender_sex']. Add to the graph's file: "
-        "columns: {sex: gender_sex}, or rename the variable."
-    ]
+    (error,) = report.errors
+    assert "'gender'" in error
+    assert "{sex: gender_sex}" in error
     assert any(line.startswith("age (continuous") for line in report.lines)  # the others are still read
 
 
@@ -99,32 +97,23 @@ def test_rare_categories_and_odd_ranges_are_warned_of() -> None:
     table = splits(200, sex=lambda i: "female" if i % 30 == 0 else "male", age=lambda i: 99.0 if i == 0 else 1 + i % 4)
     report = check(table)
     assert report.errors == []
-    assert [text.split(":")[0] for text in report.warnings] == [
-        "98 % of the values of 'age' lie in 3 % of its range"
-    ] + ["'sex'"] * 2
-    assert "4 images of train are 'female', too few to learn from" in report.warnings[1]
-    assert "2 images of test are 'female', too few for an AUC to say much" in report.warnings[2]
+    narrow, train, test = report.warnings
+    assert "98 % of the values of 'age' lie in 3 % of its range" in narrow
+    assert "4 images of train are 'female'" in train
+    assert "2 images of test are 'female'" in test
     assert any("'age' is 5 in all rows" in text for text in check(splits(age=lambda i: 5)).warnings)
-
-
-def test_integers_are_told_as_what_they_are_read() -> None:
-    report = check(splits(200, sex=lambda i: i % 2))
-    assert "  read as: 0 -> male, 1 -> female" in report.lines
-    assert report.errors == []
 
 
 def test_splits_are_drawn_and_groups_kept() -> None:
     table = DatasetDict({"train": splits(400, patient=lambda i: i // 4)["train"]})
     report = check(table, group_column="patient")
-    assert report.lines[0].endswith("; validation and test drawn at random from train")
+    assert "drawn at random" in report.lines[0]
     assert report.lines[1].startswith("patient: train 35, validation 5, test 10")
     assert not any("patient" in text for text in report.warnings)
     report = check(splits(200, patient=lambda i: i // 4 % 40), group_column="patient")
-    assert report.warnings[0].startswith(
-        "10 values of 'patient' are in both train and test, for instance 0: results wo"
-    )
+    assert "10 values of 'patient' are in both train and test" in report.warnings[0]
     report = check(splits(200), num_test=60)
-    assert report.errors == ["--num_test is 60, but there are 50 rows in that split; lower it."]
+    assert "--num_test is 60" in report.errors[0]
     assert report.lines[0].startswith("Images: train 100")
 
 
@@ -139,16 +128,10 @@ def test_pictures_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     report = check(splits(200, pictures), dataset_name=str(tmp_path))
     assert report.errors == []
     (unreadable,) = report.warnings
-    assert unreadable.startswith("3 of 200 pictures cannot be used")
-    assert "broken.png: it is no picture" in unreadable
-    assert "deep.png: more than 8 bits per channel" in unreadable
-    assert f"{tmp_path}/where.png: No such file" in unreadable
-    assert (
-        check(splits(200, pictures), dataset_name=str(tmp_path), on_error="raise")
-        .errors[0]
-        .startswith("3 of 200 pictures cannot be used")
-    )
-    assert check(splits(40, {i: pictures[4] for i in range(40)})).errors[-1].startswith("40 of 40 pictures cannot be")
+    for named in ("3 of 200 pictures", "broken.png: ", "deep.png: ", f"{tmp_path}/where.png: "):
+        assert named in unreadable
+    assert check(splits(200, pictures), dataset_name=str(tmp_path), on_error="raise").errors[0].startswith("3 of 200")
+    assert "40 of 40 pictures" in check(splits(40, {i: pictures[4] for i in range(40)})).errors[-1]
 
 
 def test_files_that_are_not_there_are_looked_for_beyond_the_sample(
@@ -163,15 +146,10 @@ def test_files_that_are_not_there_are_looked_for_beyond_the_sample(
     assert f"{tmp_path}/where.png" in warning
 
 
-def test_the_first_picture_decides_on_colour() -> None:
-    table = splits(200, {i: {"bytes": png(i, mode="RGB"), "path": None} for i in range(1, 11)})
-    report = check(table)
-    assert report.warnings[0].startswith("10 of 200 pictures are in colour, but the first is grey")
-    assert check(table, image_channels=3).warnings == []
-    assert check(table, image_channels=1).warnings == []
-    report = check(splits(200, {0: {"bytes": b"", "path": "empty.png"}}))  # then the next one does
+def test_the_first_picture_that_can_be_read_decides_on_colour() -> None:
+    report = check(splits(200, {0: {"bytes": b"", "path": "empty.png"}}))
     assert report.errors == []
-    assert report.warnings[0].startswith("1 of 200 pictures cannot be used")
+    assert "1 of 200 pictures" in report.warnings[0]
     assert "empty.png: " in report.warnings[0]
 
 
@@ -200,27 +178,15 @@ def test_negatives_are_told_with_their_number() -> None:
 def test_sizes_are_told() -> None:
     report = check(splits(200, {7: {"bytes": png(7, (20, 10)), "path": None}}), sample_size=16)
     text = "\n".join(report.lines)
-    assert "size in pixels: 8 x 8 (199 of them), others with sides from 8 to 20" in text
-    assert "become 16 x 16, grey; 200 are enlarged" in text
-    assert "1 are no squares: the ends of the longer side are cut off, 50 % on average" in text
-    assert report.warnings == [
-        "200 of 200 pictures are smaller than --sample_size 16: a smaller one would lose nothing and train faster."
-    ]
+    for said in ("8 x 8 (199 of them)", "from 8 to 20", "become 16 x 16, grey; 200 are enlarged", "1 are no squares"):
+        assert said in text
+    (warning,) = report.warnings
+    assert "--sample_size 16" in warning
 
 
 def test_copies_in_two_splits_are_found() -> None:
     table = splits(200, {199: {"bytes": png(0), "path": "copy.png"}})
-    assert (
-        check(table).warnings[0].startswith("1 pictures are in several splits, for instance an image (train) and copy")
-    )
-
-
-def test_a_sample_is_read_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("softcft.data.report_pictures.SAMPLE", 20)
-    table = splits(200)
-    config = DataConfig(dataset_name="mine", sample_size=8)
-    assert "Pictures (20 of 200 read)" in check_data(table, config, GRAPH).lines
-    assert "Pictures (200 of 200 read)" in check_data(table, config, GRAPH, all_images=True).lines
+    assert "1 pictures are in several splits, for instance an image (train) and copy" in check(table).warnings[0]
 
 
 def test_examples_go_over_categories_and_ranges() -> None:
@@ -241,23 +207,37 @@ def test_years_are_no_ages_and_lists_no_categories() -> None:
     assert any("'sex'" in warning and "several labels" in warning for warning in report.warnings)
 
 
-def test_numbers_that_may_count_from_one_are_told() -> None:
-    graph = CausalGraph([{"name": "view", "kind": "categorical", "categories": ["AP", "PA", "LL"]}])
+def test_a_sample_is_read_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("softcft.data.report_pictures.SAMPLE", 20)
+    table = splits(200)
     config = DataConfig(dataset_name="mine", sample_size=8)
-    for first, told in ((1, True), (0, False)):
-        report = check_data(splits(view=lambda i, first=first: first + i % 2), config, graph)
-        assert any("count from 1" in text and "'view'" in text for text in report.warnings) is told
-    translated = {"view": {"column": "view", "values": {1: "AP", 2: "PA"}}}
-    report = check_data(splits(view=lambda i: 1 + i % 2), config, graph, translated)
-    assert not any("count from 1" in text for text in report.warnings)
+    assert "Pictures (20 of 200 read)" in check_data(table, config, GRAPH).lines
+    assert "Pictures (200 of 200 read)" in check_data(table, config, GRAPH, all_images=True).lines
 
 
-def test_spellings_of_one_category_are_told() -> None:
-    graph = CausalGraph([{"name": "sex", "kind": "categorical", "categories": ["F", "female", "M"]}])
-    table = splits(sex=lambda i: ["F", "female", "M"][i % 3])
-    report = check_data(table, DataConfig(dataset_name="mine", sample_size=8), graph)
-    (warning,) = (text for text in report.warnings if "'female'" in text and "spellings" in text)
-    assert "{'F': 'female'}" in warning
+def test_integers_are_told_as_what_they_are_read() -> None:
+    assert "  read as: 0 -> male, 1 -> female" in check(splits(200, sex=lambda i: i % 2)).lines
+
+
+@pytest.mark.parametrize(
+    ("categories", "values", "translated", "told"),
+    [
+        (["AP", "PA", "LL"], [1, 2], None, "count from 1"),
+        (["AP", "PA", "LL"], [0, 1], None, None),
+        (["AP", "PA", "LL"], [1, 2], {1: "AP", 2: "PA"}, None),
+        (["F", "female", "M"], ["F", "female", "M"], None, "{'F': 'female'}"),
+        (["-1", "0", "1"], ["-1", "0", "1"], None, "-1: null"),
+        (["F", "M", "unknown"], ["F", "M", "unknown"], None, "unknown: null"),
+        (["F", "M"], ["F", "M", "unknown"], {"unknown": None}, None),
+    ],
+)
+def test_doubts_about_categories_are_told(categories, values, translated, told) -> None:
+    graph = CausalGraph([{"name": "x", "kind": "categorical", "categories": categories}])
+    table = splits(x=lambda i: values[i % len(values)])
+    columns = {"x": {"column": "x", "values": translated}} if translated else None
+    report = check_data(table, DataConfig(dataset_name="mine", sample_size=8), graph, columns)
+    doubts = ("count from 1", "{'F': 'female'}", "-1: null", "unknown: null")
+    assert [doubt for doubt in doubts if any(doubt in text for text in report.warnings)] == ([told] if told else [])
 
 
 def test_several_rows_of_one_picture_are_told(tmp_path: Path) -> None:
@@ -265,18 +245,4 @@ def test_several_rows_of_one_picture_are_told(tmp_path: Path) -> None:
         (tmp_path / f"{i}.png").write_bytes(png(i))
     paths = {i: {"bytes": None, "path": str(tmp_path / f"{i % 3}.png")} for i in range(5)}
     report = check(splits(pictures=paths), dataset_name=str(tmp_path))
-    (warning,) = (text for text in report.warnings if "more than one row" in text)
-    assert warning.startswith("2 pictures are in more than one row")
-    assert not any("more than one row" in text for text in check(splits()).warnings)
-
-
-@pytest.mark.parametrize(("categories", "nothing"), [(["-1", "0", "1"], "-1"), (["F", "M", "unknown"], "unknown")])
-def test_categories_of_nothing_are_told_with_null(categories: list[str], nothing: str) -> None:
-    graph = CausalGraph([{"name": "sex", "kind": "categorical", "categories": categories}])
-    table = splits(sex=lambda i: categories[i % 3])
-    config = DataConfig(dataset_name="mine", sample_size=8)
-    assert any(f"{nothing}: null" in text for text in check_data(table, config, graph).warnings)
-    kept = CausalGraph([{"name": "sex", "kind": "binary", "categories": [c for c in categories if c != nothing]}])
-    report = check_data(table, config, kept, {"sex": {"column": "sex", "values": {nothing: None}}})  # as advised
-    assert report.errors == []
-    assert not any("null}" in text for text in report.warnings)
+    assert any("2 pictures are in more than one row" in text for text in report.warnings)

@@ -68,26 +68,6 @@ def test_the_fields_are_flags_and_keys_of_the_data_section(tmp_path: Path) -> No
     assert config == DataConfig(dataset_name="phantom", sample_size=32, num_train=50, data_seed=2)
 
 
-def test_mimic_cxr_may_be_the_tree_or_what_was_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = CausalGraph(yaml.safe_load((ROOT / "recipes" / "configs" / "mimic_cxr_224.yaml").read_text())["graph"])
-    make_mimic_tree(tmp_path / "tree", num_subjects=30, size=(40, 30))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    load_mimic_cxr(tmp_path / "tree", 24).save_to_disk(tmp_path / "prepared")
-    found = {}
-    for folder in ("tree", "prepared"):
-        config = DataConfig(dataset_name="mimic_cxr", sample_size=24, data_dir=str(tmp_path / folder))
-        splits = load_data(config, graph)
-        assert list(splits) == ["train", "validation", "test"]
-        found[folder] = ImageAttributeDataset(splits["train"], graph)
-    assert (found["tree"].image_channels, found["tree"].sample_size) == (1, 24)
-    assert torch.equal(found["tree"].parents, found["prepared"].parents)
-    assert all(torch.equal(found["tree"][i]["image"], found["prepared"][i]["image"]) for i in range(len(found["tree"])))
-    smaller = load_data(
-        DataConfig(dataset_name="mimic_cxr", sample_size=16, data_dir=str(tmp_path / "prepared")), graph
-    )
-    assert ImageAttributeDataset(smaller["test"], graph).sample_size == 16
-
-
 def test_subjects_are_those_of_the_group_column_or_the_images(tmp_path: Path) -> None:
     rows = datasets.Dataset.from_dict({"sex": ["male"] * 5, "patient": [7.0, 8.0, None, 7.0, None]})
     config = DataConfig(dataset_name="folder", sample_size=16, group_column="patient")
@@ -105,32 +85,43 @@ def test_subjects_are_those_of_the_group_column_or_the_images(tmp_path: Path) ->
     assert not set(subjects["train"]) & set(subjects["test"])
 
 
-def test_subjects_of_mimic_cxr_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = CausalGraph(yaml.safe_load((ROOT / "recipes" / "configs" / "mimic_cxr_224.yaml").read_text())["graph"])
+MIMIC_GRAPH = CausalGraph(yaml.safe_load((ROOT / "recipes" / "configs" / "mimic_cxr_224.yaml").read_text())["graph"])
+
+
+@pytest.fixture
+def mimic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> datasets.DatasetDict:
+    """What is read from a tree of MIMIC-CXR in the folder ``tree``."""
     make_mimic_tree(tmp_path / "tree", num_subjects=30, size=(40, 30))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    expected = load_mimic_cxr(tmp_path / "tree", 24)
-    expected.save_to_disk(tmp_path / "prepared")
-    for folder in ("tree", "prepared"):
-        config = DataConfig(dataset_name="mimic_cxr", sample_size=24, data_dir=str(tmp_path / folder))
-        for name, rows in load_data(config, graph).items():
-            assert subjects_of(rows, config) == expected[name]["subject_id"][:]
+    return load_mimic_cxr(tmp_path / "tree", 24)
+
+
+def test_mimic_cxr_may_be_the_tree_or_what_was_prepared(mimic: datasets.DatasetDict, tmp_path: Path) -> None:
+    mimic.save_to_disk(tmp_path / "prepared")
+    found = {}
+    for folder, size in (("tree", 24), ("prepared", 24), ("prepared", 16)):
+        config = DataConfig(dataset_name="mimic_cxr", sample_size=size, data_dir=str(tmp_path / folder))
+        splits = load_data(config, MIMIC_GRAPH)
+        for name, rows in splits.items():
+            assert subjects_of(rows, config) == mimic[name]["subject_id"][:]
+        found[folder, size] = ImageAttributeDataset(splits["train"], MIMIC_GRAPH)
+    tree, prepared, smaller = found.values()
+    assert (tree.image_channels, tree.sample_size, smaller.sample_size) == (1, 24, 16)
+    assert torch.equal(tree.parents, prepared.parents)
+    assert all(torch.equal(tree[i]["image"], prepared[i]["image"]) for i in range(len(tree)))
 
 
 @pytest.mark.parametrize("order", ["together", "scattered"])
 @pytest.mark.parametrize("kind", ["folder", "mimic"])
-def test_halves_share_no_subject(kind: str, order: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_halves_share_no_subject(kind: str, order: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """The judge must not know the patients of the guide."""
     if kind == "mimic":
-        graph = CausalGraph(yaml.safe_load((ROOT / "recipes" / "configs" / "mimic_cxr_224.yaml").read_text())["graph"])
-        make_mimic_tree(tmp_path / "tree", num_subjects=30, size=(40, 30))
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-        made = load_mimic_cxr(tmp_path / "tree", 16)
+        graph, made = MIMIC_GRAPH, request.getfixturevalue("mimic")
         made["train"] = datasets.concatenate_datasets([made["train"]] * 3)  # several images of each
         if order == "together":
             made["train"] = made["train"].select(np.argsort(made["train"]["subject_id"][:], kind="stable"))
         made.save_to_disk(tmp_path / "prepared")
-        config = DataConfig(dataset_name="mimic_cxr", sample_size=16, data_dir=str(tmp_path / "prepared"))
+        config = DataConfig(dataset_name="mimic_cxr", sample_size=24, data_dir=str(tmp_path / "prepared"))
     else:
         graph = PHANTOM_GRAPH
         made = load_data(DataConfig(**PHANTOM, data_dir=str(tmp_path / "cache")), graph)["train"]
