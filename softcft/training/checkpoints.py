@@ -1,10 +1,8 @@
-"""Checkpoints and models that are whole or not there, whatever happens while they are written.
+"""Checkpoints and models, saved atomically: written into a folder of another name, synced, and renamed last.
 
-Both are written into a folder of another name, forced to the disk, and renamed last. A checkpoint also has a list of
-its files with their sizes and SHA-256, so that one which was damaged later is told from a whole one.
-
-No pickle of a checkpoint is ever unpickled: weights and their moving average are safetensors, and PyTorch reads the
-state of optimizer and random generators as tensors and numbers only (``weights_only``).
+A checkpoint also has a list of its files with their sizes and SHA-256, which shows later damage. No pickle of a
+checkpoint is unpickled: weights and their moving average are safetensors, and PyTorch reads the state of optimizer and
+random generators as tensors and numbers only (``weights_only``).
 """
 
 from __future__ import annotations
@@ -76,7 +74,7 @@ def save_checkpoint(
     progress: Progress,
     best: dict[str, Tensor],
 ) -> None:
-    """Save the state of a training as ``checkpoint-STEP``, and delete what is beyond the limit. All processes call it.
+    """Save the state of a training as ``checkpoint-STEP``, and delete checkpoints beyond the limit, on all processes.
 
     Args:
         accelerator: Has prepared the objective, its optimizer and its schedule.
@@ -88,7 +86,7 @@ def save_checkpoint(
         best: Weights and buffers that a monitor found best so far; empty if there are none.
 
     Raises:
-        OSError: If it cannot be written, for want of room for instance. What was there before stays.
+        OSError: If it cannot be written. What was there before stays.
     """
     partial, checkpoint = output_dir / PARTIAL_CHECKPOINT, output_dir / f"checkpoint-{step}"
     fewer = f", or lower --checkpoints_total_limit (now {total_limit or '0, which keeps all'})"
@@ -123,10 +121,10 @@ def prune_checkpoints(output_dir: Path, total_limit: int) -> None:
 
 
 def load_checkpoint(accelerator: Accelerator, schedule: LambdaLR, average: EMAModel | None, checkpoint: Path) -> None:
-    """Bring a training back to the state of a checkpoint, whose files are whole. All processes call it.
+    """Bring a training back to the state of a checkpoint without damage, on all processes.
 
     Weights, moments, average and the step of the schedule are those of the checkpoint. Learning rate, betas, weight
-    decay and the shape of the schedule stay as they are now: these are settings.
+    decay and the shape of the schedule stay as they are now.
 
     Args:
         accelerator: Has prepared the objective, its optimizer and its schedule.
@@ -246,7 +244,7 @@ def checkpoint_to_resume(
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint: a file that is missing or not as it was written; None if it is whole."""
+    """The first file of a checkpoint that is missing or not as it was written, in words; None if there is none."""
     try:
         listed = json.loads((checkpoint / FILES).read_text(encoding="utf-8"))
         for name, described in listed.items():
@@ -260,7 +258,7 @@ def find_damage(checkpoint: Path) -> str | None:
 
 
 def set_aside(damaged: list[Path]) -> None:
-    """Rename damaged checkpoints: their steps will be taken again, and somebody may want to look at them."""
+    """Rename damaged checkpoints: their steps will be taken again, and their files may still be of use."""
     for path in damaged:
         aside = path.with_name(f"damaged-{path.name}")
         remove(aside)

@@ -1,4 +1,7 @@
-"""Settings of training that all models share. :mod:`softcft.training.parsing` reads them from files and flags."""
+"""Settings of training that all models share. :mod:`softcft.training.parsing` reads them from files and flags.
+
+All of them raise ValueError if a value is out of range; the message names the flag.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +42,7 @@ class TrainingConfig:
     Fidelity Image Counterfactuals with Probabilistic Causal Models", 2023), unless the help of a field says otherwise.
 
     Raises:
-        ValueError: If a value is out of range, or the package of ``report_to`` is not installed. The message names
-            the flag.
+        ValueError: Also if the package of ``report_to`` is not installed.
     """
 
     output_dir: str = field(
@@ -161,11 +163,7 @@ class MemoryConfig:
 
 @dataclass(kw_only=True)
 class PatchConfig:
-    """Input of an image model that does not fold pixels into patches itself.
-
-    Raises:
-        ValueError: If the value is out of range.
-    """
+    """Input of an image model that does not fold pixels into patches itself."""
 
     patch_size: Count = field(
         default=4, metadata={"help": "Side of the patches of pixels that are folded into channels; 1 is none."}
@@ -197,7 +195,7 @@ class DiffusionConfig:
     """What a diffusion model learns.
 
     Raises:
-        ValueError: If a value is out of range, or one of two folders that go together is missing.
+        ValueError: Also if one of two folders that go together is missing.
     """
 
     unet: Literal["UNet2DModel", "UNet2DConditionModel"] = field(
@@ -257,11 +255,7 @@ class DiffusionConfig:
 
 @dataclass(kw_only=True)
 class SolverConfig:
-    """How counterfactuals of a diffusion model are made. An HVAE has none of these settings.
-
-    Raises:
-        ValueError: If a value is out of range.
-    """
+    """How counterfactuals of a diffusion model are made. An HVAE has none of these settings."""
 
     num_inference_steps: Annotated[int, Range(2)] | None = field(
         default=None,
@@ -286,7 +280,7 @@ class DiffusionTuningConfig:
     """How a diffusion model is fine-tuned. An HVAE has none of these settings.
 
     Raises:
-        ValueError: If a value is out of range, or peft is needed and not installed.
+        ValueError: Also if peft is needed and not installed.
     """
 
     gradient_steps: Count | None = field(
@@ -320,7 +314,7 @@ class UtilityConfig:
     """What a predictor of the paper's Table 2 learns from.
 
     Raises:
-        ValueError: If ``train_on`` names no set of counterfactuals, or there are too few images.
+        ValueError: Also if ``train_on`` names no set of counterfactuals.
     """
 
     train_on: str = field(

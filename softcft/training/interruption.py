@@ -1,4 +1,4 @@
-"""What happens from outside while a training runs: signals that end it, and machines that give way."""
+"""Signals that end a training, memory that does not suffice, data that cannot be read."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """Remembers SIGTERM (a cluster that takes its machine back) and SIGINT (Ctrl-C), so that a step can end in peace.
+    """Remembers SIGTERM (from a cluster) and SIGINT (Ctrl-C), so that the step that is running can end.
 
-    A second SIGINT is a KeyboardInterrupt at once. Outside the main thread, which alone can receive signals, there is
-    nothing to remember.
+    A second SIGINT is a KeyboardInterrupt at once. Only the main thread receives signals.
 
     Attributes:
         received: The signal's number, 0 if there was none.

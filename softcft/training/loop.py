@@ -18,15 +18,14 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
@@ -107,7 +106,6 @@ def train(  # noqa: C901  # one algorithm, told in order
     config: TrainingConfig,
     *,
     name: str,
-    collate_fn: Callable[[list[Any]], dict[str, Tensor]] | None = None,
     monitor: Monitor | None = None,
 ) -> ObjectiveModule:
     """Train an objective, on whatever ``accelerate launch`` or ``torchrun`` started: a CPU, a GPU, or many.
@@ -118,7 +116,6 @@ def train(  # noqa: C901  # one algorithm, told in order
             iterable one without end, whose method ``skip(n)`` gives it without its first n samples.
         config: The settings.
         name: What is trained, for the progress bar and the tracker.
-        collate_fn: Makes a batch of a list of samples; PyTorch's default stacks tensors in dicts.
         monitor: Looks at the weights on the way and says which were the best. It moves nothing in the training.
 
     Returns:
@@ -128,8 +125,8 @@ def train(  # noqa: C901  # one algorithm, told in order
     Raises:
         FileNotFoundError: If the checkpoint to resume from does not exist.
         ValueError: If Accelerate is set to cut weights into pieces, the data set is empty, nothing requires a gradient,
-            the checkpoint to resume from is damaged or of another model or monitor, the output folder has checkpoints
-            of steps yet to come, or the objective returns no ``loss`` or something that is not a scalar.
+            the checkpoint to resume from is damaged or of another model or monitor, or the output folder has
+            checkpoints of steps yet to come.
         RuntimeError: If 50 steps in a row were skipped, or all there were; if weights or buffers are not finite, memory
             does not suffice, or the data cannot be read.
         OSError: If a checkpoint cannot be written.
@@ -176,7 +173,6 @@ def train(  # noqa: C901  # one algorithm, told in order
         batch_size=config.train_batch_size,
         sampler=None if streamed else _EndlessShuffle(dataset, config.seed, start=seen),
         drop_last=True,
-        collate_fn=collate_fn,
         num_workers=config.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda",
         generator=generator,
@@ -204,7 +200,9 @@ def train(  # noqa: C901  # one algorithm, told in order
     skipped_in_a_row, stopped = 0, False
     steps = range(first_step + 1, first_step + 1 if watched.is_over else total + 1)
     bar = tqdm(steps, initial=first_step, total=total, desc=name, disable=not is_main)
-    with StopSignals() as signals, explain_faults(name, config), _given_back(accelerator, wrapped):
+    with StopSignals() as signals, explain_faults(name, config), ExitStack() as at_end:
+        # Frees the objective of Accelerate's precision, also where training fails: it may be trained again.
+        at_end.callback(accelerator.unwrap_model, wrapped, keep_fp32_wrapper=False)
         if first_step == 0 and watched.is_due(0, total):
             accelerator.log(log.add(0, watched.look(0), write=is_main), step=0)
         for step in bar:
@@ -216,7 +214,6 @@ def train(  # noqa: C901  # one algorithm, told in order
                 seeds = [config.seed * 2**48 + place + i for i in range(config.train_batch_size)]
                 with accelerator.accumulate(wrapped):
                     returned = wrapped({**batch, "seeds": seeds})
-                    _check_metrics(returned, objective)
                     accelerator.backward(returned["loss"])
                 for key, value in returned.items():
                     output[key] = output.get(key, 0) + value.detach().float() / config.gradient_accumulation_steps
@@ -300,15 +297,6 @@ def train(  # noqa: C901  # one algorithm, told in order
     return objective
 
 
-@contextmanager
-def _given_back(accelerator: Accelerator, wrapped: nn.Module) -> Iterator[None]:
-    """Frees the objective of Accelerate's precision in the end, also where it fails: it may be trained again."""
-    try:
-        yield
-    finally:
-        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-
-
 class _Log:
     """The lines of metrics.jsonl: averages over the steps since the last line."""
 
@@ -319,7 +307,7 @@ class _Log:
 
     @property
     def open_line(self) -> dict[str, Any]:
-        """What the next line will be made of; belongs into a checkpoint."""
+        """What the next line will be made of; part of a checkpoint."""
         return {"taken": self.taken, "skipped": self.skipped}
 
     @open_line.setter
@@ -371,17 +359,8 @@ class _EndlessShuffle(Sampler[int]):
             epoch, position = epoch + 1, 0
 
 
-def _check_metrics(returned: dict[str, Tensor], objective: nn.Module) -> None:
-    if "loss" not in returned:
-        raise ValueError(f"{type(objective).__name__} must return a 'loss', got the keys {sorted(returned)}.")
-    for key, value in returned.items():
-        if value.ndim and (key == "loss" or not isinstance(objective, AfterStep)):
-            shape = tuple(value.shape)
-            raise ValueError(f"{type(objective).__name__} must return scalars, got '{key}' of shape {shape}.")
-
-
 def _check_finite(objective: nn.Module, name: str, step: int) -> None:
-    """A checkpoint must be worth going back to."""
+    """Raise RuntimeError if a weight or buffer is not finite: such a checkpoint is of no use."""
     broken = [key for key, tensor in objective.state_dict().items() if not tensor.isfinite().all()]
     if broken:
         raise RuntimeError(

@@ -3,10 +3,9 @@
 The objective of fine-tuning is in :mod:`softcft.cft.objective`.
 
 Each loss is a mean over the images of its batch, and each image has noise of its own, which follows from the batch's
-``seeds``. So many images make the same step however they are cut into processes and accumulated batches. What has to be
-known of all images together, such as the error of a classifier or the violation of a constraint, is a buffer that
-follows the steps. Three things remain that are of one forward pass: the statistics of batch normalisation, the error of
-the VAE (a yardstick of the evaluation), and the log in the fidelity of a diffusion model.
+``seeds``. So a step does not depend on how its images are divided into processes and accumulated batches. What depends
+on all images, such as the error of a classifier, is a buffer that follows the steps. Three things depend on the images
+of one forward pass: batch normalisation, the error of the VAE, and the log in the fidelity of a diffusion model.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ Batch = dict[str, Any]
 class SCMObjective(nn.Module):
     """Maximum likelihood of the attribute mechanisms, in nats per image.
 
-    What an image does not tell is left out: the terms of variables that are missing or have a missing parent.
+    The terms of variables that are missing or have a missing parent are left out.
     """
 
     def __init__(self, scm: AttributeSCM) -> None:

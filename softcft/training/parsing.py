@@ -16,15 +16,15 @@ list ``guides`` in place of ``guide``: their sections are then ``guide``, ``guid
       model: {z_dim: 16}
 
 A recipe describes its flags by flat dataclasses. Each of their fields takes, in rising priority, its own default, the
-value under ``data``, the value under the recipe's section, the flag. What is nested under ``model`` are the arguments
-of the model; they are no flags and reach the recipe as they stand.
+value under ``data``, the value under the recipe's section, the flag. ``model`` holds the arguments of the model, which
+are no flags.
 
 With ``--graph FILE`` the graph, and with it the ``columns`` (:mod:`softcft.data.own`), come from a file of their own.
 With ``--dataset_name`` and no ``--config`` the settings are those of ``recipes/configs/own_data.yaml``, which suit most
 data.
 
-Files are read by the scalar rules of YAML 1.2: ``1e-3`` is a number, and ``no`` is a word. (Under YAML 1.1, PyYAML's,
-the first is a string and the second is false, which no list of categories survives.)
+Files are read by the scalar rules of YAML 1.2: ``1e-3`` is a number, and ``no`` is a word. (By YAML 1.1, PyYAML's, the
+first is a string and the second is false.)
 """
 
 from __future__ import annotations

@@ -23,12 +23,7 @@ PRECISION_HELP = (
 
 
 def start_accelerator(mixed_precision: Precision, **arguments: Any) -> Accelerator:
-    """An Accelerator that computes in the type that was set, whatever one before it in this process computed in.
-
-    Args:
-        mixed_precision: The setting, see :data:`PRECISION_HELP`.
-        arguments: What else the Accelerator takes.
-    """
+    """An Accelerator with the precision of :data:`PRECISION_HELP`, also if an earlier one here had another."""
     precision = choose_precision(mixed_precision)
     if is_initialized() and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # Accelerate would refuse; transformers' Trainer does so, too
@@ -48,7 +43,7 @@ def choose_precision(setting: Precision) -> Literal["no", "bf16", "fp16"]:
 
 
 def _computes_bf16(kind: str) -> bool:
-    """Whether a kind of device has instructions for it: emulation, which most have, is slower than float32."""
+    """Whether a kind of device has instructions for bf16. Emulation, which most have, is slower than float32."""
     if kind == "cuda":  # from Ampere on; also AMD's
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if kind == "xpu":

@@ -1,4 +1,4 @@
-"""What all processes of a run do together before they train, so that none of them waits for one that has failed."""
+"""What the processes of a run do together before they train. If one fails, all end."""
 
 from __future__ import annotations
 
@@ -20,11 +20,8 @@ __all__ = ["begin_training", "main_process_first"]
 def main_process_first() -> Iterator[bool]:
     """Do something on the main process and then on the others, which find what it has prepared.
 
-    Where it fails on one process, all of them end at once: this one with its error, the others without one. Else they
-    would wait ten minutes for a process that is gone, or be ended in the midst of errors of their own.
-
-    Yields:
-        Whether this is the main process.
+    Yields whether this is the main process. Where it fails on one process, all of them end at once, and only this one
+    reports an error. Otherwise the others would wait ten minutes for it.
     """
     is_main = this_process().is_main_process
     if not is_main:
@@ -66,6 +63,6 @@ def _meet() -> None:
     """Wait for all processes; end this one if another has failed."""
     succeeded = gather_object([True])
     if not all(succeeded):
-        # The main process tells where to look: the output of another machine may be in another file.
-        told = f"Process {succeeded.index(False)} failed, see its error."
-        raise SystemExit(told if this_process().is_main_process else 1)
+        # The output of another machine may be in another file.
+        message = f"Process {succeeded.index(False)} failed, see its error."
+        raise SystemExit(message if this_process().is_main_process else 1)

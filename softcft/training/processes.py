@@ -13,10 +13,10 @@ __all__ = ["this_process"]
 
 
 def this_process() -> PartialState:
-    """Accelerate's knowledge of this process and the others; to be asked for before any Accelerator is made.
+    """Accelerate's ``PartialState``; call this before any Accelerator is made.
 
-    A plain ``PartialState()`` takes each of several processes on CPUs for the only one, and later Accelerators believe
-    it. Where ``ACCELERATE_USE_CPU`` was set anew since, as in a notebook, it decides.
+    A plain ``PartialState()`` takes each of several processes on CPUs for the only one, and later Accelerators copy
+    that. If ``ACCELERATE_USE_CPU`` has changed since, as in a notebook, the state is made anew.
     """
     setting = os.environ.get("ACCELERATE_USE_CPU")
     cpu = bool(str_to_bool(setting or "false")) or not torch.accelerator.is_available()

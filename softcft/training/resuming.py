@@ -1,8 +1,7 @@
 """What may change when a run goes on from a checkpoint, and what may not.
 
-How a model is trained may change at any step, for better numbers or for less memory: the new value is used from then
-on, and ``changes.jsonl`` in the run's folder tells what changed when. What is trained, on which images and in which
-order, may not: that would be another run under the name of this one.
+How a model is trained may change at any step: the new value is used from then on, and ``changes.jsonl`` in the run's
+folder lists what changed when. What is trained, on which images and in which order, may not change.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ __all__ = ["record_changes"]
 logger = get_logger(__name__)
 
 CHANGES = "changes.jsonl"
-NOT_TOLD = {"output_dir", "resume_from_checkpoint"}
-"""Where a run goes on, and from where: not how."""
+NOT_LISTED = {"output_dir", "resume_from_checkpoint"}
 MAY_CHANGE = {field.name for config in (TrainingConfig, MemoryConfig) for field in fields(config)} - {"seed"} | {
     "data_dir",
     "hub_model_id",
@@ -36,10 +34,9 @@ OF_IMAGES = {field.name for config in (DataConfig, SubsetConfig, UtilityConfig) 
 
 
 def record_changes(config: Mapping[str, Any], section: str, output_dir: str | Path) -> None:
-    """Compare the settings of a run that goes on with those it had, which stand beside the checkpoint.
+    """Compare the settings of a run that goes on with ``config.yaml`` beside its checkpoint.
 
-    Says what changes, and adds it to ``changes.jsonl``: lines of ``step``, ``setting``, ``before`` and ``after``.
-    There is nothing to compare where a run starts anew.
+    What changes is logged and added to ``changes.jsonl``: lines of ``step``, ``setting``, ``before`` and ``after``.
 
     Args:
         config: The resolved settings, see :func:`~softcft.training.parsing.parse_config`.
@@ -70,12 +67,12 @@ def record_changes(config: Mapping[str, Any], section: str, output_dir: str | Pa
                 f"{checkpoint} is of a run with {in_file or f'--{key}'} = {old!r}, now it is {new!r}: {reason}. "
                 "Restore it to go on with that run, or start anew in another --output_dir, without a checkpoint's path."
             )
-    told = {key: change for key, change in changes.items() if key not in NOT_TOLD}
-    if not told:
+    listed = {key: change for key, change in changes.items() if key not in NOT_LISTED}
+    if not listed:
         return
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     with Path(output_dir, CHANGES).open("a", encoding="utf-8") as file:
-        for key, (old, new) in told.items():
+        for key, (old, new) in listed.items():
             logger.warning(f"Changed after step {step}: {key}, from {old!r} to {new!r}.")
             file.write(json.dumps({"step": step, "setting": key, "before": old, "after": new}) + "\n")
 

@@ -21,21 +21,18 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 LITTLE = 2**20
 """Fewer free bytes than these are taken for a full disk where an error gives no reason."""
 CANNOT_FORCE = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EISDIR)
-"""How Windows and some network mounts answer who wants a file or folder on the disk; or with a PermissionError."""
+"""Errors of fsync on Windows and some network mounts, which do not support it; some raise PermissionError instead."""
 
 
 @contextmanager
 def writing(path: Path, what: str, again: str, room: str = "Make room") -> Iterator[None]:
-    """Says what could not be written and why, and leaves nothing of it.
+    """Turn whatever error into an OSError that says what could not be written and why; delete what was written of it.
 
     Args:
-        path: The file or folder that is written, deleted if that fails.
+        path: The file or folder that is written.
         what: What it is, for the message.
         again: What to do once the cause is mended.
         room: What to do if the disk is full.
-
-    Raises:
-        OSError: In place of whatever error.
     """
     try:
         yield
@@ -63,7 +60,7 @@ def remove(path: Path) -> None:
 
 
 def _is_full(error: Exception, path: Path) -> bool:
-    """Whether an error is for want of room. That of safetensors has the system's words, and PyTorch's no reason."""
+    """Whether the disk is full. safetensors quotes the system's message, PyTorch gives no reason."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in FULL
     if any(os.strerror(number) in str(error) for number in FULL):
@@ -95,17 +92,17 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def _where_possible() -> Iterator[None]:
-    """Goes on where a file system cannot force things to the disk: what it has was written, only not yet for sure."""
+    """Go on, with a warning, where a file system does not support fsync."""
     try:
         yield
     except OSError as error:
         if error.errno not in CANNOT_FORCE and not isinstance(error, PermissionError):
             raise
-        _say_once(error.strerror or str(error))
+        _warn_once(error.strerror or str(error))
 
 
 @cache
-def _say_once(reason: str) -> None:
+def _warn_once(reason: str) -> None:
     logger.warning(
         f"This file system does not force everything to the disk ({reason}): after a power failure the newest "
         "checkpoint or model may be incomplete. --resume_from_checkpoint latest then takes the checkpoint before."

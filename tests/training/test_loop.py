@@ -332,22 +332,6 @@ def test_mistakes_are_named_before_any_work(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize(
-    ("scalars", "message"),
-    [
-        (lambda loss: {"nelbo": loss}, r"Bad must return a 'loss', got the keys \['nelbo'\]"),
-        (lambda loss: {"loss": loss, "each": loss[None]}, r"Bad must return scalars, got 'each' of shape \(1,\)"),
-    ],
-)
-def test_objective_must_return_scalars_with_a_loss(tmp_path, scalars, message):
-    class Bad(Regression):
-        def forward(self, batch):
-            return scalars(super().forward(batch)["loss"])
-
-    with pytest.raises(ValueError, match=message):
-        run(tmp_path, Bad())
-
-
 # ---- several processes ----------------------------------------------------------------------------------------------
 
 WORKER = """
