@@ -23,10 +23,10 @@ from huggingface_hub import metadata_load
 from PIL import Image as PILImage
 from yaml import YAMLError
 
+from softcft.data.integrity import check_whole, file_state
 from softcft.data.paths import check_files
 from softcft.data.splits import split_files, split_of
 from softcft.data.tables import Table, join_tables, read_file
-from softcft.data.whole import check_whole, file_state
 
 __all__ = [
     "NOT_READ",

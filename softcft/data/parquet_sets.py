@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, Value
 
-from softcft.data.whole import check_whole
+from softcft.data.integrity import check_whole
 from softcft.graph import CausalGraph
 
 __all__ = ["check_made_with", "write_parquet"]

@@ -26,9 +26,9 @@ from datasets.packaged_modules.generator.generator import Generator
 from torch import Tensor
 from torch.nn import functional as F
 
+from softcft.data.integrity import read_cache
 from softcft.data.pixels import encode_pixels
 from softcft.data.schema import to_eight_bits
-from softcft.data.whole import read_cache
 from softcft.graph import CausalGraph, Variable
 
 __all__ = [

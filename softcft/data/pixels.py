@@ -26,9 +26,9 @@ from PIL import Image as PILImage
 from PIL import UnidentifiedImageError
 from tqdm.auto import tqdm
 
+from softcft.data.integrity import file_state, read_cache
 from softcft.data.paths import picture_files
 from softcft.data.pictures import fit_picture, is_grey
-from softcft.data.whole import file_state, read_cache
 
 __all__ = [
     "encode_pixels",

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, Features, Image
 
-from softcft.data.whole import check_whole
+from softcft.data.integrity import check_whole
 
 __all__ = ["TRUTH", "Table", "as_text", "is_missing", "join_tables", "read_file"]
 

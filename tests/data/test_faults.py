@@ -24,6 +24,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from softcft.data import streaming
+from softcft.data.integrity import check_whole
 from softcft.data.own import read_table
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.pixels import encode_pixels, prepare_images
