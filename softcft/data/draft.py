@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from softcft.data.doubts import are_codes, are_years, looks_like, mean_nothing, spelled_alike
 from softcft.data.folders import examples
 from softcft.data.own import as_text, column_values, is_missing
+from softcft.data.value_patterns import are_codes, are_years, looks_like, mean_nothing, spelled_alike
 
 __all__ = ["draft_graph"]
 
@@ -29,7 +29,7 @@ def draft_graph(table: DatasetDict, unread: Sequence[str] = ()) -> str:
 
     Class labels, truth values, words and a few different whole numbers become binary or categorical variables with the
     categories that occur; other numbers become continuous ones, their range rounded outward. There are no parents.
-    Dates and lists are left out; years, codes and spellings have a comment (:mod:`softcft.data.doubts`).
+    Dates and lists are left out; years, codes and spellings have a comment (:mod:`softcft.data.value_patterns`).
 
     Args:
         table: What :func:`~softcft.data.own.read_table` returned.

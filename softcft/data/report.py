@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from datasets import DatasetDict
 
-from softcft.data.doubts import are_years, looks_like, mean_nothing, spelled_alike
 from softcft.data.own import (
     as_text,
     column_values,
@@ -29,6 +28,7 @@ from softcft.data.own import (
 from softcft.data.report_pictures import DataReport, Example, check_pictures
 from softcft.data.sources import FOLDERS, GRAPHS, DataConfig
 from softcft.data.unread import left_out
+from softcft.data.value_patterns import are_years, looks_like, mean_nothing, spelled_alike
 from softcft.graph import CausalGraph, Variable
 
 __all__ = ["DataReport", "Example", "check_data"]

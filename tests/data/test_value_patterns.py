@@ -1,6 +1,6 @@
 import pytest
 
-from softcft.data.doubts import looks_like, mean_nothing, spelled_alike
+from softcft.data.value_patterns import looks_like, mean_nothing, spelled_alike
 
 
 @pytest.mark.parametrize(
