@@ -28,7 +28,7 @@ from softcft.data.own import read_table
 from softcft.data.report import DataReport, check_data
 from softcft.data.schema import scale_pixels
 from softcft.data.sources import FOLDERS, GRAPHS, DataConfig, load_data
-from softcft.data.unread import left_out, unread_tables
+from softcft.data.unused_files import left_out, unread_tables
 from softcft.evaluation.figures.grids import example_grid
 from softcft.training.parsing import parse_config
 

@@ -33,7 +33,7 @@ def draft_graph(table: DatasetDict, unread: Sequence[str] = ()) -> str:
 
     Args:
         table: What :func:`~softcft.data.own.read_table` returned.
-        unread: Files that may be the table of the pictures, see :func:`~softcft.data.unread.unread_tables`. Class
+        unread: Files that may be the table of the pictures, see :func:`~softcft.data.unused_files.unread_tables`. Class
             labels, which are then no more than names of folders, are left out.
 
     Returns:

@@ -39,7 +39,7 @@ from softcft.data.folders import find_builder, has_readme, read_folder
 from softcft.data.integrity import check_whole, read_cache
 from softcft.data.splits import SPLITS, rename_splits, split_of
 from softcft.data.tables import TRUTH, as_text, is_missing
-from softcft.data.unread import left_out
+from softcft.data.unused_files import left_out
 from softcft.graph import CausalGraph, Variable
 
 __all__ = [

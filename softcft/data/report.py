@@ -27,7 +27,7 @@ from softcft.data.own import (
 )
 from softcft.data.report_pictures import DataReport, Example, check_pictures
 from softcft.data.sources import FOLDERS, GRAPHS, DataConfig
-from softcft.data.unread import left_out
+from softcft.data.unused_files import left_out
 from softcft.data.value_patterns import are_years, looks_like, mean_nothing, spelled_alike
 from softcft.graph import CausalGraph, Variable
 

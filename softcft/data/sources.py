@@ -30,7 +30,7 @@ from softcft.data.pixels import list_problems, picture_shape, prepare_images
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.splits import SPLITS
 from softcft.data.streaming import StreamedImages, stream_splits
-from softcft.data.unread import left_out
+from softcft.data.unused_files import left_out
 from softcft.graph import CausalGraph
 
 __all__ = ["DataConfig", "SubsetConfig", "load_data", "subjects_of", "training_images"]

@@ -22,7 +22,7 @@ from softcft.data.folders import list_files
 from softcft.data.own import read_table
 from softcft.data.report import check_data
 from softcft.data.sources import DataConfig, load_data
-from softcft.data.unread import left_out
+from softcft.data.unused_files import left_out
 from softcft.graph import CausalGraph
 
 GRAPH = CausalGraph([{"name": "size", "kind": "continuous", "low": 0, "high": 255}])
