@@ -43,7 +43,7 @@ from torch.utils.data import DataLoader, Subset
 
 from softcft import AttributeClassifier, CausalGraph
 from softcft.data.augmentation import AugmentationConfig
-from softcft.data.own import read_table
+from softcft.data.reading import read_table
 from softcft.data.schema import ImageAttributeDataset, check_known, random_part, scale_pixels
 from softcft.data.sources import DataConfig, SubsetConfig, load_data, subjects_of, training_images
 from softcft.evaluation.metrics import variable_metrics

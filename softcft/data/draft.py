@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
+from softcft.data.columns import column_values
 from softcft.data.folders import examples
-from softcft.data.own import as_text, column_values, is_missing
+from softcft.data.tables import as_text, is_missing
 from softcft.data.value_patterns import are_codes, are_years, looks_like, mean_nothing, spelled_alike
 
 __all__ = ["draft_graph"]
@@ -32,7 +33,7 @@ def draft_graph(table: DatasetDict, unread: Sequence[str] = ()) -> str:
     Dates and lists are left out; years, codes and spellings have a comment (:mod:`softcft.data.value_patterns`).
 
     Args:
-        table: What :func:`~softcft.data.own.read_table` returned.
+        table: What :func:`~softcft.data.reading.read_table` returned.
         unread: Files that may be the table of the pictures, see :func:`~softcft.data.unused_files.unread_tables`. Class
             labels, which are then no more than names of folders, are left out.
 

@@ -15,18 +15,11 @@ from typing import Any
 import numpy as np
 from datasets import DatasetDict
 
-from softcft.data.own import (
-    as_text,
-    column_values,
-    doubt_places,
-    explain_unknown,
-    find_columns,
-    is_missing,
-    make_splits,
-    read_column,
-)
+from softcft.data.columns import column_values, doubt_places, explain_unknown, find_columns, read_column
 from softcft.data.report_pictures import DataReport, Example, check_pictures
 from softcft.data.sources import FOLDERS, GRAPHS, DataConfig
+from softcft.data.splits import make_splits
+from softcft.data.tables import as_text, is_missing
 from softcft.data.unused_files import left_out
 from softcft.data.value_patterns import are_years, looks_like, mean_nothing, spelled_alike
 from softcft.graph import CausalGraph, Variable
@@ -52,10 +45,10 @@ def check_data(
     """Look at a data set as training and evaluation will.
 
     Args:
-        table: What :func:`~softcft.data.own.read_table` returned.
+        table: What :func:`~softcft.data.reading.read_table` returned.
         config: The settings of the data.
         graph: The causal graph.
-        columns: Where the table has other names or values than the graph, see :mod:`softcft.data.own`.
+        columns: Where the table has other names or values than the graph, see :mod:`softcft.data.columns`.
         all_images: Read all pictures, not a sample of 1,000.
 
     Returns:

@@ -12,24 +12,17 @@ from typing import Any, Literal
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from softcft.arguments import Count, Natural, check_fields
+from softcft.data.columns import column_values, doubt_places, find_columns, translate
 from softcft.data.mimic_cxr import load_mimic_cxr
 from softcft.data.morphomnist import MORPHOMNIST_GRAPH, load_morphomnist
-from softcft.data.own import (
-    as_text,
-    column_values,
-    doubt_places,
-    find_columns,
-    is_missing,
-    make_splits,
-    read_table,
-    translate,
-)
 from softcft.data.paths import check_paths, find_repeats
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.pixels import list_problems, picture_shape, prepare_images
+from softcft.data.reading import read_table
 from softcft.data.schema import ImageAttributeDataset
-from softcft.data.splits import SPLITS
+from softcft.data.splits import SPLITS, make_splits
 from softcft.data.streaming import StreamedImages, stream_splits
+from softcft.data.tables import as_text, is_missing
 from softcft.data.unused_files import left_out
 from softcft.graph import CausalGraph
 
@@ -179,7 +172,7 @@ def load_data(
     Args:
         config: Which one, and how much of it.
         graph: The causal graph of the recipe. Who causes whom, and the ranges, are the recipe's business.
-        columns: Where the table has other names or values than the graph, see :mod:`softcft.data.own`.
+        columns: Where the table has other names or values than the graph, see :mod:`softcft.data.columns`.
 
     Returns:
         Splits ``train``, ``validation``, ``test`` with a column ``image``, one for each variable in natural units or

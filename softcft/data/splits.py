@@ -1,7 +1,8 @@
-"""Which folders, files or rows are training, validation and test: by names that are those of splits, and by no guess.
+"""Which folders, files or rows are training, validation and test.
 
-A name counts as a whole. ``Test``, ``testing`` and ``test_set`` are the test split; ``test_site`` and ``train_station``
-are sites. Where names leave it open, that is an error that says what to rename: no test picture must be learned from.
+Names of splits decide, and a name counts as a whole: ``Test``, ``testing`` and ``test_set`` are the test split,
+``test_site`` and ``train_station`` are sites. Names that leave it open are an error that says what to rename, so that
+no test picture is learned from. Splits that are missing are drawn (:func:`make_splits`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,12 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["SPLITS", "name_splits", "rename_splits", "split_files", "split_of"]
+import numpy as np
+from datasets import DatasetDict
+
+from softcft.data.tables import as_text, is_missing
+
+__all__ = ["SPLITS", "make_splits", "name_splits", "rename_splits", "split_files", "split_of"]
 
 SPLITS = ("train", "validation", "test")
 WORDS = {
@@ -21,13 +27,14 @@ WORDS = {
 NAMES = {word + end: split for split, words in WORDS.items() for word in words for end in ("", "set", "data", "split")}
 # Of both, as published lists often are: validation images are then drawn from it.
 NAMES |= {word + other: "train" for word in WORDS["train"] for other in WORDS["validation"]}
+FRACTIONS = {"test": 0.2, "validation": 0.1}
 SHARD = re.compile(r"[-_. ]*\d+([-_ ]of[-_ ]\d+.*)?$")  # of train-00000-of-00003 and train_0
 
 
 def split_of(name: object) -> str | None:
-    """The split that a name is a name of, ``"validation"`` of ``"Val"`` for instance, or None.
+    """The split that a name means, or None: ``"validation"`` for ``"Val"``, ``"train"`` for ``"train_val"``.
 
-    Upper and lower case, spaces and punctuation do not matter. ``train_val`` is the training split.
+    Upper and lower case, spaces and punctuation do not matter.
     """
     return NAMES.get(re.sub(r"[\W_]+", "", str(name)).casefold())
 
@@ -40,12 +47,11 @@ def name_splits(names: Iterable[str], kind: str) -> dict[str, str]:
         kind: What they are, for messages: ``"folders"`` for instance.
 
     Returns:
-        The split of each name that has one; the others are left out. Of none if these are not names of splits.
+        The split of each name that means one.
 
     Raises:
-        ValueError: If two names are of one split; if some are names of splits and others not, but they are not at least
-            the training and another split; or if two differ only by words for splits and numbers, as ``xtrain_1`` and
-            ``xtest_2`` do.
+        ValueError: If two names mean one split; if only some names mean splits, unless train and another split are
+            among them; or if two differ only by words for splits and numbers, such as ``xtrain_1`` and ``xtest_2``.
     """
     names = sorted(set(names))
     found = {name: split for name in names if (split := split_of(name)) is not None}
@@ -63,7 +69,7 @@ def name_splits(names: Iterable[str], kind: str) -> dict[str, str]:
 
 
 def rename_splits(names: Iterable[str]) -> dict[str, str]:
-    """Which of the splits of a data set is which of ours; a single one is ``train``.
+    """The split that each split of a data set means; a single one is ``train``.
 
     Raises:
         ValueError: If two are the same, or none is the training split.
@@ -79,14 +85,14 @@ def rename_splits(names: Iterable[str]) -> dict[str, str]:
 
 
 def split_files(files: Sequence[str], *, by_name: bool) -> dict[str, list[int]]:
-    """Part the files of a folder into splits, by the first folders below that which they have in common.
+    """Split the files of a folder, by the names of the first folders in which their paths differ.
 
     Args:
         files: Their paths below the folder, with slashes.
-        by_name: Whether the names of the files count, too, but for the number of a part and the ending.
+        by_name: Whether the names of the files count, too, without the number of a part and the ending.
 
     Returns:
-        By split the positions of its files; all are ``train`` if there are no splits.
+        The positions of the files of each split; all are ``train`` if there are no splits.
 
     Raises:
         ValueError: If names leave it open, see :func:`name_splits`.
@@ -120,6 +126,61 @@ def split_files(files: Sequence[str], *, by_name: bool) -> dict[str, list[int]]:
         if top in splits:
             result[splits[top]].append(i)
     return result
+
+
+def make_splits(
+    splits: DatasetDict, numbers: Mapping[str, int] | None = None, group_column: str | None = None, seed: int = 0
+) -> DatasetDict:
+    """Make sure that there are train, validation and test.
+
+    A split that is missing is drawn at random from the training rows: 10 % of them for validation, 20 % for test.
+
+    Args:
+        splits: What :func:`~softcft.data.reading.read_table` returned.
+        numbers: Numbers of rows by name of split, drawn at random; all rows of the splits that are not named.
+        group_column: Rows with the same value in this column, of one patient for instance, stay in one split. A row
+            without a value is on its own.
+        seed: Seed of what is random.
+
+    Raises:
+        ValueError: If there is no such column in a split, or there are not enough rows (or groups) for the numbers.
+    """
+    rows, numbers = splits["train"], numbers or {}
+    lacking = [name for name, others in splits.items() if group_column not in (None, *others.column_names)]
+    if lacking:
+        where = "the data set has" if len(lacking) == len(splits) else f"{' and '.join(lacking)} of the data set have"
+        raise ValueError(f"--group_column {group_column}: {where} no such column; correct the name, or add it.")
+    order = np.random.default_rng(seed).permutation(len(rows))
+    ends = np.arange(1, len(rows))
+    if group_column is not None:  # groups in random order, and their rows one after the other
+        names = [f"none {i}" if is_missing(name) else as_text(name) for i, name in enumerate(rows[group_column][:])]
+        codes = np.unique(np.asarray(names), return_inverse=True)[1]
+        order = np.argsort(np.random.default_rng(seed).permutation(codes.max() + 1)[codes], kind="stable")
+        ends = np.flatnonzero(np.diff(codes[order])) + 1
+    start, result = 0, dict(splits)
+    for name, fraction in FRACTIONS.items():
+        if name in splits:
+            continue
+        wanted = numbers.get(name) or max(1, round(fraction * len(rows)))
+        stops = ends[ends >= start + wanted]
+        if not len(stops):
+            raise ValueError(
+                f"The {len(rows)} training rows are too few to draw {wanted} for {name} from"
+                + (f", if rows of one {group_column} stay together." if group_column else ".")
+            )
+        result[name] = rows.select(np.sort(order[start : stops[0]]))
+        start = int(stops[0])
+    if start:
+        result["train"] = rows.select(np.sort(order[start:]))
+    for name, number in numbers.items():
+        if number > len(result[name]):
+            raise ValueError(
+                f"--num_{name} is {number}, but there are {len(result[name])} rows in that split; lower it."
+            )
+        if number < len(result[name]):
+            chosen = np.random.default_rng(seed).permutation(len(result[name]))[:number]
+            result[name] = result[name].select(np.sort(chosen))
+    return DatasetDict({name: result[name] for name in SPLITS})
 
 
 def _parts(file: str, by_name: bool) -> list[str]:

@@ -18,10 +18,11 @@ import torch
 from datasets import Dataset, Image, concatenate_datasets
 from torch import Tensor
 
-from softcft.data.own import read_table, translate
+from softcft.data.columns import translate
 from softcft.data.paths import check_paths
 from softcft.data.pictures import fit_picture
 from softcft.data.pixels import list_problems, open_picture, picture_shape, prepare_images, why_unread
+from softcft.data.reading import read_table
 from softcft.data.schema import encode_rows
 from softcft.graph import CausalGraph
 
@@ -45,7 +46,7 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
         rows: A data set that is streamed.
         dataset_name: Where it comes from: pictures elsewhere are refused, see :mod:`softcft.data.paths`.
         graph: The causal graph.
-        columns: Where the table has other names or values than the graph, see :mod:`softcft.data.own`.
+        columns: Where the table has other names or values than the graph, see :mod:`softcft.data.columns`.
         sample_size: Height and width of the images in pixels.
         image_channels: 1 (grey) or 3 (RGB); as the first image is, if left out.
         seed: Seed of the order, which is another one each time round.
@@ -192,7 +193,7 @@ def stream_splits(
     """Training rows as a stream, and some images for validation and test, prepared as those of other data sets are.
 
     Args:
-        dataset_name: As of :func:`~softcft.data.own.read_table`, but for what ``save_to_disk`` made.
+        dataset_name: As of :func:`~softcft.data.reading.read_table`, but for what ``save_to_disk`` made.
         config_name: Which configuration of a data set of the Hub, if it has several.
         graph: The causal graph.
         columns: Where the table has other names or values than the graph.

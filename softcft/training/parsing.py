@@ -19,7 +19,7 @@ A recipe describes its flags by flat dataclasses. Each of their fields takes, in
 value under ``data``, the value under the recipe's section, the flag. ``model`` holds the arguments of the model, which
 are no flags.
 
-With ``--graph FILE`` the graph, and with it the ``columns`` (:mod:`softcft.data.own`), come from a file of their own.
+With ``--graph FILE`` the graph and its ``columns`` (:mod:`softcft.data.columns`) come from a file of their own.
 With ``--dataset_name`` and no ``--config`` the settings are those of ``recipes/configs/own_data.yaml``, which suit most
 data.
 

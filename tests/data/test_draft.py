@@ -5,8 +5,8 @@ import pytest
 import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
+from softcft.data.columns import translate
 from softcft.data.draft import draft_graph
-from softcft.data.own import translate
 from softcft.graph import CausalGraph
 from softcft.training.parsing import parse_config
 

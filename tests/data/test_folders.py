@@ -19,7 +19,7 @@ from datasets import Dataset, Image
 from PIL import Image as PILImage
 
 from softcft.data.folders import list_files
-from softcft.data.own import read_table
+from softcft.data.reading import read_table
 from softcft.data.report import check_data
 from softcft.data.sources import DataConfig, load_data
 from softcft.data.unused_files import left_out

@@ -11,7 +11,10 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
-from softcft.data.own import as_text, make_splits, read_column, read_table, translate
+from softcft.data.columns import read_column, translate
+from softcft.data.reading import read_table
+from softcft.data.splits import make_splits
+from softcft.data.tables import as_text
 from softcft.graph import CausalGraph, Variable
 
 GRAPH = CausalGraph(

@@ -20,8 +20,8 @@ from datasets import Dataset, load_dataset
 from PIL import Image
 
 from softcft import DSCMPipeline, HVAEBackbone
-from softcft.data.own import read_table
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
+from softcft.data.reading import read_table
 from softcft.data.schema import ImageAttributeDataset
 from softcft.evaluation import generation
 from softcft.evaluation.effectiveness import image_generators
