@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Subset
 
 from softcft import CausalGraph, Intervention
 from softcft.cft.interventions import other_values
+from softcft.data.config import DataConfig
 from softcft.data.schema import ImageAttributeDataset, random_part, scale_pixels
-from softcft.data.sources import DataConfig, load_data
+from softcft.data.sources import load_data
 from softcft.noise import seeded_generator
 from softcft.pipelines.query import load_pipeline
 from softcft.training.parsing import parse_config

@@ -32,9 +32,10 @@ from tqdm.auto import tqdm
 
 from softcft import CausalGraph, HVAEModel
 from softcft.convert import Checkpoint, convert_hvae
+from softcft.data.config import DataConfig
 from softcft.data.morphomnist import MORPHOMNIST_GRAPH
 from softcft.data.schema import ImageAttributeDataset, scale_pixels
-from softcft.data.sources import DataConfig, load_data
+from softcft.data.sources import load_data
 from softcft.training.objectives import HVAEObjective
 
 BATCH_SIZE = 32

@@ -23,17 +23,17 @@ import yaml
 from datasets import DatasetDict
 
 from softcft import CausalGraph
+from softcft.data.config import BUILT_IN, DataConfig
 from softcft.data.draft import draft_graph
 from softcft.data.reading import read_table
 from softcft.data.report import DataReport, check_data
 from softcft.data.schema import scale_pixels
-from softcft.data.sources import FOLDERS, GRAPHS, DataConfig, load_data
+from softcft.data.sources import load_data
 from softcft.data.unused_files import left_out, unread_tables
 from softcft.evaluation.figures.grids import example_grid
 from softcft.training.parsing import parse_config
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
-BUILT_IN = (*GRAPHS, *FOLDERS)
 
 
 @dataclass(kw_only=True)

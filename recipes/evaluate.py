@@ -21,7 +21,8 @@ from diffusers import AutoencoderKL
 
 from softcft import AttributeClassifier, CausalGraph
 from softcft.cft.verdict import read_sentence
-from softcft.data.sources import DataConfig, load_data, subjects_of
+from softcft.data.config import DataConfig
+from softcft.data.sources import load_data, subjects_of
 from softcft.data.truth import true_counterfactuals
 from softcft.evaluation.evaluate import Evaluation, EvaluationSettings, check_pipelines
 from softcft.evaluation.figures.curves import draw_training_curves

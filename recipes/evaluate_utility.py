@@ -19,8 +19,9 @@ from torch.utils.data import Subset
 
 from softcft import AttributeClassifier, CausalGraph
 from softcft.arguments import Count, Natural, check_fields
+from softcft.data.config import DataConfig
 from softcft.data.schema import ImageAttributeDataset
-from softcft.data.sources import DataConfig, load_data, subjects_of
+from softcft.data.sources import load_data, subjects_of
 from softcft.evaluation.bootstrap import bootstrap_weights
 from softcft.evaluation.measuring import run_batches
 from softcft.evaluation.tables import CFT_NAMES

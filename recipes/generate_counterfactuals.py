@@ -18,7 +18,8 @@ from os.path import isfile  # unlike Path.is_file, False of what cannot be the n
 from pathlib import Path
 
 from softcft import CausalGraph, generate_counterfactuals
-from softcft.data.sources import DataConfig, load_data
+from softcft.data.config import DataConfig
+from softcft.data.sources import load_data
 from softcft.evaluation.generation import GenerationSettings, check_attributes
 from softcft.evaluation.tables import CFT_NAMES, PUBLISHED_CFT
 from softcft.pipelines.query import load_pipeline

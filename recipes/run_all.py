@@ -36,7 +36,7 @@ from softcft import AttributeClassifier, AttributeSCM, CausalGraph, HVAEModel
 from softcft.arguments import Count, Natural, check_fields
 from softcft.cft.verdict import read_sentence
 from softcft.data.augmentation import AugmentationConfig
-from softcft.data.sources import DataConfig, SubsetConfig
+from softcft.data.config import DataConfig, SubsetConfig
 from softcft.evaluation.tables import CFT_NAMES, PUBLISHED_CFT
 from softcft.hub.publish import HubConfig
 from softcft.models.denoiser import UNETS

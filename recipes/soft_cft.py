@@ -31,8 +31,9 @@ from softcft import (
 )
 from softcft.cft.verdict import WATCH
 from softcft.data.augmentation import AugmentationConfig
+from softcft.data.config import DataConfig, SubsetConfig
 from softcft.data.schema import ImageAttributeDataset
-from softcft.data.sources import DataConfig, SubsetConfig, load_data, training_images
+from softcft.data.sources import load_data, training_images
 from softcft.evaluation.realism import frechet_distance
 from softcft.hub.publish import HubConfig
 from softcft.models.denoiser import load_unet

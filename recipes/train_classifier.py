@@ -43,9 +43,10 @@ from torch.utils.data import DataLoader, Subset
 
 from softcft import AttributeClassifier, CausalGraph
 from softcft.data.augmentation import AugmentationConfig
+from softcft.data.config import DataConfig, SubsetConfig
 from softcft.data.reading import read_table
 from softcft.data.schema import ImageAttributeDataset, check_known, random_part, scale_pixels
-from softcft.data.sources import DataConfig, SubsetConfig, load_data, subjects_of, training_images
+from softcft.data.sources import load_data, subjects_of, training_images
 from softcft.evaluation.metrics import variable_metrics
 from softcft.evaluation.sight import measure_sight
 from softcft.hub.publish import HubConfig

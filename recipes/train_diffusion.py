@@ -22,7 +22,8 @@ from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, DDIMScheduler
 
 from softcft import CausalGraph, ConditionalDenoiser
-from softcft.data.sources import DataConfig, load_data, training_images
+from softcft.data.config import DataConfig
+from softcft.data.sources import load_data, training_images
 from softcft.hub.publish import HubConfig
 from softcft.models.denoiser import UNETS, adopt_unet, load_unet, network_size
 from softcft.models.vae import encode_latents, latent_stride

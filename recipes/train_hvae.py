@@ -11,7 +11,8 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from softcft import CausalGraph, HVAEModel
-from softcft.data.sources import DataConfig, load_data, training_images
+from softcft.data.config import DataConfig
+from softcft.data.sources import load_data, training_images
 from softcft.hub.publish import HubConfig
 from softcft.training.checkpoints import save_whole
 from softcft.training.config import MemoryConfig, TrainingConfig

@@ -12,8 +12,9 @@ from accelerate.utils import set_seed
 from torch.utils.data import StackDataset
 
 from softcft import AttributeSCM, CausalGraph
+from softcft.data.config import DataConfig
 from softcft.data.schema import ImageAttributeDataset
-from softcft.data.sources import DataConfig, load_data, training_images
+from softcft.data.sources import load_data, training_images
 from softcft.hub.publish import HubConfig
 from softcft.training.checkpoints import save_whole
 from softcft.training.config import TrainingConfig

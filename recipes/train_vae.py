@@ -18,8 +18,9 @@ from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from softcft import CausalGraph
+from softcft.data.config import DataConfig
 from softcft.data.schema import random_part, scale_pixels
-from softcft.data.sources import DataConfig, load_data, training_images
+from softcft.data.sources import load_data, training_images
 from softcft.hub.publish import HubConfig
 from softcft.models.vae import image_posterior
 from softcft.training.checkpoints import save_whole

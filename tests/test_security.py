@@ -37,10 +37,11 @@ from softcft import (
     Variable,
 )
 from softcft.convert import load_checkpoint
+from softcft.data.config import DataConfig
 from softcft.data.paths import check_paths
 from softcft.data.reading import read_table
 from softcft.data.report import check_data
-from softcft.data.sources import DataConfig, load_data
+from softcft.data.sources import load_data
 from softcft.evaluation.figures.grids import example_grid
 from softcft.evaluation.report import write_report
 from softcft.evaluation.tables import COLUMNS

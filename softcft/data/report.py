@@ -16,9 +16,9 @@ import numpy as np
 from datasets import DatasetDict
 
 from softcft.data.columns import column_values, doubt_places, explain_unknown, find_columns, read_column
+from softcft.data.config import BUILT_IN, DataConfig
 from softcft.data.report_pictures import DataReport, Example, check_pictures
-from softcft.data.sources import FOLDERS, GRAPHS, DataConfig
-from softcft.data.splits import make_splits
+from softcft.data.splits import SPLITS, make_splits
 from softcft.data.tables import as_text, is_missing
 from softcft.data.unused_files import left_out
 from softcft.data.value_patterns import are_years, looks_like, mean_nothing, spelled_alike
@@ -58,7 +58,7 @@ def check_data(
         ValueError: If ``columns`` cannot be understood.
     """
     report = DataReport()
-    if config.dataset_name not in (*GRAPHS, *FOLDERS):
+    if config.dataset_name not in BUILT_IN:
         report.warnings += left_out(config.dataset_name, table)
     sources, mappings = find_columns(graph, columns)
     splits = _split(table, config, report)
@@ -96,11 +96,9 @@ def check_data(
 
 def _split(table: DatasetDict, config: DataConfig, report: DataReport) -> DatasetDict:
     """The splits as training will have them, or those of the table if they cannot be made."""
-    numbers = {name: getattr(config, f"num_{name}") for name in ("train", "validation", "test")}
-    numbers = {name: number for name, number in numbers.items() if number is not None}
-    drawn = sorted({"train", "validation", "test"} - set(table)) if len(table) > 1 else ["validation", "test"]
+    drawn = sorted(set(SPLITS) - set(table)) if len(table) > 1 else ["validation", "test"]
     try:
-        splits = make_splits(table, numbers, config.group_column, config.data_seed)
+        splits = make_splits(table, config.numbers, config.group_column, config.data_seed)
     except ValueError as error:
         report.errors.append(str(error))
         splits, drawn = table, []

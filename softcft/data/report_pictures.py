@@ -15,11 +15,11 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Image
 from tqdm.auto import tqdm
 
+from softcft.data.config import DataConfig
 from softcft.data.negatives import find_negatives, thumbnail
 from softcft.data.paths import check_paths, find_repeats
 from softcft.data.pictures import fit_picture, is_grey
 from softcft.data.pixels import list_problems, open_picture, picture_shape, why_unread
-from softcft.data.sources import DataConfig
 
 __all__ = ["DataReport", "Example", "check_pictures"]
 

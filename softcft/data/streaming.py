@@ -1,9 +1,9 @@
-"""Images that are read while a model learns from them, from the Hub or from disk: for data that fit nowhere else.
+"""Images that are read while a model learns from them, from the Hub or from disk, for data that do not fit the disk.
 
-Nothing is prepared or kept. Each image is decoded and resized (:func:`~softcft.data.pictures.fit_picture`) whenever its
-turn comes, so let worker processes do it (``--dataloader_num_workers``). Rows are shuffled within a buffer of
-:data:`BUFFER`, and files are read in random order, but in their own one if the training split has to be cut (for
-validation or test, or by ``--num_train``). So what is streamed should be mixed already.
+Nothing is prepared or kept. Each image is decoded and resized (:func:`~softcft.data.pictures.fit_picture`) when it is
+needed, so let worker processes do it (``--dataloader_num_workers``). Rows are shuffled within a buffer of
+:data:`BUFFER`, and files are read in random order; in their own order, if the training split has to be cut (for
+validation or test, or by ``--num_train``). So rows that are streamed should be mixed already.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from datasets import Dataset, Image, concatenate_datasets
 from torch import Tensor
 
 from softcft.data.columns import translate
+from softcft.data.config import DataConfig
 from softcft.data.paths import check_paths
 from softcft.data.pictures import fit_picture
 from softcft.data.pixels import list_problems, open_picture, picture_shape, prepare_images, why_unread
@@ -39,17 +40,15 @@ HELD_OUT = {"validation": 2_000, "test": 10_000}
 class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
     """Examples as :class:`~softcft.data.schema.ImageAttributeDataset` gives them, one after the other without end.
 
-    Images that cannot be read are left out, each with a warning. But where :data:`LOST` in a row cannot, it is not they
-    that are damaged, but the folder or the connection that is gone: that is an error.
+    Images that cannot be read are left out, each with a warning. :data:`LOST` of them in a row are an error: the folder
+    or the connection is gone. ``config.data_seed`` seeds the order, which differs from epoch to epoch.
 
     Args:
         rows: A data set that is streamed.
-        dataset_name: Where it comes from: pictures elsewhere are refused, see :mod:`softcft.data.paths`.
+        config: Where it comes from (pictures elsewhere are refused, see :mod:`softcft.data.paths`), and what size and
+            channels images shall have; those of the first image, if ``image_channels`` is None.
         graph: The causal graph.
         columns: Where the table has other names or values than the graph, see :mod:`softcft.data.columns`.
-        sample_size: Height and width of the images in pixels.
-        image_channels: 1 (grey) or 3 (RGB); as the first image is, if left out.
-        seed: Seed of the order, which is another one each time round.
 
     Attributes:
         sample_size: Height and width of the images in pixels.
@@ -63,18 +62,11 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
     def __init__(
         self,
         rows: datasets.IterableDataset,
-        dataset_name: str,
+        config: DataConfig,
         graph: CausalGraph,
-        columns: Mapping[str, Any] | None,
-        sample_size: int,
-        image_channels: int | None = None,
-        seed: int = 0,
+        columns: Mapping[str, Any] | None = None,
     ) -> None:
-        self._rows = rows
-        self._dataset_name = dataset_name
-        self._graph = graph
-        self._columns = columns
-        self._seed = seed
+        self._rows, self._config, self._graph, self._columns = rows, config, graph, columns
         self._half: Literal["even", "odd", "all"] = "all"
         self._only_complete = False
         self._skipped = 0
@@ -85,8 +77,8 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
                 "rows is empty; if validation and test images were taken off it, lower --num_validation and --num_test."
             )
         encode_rows(first, graph)
-        self.sample_size = sample_size
-        self.image_channels = image_channels or picture_shape(first)[0]
+        self.sample_size = config.sample_size
+        self.image_channels = config.image_channels or picture_shape(first)[0]
 
     def subset(self, half: Literal["even", "odd", "all"] = "all", complete: bool = False) -> StreamedImages:
         """Every other row or all of them, without those that miss a value if ``complete``."""
@@ -95,11 +87,7 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
         return chosen
 
     def skip(self, examples: int) -> StreamedImages:
-        """What comes after so many examples.
-
-        Damaged images and missing values among them are not looked for, and several workers skip about equal shares: it
-        is exact without any of them.
-        """
+        """What comes after so many examples; exact without damaged images, missing values and worker processes."""
         later = copy(self)
         later._skipped = self._skipped + examples
         return later
@@ -119,7 +107,7 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
         for epoch in range(2**31):
             seen = given = 0
             # One file at a time: several would be read by threads.
-            shuffled = rows.shuffle(seed=self._seed + epoch, buffer_size=BUFFER, max_buffer_input_shards=1)
+            shuffled = rows.shuffle(seed=self._config.data_seed + epoch, buffer_size=BUFFER, max_buffer_input_shards=1)
             for table in self._tables(shuffled):
                 seen += len(table)
                 if to_skip >= len(table):
@@ -139,7 +127,7 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
                 )
 
     def _tables(self, rows: datasets.IterableDataset) -> Iterator[Dataset]:
-        return _tables(rows, BATCH, self._dataset_name, self._graph, self._columns)
+        return _tables(rows, BATCH, self._config, self._graph, self._columns)
 
     def _example(self, stored: dict[str, Any] | None, parents: Tensor) -> dict[str, Tensor] | None:
         if self._only_complete and parents.isnan().any():
@@ -152,8 +140,8 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
             self._unread += 1
             if self._unread == LOST:
                 raise OSError(
-                    f"{self._dataset_name}: {LOST} images in a row cannot be read; the last is {path}: {error}. See "
-                    "that its files are still there and can be reached."
+                    f"{self._config.dataset_name}: {LOST} images in a row cannot be read; the last is {path}: {error}. "
+                    "See that its files are still there and can be reached."
                 ) from error
             logger.warning("%s is left out: %s", path, why_unread(error))
             return None
@@ -163,72 +151,63 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
 
 
 def _every(rows: datasets.IterableDataset, step: int, first: int) -> datasets.IterableDataset:
-    """Every so many of the rows, beginning with one of the first ones."""
-    # Each worker would else decode them all, to look at none, and the first damaged one would end it.
+    """Every ``step``-th row, from row ``first`` on."""
+    # Not decoded: each worker would decode all rows, and the first damaged one would end it.
     return rows.decode(False).filter(lambda _, index: index % step == first, with_indices=True).decode(True)
 
 
 def _tables(
-    rows: datasets.IterableDataset, size: int, dataset_name: str, graph: CausalGraph, columns: Mapping[str, Any] | None
+    rows: datasets.IterableDataset, size: int, config: DataConfig, graph: CausalGraph, columns: Mapping[str, Any] | None
 ) -> Iterator[Dataset]:
     """The rows in tables of the given size, with the columns of the graph and images that are not decoded."""
     seen = 0
     for batch in rows.decode(False).iter(size):
         table = translate(Dataset.from_dict(batch, features=rows.features).flatten(), graph, columns)
-        check_paths(table, "image", dataset_name, seen)
+        check_paths(table, "image", config.dataset_name, seen)
         seen += len(table)
         yield table.cast_column("image", Image(decode=False))
 
 
 def stream_splits(
-    dataset_name: str,
-    config_name: str | None,
-    graph: CausalGraph,
-    columns: Mapping[str, Any] | None,
-    sample_size: int,
-    image_channels: int | None = None,
-    numbers: Mapping[str, int] | None = None,
-    cache_dir: str | None = None,
+    config: DataConfig, graph: CausalGraph, columns: Mapping[str, Any] | None = None
 ) -> dict[str, Dataset | datasets.IterableDataset]:
     """Training rows as a stream, and some images for validation and test, prepared as those of other data sets are.
 
     Args:
-        dataset_name: As of :func:`~softcft.data.reading.read_table`, but for what ``save_to_disk`` made.
-        config_name: Which configuration of a data set of the Hub, if it has several.
+        config: The data set, not one of ``save_to_disk``. Of each split the first ``config.numbers`` rows are taken;
+            left out, all for training, 2,000 for validation and 10,000 for test. Where there is no split for the last
+            two, they are taken off the training split.
         graph: The causal graph.
         columns: Where the table has other names or values than the graph.
-        sample_size: Height and width of the images in pixels.
-        image_channels: 1 (grey) or 3 (RGB); as the first training image is, if left out.
-        numbers: How many of each split, the first ones; all for training, 2,000 for validation and 10,000 for test if
-            left out. Where there is no such split, they are taken off the training split.
-        cache_dir: Where validation and test images are kept; the cache of Hugging Face datasets if left out.
 
     Raises:
         FileNotFoundError: If there is no such folder.
         ValueError: If the data set cannot be read, has no split ``train``, or has a value that the graph does not know.
     """
-    splits = read_table(dataset_name, config_name, streaming=True)
-    numbers = {**HELD_OUT, **(numbers or {})}
+    name, numbers = config.dataset_name, HELD_OUT | config.numbers
+    splits = read_table(name, config.dataset_config_name, streaming=True)
     train = splits["train"]
     held_out = {}
-    for name in HELD_OUT:
-        if name in splits:
-            held_out[name] = splits[name].take(numbers[name])
+    for split in HELD_OUT:
+        if split in splits:
+            held_out[split] = splits[split].take(numbers[split])
         else:
-            logger.warning("%s: %s is the first %d rows of train.", dataset_name, name, numbers[name])
-            held_out[name], train = train.take(numbers[name]), train.skip(numbers[name])
+            logger.warning("%s: %s is the first %d rows of train.", name, split, numbers[split])
+            held_out[split], train = train.take(numbers[split]), train.skip(numbers[split])
     if "train" in numbers:
         train = train.take(numbers["train"])
-    channels = StreamedImages(train, dataset_name, graph, columns, sample_size, image_channels).image_channels
+    channels = StreamedImages(train, config, graph, columns).image_channels
     prepared = {}
-    for name, rows in held_out.items():
+    for split, rows in held_out.items():
         parts = []
-        for table in _tables(rows, BUFFER, dataset_name, graph, columns):
-            part, problems = prepare_images(table, sample_size, channels, cache_dir=cache_dir, desc=f"{name} images")
+        for table in _tables(rows, BUFFER, config, graph, columns):
+            part, problems = prepare_images(
+                table, config.sample_size, channels, cache_dir=config.data_dir, desc=f"{split} images"
+            )
             parts.append(part)
             if problems:
-                logger.warning("%d %s images are left out:%s", len(problems), name, list_problems(problems))
+                logger.warning("%d %s images are left out:%s", len(problems), split, list_problems(problems))
         if not parts:
-            raise ValueError(f"The split {name!r} has no rows.")
-        prepared[name] = concatenate_datasets(parts)
+            raise ValueError(f"The split {split!r} has no rows.")
+        prepared[split] = concatenate_datasets(parts)
     return {"train": train, **prepared}

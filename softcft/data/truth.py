@@ -21,6 +21,7 @@ import torch
 from scipy.special import expit, logit
 from torch import Tensor
 
+from softcft.data.config import GRAPHS, DataConfig
 from softcft.data.morpho_transform import measure_thickness, redraw_digit, stroke_mask
 from softcft.data.morphomnist import MORPHOMNIST_GRAPH, PADDING, find_files, read_files, read_idx
 from softcft.data.phantom import (
@@ -34,7 +35,6 @@ from softcft.data.phantom import (
     render,
 )
 from softcft.data.schema import scale_pixels, to_eight_bits
-from softcft.data.sources import GRAPHS, DataConfig
 from softcft.graph import CausalGraph, Variable
 
 __all__ = ["MorphoMNISTTruth", "PhantomTruth", "TrueCounterfactuals", "true_counterfactuals"]

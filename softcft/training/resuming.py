@@ -14,7 +14,7 @@ from typing import Any
 
 from accelerate.logging import get_logger
 
-from softcft.data.sources import DataConfig, SubsetConfig
+from softcft.data.config import DataConfig, SubsetConfig
 from softcft.training.checkpoints import CONFIG, checkpoint_to_resume
 from softcft.training.config import MemoryConfig, TrainingConfig, UtilityConfig
 from softcft.training.parsing import read_config

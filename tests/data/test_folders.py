@@ -18,10 +18,11 @@ import pytest
 from datasets import Dataset, Image
 from PIL import Image as PILImage
 
+from softcft.data.config import DataConfig
 from softcft.data.folders import list_files
 from softcft.data.reading import read_table
 from softcft.data.report import check_data
-from softcft.data.sources import DataConfig, load_data
+from softcft.data.sources import load_data
 from softcft.data.unused_files import left_out
 from softcft.graph import CausalGraph
 

@@ -8,9 +8,9 @@ import torch
 import yaml
 from datasets import DatasetDict
 
+from softcft.data.config import DataConfig
 from softcft.data.morphomnist import MORPHOMNIST_GRAPH, load_morphomnist
 from softcft.data.schema import ImageAttributeDataset
-from softcft.data.sources import DataConfig
 from softcft.graph import CausalGraph
 
 ROOT = Path(__file__).resolve().parents[2]

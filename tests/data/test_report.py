@@ -7,8 +7,8 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 
+from softcft.data.config import DataConfig
 from softcft.data.report import DataReport, check_data
-from softcft.data.sources import DataConfig
 from softcft.graph import CausalGraph
 
 GRAPH = CausalGraph(

@@ -6,10 +6,11 @@ import pytest
 import torch
 import yaml
 
+from softcft.data.config import GRAPHS, DataConfig
 from softcft.data.mimic_cxr import load_mimic_cxr
 from softcft.data.phantom import PHANTOM_GRAPH
 from softcft.data.schema import ImageAttributeDataset
-from softcft.data.sources import GRAPHS, DataConfig, load_data, subjects_of, training_images
+from softcft.data.sources import load_data, subjects_of, training_images
 from softcft.graph import CausalGraph
 from softcft.training.parsing import parse_config
 from tests.data.mimic_cxr_tree import make_mimic_tree

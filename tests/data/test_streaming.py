@@ -11,10 +11,11 @@ from torch.utils.data import DataLoader
 
 from softcft.data import streaming as module
 from softcft.data.columns import translate
+from softcft.data.config import DataConfig
 from softcft.data.pixels import encode_pixels, prepare_images
 from softcft.data.reading import read_table
 from softcft.data.schema import ImageAttributeDataset
-from softcft.data.sources import DataConfig, load_data, training_images
+from softcft.data.sources import load_data, training_images
 from softcft.data.streaming import StreamedImages, stream_splits
 from softcft.graph import CausalGraph
 
@@ -47,9 +48,13 @@ def save(table: Dataset, folder: Path, split: str = "train", files: int = 3) -> 
     return folder
 
 
-def stream(folder: Path, **arguments: object) -> StreamedImages:
+def settings(folder: Path, **others: object) -> DataConfig:
+    return DataConfig(**{"dataset_name": str(folder), "sample_size": SIZE, "streaming": True, **others})
+
+
+def stream(folder: Path, **others: object) -> StreamedImages:
     rows = read_table(str(folder), streaming=True)["train"]
-    return StreamedImages(rows, str(folder), GRAPH, COLUMNS, SIZE, **arguments)
+    return StreamedImages(rows, settings(folder, **others), GRAPH, COLUMNS)
 
 
 def numbers(examples: list[dict]) -> list[int]:
@@ -70,13 +75,13 @@ def test_each_time_round_gives_each_image_once_in_another_order(folder: Path) ->
     assert order[:N] != order[N:]
     assert order[:N] != sorted(order[:N])
     assert numbers(list(islice(images, 2 * N))) == order
-    assert numbers(list(islice(stream(folder, seed=1), N))) != order[:N]
+    assert numbers(list(islice(stream(folder, data_seed=1), N))) != order[:N]
 
 
 def test_examples_are_those_of_a_prepared_data_set(folder: Path, tmp_path: Path) -> None:
     table = translate(read_table(str(folder))["train"], GRAPH, COLUMNS)
     prepared = ImageAttributeDataset(prepare_images(table, 5, 3, cache_dir=tmp_path / "cache")[0], GRAPH)
-    streamed = StreamedImages(read_table(str(folder), streaming=True)["train"], str(folder), GRAPH, COLUMNS, 5, 3)
+    streamed = stream(folder, sample_size=5, image_channels=3)
     by_age = {float(example["parents"][0]): example for example in islice(streamed, N)}
     for i in range(N):
         for key, value in prepared[i].items():
@@ -136,14 +141,14 @@ def test_first_rows_are_checked_at_once(folder: Path) -> None:
     unknown = {"age": "years", "ill": {"values": {0: "healthy", 1: "sick"}}}
     for rows, columns, named in ((table, None, "'age'"), (table, unknown, "'sick'"), (table.take(0), COLUMNS, "rows")):
         with pytest.raises(ValueError, match=named):
-            StreamedImages(rows, str(folder), GRAPH, columns, SIZE)
+            StreamedImages(rows, settings(folder), GRAPH, columns)
 
 
 def test_splits_are_taken_off_the_training_rows(folder: Path, tmp_path: Path) -> None:
-    made = {"train": 10, "validation": 4, "test": 6}
-    splits = stream_splits(str(folder), None, GRAPH, COLUMNS, SIZE, numbers=made, cache_dir=str(tmp_path / "cache"))
+    made = {"num_train": 10, "num_validation": 4, "num_test": 6}
+    splits = stream_splits(settings(folder, data_dir=str(tmp_path / "cache"), **made), GRAPH, COLUMNS)
     held_out = [ImageAttributeDataset(splits[name], GRAPH).parents for name in ("validation", "test")]
-    train = StreamedImages(splits["train"], str(folder), GRAPH, COLUMNS, SIZE).parents
+    train = StreamedImages(splits["train"], settings(folder), GRAPH, COLUMNS).parents
     assert [len(held_out[0]), len(held_out[1]), len(train)] == [4, 6, 10]
     assert len(torch.cat([*held_out, train]).unique(dim=0)) == 20
 

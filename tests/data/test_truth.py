@@ -10,11 +10,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from softcft.data.config import DataConfig
 from softcft.data.morpho_transform import redraw_digit
 from softcft.data.morphomnist import MORPHOMNIST_GRAPH, find_files, read_files
 from softcft.data.phantom import PHANTOM_GRAPH, draw_block, expression, load_phantom, render
 from softcft.data.schema import ImageAttributeDataset, scale_pixels
-from softcft.data.sources import DataConfig
 from softcft.data.truth import MorphoMNISTTruth, PhantomTruth, TrueCounterfactuals, true_counterfactuals
 from softcft.graph import CausalGraph
 from tests.data.test_morphomnist import idx

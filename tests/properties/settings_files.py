@@ -8,7 +8,7 @@ import yaml
 from hypothesis import strategies as st
 
 from softcft.data.augmentation import AugmentationConfig
-from softcft.data.sources import DataConfig, SubsetConfig
+from softcft.data.config import DataConfig, SubsetConfig
 from softcft.evaluation.evaluate import EvaluationSettings
 from softcft.evaluation.generation import GenerationSettings
 from softcft.hub.publish import HubConfig

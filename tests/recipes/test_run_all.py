@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from softcft import DSCMPipeline
-from softcft.data.sources import DataConfig
+from softcft.data.config import DataConfig
 from softcft.training.parsing import parse_config
 from tests.recipes.small_pipeline import load_recipe
 

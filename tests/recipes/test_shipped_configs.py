@@ -11,8 +11,8 @@ import torch
 
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEModel
 from softcft.data.augmentation import AugmentationConfig
+from softcft.data.config import DataConfig, SubsetConfig
 from softcft.data.phantom import PHANTOM_GRAPH
-from softcft.data.sources import DataConfig, SubsetConfig
 from softcft.training.cft_trainer import CFTConfig
 from softcft.training.config import (
     DiffusionConfig,

@@ -11,7 +11,7 @@ import torch
 import yaml
 from diffusers import AutoencoderKL
 
-from softcft.data.sources import DataConfig
+from softcft.data.config import DataConfig
 from softcft.models.vae import image_posterior
 from softcft.training.config import PatchConfig, TrainingConfig
 from softcft.training.parsing import model_arguments, parse_config

@@ -16,9 +16,9 @@ from accelerate.state import AcceleratorState, GradientState
 from sklearn.metrics import roc_auc_score
 
 from softcft import AttributeClassifier
+from softcft.data.config import DataConfig
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.schema import ImageAttributeDataset, random_part, scale_pixels
-from softcft.data.sources import DataConfig
 from softcft.training.config import TrainingConfig, UtilityConfig
 from softcft.training.parsing import parse_config
 from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe, make_pipeline
