@@ -12,13 +12,13 @@ eBioMedicine 2023), which causal-gen and the paper follow, and of causal-gen, wh
 
 There is no rule on age: subjects under 18 stay. Age is that in the year of the X-ray.
 
-MIMIC-IV calls the race ``ethnicity`` up to version 1.0, on which the notebook was run, and ``race`` from 2.0 on, where
-it has finer values, such as ``WHITE - RUSSIAN``. Rule 2, kept as it is published, turns these away, and subjects with a
-finer value at one admission and a coarser one at another. So there are fewer subjects then, others in each split, and
-sizes that are not the paper's. The lists of images that the notebook writes give exactly the paper's splits: see
-``sample_csv_dir`` of :func:`load_mimic_cxr`.
+MIMIC-IV calls the race ``ethnicity`` up to version 1.0, on which the notebook was run, and ``race`` from 2.0 on, with
+finer values such as ``WHITE - RUSSIAN``. Rule 2, kept as published, leaves these out, and subjects with a finer value
+at one admission and a coarser one at another: there are fewer subjects, others in each split, and sizes that are not
+the paper's. The lists of images that the notebook writes give exactly the paper's splits: see ``sample_csv_dir`` of
+:func:`load_mimic_cxr`.
 
-Images keep their proportions: the middle square is kept, where published code squashes the whole image into a square.
+Images keep their proportions: the middle square is cut out. Published code squashes the whole image into a square.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict, Features, Value
 
+from softcft.arguments import check_choice, check_whole
 from softcft.data.pixels import list_problems, prepare_images
+from softcft.data.splits import SPLITS
 
 __all__ = ["MimicSelection", "load_mimic_cxr", "read_mimic_cxr", "select_mimic_cxr"]
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "validation", "test")
 # In the order of the notebook's labels: sex 0 and 1, race 0, 1 and 2.
 SEXES = {"M": "male", "F": "female"}
 RACES = {"WHITE": "White", "ASIAN": "Asian", "BLACK/AFRICAN AMERICAN": "Black"}
@@ -64,7 +65,7 @@ class MimicSelection(NamedTuple):
         rows: One row per image: ``image`` (path), ``age``, ``sex``, ``race``, ``disease``, ``subject_id``,
             ``study_id``, ``dicom_id``, see :func:`load_mimic_cxr`, and ``split`` (train, validation, test).
         funnel: What each rule leaves, in the order of the rules: columns ``step``, ``images``, ``subjects``.
-        problems: What was wrong with rows that were left out because they are damaged, one message each.
+        problems: One message for each row that was left out because it is damaged.
     """
 
     rows: pd.DataFrame
@@ -88,25 +89,24 @@ def load_mimic_cxr(
             ``mimic-cxr-2.0.0-chexpert.csv.gz``) and MIMIC-IV's ``admissions.csv.gz`` and ``patients.csv.gz``, all in
             itself or up to five folders below. Tables may also be unpacked, as ``.csv``.
         resolution: Height and width of the images in pixels.
-        sample_csv_dir: Folder with ``mimic.sample.train.csv``, ``mimic.sample.val.csv`` and ``mimic.sample.test.csv``,
-            as the notebook of chexploration writes them. They take the place of rules 1 to 4 of this module, and of
-            all tables but the metadata.
-        on_error: Damaged rows and images are left out (``"skip"``), with a warning that counts them and names the
-            first 20, or the first one raises (``"raise"``). Damaged tables always raise.
+        sample_csv_dir: Folder with ``mimic.sample.train.csv``, ``.val.csv`` and ``.test.csv``, as the notebook of
+            chexploration writes them. They replace rules 1 to 4 of this module, and all tables but the metadata.
+        on_error: Leave out damaged rows and images with a warning (``"skip"``), or raise at the first (``"raise"``).
+            Damaged tables always raise.
         num_workers: Images decoded at the same time; the number of CPU cores if left out.
         cache_dir: Where the images are kept; the cache of Hugging Face datasets if left out.
 
     Returns:
-        Splits ``train``, ``validation``, ``test`` with columns ``image`` (grey, 8 bit, resized so that the shorter side
-        fits, then cut to the middle square), ``age`` (years), ``sex`` (male, female), ``race`` (White, Asian, Black),
-        ``disease`` (no finding, pleural effusion), and ``subject_id``, ``study_id``, ``dicom_id`` (text).
+        Splits ``train``, ``validation``, ``test`` with columns ``image`` (grey, 8 bit, see
+        :func:`~softcft.data.pictures.fit_picture`), ``age`` (years), ``sex`` (male, female), ``race`` (White, Asian,
+        Black), ``disease`` (no finding, pleural effusion), and ``subject_id``, ``study_id``, ``dicom_id`` (text).
 
     Raises:
         FileNotFoundError: If a folder or table is missing.
         ValueError: If a table is damaged, lacks a column, is there twice or has a path as an id; if a split is left
             without images; if an argument is out of range; with ``on_error="raise"``, if a row or image is damaged.
     """
-    _check_resolution(resolution)
+    check_whole("resolution", resolution)
     selection = select_mimic_cxr(root, sample_csv_dir=sample_csv_dir, on_error=on_error)
     return read_mimic_cxr(selection, resolution, on_error=on_error, num_workers=num_workers, cache_dir=cache_dir)[0]
 
@@ -117,12 +117,8 @@ def select_mimic_cxr(
     sample_csv_dir: str | Path | None = None,
     on_error: Literal["skip", "raise"] = "skip",
 ) -> MimicSelection:
-    """Which images to read, of whom, and in which split: all that the tables say. No image needs to be there yet.
-
-    Arguments and errors are those of :func:`load_mimic_cxr`.
-    """
-    if on_error not in ("skip", "raise"):
-        raise ValueError(f"on_error must be 'skip' or 'raise', got {on_error!r}.")
+    """Which images to read, by the tables; arguments and errors are those of :func:`load_mimic_cxr`."""
+    check_choice("on_error", on_error, ("skip", "raise"))
     root, funnel = Path(root), _Funnel(on_error)
     if not root.is_dir():
         raise FileNotFoundError(f"root {root} is no folder; give the one that holds MIMIC-CXR-JPG and MIMIC-IV.")
@@ -153,19 +149,14 @@ def read_mimic_cxr(
     num_workers: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> tuple[DatasetDict, pd.DataFrame]:
-    """Read the images of a selection, or take from the cache what an earlier run has read, be it interrupted or not.
+    """Read the images of a selection, or take from the cache what an earlier run has read, finished or not.
 
-    Args:
-        selection: From :func:`select_mimic_cxr`. Other arguments and the errors are those of :func:`load_mimic_cxr`.
-        resolution: Height and width of the images in pixels.
-        on_error: Whether damaged images are left out.
-        num_workers: Images decoded at the same time.
-        cache_dir: Where the images are kept.
+    Arguments and errors are those of :func:`load_mimic_cxr`.
 
     Returns:
         The splits as :func:`load_mimic_cxr` returns them, and the funnel with one step more: images that can be read.
     """
-    _check_resolution(resolution)
+    check_whole("resolution", resolution)
     files = Path(selection.rows["image"][0]).parents[3]  # of files/p10/p10000032/s50414267/<dicom_id>.jpg
     if not files.is_dir():
         raise FileNotFoundError(f"There is no folder {files}; put the images there, beside {METADATA}.")
@@ -189,13 +180,8 @@ def read_mimic_cxr(
     return splits, pd.concat([selection.funnel, last], ignore_index=True)
 
 
-def _check_resolution(resolution: int) -> None:
-    if resolution < 1:
-        raise ValueError(f"resolution must be at least 1 pixel, got {resolution}.")
-
-
 class _Funnel:
-    """Keeps count of what each rule leaves, and of what is wrong with rows that are left out as damaged."""
+    """Counts the images and subjects that each rule leaves, and collects the problems of damaged rows."""
 
     def __init__(self, on_error: Literal["skip", "raise"]) -> None:
         self.on_error = on_error
@@ -208,7 +194,7 @@ class _Funnel:
     def keep(
         self, step: str, rows: pd.DataFrame, mask: pd.Series, problem: Callable[[Any], str] | None = None
     ) -> pd.DataFrame:
-        """The rows of ``mask``. Where the others are damaged, ``problem`` says of one what is wrong with it."""
+        """The rows of ``mask``. If the others are damaged, ``problem`` describes one of them."""
         if problem is not None:
             self.report(step, [problem(row) for row in rows[~mask].itertuples()])
         rows = rows[mask].copy()
@@ -232,7 +218,7 @@ def _find(root: Path, names: tuple[str, ...]) -> dict[str, Path]:
     found: dict[str, list[Path]] = {name: [] for name in names}
     for folder, folders, files in os.walk(root, followlinks=True):
         deep = len(Path(folder).relative_to(root).parts) >= DEPTH
-        # Folders of subjects hold nothing but images, and there are tens of thousands of them.
+        # Tens of thousands of folders of subjects hold nothing but images.
         folders[:] = [] if deep else [name for name in folders if not re.fullmatch(r"p\d\d", name)]
         for name in names:
             found[name] += [Path(folder, choice) for choice in (f"{name}.gz", name) if choice in files][:1]
@@ -248,7 +234,7 @@ def _find(root: Path, names: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _read(path: Path, columns: Sequence[str], either: Sequence[str] = ()) -> pd.DataFrame:
-    """Columns of a table, and the first that it has of ``either``, as text or NaN: a bad number is a bad row only."""
+    """Columns of a table and the first that it has of ``either``, as text or NaN: a bad number spoils one row only."""
     try:
         if path.suffix == ".csv" and not path.read_bytes().endswith(b"\n"):  # gzip has its own way to tell
             raise ValueError("its last line has no end")
@@ -268,14 +254,14 @@ def _read(path: Path, columns: Sequence[str], either: Sequence[str] = ()) -> pd.
 
 
 def _check_ids(path: Path, rows: pd.DataFrame) -> None:
-    """Refuse ids that are paths: those of the images are made of them, and would lead out of their folder."""
+    """Refuse ids that are paths: the paths of the images are made of them, and could lead out of their folder."""
     for name in IDS:
         for line, value in rows[name][rows[name].str.contains(r"[/\\]", na=False)].items():
             raise ValueError(f"{path}, line {int(str(line)) + 2}: {name} {value!r} is no id but a path; get it anew.")
 
 
 def _read_unique(path: Path, keys: list[str], columns: Sequence[str], funnel: _Funnel) -> pd.DataFrame:
-    """A table with one row for each key. Of several the first counts, and the others are reported."""
+    """A table without the rows whose key an earlier row has; these are reported."""
     table = _read(path, [*keys, *columns])
     again = table.duplicated(keys)
     found = [f"{path}, line {line + 2}: {keys[-1]} {table[keys[-1]][line]} again" for line in table.index[again]]
@@ -395,9 +381,8 @@ def _read_samples(metadata: Path, folder: Path, funnel: _Funnel) -> pd.DataFrame
     rows = funnel.keep("image is in the metadata", rows, known, wrong(f"path_preproc must name an image of {metadata}"))
     rows = funnel.keep("one row per image", rows, ~rows.duplicated("dicom_id"), wrong("listed again"))
     rows = funnel.keep("sex is known", rows, rows["sex"].notna(), wrong("sex_label must be 0 or 1"))
-    rows = funnel.keep(
-        "race is White, Asian or Black", rows, rows["race"].notna(), wrong("race_label must be 0, 1 or 2")
-    )
+    known = rows["race"].notna()
+    rows = funnel.keep("race is White, Asian or Black", rows, known, wrong("race_label must be 0, 1 or 2"))
     return funnel.keep("age is known", rows, _is_age(rows["age"]), wrong("age must be a number of years"))
 
 

@@ -17,8 +17,10 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Features, Image, Value
+from datasets import Dataset, DatasetDict, Features, Image
 
+from softcft.arguments import check_whole
+from softcft.data.columns import graph_features
 from softcft.data.pixels import encode_pixels
 from softcft.graph import CausalGraph, Variable
 
@@ -38,7 +40,7 @@ MORPHOMNIST_GRAPH = CausalGraph(
         Variable(name="digit", kind="categorical", categories=tuple("0123456789")),
     ]
 )
-"""The graph that the data was made by; ranges are those of the training set, and the test set lies inside."""
+"""The graph of the data's equations; ranges are those of the training set, and the test set lies inside."""
 
 SIDE = 28
 PADDING = 2  # on each side: 32 halves evenly down to 1
@@ -75,8 +77,8 @@ def load_morphomnist(
     folder = Path(data_dir)
     train, test = find_files(folder, "train"), find_files(folder, "t10k")
     for name, n in (("num_train", num_train), ("num_validation", num_validation), ("num_test", num_test)):
-        if n is not None and n < 1:
-            raise ValueError(f"{name} must be at least 1, got {n}.")
+        if n is not None:
+            check_whole(name, n)
 
     images, columns = read_files(*train)
     if (num_train or 1) + num_validation > len(images):
@@ -84,7 +86,7 @@ def load_morphomnist(
             f"num_train={num_train} and num_validation={num_validation} ask for more than the {len(images)} images of "
             f"{train[0]}; lower one of them."
         )
-    # Training images from the front, validation images from the back: neither depends on how many the other takes.
+    # Training images from the front, validation images from the back: neither depends on the number of the others.
     order = np.random.default_rng(seed).permutation(len(images))
     num_train = num_train or len(images) - num_validation
     splits = {
@@ -172,7 +174,7 @@ def _read_csv(path: Path) -> dict[str, list[float]]:
 def _table(images: np.ndarray, columns: dict[str, list], index: np.ndarray) -> Dataset:
     """The rows of ``index`` as a data set."""
     padded = np.pad(images[index], ((0, 0), (PADDING, PADDING), (PADDING, PADDING)))
-    features = {"thickness": Value("float64"), "intensity": Value("float64"), "digit": Value("string")}
+    features = graph_features(MORPHOMNIST_GRAPH)
     return Dataset.from_dict(
         {
             "image": [encode_pixels(image) for image in padded],

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, Value
 
+from softcft.data.columns import graph_features
 from softcft.data.integrity import check_whole
 from softcft.graph import CausalGraph
 
 __all__ = ["check_made_with", "write_parquet"]
 
-METADATA = b"softcft"
-"""Key of the settings in a file's metadata."""
+METADATA = b"softcft"  # key of the settings in a file's metadata
 
 
 def check_made_with(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -45,16 +45,16 @@ def check_made_with(folder: Path, settings: Mapping[str, Any]) -> None:
 def write_parquet(
     files: Mapping[Path, Mapping[str, Any]], graph: CausalGraph, batches: Iterable[list[dict[str, list[Any]]]]
 ) -> None:
-    """Write several files side by side. A file that has its name is complete: until then it is a hidden one.
+    """Write several files side by side. Each is hidden until it is complete.
 
     Args:
         files: The settings of each, as plain data.
         graph: The causal graph, each variable of which is a column beside ``image``, ``source_row`` and
             ``intervention``.
-        batches: One after the other, the columns of each file in the order of ``files``.
+        batches: For each batch of rows the columns of each file, in the order of ``files``.
     """
-    types = {v.name: Value("float64" if v.kind == "continuous" else "string") for v in graph.variables}
-    features = Features({"image": Image(), **types, "source_row": Value("int64"), "intervention": Value("string")})
+    added = {"source_row": Value("int64"), "intervention": Value("string")}
+    features = Features({"image": Image(), **graph_features(graph), **added})
     hidden = [path.with_name(f".{path.name}") for path in files]
     with contextlib.ExitStack() as stack:
         writers = []

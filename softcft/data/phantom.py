@@ -9,8 +9,8 @@ Each attribute shows through a continuous *expression*: the class shifts the mea
 classes overlap (a mild effusion looks like a healthy lung base). Without overlap a classifier would be perfect and
 there would be no attribute amplification to see.
 
-What an attribute looks like here is an arbitrary pattern chosen by a programmer. The variables carry the paper's
-names; no claim about people is made or can be drawn from this data set.
+What an attribute looks like here is an arbitrary pattern. The variables have the paper's names, but the data set
+supports no claim about people.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import DatasetDict, Features, Image, Value
+from datasets import DatasetDict, Features, Image
 from datasets.packaged_modules.generator.generator import Generator
 from torch import Tensor
 from torch.nn import functional as F
 
+from softcft.arguments import check_choice, check_whole
+from softcft.data.columns import graph_features
 from softcft.data.integrity import read_cache
 from softcft.data.pixels import encode_pixels
 from softcft.data.schema import to_eight_bits
+from softcft.data.splits import SPLITS
 from softcft.graph import CausalGraph, Variable
 
 __all__ = [
@@ -60,7 +63,6 @@ SEX_SEPARATION = 3.9
 RACE_SEPARATION = 2.5
 DISEASE_SEPARATION = 2.25
 AGE_SPREAD = 0.35
-SPLITS = ("train", "validation", "test")
 VERSION = 2  # of the images: raise it with any change of them, so that cached data sets are made anew
 BLOCK = 256  # images drawn from one seed
 CHUNK = 64  # images rendered at once; one float32 map of a chunk at 64x64 is 1 MiB and stays in the cache
@@ -94,14 +96,9 @@ class PhantomNoise:
         return len(self.disease)
 
 
-def _check_resolution(resolution: int) -> None:
-    if resolution < 16:
-        raise ValueError(f"resolution must be at least 16 pixels, got {resolution}.")
-
-
 def sample_noise(n: int, resolution: int, generator: torch.Generator | None = None) -> PhantomNoise:
-    """Draw the exogenous noise of ``n`` images of ``resolution`` x ``resolution`` pixels."""
-    _check_resolution(resolution)
+    """Draw the exogenous noise of ``n`` images of ``resolution`` x ``resolution`` pixels, at least 16."""
+    check_whole("resolution", resolution, least=16)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(n, *shape, generator=generator)
@@ -133,14 +130,9 @@ def sample_attributes(noise: PhantomNoise, generator: torch.Generator | None = N
 
 
 def expression(attributes: Tensor, noise: PhantomNoise) -> Tensor:
-    """How strongly each attribute shows: monotone in the noise given the attribute.
+    """How strongly age, sex, race (two numbers) and disease show, shape (B, 5), each about in [-4, 4].
 
-    Args:
-        attributes: Encoded attributes, shape (B, K).
-        noise: Exogenous noise.
-
-    Returns:
-        Shape (B, 5): age, sex, race (two numbers), disease, each about in [-4, 4].
+    Monotone in the noise given the encoded attributes (B, K).
     """
     age, sex, race, disease = attributes[:, 0], attributes[:, 1], attributes[:, 2:5], attributes[:, 5]
     # The three races sit at the corners of a triangle whose sides are RACE_SEPARATION long.
@@ -265,19 +257,15 @@ def _render_chunk(attributes: Tensor, noise: PhantomNoise) -> Tensor:
 def draw_block(split: str, block: int, resolution: int, seed: int) -> tuple[Tensor, PhantomNoise]:
     """Attributes and noise of images ``256 * block`` to ``256 * block + 255`` of a split of :func:`load_phantom`.
 
-    This is how an evaluation gets at the true counterfactuals: ``render(counterfactual_attributes, noise)``.
-
-    Args:
-        split: ``"train"``, ``"validation"`` or ``"test"``.
-        block: Number of the block, from 0.
-        resolution: Image size in pixels.
-        seed: Seed of the data set.
+    ``render(counterfactual_attributes, noise)`` then gives their true counterfactuals.
 
     Returns:
         Encoded attributes of shape (256, K) and the noise of the 256 images.
+
+    Raises:
+        ValueError: If there is no such split, or the resolution is below 16.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {list(SPLITS)}, got {split!r}.")
+    check_choice("split", split, SPLITS)
     entropy = np.random.SeedSequence([seed, SPLITS.index(split), block]).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(entropy[0] >> np.uint64(1)))
     noise = sample_noise(BLOCK, resolution, generator)
@@ -305,7 +293,7 @@ def load_phantom(
     """Make the phantom data set, or read it from the cache if it was made before.
 
     Args:
-        resolution: Image size in pixels.
+        resolution: Image size in pixels, at least 16.
         num_train: Number of training images.
         num_validation: Number of validation images.
         num_test: Number of test images.
@@ -315,22 +303,18 @@ def load_phantom(
     Returns:
         Splits ``train``, ``validation``, ``test`` with columns ``image`` (grey, 8 bit), ``age`` (years), ``sex``,
         ``race``, ``disease`` (category names).
+
+    Raises:
+        ValueError: If an argument is out of range.
     """
-    _check_resolution(resolution)
-    for name, n in (("num_train", num_train), ("num_validation", num_validation), ("num_test", num_test)):
-        if n < 1:
-            raise ValueError(f"{name} must be at least 1, got {n}.")
-    columns = {v.name: Value("float64" if v.kind == "continuous" else "string") for v in PHANTOM_GRAPH.variables}
-    return DatasetDict(
-        {
-            split: read_cache(
-                Generator(
-                    generator=_rows,
-                    features=Features({"image": Image(), **columns}),
-                    cache_dir=cache_dir,
-                    gen_kwargs={"split": split, "n": n, "resolution": resolution, "seed": seed, "version": VERSION},
-                )
-            )["train"]
-            for split, n in zip(SPLITS, (num_train, num_validation, num_test), strict=True)
-        }
-    )
+    check_whole("resolution", resolution, least=16)
+    numbers = dict(zip(SPLITS, (num_train, num_validation, num_test), strict=True))
+    for split, n in numbers.items():
+        check_whole(f"num_{split}", n)
+    features = Features({"image": Image(), **graph_features(PHANTOM_GRAPH)})
+    result = DatasetDict()
+    for split, n in numbers.items():
+        made_with = {"split": split, "n": n, "resolution": resolution, "seed": seed, "version": VERSION}
+        builder = Generator(generator=_rows, features=features, cache_dir=cache_dir, gen_kwargs=made_with)
+        result[split] = read_cache(builder)["train"]
+    return result

@@ -266,5 +266,5 @@ def test_splits_and_blocks_share_no_image() -> None:
 
 @pytest.mark.parametrize("name", ["num_train", "num_validation", "num_test"])
 def test_empty_splits_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{name} must"):
         load_phantom(16, **{name: 0})
