@@ -1,8 +1,7 @@
-"""Random changes of the images that a classifier learns from. They keep the attributes.
+"""Random changes of the images that a classifier learns from, which keep the attributes.
 
-A classifier that overfits a few thousand images predicts new ones badly, and its gradient is mostly noise. A model that
-is fine-tuned with it learns to add that noise. A classifier that is trained on moved and noisy images does better in
-both (docs/attacks.md).
+The gradient of a classifier that overfits a few thousand images is mostly noise, and an image model that is fine-tuned
+with it learns to add that noise. Training on moved and noisy images helps (docs/attacks.md).
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class AugmentationConfig:
 def random_change(
     config: AugmentationConfig, shape: Sequence[int], generator: Generator, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    """Draw a change for each image of a batch. It may be applied to several batches, such as images before and after.
+    """Draw a change for each image of a batch, which may be applied to several batches, such as counterfactuals.
 
     Args:
         config: How large changes are.

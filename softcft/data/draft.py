@@ -1,4 +1,4 @@
-"""A first graph for a table that has none: what variables its columns could be. Who causes whom, no table says."""
+"""Draft a graph from the columns of a table, without parents: a table does not tell causes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ IDENTIFIER = re.compile(
 def draft_graph(table: DatasetDict, unread: Sequence[str] = ()) -> str:
     """Guess variables from the columns of a table.
 
-    Class labels, truth values, words and a few different whole numbers become binary or categorical variables with the
-    categories that occur; other numbers become continuous ones, their range rounded outward. There are no parents.
-    Dates and lists are left out; years, codes and spellings have a comment (:mod:`softcft.data.value_patterns`).
+    Class labels, truth values, words and few different whole numbers become binary or categorical variables with the
+    categories that occur; other numbers become continuous ones, their range rounded outward. Dates and lists are left
+    out; years, codes and spellings get a comment (:mod:`softcft.data.value_patterns`).
 
     Args:
         table: What :func:`~softcft.data.reading.read_table` returned.
-        unread: Files that may be the table of the pictures, see :func:`~softcft.data.unused_files.unread_tables`. Class
-            labels, which are then no more than names of folders, are left out.
+        unread: Files that may be the table of the pictures, see :func:`~softcft.data.unused_files.unread_tables`. If
+            there are any, class labels, which are names of folders, are left out.
 
     Returns:
         YAML with the sections ``graph`` and, where needed, ``columns``, for ``--graph``. Comments say what was left out
@@ -102,7 +102,7 @@ def _image_column(features: Features) -> str:
 def _guess(rows: Sequence[Dataset], column: str) -> dict[str, Any] | str:  # noqa: C901  # one rule after the other
     """The fields of a variable, or why the column is none."""
     feature = rows[0].features[column]
-    if not isinstance(feature, Value | ClassLabel):  # told before anything is decoded
+    if not isinstance(feature, Value | ClassLabel):  # checked before anything is decoded
         return "neither numbers nor words"
     values = [value for split in rows for value in column_values(split, column) if not is_missing(value)]
     if not all(isinstance(value, bool | int | float | str) for value in values):
@@ -139,7 +139,7 @@ def _guess(rows: Sequence[Dataset], column: str) -> dict[str, Any] | str:  # noq
 
 
 def _remark(rows: Sequence[Dataset], columns: dict[str, str], variable: dict[str, Any]) -> str:
-    """What to think about before a variable is taken as it was guessed."""
+    """A comment on what may be wrong with a guessed variable."""
     name = variable["name"]
     if variable["kind"] == "continuous":
         column = columns.get(name, name)

@@ -1,7 +1,7 @@
-"""Data sets that are whole: files that were cut short are refused, and caches that were are made anew.
+"""Refuse files that were cut short, and make damaged caches anew.
 
-Files of these kinds say where they end. That matters most for those that are read from front to back: an Arrow file or
-a tar archive that ends after a batch or a member reads as a smaller one, without a word.
+Arrow, Parquet and tar files have an end mark. An Arrow file or a tar archive that is cut after a batch or a member
+would otherwise be read as a smaller one without an error.
 """
 
 from __future__ import annotations
@@ -26,14 +26,11 @@ ENDS = {
 
 
 def check_whole(path: str | Path) -> None:
-    """Refuse a file that was cut short, as a copy or a download that broke off leaves it.
-
-    Args:
-        path: An Arrow or Parquet file or a tar archive. Files of other kinds pass.
+    """Refuse an Arrow or Parquet file or a tar archive that was cut short. Files of other kinds pass.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it does not end as files of its kind do.
+        ValueError: If it has no end mark.
     """
     ends = ENDS.get(Path(path).suffix.lower(), (b"",))
     with open(path, "rb") as file:
@@ -47,32 +44,24 @@ def check_whole(path: str | Path) -> None:
 
 
 def file_state(path: str | Path) -> tuple[str, ...]:
-    """What tells a file from the same one after a change: its size and times, without reading it.
+    """A file's size and times, which tell whether it has changed.
 
-    Who changes a file can set back the time of its last modification, as copying tools do. The time of the last change
-    of the file itself or of its attributes (``st_ctime``) is the file system's own, but on Windows.
+    Copying tools may set back the time of the last modification. ``st_ctime`` cannot be set, but on Windows.
     """
     state = os.stat(path)
     return str(state.st_size), str(state.st_mtime_ns), str(state.st_ctime_ns)
 
 
 def read_cache(builder: DatasetBuilder, *, anew: bool = False) -> DatasetDict:
-    """Read what a builder has in the cache, or make it.
-
-    It is made beside its place and moved there whole; but a disk that was full, a copy or a clean-up of old files may
-    have damaged it since. Then it is made anew.
+    """Read the splits of a builder of datasets from the cache, or make them, anew if files are missing or cut short.
 
     Args:
-        builder: Of datasets, for instance from :func:`datasets.load_dataset_builder`.
-        anew: Make it anew in any case.
-
-    Returns:
-        Its splits.
+        builder: For instance from :func:`datasets.load_dataset_builder`.
+        anew: Make them anew in any case.
 
     Raises:
-        ValueError: If the name of the cache has a part that datasets does not take for a name.
-        Exception: Whatever prevented it, of many kinds: what datasets reports as an error in making the data set is
-            unwrapped.
+        ValueError: If datasets would not take the name of the cache as it is.
+        Exception: Of any kind, if they cannot be made: the cause of datasets' own error.
     """
     folder = Path(builder.cache_dir)
     if "::" in str(folder):  # which datasets takes for the way into an archive

@@ -40,7 +40,7 @@ def redraw_digit(digit: np.ndarray, thickness: float, intensity: float, measured
         digit: The digit of MNIST, uint8 of shape (28, 28).
         thickness: Mean width of the stroke in pixels.
         intensity: Median brightness of the stroke, 0 to 255.
-        measured: Thickness of ``digit``, if :func:`measure_thickness` was called before: it takes most of the time.
+        measured: Thickness of ``digit``, if known: :func:`measure_thickness` takes most of the time.
 
     Returns:
         uint8 of shape (28, 28); black where erosion leaves nothing of the stroke.
@@ -60,13 +60,7 @@ def redraw_digit(digit: np.ndarray, thickness: float, intensity: float, measured
 
 
 def stroke_mask(digit: np.ndarray) -> np.ndarray:
-    """The stroke of a digit at 16 times its resolution.
-
-    Args:
-        digit: uint8 of shape (28, 28).
-
-    Returns:
-        bool of shape (448, 448).
+    """The stroke of a digit (uint8 of shape (28, 28)) at 16 times its resolution, bool of shape (448, 448).
 
     Raises:
         ValueError: If the digit has another shape or type, or is blank.
@@ -83,10 +77,7 @@ def stroke_mask(digit: np.ndarray) -> np.ndarray:
 
 
 def measure_thickness(stroke: np.ndarray) -> float:
-    """Mean width of a stroke in pixels of the digit.
-
-    Args:
-        stroke: What :func:`stroke_mask` returns, bool of shape (448, 448).
+    """Mean width in pixels of the digit of a stroke from :func:`stroke_mask`.
 
     Raises:
         ImportError: If scikit-image is missing.
@@ -104,7 +95,7 @@ def measure_thickness(stroke: np.ndarray) -> float:
 
 
 def _crop(stroke: np.ndarray) -> np.ndarray:
-    """The stroke with one pixel of background around it; all of it where it touches the border, which is none."""
+    """The stroke with one pixel of background around it; the whole mask if it touches the border."""
     rows, columns = np.flatnonzero(stroke.any(axis=1)), np.flatnonzero(stroke.any(axis=0))
     box = slice(rows[0] - 1, rows[-1] + 2), slice(columns[0] - 1, columns[-1] + 2)
     return stroke[box] if min(rows[0], columns[0]) > 0 and max(rows[-1], columns[-1]) < len(stroke) - 1 else stroke

@@ -1,7 +1,4 @@
-"""Pictures that are negatives of the others: dark where these are bright, and bright where they are dark.
-
-So are X-ray images that were exported without a look at their tag: ``MONOCHROME1`` among ``MONOCHROME2``.
-"""
+"""Find pictures that are negatives of the others, such as X-ray images with the DICOM tag ``MONOCHROME1``."""
 
 from __future__ import annotations
 
@@ -13,23 +10,16 @@ from PIL import Image
 __all__ = ["find_negatives", "thumbnail"]
 
 SIDE = 16
-FEW = 20  # pictures of which nothing can be said
-CLEAR = 0.3  # correlation with the pattern that is common to all, and at least half of the median
-MOST = 0.95  # share of the pictures that must have so clear a one, of either sign
-AS_CLEAR = 0.75  # that of negatives to that of the others
-FLAT = 2.0  # grey levels, of all of them
-COLOUR = 8.0  # grey levels between the channels
+FEW = 20  # pictures are the fewest to judge by
+CLEAR = 0.3  # correlation with the common pattern, of either sign; it must also exceed half of the median
+MOST = 0.95  # share of the pictures that must be as clear
+AS_CLEAR = 0.75  # least ratio of the median correlation of negatives to that of the others
+FLAT = 2.0  # standard deviation in grey levels below which a picture has no pattern
+COLOUR = 8.0  # grey levels between the channels, from which a picture is in colour
 
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray | None:
-    """The coarse pattern of a grey picture.
-
-    Args:
-        pixels: uint8 of shape (H, W) or (H, W, 3).
-
-    Returns:
-        uint8 of shape (16, 16); None of a picture in colour.
-    """
+    """A grey picture (H, W) or (H, W, 3) at 16 x 16 pixels, all uint8; None if it is in colour."""
     small = np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX))
     if small.ndim == 3:
         if np.ptp(small.astype(float), axis=2).mean() > COLOUR:
@@ -41,16 +31,15 @@ def thumbnail(pixels: np.ndarray) -> np.ndarray | None:
 def find_negatives(thumbnails: Sequence[np.ndarray | None]) -> list[int]:
     """Which pictures of a set are negatives of the others.
 
-    The first principal component of the patterns, each without its mean and of unit length, is what pictures of one
-    thing in one position have in common. Where nearly all pictures correlate with it clearly, some of them with the
-    other sign and as clearly, these are negatives. Pictures of many things have no such pattern: nothing is said of
-    them.
+    The first principal component of the centred and normalised thumbnails is what pictures of one thing in one position
+    have in common. If nearly all pictures correlate with it clearly, and a minority does so with the other sign, this
+    minority are negatives. Pictures of many things have no such pattern.
 
     Args:
-        thumbnails: Of :func:`thumbnail`.
+        thumbnails: From :func:`thumbnail`.
 
     Returns:
-        The places of those that are fewer; empty if all are alike or nothing can be said.
+        The places of the negatives; empty if there are none or there is no common pattern.
     """
     known = {i: small for i, small in enumerate(thumbnails) if small is not None and small.std() > FLAT}
     if len(known) < FEW:

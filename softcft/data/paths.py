@@ -1,8 +1,8 @@
-"""What a data set names must be its own: no table of it may lead to pictures elsewhere on the machine.
+"""Refuse data sets that name files elsewhere on the machine.
 
-Names are judged as they are written, and links in the file system are followed. A table travels, with whatever its
-author wrote into it; a link is there because somebody with access to the folder put it there, as those do who keep
-pictures in a store. ``check_data.py`` counts the links that leave the folder.
+Paths are checked as they are written; links in the file system are followed. A table may come from a stranger, a link
+was made by somebody with access to the folder, for instance to pictures in a store. ``check_data.py`` counts the links
+that leave the folder.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Image, config
 from huggingface_hub.constants import HF_HUB_CACHE
 
-__all__ = ["check_files", "check_paths", "find_repeats", "picture_files"]
+__all__ = ["check_files", "check_paths", "find_repeats", "stored_pictures"]
 
 FIX = "Correct it or leave it out: what a data set names must be inside of it."
 BATCH = 1_000  # rows that are looked at together
@@ -33,7 +32,7 @@ def check_files(dataset_name: str, files: list[str]) -> None:
 
     Args:
         dataset_name: The folder, or the name of a data set of the Hub.
-        files: The files that it consists of, as its folders and its ``README.md`` tell :mod:`datasets`.
+        files: The files that it consists of, by its folders and its ``README.md``.
 
     Raises:
         ValueError: If one is elsewhere, or a ``metadata`` table beside the pictures names one elsewhere. The message
@@ -48,7 +47,7 @@ def check_files(dataset_name: str, files: list[str]) -> None:
         if os.path.basename(file) in ("metadata.csv", "metadata.jsonl", "metadata.parquet") and os.path.isfile(file):
             try:
                 names = list(_file_names(Path(file)))
-            except (csv.Error, ValueError):  # it is no table, which datasets will tell
+            except (csv.Error, ValueError):  # no table: datasets refuses it
                 continue
             for row, name in ((row, name.strip(' "')) for row, name in names):  # as after a comma and a space
                 if "://" in name or os.path.isabs(name) or os.path.normpath(name.replace("\\", "/")).startswith(".."):
@@ -68,38 +67,38 @@ def check_paths(rows: Dataset, column: str, dataset_name: str, first: int = 0) -
         ValueError: If the path of a picture leads out of the data set. The message has the row and the path.
     """
     folders = _folders(dataset_name)
-    for batch in (
-        rows.select_columns([column]).cast_column(column, Image(decode=False)).with_format("arrow").iter(BATCH)
-    ):
-        for row, path in enumerate(picture_files(batch[column]), start=first):
-            if path is not None and not _is_inside(path, dataset_name, folders):
-                raise ValueError(f"{dataset_name}, row {row}: the picture {path!r} is not in this data set. {FIX}")
-        first += len(batch)
+    for row, (path, _) in enumerate(stored_pictures(rows, column), start=first):
+        if path is not None and not _is_inside(path, dataset_name, folders):
+            raise ValueError(f"{dataset_name}, row {row}: the picture {path!r} is not in this data set. {FIX}")
 
 
-def picture_files(stored: pa.ChunkedArray) -> list[str | None]:
-    """Of pictures as datasets stores them the paths of those in files; None for those that the table itself holds."""
-    # Not by pc.if_else, which in some releases of pyarrow mixes up the texts of a part of a table.
-    held = pc.is_valid(pc.struct_field(stored, "bytes")).to_pylist()
-    paths = pc.struct_field(stored, "path").to_pylist()
-    return [None if is_held else path for is_held, path in zip(held, paths, strict=True)]
+def stored_pictures(rows: Dataset, column: str) -> Iterator[tuple[str | None, bool]]:
+    """Where each picture of a column is: its path, None unless it is in a file, and whether the table itself holds it.
+
+    No picture is decoded.
+    """
+    pictures = rows.select_columns([column]).cast_column(column, Image(decode=False)).with_format("arrow")
+    for batch in pictures.iter(BATCH):
+        # Not by pc.if_else, which in some releases of pyarrow mixes up the texts of a part of a table.
+        held = pc.is_valid(pc.struct_field(batch[column], "bytes")).to_pylist()
+        paths = pc.struct_field(batch[column], "path").to_pylist()
+        yield from ((None if is_held else path, is_held) for is_held, path in zip(held, paths, strict=True))
 
 
 def find_repeats(splits: Mapping[str, Dataset], column: str) -> list[str]:
-    """Whether a file has several rows, one for each finding or reader, which would count as so many pictures.
+    """A warning if files are in several rows, one for each finding for instance: each row counts as a picture.
 
     Args:
         splits: Tables.
         column: Their column of pictures.
 
     Returns:
-        What is to be said about it; empty if each has one row.
+        The warning; empty if each picture has one row.
     """
     places: defaultdict[str, list[str]] = defaultdict(list)
     for split, rows in splits.items():
-        stored = rows.select_columns([column]).cast_column(column, Image(decode=False)).with_format("arrow")
-        for batch in stored.iter(BATCH):
-            for path in filter(None, picture_files(batch[column])):
+        for path, _ in stored_pictures(rows, column):
+            if path:
                 places[path].append(split)
     several = {path: found for path, found in places.items() if len(found) > 1}
     if not several:
@@ -114,7 +113,7 @@ def find_repeats(splits: Mapping[str, Dataset], column: str) -> list[str]:
 
 
 def _folders(dataset_name: str) -> list[Path]:
-    """Where the files of a data set may be."""
+    """The folders that the files of a data set may be in."""
     if os.path.isdir(dataset_name):
         own = [os.path.abspath(dataset_name), os.path.realpath(dataset_name)]
     else:
@@ -135,7 +134,7 @@ def _is_inside(path: str, dataset_name: str, folders: list[Path]) -> bool:
 
 
 def _file_names(path: Path) -> Iterator[tuple[str, str]]:
-    """Where in a table of pictures which file is named. What is no table, datasets itself will tell."""
+    """The names of files in a table of pictures, each with its row."""
 
     def of(row: Any) -> Iterator[str]:
         for key, value in row.items() if isinstance(row, dict) else ():

@@ -1,4 +1,4 @@
-"""What the pixels of a picture are, whoever asks: training, which fits it, or a pipeline, which takes it as it is."""
+"""How a picture is read: by training, which resizes and crops it, and by a pipeline, which takes it as it is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 __all__ = ["check_bits", "fit_picture", "is_grey", "plain_picture"]
 
 MODES = {1: "L", 3: "RGB"}
-DEEP = re.compile(r";16[BLN]|^L;16")  # what Pillow reads as 8 bits, by dropping the lower ones of 16
+DEEP = re.compile(r";16[BLN]|^L;16")  # raw modes of 16 bits, of which Pillow keeps the upper 8
 
 
 def is_grey(picture: Image.Image) -> bool:
@@ -22,14 +22,7 @@ def is_grey(picture: Image.Image) -> bool:
 
 
 def check_bits(picture: Image.Image) -> None:
-    """Refuse a picture with more than 8 bits per channel, which would be clipped without a word or become black.
-
-    Args:
-        picture: Not decoded yet: of some colours with 16 bits Pillow keeps 8.
-
-    Raises:
-        ValueError: If it has.
-    """
+    """Raise ValueError if a picture, not decoded yet, has more than 8 bits per channel: Pillow would clip them."""
     stored = (tile[3] for tile in getattr(picture, "tile", None) or [])
     raw_modes = [arguments if isinstance(arguments, str) else str((arguments or [""])[0]) for arguments in stored]
     if picture.mode.startswith(("I", "F")) or any(map(DEEP.search, raw_modes)):
@@ -43,10 +36,7 @@ def plain_picture(picture: Image.Image, channels: int) -> Image.Image:
 
     Args:
         picture: In any mode of 8 bits per channel.
-        channels: 1 (grey) or 3 (RGB).
-
-    Returns:
-        The picture in mode L or RGB. One that is so already has the same pixels.
+        channels: 1 (mode L) or 3 (mode RGB).
     """
     picture = ImageOps.exif_transpose(picture)
     if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:  # the pixels below may be of any colour
@@ -59,8 +49,7 @@ def fit_picture(picture: Image.Image, size: int, channels: int) -> np.ndarray:
     """Resize so that the shorter side has ``size`` pixels, with antialiasing, and cut out the middle square.
 
     Args:
-        picture: A picture of 8 bits per channel, in any mode, upright or turned by its EXIF tag, not decoded yet. What
-            is transparent is seen on white.
+        picture: In any mode of 8 bits per channel, not decoded yet; see :func:`plain_picture`.
         size: Height and width of the result.
         channels: 1 (grey) or 3 (RGB).
 

@@ -1,8 +1,8 @@
-"""Pictures of any kind and size, once, into pixels that training reads without decoding anything.
+"""Prepare pictures of any kind and size once, as pixels that training reads without decoding.
 
-A prepared data set keeps its column ``image`` as what :mod:`datasets` calls an image: anybody can look at it. But its
-bytes are those of a PGM (grey) or PPM (colour) file of one size: a short header and the plain pixels. So a batch is
-read from the memory-mapped Arrow file by cutting off the headers, see :func:`read_pixels`.
+A prepared data set still has a column ``image`` of :class:`datasets.Image`. Its bytes are those of PGM (grey) or PPM
+(colour) files of one size, a short header and the plain pixels, so that a batch is read from the memory-mapped Arrow
+file by cutting off the headers, see :func:`read_pixels`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from PIL import UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from softcft.data.integrity import file_state, read_cache
-from softcft.data.paths import picture_files
+from softcft.data.paths import stored_pictures
 from softcft.data.pictures import fit_picture, is_grey
 
 __all__ = [
@@ -57,18 +57,15 @@ def _header(height: int, width: int, channels: int) -> bytes:
 
 
 def read_pixels(rows: Dataset, indices: list[int] | range, shape: tuple[int, int, int]) -> np.ndarray:
-    """Pixels of several rows of a prepared data set.
+    """Pixels of B rows of a prepared data set, uint8 of shape (B, H, W, C).
 
     Args:
         rows: A data set whose images are prepared; fastest if it has the format "arrow".
         indices: Which rows.
         shape: Channels, height and width of the images.
 
-    Returns:
-        uint8 of shape (B, H, W, C).
-
     Raises:
-        ValueError: If one of the images is not a plain one of that shape.
+        ValueError: If one of the images is not a prepared one of that shape.
     """
     channels, height, width = shape
     header = _header(height, width, channels)
@@ -91,7 +88,7 @@ def read_pixels(rows: Dataset, indices: list[int] | range, shape: tuple[int, int
 
 
 def open_picture(stored: Mapping[str, Any] | None) -> PILImage.Image:
-    """Open a picture as datasets stores it, wherever it is: in the table, a file, an archive, or on the Hub.
+    """Open a picture as datasets stores it: in the table, a file, an archive, or on the Hub.
 
     Raises:
         ValueError: If there is none.
@@ -109,11 +106,7 @@ def open_picture(stored: Mapping[str, Any] | None) -> PILImage.Image:
 
 
 def picture_shape(rows: Dataset) -> tuple[int, int, int]:
-    """Channels (1 or 3), height and width, as it is stored, of the first picture of ``rows`` that can be read.
-
-    Raises:
-        ValueError: If none of them can.
-    """
+    """Channels (1 or 3), height and width of the first picture that can be read; ValueError if none can."""
     first = ""
     for i, stored in enumerate(rows.select_columns("image").cast_column("image", Image(decode=False))):
         try:
@@ -137,15 +130,14 @@ def prepare_images(
 ) -> tuple[Dataset, list[str]]:
     """Decode, resize and cache all images of a data set, a thousand at a time.
 
-    Each becomes what :func:`~softcft.data.pictures.fit_picture` makes of it. What was prepared once is read from the
-    cache, also by a run after one that was interrupted. A picture whose file has changed since, or that could not be
-    read then and can now, is prepared anew.
+    Each is made square by :func:`~softcft.data.pictures.fit_picture`. What an earlier run has prepared, finished or
+    not, is read from the cache, unless a file has changed since or can be read now and could not then.
 
     Args:
         rows: A data set with a column ``image``: paths, encoded pictures, or a :class:`datasets.Image` of them.
         size: Height and width of the results in pixels.
         channels: 1 (grey) or 3 (RGB).
-        on_error: Whether rows whose picture is missing or cannot be read are left out or end the preparation.
+        on_error: Whether rows whose picture is missing or cannot be read are left out or raise.
         num_workers: Pictures decoded at the same time; the number of CPU cores if left out.
         cache_dir: Where the results are kept; the cache of Hugging Face datasets if left out.
         desc: Label of the progress bar.
@@ -155,7 +147,7 @@ def prepare_images(
 
     Raises:
         FileNotFoundError: If the folder of all the pictures goes away while they are read.
-        ValueError: If ``channels`` is neither 1 nor 3, if no picture can be read, or, with ``on_error="raise"``, one.
+        ValueError: If ``channels`` is neither 1 nor 3, no picture can be read, or with ``on_error="raise"`` one cannot.
     """
     if channels not in MAGIC:
         raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels!r}.")
@@ -164,7 +156,7 @@ def prepare_images(
     if _are_prepared(pictures, size, channels):
         return rows.cast_column("image", Image()), []
     chunks, problems, good = [], [], []
-    folder = _common_folder(pictures)
+    wanted = {"size": size, "channels": channels, "num_workers": num_workers, "folder": _common_folder(pictures)}
     with tqdm(total=len(rows), desc=desc, unit="image") as progress, _quiet():
         for start in range(0, len(rows), CHUNK):
             chunk = pictures.select(range(start, min(start + CHUNK, len(rows))))
@@ -172,17 +164,11 @@ def prepare_images(
                 generator=_prepare,
                 features=Features({"image": Image(), "problem": Value("string")}),
                 cache_dir=None if cache_dir is None else str(cache_dir),
-                gen_kwargs={
-                    "pictures": chunk,
-                    "size": size,
-                    "channels": channels,
-                    "num_workers": num_workers,
-                    "folder": folder,
-                },
+                gen_kwargs={"pictures": chunk, **wanted},
                 config_id=f"default-fingerprint={_key(chunk, size, channels)}",
             )
             prepared = read_cache(builder)["train"]
-            # What went wrong once need not be wrong now: a folder was not to be reached, or a file not to be read.
+            # What could not be read then may be there now.
             wrong = chunk.select([i for i, problem in enumerate(prepared["problem"]) if problem is not None])
             if any(_prepare_one(row, size, channels)["problem"] is None for row in wrong):
                 prepared = read_cache(builder, anew=True)["train"]
@@ -199,8 +185,8 @@ def prepare_images(
     if not good:
         first = f"; the first: {problems[0]}" if problems else ""
         raise ValueError(f"None of the {len(rows)} images can be read{first}.")
-    # The other columns are not cached, so that another graph finds the same images. A copy of them, for datasets would
-    # else write the images anew to bring both into one order.
+    # The other columns are not cached, so that another graph finds the same images. They are copied: datasets would
+    # otherwise write the images anew to bring both into one order.
     others = rows.remove_columns("image")
     others = Dataset.from_dict(others[:], features=others.features) if others.column_names else None
     images = concatenate_datasets(chunks)
@@ -209,7 +195,7 @@ def prepare_images(
 
 
 def _are_prepared(pictures: Dataset, size: int, channels: int) -> bool:
-    """Whether the images are plain ones of that size, by the length of all and the header of the first."""
+    """Whether the images are prepared ones of that size, by the length of all and the header of the first."""
     header = _header(size, size, channels)
     lengths = (
         pc.binary_length(pc.struct_field(batch["image"].combine_chunks(), "bytes"))
@@ -225,7 +211,7 @@ def _are_prepared(pictures: Dataset, size: int, channels: int) -> bool:
 def _prepare(
     pictures: Dataset, size: int, channels: int, num_workers: int | None, folder: str | None
 ) -> Iterator[dict[str, Any]]:
-    """The images of a chunk, prepared, or the ``problem`` that prevented it; ends if the folder of all is gone."""
+    """Prepare a chunk; what prevents it for an image is its ``problem``. Raises if the folder of all is gone."""
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
         prepared = _prepare_one(row, size, channels)
@@ -251,7 +237,7 @@ def _prepare_one(row: dict[str, Any], size: int, channels: int) -> dict[str, Any
 
 
 def why_unread(error: Exception) -> str:
-    """What is wrong with a picture, in words that do not repeat its path."""
+    """What is wrong with a picture, without its path."""
     if isinstance(error, UnidentifiedImageError):
         return "it is no picture of a kind that can be read"
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
@@ -262,7 +248,7 @@ def _paths(pictures: Dataset) -> list[str | None]:
 
 
 def list_problems(problems: Sequence[str]) -> str:
-    """What was wrong, to stand behind a colon: the first 20 in a line each, and the number of the others."""
+    """Problems for a message, after its colon: the first 20 in a line each, and the number of the others."""
     if len(problems) == 1:
         return f" {problems[0]}"
     others = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
@@ -270,17 +256,15 @@ def list_problems(problems: Sequence[str]) -> str:
 
 
 def _common_folder(pictures: Dataset) -> str | None:
-    """The folder that all pictures are below which are files; none if there are none such, or not to begin with."""
-    folders = set()
-    for batch in pictures.with_format("arrow").iter(CHUNK):
-        paths = picture_files(batch["image"])
-        folders |= {os.path.dirname(os.path.abspath(p)) for p in paths if p is not None and "://" not in p}
+    """The folder that holds all pictures that are files; None if there are none, or it is empty."""
+    paths = (path for path, _ in stored_pictures(pictures, "image"))
+    folders = {os.path.dirname(os.path.abspath(path)) for path in paths if path is not None and "://" not in path}
     folder = os.path.commonpath(folders) if folders else None
     return folder if folder is not None and _has_files(folder) else None
 
 
 def _has_files(folder: str) -> bool:
-    """Whether a folder is there, and not only the empty place of a disk that is not."""
+    """Whether a folder is there and not empty, as the mount point of a missing disk is."""
     if not os.path.isdir(folder):
         return False
     with os.scandir(folder) as entries:
@@ -288,7 +272,7 @@ def _has_files(folder: str) -> bool:
 
 
 def _key(pictures: Dataset, size: int, channels: int) -> str:
-    """A name for the result: of all pictures in the table, and of the paths, sizes and times of those in files."""
+    """A hash of all pictures in the table, and of the paths, sizes and times of those in files."""
     digest = hashlib.sha256(repr((VERSION, size, channels, len(pictures))).encode())
     for batch in pictures.with_format("arrow").iter(AHEAD):
         stored = batch["image"].combine_chunks()
@@ -304,7 +288,7 @@ def _key(pictures: Dataset, size: int, channels: int) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Turns the progress bars of datasets off, one for each chunk, for there is one for all."""
+    """Turn off the progress bars of datasets, one for each chunk: there is one for all."""
     were_on = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:

@@ -1,8 +1,7 @@
 """From a table of images and attributes to the tensors that models take.
 
 The table is a :class:`datasets.Dataset` with a column ``image`` and one for each variable of the causal graph, in
-natural units and category names. It may come from a generator, a folder with a CSV file or the Hub: all that follows
-sees :class:`ImageAttributeDataset` only.
+natural units and category names.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ __all__ = [
 ]
 
 GREY_LEVELS = 127.5
-"""Grey levels of 8 bits in a unit of pixels in [-1, 1]."""
+"""How many of the 255 steps between grey levels are one unit of pixels in [-1, 1]."""
 
 
 def scale_pixels(image: Tensor) -> Tensor:
@@ -44,15 +43,9 @@ def to_eight_bits(image: Tensor) -> Tensor:
 
 
 def random_part(rows: Sequence[int], number: int | None, seed: int) -> list[int]:
-    """Some rows of a table, drawn at random, to stand for all: the first ones may be of one class, site or year.
+    """Draw a number of rows, all if None or too large, and return them in their order in ``rows``.
 
-    Args:
-        rows: The rows.
-        number: How many; all of them if that is more than there are, or None.
-        seed: Of the draw, at least 0. With the same seed a larger number has the rows of a smaller one, and others.
-
-    Returns:
-        The chosen rows in their order in ``rows``.
+    With the same seed, a larger number has the rows of a smaller one, and others.
     """
     chosen = np.random.default_rng(seed).permutation(len(rows))[:number]
     return [rows[i] for i in sorted(chosen.tolist())]
@@ -66,22 +59,21 @@ class ImageAttributeDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     Args:
         rows: Columns ``image``, as :func:`~softcft.data.pixels.prepare_images` makes it, and one for each variable of
-            ``graph``, None where its value is missing. Columns of class labels are read by their names. Other columns
-            are ignored.
+            ``graph``, None where its value is missing. Class labels are read by their names. Other columns are ignored.
         graph: The causal graph.
-        subjects: Who each image is of, which :meth:`subset` keeps together; each of its own if left out.
+        subjects: Who each image is of, which :meth:`subset` keeps together; each image is of another one if left out.
 
     Attributes:
         graph: The causal graph.
         parents: Encoded attributes of all images, float32 of shape (N, K), NaN where the value is missing.
-        complete: The rows that miss no value, which are those that an image model can learn from.
+        complete: The rows that miss no value, from which an image model can learn.
         image_channels: 1 (grey) or 3 (RGB).
         sample_size: Height and width of the images in pixels.
 
     Raises:
-        ValueError: If ``rows`` is no :class:`datasets.Dataset`, has no rows or lacks a column; if there are not as many
-            subjects as rows; if a value is out of range or no category (the message names row and column); or if the
-            first image is not prepared. Later images are checked when they are read.
+        ValueError: If ``rows`` is no :class:`datasets.Dataset`, has no rows or lacks a column; the number of subjects
+            is wrong; a value is out of range or no category (the message names row and column); or the first image is
+            not prepared. Later images are checked when they are read.
 
     Example:
         >>> dataset = ImageAttributeDataset(load_phantom(64)["train"], PHANTOM_GRAPH)
@@ -149,7 +141,7 @@ class ImageAttributeDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 def check_known(images: ImageAttributeDataset, split: str) -> None:
-    """Raise ValueError if a variable is missing in all images of a split: nothing can be learned of it, or measured."""
+    """Raise ValueError if a variable is missing in all images of a split."""
     for name in images.graph.names:
         if images.parents[:, images.graph.slices[name]].isnan().any(dim=1).all():
             raise ValueError(

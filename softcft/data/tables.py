@@ -1,4 +1,4 @@
-"""Tables in files, as splits whose columns have the same types, whatever cells are empty in one of them."""
+"""Read tables from files, and join them to splits whose columns have the same types."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def is_missing(value: Any) -> bool:
 
 
 def as_text(value: Any) -> str:
-    """A value as people write it: 1.0, which is what a column of integers with a gap holds, is 1."""
+    """A value as text, and 1.0 as "1": columns of integers with a missing value hold floats."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -76,7 +76,7 @@ def read_file(path: Path) -> Table:
 
 def _read_csv(path: Path) -> Table:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        # Names after a comma and a space: so are the cells, then.
+        # If names follow a comma and a space, so do the cells.
         is_spaced = any(name.startswith(" ") for name in next(csv.reader(file), []))
         file.seek(0)
         reader = csv.reader(file, strict=True, skipinitialspace=is_spaced)
@@ -120,7 +120,7 @@ def join_tables(parts: Sequence[tuple[str, Table]], pictures: Iterable[str] = ()
     """Join tables to splits whose columns have the same types.
 
     Args:
-        parts: Tables, each with the split that it belongs to. What one lacks is missing in its rows.
+        parts: Tables, each with its split. A column that one lacks is missing in its rows.
         pictures: Names of columns that hold the paths of pictures.
     """
     sizes = [len(next(iter(table.values()))) for _, table in parts]

@@ -1,4 +1,4 @@
-"""What is in a folder and is not read: pictures without a row, and files that may be the table that is looked for."""
+"""Files of a folder that are not read: pictures without a row, and files that may be the table of the pictures."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Image
 
 from softcft.data.folders import NOT_READ, TABLES, examples, is_picture, list_files, zipped_pictures
-from softcft.data.paths import picture_files
+from softcft.data.paths import stored_pictures
 
 __all__ = ["left_out", "unread_tables"]
 
@@ -23,16 +22,18 @@ IGNORED = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "stat
 
 
 def left_out(dataset_name: str, splits: Mapping[str, Dataset]) -> list[str]:
-    """What is in a folder and not in its rows, in words: pictures that no row names, and files that are not read.
+    """Warnings about pictures that no row names, and about files that are not read.
 
     Args:
-        dataset_name: A folder, or the name of a data set of the Hub, of which nothing is said.
+        dataset_name: A folder. There are no warnings about a data set of the Hub.
         splits: What was read of it.
     """
     if not os.path.isdir(dataset_name):
         return []
     root, files = Path(dataset_name).resolve(), list_files(dataset_name)
-    used, holds = _stored_pictures(splits)
+    columns = [(rows, name) for rows in splits.values() for name, f in rows.features.items() if isinstance(f, Image)]
+    stored = {picture for rows, name in columns for picture in stored_pictures(rows, name)}
+    used = {path for path, _ in stored if path is not None}
     notes = []
     archives = {path.rpartition("::")[2] for path in used if path.startswith("zip://")}
     places = {str(root / file): file for file in files if is_picture(file)}
@@ -48,7 +49,7 @@ def left_out(dataset_name: str, splits: Mapping[str, Dataset]) -> list[str]:
             f"used: {examples(unused)} ({most}). If they are needed, add rows for them to a table; if they are in a "
             "folder beside those of the splits, move them into one of these."
         )
-    tables = [] if holds or not used else _not_read(files, splits)
+    tables = [] if any(is_held for _, is_held in stored) or not used else _not_read(files, splits)
     if tables := [file for file in tables if str(root / file) not in archives]:
         notes.append(
             f"{len(tables)} files are left out, for beside pictures only {', '.join(TABLES)} are read: "
@@ -58,10 +59,10 @@ def left_out(dataset_name: str, splits: Mapping[str, Dataset]) -> list[str]:
 
 
 def unread_tables(dataset_name: str, splits: Mapping[str, Dataset]) -> list[str]:
-    """Files of a folder that may be the table of its pictures, where all that was read are the names of their folders.
+    """Files of a folder that may be the table of its pictures, if all that was read of them are names of folders.
 
     Args:
-        dataset_name: A folder, or the name of a data set of the Hub, of which nothing is said.
+        dataset_name: A folder. There are none in a data set of the Hub.
         splits: What was read of it.
     """
     if not os.path.isdir(dataset_name) or not _has_only_folders(splits):
@@ -70,7 +71,7 @@ def unread_tables(dataset_name: str, splits: Mapping[str, Dataset]) -> list[str]
 
 
 def _not_read(files: Sequence[str], splits: Mapping[str, Dataset]) -> list[str]:
-    """Files beside pictures that are no pictures and none of the tables that are read."""
+    """Files beside pictures that are neither pictures nor tables that are read."""
     endings = (*NOT_READ, *TEXTS) if _has_only_folders(splits) else NOT_READ  # one of the texts may be the table
     return [
         file
@@ -82,7 +83,7 @@ def _not_read(files: Sequence[str], splits: Mapping[str, Dataset]) -> list[str]:
 
 
 def _has_only_folders(splits: Mapping[str, Dataset]) -> bool:
-    """Whether nothing is known of the pictures, or no more than the folders that they are in."""
+    """Whether the rows say at most which folder each picture is in."""
     for rows in splits.values():
         if set(rows.column_names) == {"image"}:
             continue
@@ -94,17 +95,3 @@ def _has_only_folders(splits: Mapping[str, Dataset]) -> bool:
         if path is None or os.path.basename(os.path.dirname(path)) != label.int2str(stored["label"][0]):
             return False
     return True
-
-
-def _stored_pictures(splits: Mapping[str, Dataset]) -> tuple[set[str], bool]:
-    """The paths of the pictures in the rows, and whether rows hold pictures themselves."""
-    used: set[str] = set()
-    holds = False
-    for rows in splits.values():
-        for name in [name for name, feature in rows.features.items() if isinstance(feature, Image)]:
-            stored = rows.select_columns([name]).cast_column(name, Image(decode=False)).with_format("arrow")
-            for batch in stored.iter(1_000):
-                found = picture_files(batch[name])
-                used.update(path for path in found if path is not None)
-                holds = holds or bool(pc.any(pc.is_valid(pc.struct_field(batch[name], "bytes"))).as_py())
-    return used, holds

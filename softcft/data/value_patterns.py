@@ -1,4 +1,4 @@
-"""What the values of a column look like that a variable should not take them for: dates, lists, codes, spellings."""
+"""Recognise values that are no good variable as they are: dates, lists, codes, spellings of one category."""
 
 from __future__ import annotations
 
@@ -25,14 +25,7 @@ UNKNOWN_CODES = ("-1", "-9", "-99", "-999", "9", "99", "999")
 
 
 def looks_like(texts: Sequence[str]) -> str | None:
-    """Say what the values of a column are if they are no quantity and no category.
-
-    Args:
-        texts: The known values as text.
-
-    Returns:
-        What they seem to be, and what to do; None if nothing is wrong with them.
-    """
+    """What the known values of a column seem to be, and what to do; None if they are quantities or categories."""
     different = set(texts)
     if len(different) < 2:
         return None
@@ -56,13 +49,13 @@ def are_years(numbers: Sequence[float]) -> bool:
 
 
 def are_codes(categories: Sequence[str]) -> bool:
-    """Whether categories are numbers other than 0, 1, 2 and so on, which say nothing of what they stand for."""
+    """Whether categories are numbers other than 0, 1, 2 and so on."""
     numbers = [text for text in categories if re.fullmatch(r"[+-]?\d+", text)]
     return len(numbers) == len(categories) and set(numbers) != {str(i) for i in range(len(categories))}
 
 
 def mean_nothing(categories: Sequence[str]) -> list[str]:
-    """Categories that seem to say that nothing is known: words such as unknown, and -1 or 9 beside 0, 1 and so on."""
+    """Categories that seem to stand for a missing value: words such as unknown, and -1 or 9 beside 0, 1 and so on."""
     words = [category for category in categories if UNKNOWN.fullmatch(" ".join(category.replace("_", " ").split()))]
     others = [category for category in categories if category not in UNKNOWN_CODES]  # a count, if these are codes
     if words or not others or are_codes(others) or not are_codes(categories):
@@ -96,7 +89,7 @@ def _is_date(text: str) -> bool:
 
 
 def _are_lists(different: set[str]) -> bool:
-    """Whether some cells hold several words, which other cells hold, too, in brackets or between separators."""
+    """Whether some cells hold several words, in brackets or between separators, that other cells hold, too."""
     if all(text[:1] + text[-1:] in ("[]", "()", "{}") for text in different):
         try:
             return any(len(ast.literal_eval(text)) > 1 for text in different)
