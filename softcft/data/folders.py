@@ -1,7 +1,7 @@
 """Folders of pictures or of data files: which files there are, and which of them are which split.
 
-The files are listed here, and tables are read anew each time, so that nothing but names and contents decides: no
-pattern in which a bracket is no bracket, and no cache of a table that has changed since.
+Files are listed here, not by the patterns of datasets, to which brackets and stars in names mean something else. Tables
+are read anew each time, as a cached one may have changed.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ logger = logging.getLogger(__name__)
 
 
 def list_files(folder: str | Path) -> list[str]:
-    """All files below a folder, as sorted paths with slashes, links followed; without hidden ones.
+    """All files below a folder but hidden ones, as sorted paths with slashes, links followed.
 
     Raises:
-        ValueError: If the name of one is no text.
+        ValueError: If a name is not UTF-8.
     """
     root = Path(folder).resolve()
     found = []
@@ -77,19 +77,18 @@ def list_files(folder: str | Path) -> list[str]:
 
 
 def read_folder(folder: str | Path) -> DatasetDict | DatasetBuilder:
-    """Read a folder of pictures, with tables or with folders as labels, or find what builds its data files.
+    """Read a folder of pictures, with tables or with folders as labels, or of data files.
 
     Args:
         folder: With ``metadata.csv``, ``.jsonl`` or ``.parquet``; or with pictures only, in folders of their classes;
             or with ``.csv``, ``.jsonl``, ``.parquet``, ``.arrow``, WebDataset ``.tar`` or ``.zip`` files.
 
     Returns:
-        The splits that the names of folders (or data files) say, see :mod:`softcft.data.splits`, else all in ``train``.
-        Of data files that are too large for the memory, a builder of such splits.
+        The splits by the names of folders (or data files), see :mod:`softcft.data.splits`, else all in ``train``; for
+        data files that are too large for the memory, a builder of such splits.
 
     Raises:
-        ValueError: If a file cannot be read, is cut short or leads out of the folder, or if names leave open what is a
-            split.
+        ValueError: If a file cannot be read, is cut short or is elsewhere, or if names leave open what is a split.
     """
     root, files = Path(folder).resolve(), list_files(folder)
     tables = [file for file in files if os.path.basename(file) in TABLES]
@@ -123,10 +122,10 @@ def read_folder(folder: str | Path) -> DatasetDict | DatasetBuilder:
 
 
 def find_builder(dataset_name: str, config_name: str | None = None) -> DatasetDict | DatasetBuilder:
-    """What builds a data set of the Hub, or a folder whose ``README.md`` says which files are which split.
+    """Find a data set of the Hub, or a folder whose ``README.md`` says which files are which split.
 
     Returns:
-        A builder; of a folder of pictures with tables the splits, whose columns have one type in all of them.
+        Its builder; for a folder of pictures with tables, its splits.
 
     Raises:
         ValueError: If one of its files is elsewhere or cut short.
@@ -150,7 +149,7 @@ def find_builder(dataset_name: str, config_name: str | None = None) -> DatasetDi
 
 
 def has_readme(folder: str | Path) -> bool:
-    """Whether a ``README.md`` says which files are which split, which then counts."""
+    """Whether a ``README.md`` says which files are which split."""
     readme = Path(folder, "README.md")
     try:
         configs = (metadata_load(readme) or {}).get("configs") if readme.is_file() else None
@@ -176,7 +175,7 @@ def is_picture(file: str) -> bool:
 
 
 def _classes(root: Path, pictures: Sequence[str]) -> DatasetDict:
-    """Pictures without a table: the folder of each is its label, if all lie equally deep and there are several."""
+    """Pictures without a table, labelled by their folders if there are several, all equally deep."""
     places = split_files(pictures, by_name=False)
     used = sorted(i for found in places.values() for i in found)
     labels = {i: os.path.basename(os.path.dirname(pictures[i])) for i in used}
@@ -250,7 +249,7 @@ def _read_pictures(
 
 
 def _check_rows(root: Path, named: Sequence[tuple[str, Sequence[str | None]]], unused: Sequence[str]) -> None:
-    """Refuse pictures that several tables name, and tell rows that are in no split and have no picture to tell them."""
+    """Refuse pictures that several tables name; warn of rows that are in no split and whose pictures are missing."""
     table_of: dict[str, str] = {}
     for file, paths in named:
         for path in filter(None, paths):
@@ -266,7 +265,7 @@ def _check_rows(root: Path, named: Sequence[tuple[str, Sequence[str | None]]], u
 
 
 def _find(root: Path, folder: str, name: Any, known: Mapping[str, str]) -> str | None:
-    """The path of the picture that a table calls so, below the root; None if it names none."""
+    """The path below the root of a picture that a table names; None for an empty cell."""
     if name is None or name == "":
         return None
     path = os.path.normpath(os.path.join(folder, str(name)))
@@ -280,7 +279,7 @@ def _find(root: Path, folder: str, name: Any, known: Mapping[str, str]) -> str |
 
 
 def _builder(root: Path, ending: str, splits: Mapping[str, Sequence[str]]) -> DatasetBuilder:
-    """What reads files that are too large for the memory, and keeps them in the cache while they do not change."""
+    """The builder of datasets for files that are too large for the memory."""
     for path in (str(root / file) for some in splits.values() for file in some):
         if "::" in path or os.path.expandvars(path) != path:
             raise ValueError(f"{path}: datasets would not take this name as it is; rename what has '::' or '$' in it.")
@@ -302,13 +301,13 @@ def zipped_pictures(path: str | Path) -> tuple[list[str], bool]:
 
 
 def _as_they_are(splits: Mapping[str, Sequence[str]]) -> dict[str, DataFilesList]:
-    """Files that :mod:`datasets` takes as they are, and reads anew when their states change."""
-    # Plain lists would be patterns, in which [ and * are no letters, and states but the times of last modifications.
+    """Files that :mod:`datasets` reads by these names, and anew when their states change."""
+    # Of plain lists the names would be patterns, and the states only the times of the last modifications.
     return {split: DataFilesList(list(files), list(map(file_state, files))) for split, files in splits.items()}
 
 
 def _features(root: Path, ending: str, splits: Mapping[str, Sequence[str]]) -> Features | None:
-    """The columns of all files together: whole numbers in one, and numbers in another, where a gap is, are numbers."""
+    """The columns of all files together, if they differ: integers in one and floats in another become floats."""
     schemas = []
     for file in (file for some in splits.values() for file in some):
         if ending == ".parquet":

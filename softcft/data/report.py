@@ -1,7 +1,7 @@
-"""What is in a data set, and what of it would stop a training or spoil its results: told before hours of training.
+"""Report what is in a data set, and what would stop a training or spoil its results.
 
-:func:`check_data` reads all attributes and a sample of the pictures. It stops at nothing, so that all problems are
-known at once. :mod:`softcft.data.draft` proposes a graph where there is none yet.
+:func:`check_data` reads all attributes and a sample of the pictures, and lists all problems at once.
+:mod:`softcft.data.draft` drafts a graph where there is none yet.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def check_data(
     *,
     all_images: bool = False,
 ) -> DataReport:
-    """Look at a data set as training and evaluation will.
+    """Read a data set as training and evaluation do, and report what is in it and what is wrong.
 
     Args:
         table: What :func:`~softcft.data.reading.read_table` returned.
@@ -50,9 +50,6 @@ def check_data(
         graph: The causal graph.
         columns: Where the table has other names or values than the graph, see :mod:`softcft.data.columns`.
         all_images: Read all pictures, not a sample of 1,000.
-
-    Returns:
-        The report.
 
     Raises:
         ValueError: If ``columns`` cannot be understood.
@@ -137,7 +134,7 @@ def _check_groups(splits: DatasetDict, config: DataConfig, report: DataReport) -
 
 
 def _check_doubts(splits: DatasetDict, column: str, variable: Variable, report: DataReport) -> None:
-    """Whether the values are something else than a quantity or categories, or two categories are one."""
+    """Warn of values that seem to be neither quantities nor categories, and of spellings of one category."""
     values = [as_text(v) for rows in splits.values() for v in column_values(rows, column) if not is_missing(v)]
     if doubt := looks_like(values):
         report.warnings.append(f"Column {column!r} of '{variable.name}' has {doubt}.")
@@ -157,8 +154,7 @@ def _check_doubts(splits: DatasetDict, column: str, variable: Variable, report: 
 
 
 def _check_numbers(variable: Variable, values: Mapping[str, list[Any]], report: DataReport) -> None:
-    assert variable.low is not None
-    assert variable.high is not None
+    assert variable.low is not None and variable.high is not None
     slack = 1e-5 * (variable.high - variable.low)  # what Variable.encode allows
     report.lines.append(
         f"  {'range ' + f'[{variable.low:g}, {variable.high:g}]':<24}{'min':>9}{'1 %':>9}{'median':>9}{'mean':>9}"
@@ -221,7 +217,7 @@ def _note_translation(
     variable: Variable,
     report: DataReport,
 ) -> None:
-    """Say how values were read that are not names of categories, positions for instance."""
+    """Report how values were read that are no names of categories, positions for instance."""
     pairs = {}
     for split, rows in splits.items():
         for raw, value in zip(column_values(rows, column), values[split][variable.name], strict=True):
@@ -234,7 +230,7 @@ def _note_translation(
 
 
 def _check_complete(graph: CausalGraph, values: Values, report: DataReport) -> None:
-    """Image models and the evaluation use the rows that miss nothing: those of test must have all categories."""
+    """Count the rows without a missing value, which image models and the evaluation use, and their categories."""
     complete = {
         split: [all(value is not None for value in row) for row in zip(*columns.values(), strict=True)]
         for split, columns in values.items()
@@ -269,7 +265,7 @@ def _check_complete(graph: CausalGraph, values: Values, report: DataReport) -> N
 
 
 def _choose(graph: CausalGraph, values: Mapping[str, list[Any]]) -> dict[str, dict[int, str]]:
-    """Rows for the figure by heading, with captions: over all the table, or over the range of a continuous variable."""
+    """Rows for the figure by heading, with captions, evenly over the table or the range of a continuous variable."""
     chosen = {}
     for variable in graph.variables:
         column = values.get(variable.name, [])

@@ -1,4 +1,4 @@
-"""The pictures' part of :mod:`softcft.data.report`."""
+"""The part of :mod:`softcft.data.report` about pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from softcft.data.config import DataConfig
 from softcft.data.negatives import find_negatives, thumbnail
-from softcft.data.paths import check_paths, find_repeats
+from softcft.data.paths import check_paths, find_repeats, stored_pictures
 from softcft.data.pictures import fit_picture, is_grey
 from softcft.data.pixels import list_problems, open_picture, picture_shape, why_unread
 
@@ -54,7 +54,7 @@ class DataReport:
 
 
 class _Picture(NamedTuple):
-    """One that was read, or the problem that prevented it."""
+    """A picture that was read, or the problem that prevented it."""
 
     name: str
     size: tuple[int, int] = (0, 0)
@@ -99,24 +99,22 @@ def check_pictures(
     except ValueError as error:
         report.errors.append(str(error))
         return
-    _check_files(stored, column, report)
-    _check_links(stored, column, config, report)
+    _check_files(stored, column, config, report)
     report.warnings += find_repeats(stored, column)
-    channels: int | None = config.image_channels
-    if channels is None:
-        try:
-            channels = picture_shape(stored["train"].rename_columns({column: "image"}))[0]
-        except ValueError as error:
-            report.errors.append(str(error))
-            return
+    try:
+        channels = config.image_channels or picture_shape(stored["train"].rename_columns({column: "image"}))[0]
+    except ValueError as error:
+        report.errors.append(str(error))
+        return
     total = sum(len(rows) for rows in stored.values())
+    sample = total if all_images else min(SAMPLE, total)
     read: dict[str, list[_Picture]] = {}
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(desc="reading pictures", total=total if all_images else min(SAMPLE, total), unit="image") as bar,
+        tqdm(desc="reading pictures", total=sample, unit="image") as bar,
     ):
         for split, rows in stored.items():
-            number = len(rows) if all_images or total <= SAMPLE else max(1, SAMPLE * len(rows) // total)
+            number = max(1, sample * len(rows) // total)
             chosen = rows.select(np.linspace(0, len(rows) - 1, number).round().astype(int))
             read[split] = []
             for start in range(0, number, AHEAD):  # all of them might not fit into memory
@@ -136,35 +134,27 @@ def check_pictures(
         ]
 
 
-def _check_files(stored: Mapping[str, Dataset], column: str, report: DataReport) -> None:
-    """Whether all files are there, which is quickly done for all rows."""
-    lost = [
-        f"{picture['path']}: there is no such file" if picture else "a row has no picture"
-        for rows in stored.values()
-        if not (rows[0][column] or {}).get("bytes")  # else the table itself holds them, and they are long to read
-        for picture in rows[column]
-        if picture is None or (picture["bytes"] is None and not _is_there(picture["path"]))
-    ]
+def _check_files(stored: Mapping[str, Dataset], column: str, config: DataConfig, report: DataReport) -> None:
+    """Look for files that are missing, and for links out of the folder, in all rows: no picture is decoded."""
+    lost, links = [], []
+    folder = os.path.realpath(config.dataset_name) if os.path.isdir(config.dataset_name) else None
+    for rows in stored.values():
+        if (rows[0][column] or {}).get("bytes"):  # the table itself holds them
+            continue
+        for path, is_held in stored_pictures(rows, column):
+            if path is None:
+                lost += [] if is_held else ["a row has no picture"]
+            elif "://" in path:  # in an archive or on the Hub, where datasets has looked for it
+                continue
+            elif not os.path.isfile(path):
+                lost.append(f"{path}: there is no such file")
+            elif folder is not None and not Path(target := os.path.realpath(path)).is_relative_to(folder):
+                links.append(f"{path} to {target}")
     if lost:
         report.warnings.append(
             f"{len(lost)} pictures are not there, and their rows would be left out. Correct the names, or remove the "
             f"rows:{list_problems(lost)}"
         )
-
-
-def _check_links(stored: Mapping[str, Dataset], column: str, config: DataConfig, report: DataReport) -> None:
-    """Links are followed, see :mod:`softcft.data.paths`; but nobody should follow a stranger's without knowing."""
-    if not os.path.isdir(config.dataset_name):
-        return
-    folder = os.path.realpath(config.dataset_name)
-    links = [
-        f"{picture['path']} to {target}"
-        for rows in stored.values()
-        if not (rows[0][column] or {}).get("bytes")
-        for picture in rows[column]
-        if _is_there((picture or {}).get("path")) and "://" not in picture["path"]
-        if not Path(target := os.path.realpath(picture["path"])).is_relative_to(folder)
-    ]
     if links:
         report.warnings.append(
             f"{len(links)} pictures are links out of the folder, for instance {links[0]}. They are followed: see where "
@@ -172,13 +162,8 @@ def _check_links(stored: Mapping[str, Dataset], column: str, config: DataConfig,
         )
 
 
-def _is_there(path: str | None) -> bool:
-    """Whether there is such a file; of those in archives and on the Hub datasets has seen to it."""
-    return path is not None and ("://" in path or os.path.isfile(path))
-
-
 def _read_picture(stored: Mapping[str, Any] | None, size: int, channels: int) -> _Picture:
-    """Read a picture as :func:`~softcft.data.pixels.prepare_images` does."""
+    """Read a picture as training does."""
     picture = _Picture(str((stored or {}).get("path") or "an image"))
     try:
         with open_picture(stored) as opened:

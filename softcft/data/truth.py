@@ -1,11 +1,9 @@
 """True counterfactual images: what an image of the test set would be, by the equations that made it.
 
-A counterfactual keeps an image's exogenous noise, sets one variable, and lets its descendants follow. Of data that were
-made, the noise and the equations are known: of the phantom all of them, of Morpho-MNIST those of thickness and
-intensity, where the original digit is the image's noise. Nothing that was learned takes part here: under do(age) the
-phantom's disease is that of the patient's own noise, whatever a fitted mechanism says.
-
-Under a null intervention the truth is the image of the data set, bit by bit.
+A counterfactual keeps an image's exogenous noise, sets one variable, and lets its descendants follow. Noise and
+equations are known for all variables of the phantom, and for thickness and intensity of Morpho-MNIST, where the
+original digit is the image's noise. Nothing learned is used: under do(age) the phantom's disease follows from the
+patient's own noise. Under a null intervention the truth is the image of the data set, bit by bit.
 """
 
 from __future__ import annotations
@@ -41,8 +39,8 @@ __all__ = ["MorphoMNISTTruth", "PhantomTruth", "TrueCounterfactuals", "true_coun
 
 logger = logging.getLogger(__name__)
 
-ROUNDING = 1e-6  # an encoded value that is nearer than this to the image's own is its own, rounded in the table
-DRAWN_BLOCKS = 4  # that are kept: a batch of up to 769 images finds its own again under the next intervention
+ROUNDING = 1e-6  # an encoded value nearer than this to the image's own counts as its own, rounded in the table
+DRAWN_BLOCKS = 4  # that are kept: enough for a batch of 769 images under one intervention after the other
 
 
 class TrueCounterfactuals(Protocol):
@@ -66,8 +64,8 @@ class TrueCounterfactuals(Protocol):
 
         Returns:
             Images of shape (B, C, H, W) in [-1, 1], of 8 bits as those of the data set, and their encoded attributes
-            (B, K), both on the device of ``counterfactual_parents``. Descendants of ``name`` have their true values,
-            of which continuous ones may lie outside [-1, 1]. All other attributes are the factual ones.
+            (B, K), both on the device of ``counterfactual_parents``. Descendants of ``name`` have their true values;
+            continuous ones may lie outside [-1, 1]. All other attributes are the factual ones.
 
         Raises:
             ValueError: If the truth is not known for ``name``, a row is not in the split, or the shape of
@@ -127,7 +125,7 @@ class PhantomTruth:
             parents: Their encoded attributes, factual or counterfactual, shape (B, K).
 
         Returns:
-            Shape (B, 5), in standard deviations of the noise; ``expression_columns`` tells whose they are.
+            Shape (B, 5), in standard deviations of the noise; ``expression_columns`` has the variables.
 
         Raises:
             ValueError: If a row is not in the split, or the shape of ``parents`` is wrong.
@@ -139,11 +137,7 @@ class PhantomTruth:
         return result.to(parents.device)
 
     def _draw(self, index: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, PhantomNoise]]:
-        """Each block that some rows are in.
-
-        Yields:
-            Positions in ``index`` of these rows, their places in the block, and its attributes and noise.
-        """
+        """For each block of rows their positions in ``index``, their places in the block, its attributes and noise."""
         blocks = index // BLOCK
         for block in blocks.unique().tolist():
             here = (blocks == block).nonzero()[:, 0]
@@ -151,7 +145,7 @@ class PhantomTruth:
 
 
 def _act(attributes: Tensor, disease_noise: Tensor, name: str, values: Tensor) -> Tensor:
-    """The phantom's attributes (B, K) after an intervention: the variable's new values (B, width), then disease."""
+    """The phantom's attributes (B, K) after an intervention with the values (B, width)."""
     own = attributes[:, PHANTOM_GRAPH.slices[name]]
     is_own = ((values - own).abs() < ROUNDING).all(dim=1, keepdim=True)
     result = attributes.clone()
@@ -239,14 +233,14 @@ def true_counterfactuals(
     """The true counterfactuals of a data set as :func:`~softcft.data.sources.load_data` gives it, if they are known.
 
     Args:
-        data: Which data set. How many images of it does not matter: the first n rows are always the same.
-        graph: The run's graph. Who causes whom is not looked at, for the data have their own equations.
+        data: Which data set.
+        graph: The run's graph. Its parents are ignored: the data have their own equations.
         split: Which of its splits; of Morpho-MNIST only ``"test"`` is known.
         mnist_dir: Folder of the original MNIST, without which there is no truth for Morpho-MNIST.
 
     Returns:
-        None if the truth is not known, or, which is logged, if ``graph`` encodes other variables than the data set's
-        own graph does, or in another order.
+        None if the truth is not known, or, with a warning, if ``graph`` encodes other variables than the data set's
+        own graph, or in another order.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: As :class:`PhantomTruth` and :class:`MorphoMNISTTruth`.
@@ -277,7 +271,7 @@ def _encoding(graph: CausalGraph) -> list[tuple[object, ...]]:
 def _check(
     truth: TrueCounterfactuals, rows: Sequence[int], name: str, parents: Tensor, number: int | None = None
 ) -> list[int]:
-    """The rows as plain numbers, if the arguments are those of a split, of ``number`` images if it has an end."""
+    """The rows as plain numbers; raises if an argument is wrong. ``number`` is the size of the split, if it has one."""
     if name not in truth.interventions:
         raise ValueError(f"The true counterfactual of {name!r} is not known; name one of {list(truth.interventions)}.")
     plain = [int(row) for row in rows]
