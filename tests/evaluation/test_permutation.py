@@ -54,22 +54,6 @@ def test_p_values_are_those_of_all_permutations(paired, case, chunk, monkeypatch
         assert p == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 999) + 1e-3)
 
 
-@pytest.mark.parametrize("paired", [True, False])
-def test_p_values_are_uniform_without_a_shift(paired):
-    generator = np.random.default_rng(0)
-    p_values = []
-    for seed in range(300):
-        subject = paired * generator.normal(size=25)  # common to both of a pair
-        a, b = (subject + generator.normal(size=25) for _ in range(2))
-        shift = compare(a, b, paired=paired, seed=seed)
-        p_values.append((shift.ks_p, shift.energy_p))
-    ks_p, energy_p = np.array(p_values).T
-    assert stats.kstest(energy_p, "uniform").pvalue > 0.01
-    # The Kolmogorov-Smirnov statistic has ties, after which p-values are too large, never too small.
-    for level in (0.05, 0.2, 0.5):
-        assert (ks_p <= level).mean() < level + 3 * math.sqrt(level * (1 - level) / 300)
-
-
 def test_pairs_show_a_shift_far_smaller_than_the_spread_of_subjects():
     generator = np.random.default_rng(0)
     a = generator.normal(size=200)

@@ -120,11 +120,6 @@ class TestFrechetRows:
         assert few_floor > 2 * many_floor
         assert abs(few_excess - many_excess) < 0.1 * few_floor
 
-    def test_it_is_the_same_each_time(self, world):
-        labels, embeddings, subjects, _ = world
-        one, two = (measure(labels, embeddings, subjects) for _ in range(2))
-        assert one.equals(two)
-
     def test_where_nothing_is_alike_there_is_but_the_number(self):
         """All images of a subject are on one side, so that of one ill subject there is no other."""
         labels, embeddings, _, _ = draw_world(0, SHARES["even"], n=40)
@@ -165,14 +160,6 @@ class TestQuartets:
 
 
 class TestFrechetDistance:
-    def test_diagonal_gaussians_have_a_closed_form(self):
-        # Samples whose moments are exactly these.
-        columns = [torch.linalg.qr(torch.cat([torch.ones(50, 1), torch.randn(50, 6)], dim=1).double()).Q for _ in "ab"]
-        means, deviations = torch.randn(2, 6).double(), torch.rand(2, 6).double()
-        a, b = (7 * q[:, 1:] * s + m for q, m, s in zip(columns, means, deviations, strict=True))
-        expected = (means[0] - means[1]).square().sum() + (deviations[0] - deviations[1]).square().sum()
-        assert frechet_distance(a, b) == pytest.approx(expected.item())
-
     @pytest.mark.parametrize("n", [60, 5], ids=["full rank", "fewer images than dimensions"])
     def test_it_is_the_formula_of_heusel_et_al(self, n):
         a, b = torch.randn(n, 8).double(), torch.randn(n + 3, 8).double() @ torch.randn(8, 8).double() + 0.3
@@ -181,11 +168,6 @@ class TestFrechetDistance:
         expected = np.square(a.numpy().mean(0) - b.numpy().mean(0)).sum() + np.trace(sum(covariances) - 2 * root.real)
         assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-6)
         assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b))
-
-    def test_a_rotation_and_a_move_of_both_change_nothing(self):
-        a, b = torch.randn(40, 8).double(), 2 * torch.randn(30, 8).double()
-        rotation = torch.linalg.qr(torch.randn(8, 8).double()).Q
-        assert frechet_distance(a @ rotation + 5, b @ rotation + 5) == pytest.approx(frechet_distance(a, b))
 
     @pytest.mark.parametrize("n", [100, 10])
     def test_a_set_is_at_no_distance_from_itself(self, n):
