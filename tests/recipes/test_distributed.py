@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,11 +18,10 @@ import pytest
 import torch
 import yaml
 from accelerate.commands import launch
-from accelerate.state import AcceleratorState, GradientState
 from diffusers import AutoencoderKL
 
 from softcft import AttributeSCM
-from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe, make_pipeline
+from tests.recipes.small_pipeline import RECIPES, TINY, make_pipeline, run_recipe
 
 ROOT = RECIPES.parent
 FILES = RECIPES / "accelerate"
@@ -132,29 +130,9 @@ train_scm.main()
 """
 
 
-@pytest.fixture
-def one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
-    """Runs a recipe here, in a folder of its own, which it returns."""
-
-    def run(name: str, *flags: str) -> Path:
-        folder = tmp_path / "one_process"
-        folder.mkdir()
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--config", str(TINY), *flags])
-        load_recipe(name).main()
-        return folder
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield run
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 @pytest.mark.slow
-def test_two_processes_and_two_machines_train_the_model_of_one_process(
-    tmp_path: Path, one_process: Callable[..., Path]
-) -> None:
-    together, apart = tmp_path / "together", tmp_path / "apart"
+def test_two_processes_and_two_machines_train_the_model_of_one_process(tmp_path: Path) -> None:
+    together, apart, alone = (tmp_path / name for name in ("together", "apart", "alone"))
     recipe = (str(RECIPES / "train_scm.py"), "--config", str(TINY), "--train_batch_size", "8")
     file = ("--config_file", str(FILES / "2_cpu_processes.yaml"))
     results = finish(start(together, ACCELERATE, "launch", *file, *recipe))
@@ -164,7 +142,8 @@ def test_two_processes_and_two_machines_train_the_model_of_one_process(
     for code, _, stderr in results:
         assert code == 0, stderr[-4000:]
     assert [output.count("Saved to runs/scm") for _, output, _ in results] == [1, 1, 0]
-    alone = one_process("train_scm", "--train_batch_size", "16")
+    alone.mkdir()
+    run_recipe(alone, "train_scm", "--train_batch_size", "16")
 
     one, two, node = (
         AttributeSCM.from_pretrained(folder / "runs" / "scm").state_dict() for folder in (alone, together, apart)

@@ -1,6 +1,5 @@
 """The settings that are shipped: they parse, their models can be built, and every recipe has a help."""
 
-import gzip
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from softcft.training.config import (
 from softcft.training.parsing import parse_config
 from softcft.training.validation import ValidationConfig
 from softcft.training.watch import WatchConfig
+from tests.data.test_morphomnist import make_files
 from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe, run_recipe
 
 
@@ -157,28 +157,11 @@ def test_the_shipped_models_can_be_built(name: str) -> None:
 # ---- the other data set -------------------------------------------------------------------------------------------
 
 
-def idx(array: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
-
-
-@pytest.fixture
-def morphomnist(tmp_path: Path) -> Path:
-    """Files as they are downloaded: 60 training images and 20 test images, of noise."""
-    folder = tmp_path / "morphomnist"
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    for prefix, n in (("train", 60), ("t10k", 20)):
-        images = random.integers(0, 256, (n, 28, 28), dtype=np.uint8)
-        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
-        (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx((np.arange(n) % 10).astype("u1"))))
-        lines = [f"{i},{1 + i / 100},{100 + i}\n" for i in range(n)]
-        (folder / f"{prefix}-morpho.csv").write_text("index,thickness,intensity\n" + "".join(lines))
-    return folder
-
-
-def test_morphomnist_from_files_to_a_counterfactual(morphomnist: Path, tmp_path: Path) -> None:
+def test_morphomnist_from_files_to_a_counterfactual(tmp_path: Path) -> None:
     """With the models of the shipped config, whose folders hand on from one recipe to the next."""
-    flags = ["--data_dir", str(morphomnist), "--num_validation", "40", "--max_train_steps", "1"]
+    (tmp_path / "files").mkdir()
+    files = make_files(tmp_path / "files", num_train=60, num_test=20)
+    flags = ["--data_dir", str(files), "--num_validation", "40", "--max_train_steps", "1"]
     for script, *own in (
         ("train_scm",),
         ("train_classifier", "--role", "guide"),
