@@ -50,12 +50,6 @@ def test_the_change_is_the_images_own_in_whichever_batch_it_comes() -> None:
     assert torch.allclose(changed(ALL, image, 0, 1, 2, 3)[2:], changed(ALL, image[2:], 2, 3), atol=1e-6)
 
 
-def test_images_before_and_after_are_changed_alike() -> None:
-    image = images()
-    change = random_change(ALL, image.shape, generators(0, 1, 2, 3), image.device)
-    assert torch.equal(change(image), change(image))
-
-
 class Same(nn.Module):
     """An image mechanism that changes nothing."""
 

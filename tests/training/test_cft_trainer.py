@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
 from softcft.cft.matched import Matched
@@ -20,10 +19,11 @@ from softcft.counterfactuals.hvae_backbone import HVAEBackbone
 from softcft.data.phantom import PHANTOM_GRAPH, draw_block, render
 from softcft.graph import CausalGraph
 from softcft.models.attribute_scm import AttributeSCM
-from softcft.models.classifier import AttributeClassifier, AttributeClassifierOutput
-from softcft.models.hvae import HVAEModel
+from softcft.models.classifier import AttributeClassifierOutput
 from softcft.training.cft_trainer import CFTConfig, CFTTrainer
 from softcft.training.config import TrainingConfig
+from tests.recipes.small_pipeline import forget_accelerate
+from tests.training import test_objectives as small
 
 GRAPH = CausalGraph(
     [
@@ -35,18 +35,6 @@ SIDE, MARK = 0, 1
 SHIFT, SPREAD = torch.tensor([0.15, 0.1]), 0.1
 HALVES = torch.zeros(2, 1, 16, 16)
 HALVES[0, :, :8], HALVES[1, :, 8:] = 1, 1
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Any:
-    """Accelerate fixes precision and gradient state once per process; each test starts from nothing."""
-    yield
-    reset_accelerate()
-
-
-def reset_accelerate() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def draw(n: int, seed: int) -> list[dict[str, Tensor]]:
@@ -152,7 +140,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
         run = trainer(folder, cft)
         assert run.train(draw(512, seed=0)) is run.objective.backbone
         finished[name] = Run(run, log(folder))
-        reset_accelerate()
+        forget_accelerate()
     return finished
 
 
@@ -287,7 +275,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, options: dict[str, Any]) -
         fields = {"learning_rate": 0.02, "checkpointing_steps": 5, "logging_steps": 1, "ema_decay": 0.9} | fields
         started = trainer(tmp_path / folder, cft, ToyBackbone(strength), max_train_steps=steps, **fields)
         started.train(draw(256, seed=0))
-        reset_accelerate()
+        forget_accelerate()
         return started
 
     whole = run("whole", 20)
@@ -310,19 +298,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, options: dict[str, Any]) -
 def test_an_hvae_is_fine_tuned_by_a_classifier(tmp_path: Path) -> None:
     parents, noise = draw_block("train", 0, 16, seed=0)
     dataset = [{"image": i, "parents": p} for i, p in zip(render(parents, noise)[:40], parents, strict=False)]
-    plain = PHANTOM_GRAPH.to_list()
-    hvae = HVAEModel(
-        plain,
-        sample_size=16,
-        resolutions=[16, 4, 1],
-        channels=[8, 8, 8],
-        encoder_blocks=[1, 1, 1],
-        decoder_blocks=[1, 1, 1],
-        z_dim=2,
-    )
-    trunk = {"model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
-    guide = AttributeClassifier(plain, {**trunk, "layer_type": "basic"})
-    mechanisms = AttributeSCM(plain, num_bins=4, hidden_features=[8])
+    hvae, guide, mechanisms = small.hvae(), small.classifier(), small.scm()
     frozen = [{n: t.clone() for n, t in part.state_dict().items()} for part in (guide, mechanisms)]
     before = {name: tensor.clone() for name, tensor in hvae.state_dict().items()}
 
@@ -352,35 +328,21 @@ def test_none_asks_for_nothing(tmp_path: Path) -> None:
         trainer(tmp_path, {"cft": "none"})
 
 
-def test_backbone_must_be_a_module(tmp_path: Path) -> None:
-    class Plain:
-        counterfactual = ToyBackbone.counterfactual
-
-    with pytest.raises(ValueError, match=r"must be an nn.Module to be trained, got Plain"):
-        trainer(tmp_path, {}, Plain())  # type: ignore[arg-type]
-
-
-def test_mechanisms_and_guide_must_share_their_graph(tmp_path: Path) -> None:
-    other = AttributeSCM(GRAPH.to_list()[:1], num_bins=4, hidden_features=[8])
-    with pytest.raises(ValueError, match="different graphs"):
-        CFTTrainer(ToyBackbone(), other, [ToyGuide()], config(tmp_path), CFTConfig())  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
-    ("fields", "match"),
+    ("name", "value"),
     [
-        ({"cft": "medium"}, "--cft must be one of .*, got 'medium'"),
-        ({"damping": -1.0}, "--damping must be at least 0, got -1.0"),
-        ({"damping": math.nan}, "--damping must be at least 0, got nan"),
-        ({"multiplier_learning_rate": -0.1}, "--multiplier_learning_rate must be at least 0, got -0.1"),
-        ({"minimality": math.nan}, "--minimality must be at least 0, got nan"),
-        ({"slack_images": 0}, "--slack_images must be at least 1, got 0"),
-        ({"reference_images": 0}, "--reference_images must be at least 1, got 0"),
+        ("cft", "medium"),
+        ("damping", -1.0),
+        ("damping", math.nan),
+        ("multiplier_learning_rate", -0.1),
+        ("minimality", math.nan),
+        ("slack_images", 0),
+        ("reference_images", 0),
     ],
 )
-def test_wrong_settings(fields: dict[str, Any], match: str) -> None:
-    with pytest.raises(ValueError, match=match):
-        CFTConfig(**fields)
+def test_wrong_settings(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"--{name} .*{value}"):
+        CFTConfig(**{name: value})
 
 
 def test_the_least_change_belongs_to_matched_targets() -> None:

@@ -16,9 +16,7 @@ from diffusers import AutoencoderKL
 from softcft.training import writing
 from softcft.training.checkpoints import _describe, find_damage, replace_file, save_whole
 from tests.processes import run_command
-from tests.training.test_loop import Adaptive, checkpoints, equal, fresh_accelerate, lines, run, settings, without_speed
-
-__all__ = ["fresh_accelerate"]
+from tests.training.test_loop import Adaptive, checkpoints, equal, lines, run, without_speed
 
 FIELDS = {"ema_decay": 0.9, "checkpointing_steps": 2, "logging_steps": 3}
 
@@ -82,20 +80,10 @@ def test_where_all_are_damaged_the_run_starts_anew(cut, whole):
     assert without_speed(lines(cut)) == without_speed(lines(cut.parent / "whole"))
 
 
-def test_a_damaged_checkpoint_that_was_asked_for_is_refused(cut):
-    newest = cut / "checkpoint-6"
-    os.truncate(newest / "optimizer.bin", 10)
-    with pytest.raises(ValueError, match=r"checkpoint-6 is damaged: optimizer.bin .*'latest'"):
-        run(cut, Adaptive(), max_train_steps=10, resume_from_checkpoint=str(newest), **FIELDS)
-    assert checkpoints(cut) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
-
-
-def test_a_checkpoint_of_another_training_is_refused(cut):
-    with pytest.raises(ValueError, match=r"has a moving average of the weights, but --ema_decay asks for no one"):
-        run(cut, Adaptive(), max_train_steps=10, resume_from_checkpoint="latest", **{**FIELDS, "ema_decay": 0})
+def test_a_checkpoint_of_another_model_is_refused(cut):
     other = Adaptive()
     other.linear = torch.nn.Linear(3, 2)
-    with pytest.raises(ValueError, match=r"checkpoint-6 is of another model"):
+    with pytest.raises(ValueError, match="checkpoint-6 is of another model"):
         run(cut, other, max_train_steps=10, resume_from_checkpoint="latest", **FIELDS)
 
 
@@ -114,19 +102,6 @@ def test_no_pickle_of_a_checkpoint_runs_code(cut, tmp_path):
     with pytest.raises(ValueError, match=r"checkpoint-6 is refused, for it holds more than tensors and numbers"):
         run(cut, Adaptive(), max_train_steps=10, resume_from_checkpoint="latest", **FIELDS)
     assert not (tmp_path / "ran").exists()
-
-
-def test_weights_that_are_not_finite_are_not_saved(tmp_path):
-    class Bursts(Adaptive):
-        def after_step(self, metrics):
-            super().after_step(metrics)
-            if self.multiplier > 1:
-                self.multiplier.fill_(torch.inf)
-
-    with pytest.raises(RuntimeError, match=r"toy: after step \d+ multiplier is not finite.* those before are kept"):
-        run(tmp_path, Bursts(), max_train_steps=99, checkpointing_steps=1, learning_rate=1e-3)
-    assert checkpoints(tmp_path)
-    assert all(find_damage(folder) is None for folder in tmp_path.glob("checkpoint-*"))
 
 
 # ---- full disks -----------------------------------------------------------------------------------------------------
@@ -172,31 +147,6 @@ def test_a_full_disk_ends_the_run_and_leaves_what_was_saved(tmp_path):
     assert newest < 8
     resumed = run(copy / "run", Adaptive(), resume_from_checkpoint="latest", **fields)
     assert equal(resumed, run(tmp_path / "whole", Adaptive(), **fields))
-
-
-@pytest.mark.slow
-@needs_namespaces
-def test_a_full_disk_leaves_the_old_model(tmp_path):
-    disk, copy = tmp_path / "disk", tmp_path / "copy"
-    disk.mkdir()
-    save_whole(tmp_path / "old", vae())
-    script = tmp_path / "replace.py"
-    script.write_text(
-        "from tests.training.test_checkpoints import vae\nfrom softcft.training.checkpoints import save_whole\n"
-        f"save_whole({str(disk / 'model')!r}, vae(64))\n"
-    )
-    room = 4 + sum(path.stat().st_size for path in (tmp_path / "old").iterdir()) // 1024 + 64
-    shell = (
-        f"mount -t tmpfs -o size={room}k none {disk} && cp -r {tmp_path / 'old'} {disk / 'model'} && "
-        f"{sys.executable} {script}; rc=$?; cp -r {disk} {copy}; exit $rc"
-    )
-    result = run_command("unshare", "-rm", "sh", "-c", shell, cwd=tmp_path)
-    assert result.returncode == 1
-    assert f"Could not save the model in {disk / 'model'}" in result.stderr
-    assert "is full" in result.stderr
-    assert "Make room and run the same command again" in result.stderr
-    assert torch.equal(weights(copy / "model"), weights(tmp_path / "old"))
-    assert sorted(os.listdir(copy / "model")) == sorted(os.listdir(tmp_path / "old"))
 
 
 # ---- file systems that cannot do all --------------------------------------------------------------------------------
@@ -345,8 +295,3 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
     with pytest.raises(OSError, match=r"Could not save .*config.yaml: .*run the same command again"):
         replace_file(tmp_path / "none" / "config.yaml", "x")
     assert os.listdir(tmp_path) == ["config.yaml"]
-
-
-def test_settings_name_the_limit(tmp_path):
-    with pytest.raises(ValueError, match="--checkpoints_total_limit"):
-        settings(tmp_path, checkpoints_total_limit=-1)

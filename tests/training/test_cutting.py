@@ -22,10 +22,7 @@ from softcft.training.objectives import (
     VAEObjective,
 )
 from tests.processes import run_python
-from tests.training.test_loop import fresh_accelerate
 from tests.training.test_objectives import PLAIN, classifier, denoiser, hvae, scm, vae
-
-__all__ = ["fresh_accelerate"]
 
 STEPS = 6
 CUTS = {"whole": (8, 1), "accumulated": (4, 2)}

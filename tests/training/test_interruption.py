@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,14 +23,11 @@ from tests.training.test_loop import (
     Regression,
     checkpoints,
     equal,
-    fresh_accelerate,
     lines,
     numbers,
     run,
     without_speed,
 )
-
-__all__ = ["fresh_accelerate"]
 
 STEPS = 40
 FIELDS = {"max_train_steps": STEPS, "checkpointing_steps": 1000, "ema_decay": 0.9, "logging_steps": 7}
@@ -213,36 +209,6 @@ def test_a_worker_killed_while_it_hands_over_a_tensor(error):
         next_batch(batches(), "toy", 3, num_workers=1)
 
 
-class Files(Dataset):
-    """Samples in files, which are deleted by and by."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        for i, sample in enumerate(numbers()):
-            torch.save(sample, folder / f"{i}.pt")
-        self.read = 0
-
-    def __len__(self):
-        return 24
-
-    def __getitem__(self, index):
-        self.read += 1
-        if self.read == 10:
-            for path in self.folder.iterdir():
-                path.unlink()
-        return torch.load(self.folder / f"{index}.pt")
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_files_that_vanish_are_told_and_the_checkpoint_is_kept(tmp_path, workers):
-    (tmp_path / "data").mkdir()
-    with pytest.raises(RuntimeError, match=r"toy: the data cannot be read any more at step 2: .*No such file"):
-        run(tmp_path / "run", dataset=Files(tmp_path / "data"), dataloader_num_workers=workers, checkpointing_steps=1)
-    assert checkpoints(tmp_path / "run") == ["checkpoint-1"]
-    fields = {"resume_from_checkpoint": "latest", "checkpointing_steps": 1}
-    assert equal(run(tmp_path / "run", **fields), run(tmp_path / "whole"))
-
-
 # ---- memory ---------------------------------------------------------------------------------------------------------
 
 HUNGRY = """
@@ -308,17 +274,3 @@ def test_a_skipped_step_leaves_no_trace_in_buffers(tmp_path):
     assert sum(line["skipped"] for line in lines(tmp_path)) >= 1
     assert all(buffer.isfinite().all() for buffer in trained.buffers())
     assert trained.norm.num_batches_tracked == 6 - sum(line["skipped"] for line in lines(tmp_path))
-
-
-def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path):
-    class Diverges(Adaptive):
-        def forward(self, batch):
-            scalars = super().forward(batch)
-            return {**scalars, "loss": scalars["loss"] * (math.nan if self.multiplier > 1 else 1)}
-
-    with pytest.raises(RuntimeError, match=r"toy: skipped 50 steps in a row.*--resume_from_checkpoint latest"):
-        run(tmp_path, Diverges(), max_train_steps=999, checkpointing_steps=10, checkpoints_total_limit=2)
-    assert len(checkpoints(tmp_path)) == 2
-    for folder in tmp_path.glob("checkpoint-*"):
-        assert find_damage(folder) is None
-        assert all(tensor.isfinite().all() for tensor in load_file(folder / "model.safetensors").values())

@@ -4,21 +4,12 @@ from itertools import count
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 from torch.utils.data import IterableDataset
 
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import _EndlessShuffle, train
 from tests.processes import run_python
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Accelerate fixes precision and gradient state once per process; each test starts from nothing."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def numbers(n=24, bad=None):
@@ -142,37 +133,6 @@ def test_moving_average_equals_hand_computation(tmp_path):
         average = decay * average + (1 - decay) * weight
     torch.testing.assert_close(trained.linear.weight, average)
     assert not torch.equal(trained.linear.weight, seen[-1])
-
-
-def test_gradients_are_clipped(tmp_path):
-    grads = []
-
-    class Watched(Regression):
-        def after_step(self, metrics):
-            grads.append(torch.cat([p.grad.flatten() for p in self.linear.parameters()]).norm().item())
-
-    run(tmp_path, Watched(), max_grad_norm=0.5)
-    assert all(entry["grad_norm"] > 0.5 for entry in lines(tmp_path))  # logged as it was before
-    assert grads == pytest.approx([0.5] * 6, rel=1e-4)
-
-
-def test_learning_rate_warms_up_and_decays_to_zero(tmp_path):
-    run(tmp_path, lr_scheduler="cosine", lr_warmup_steps=2)
-    rates = [entry["lr"] / 0.05 for entry in lines(tmp_path)]
-    assert rates == pytest.approx([0, 0.5, *(0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4))])
-
-
-def test_bfloat16_forward_with_float32_weights(tmp_path):
-    class Watched(Regression):
-        def forward(self, batch):
-            self.seen = self.linear(batch["x"]).dtype
-            return super().forward(batch)
-
-    trained = run(tmp_path, Watched(), mixed_precision="bf16")
-    assert trained.seen == torch.bfloat16
-    assert trained.linear.weight.dtype == torch.float32
-    assert trained(torch.utils.data.default_collate(numbers()))["loss"].isfinite()
-    assert trained.seen == torch.float32  # the returned objective is free of autocast
 
 
 # ---- steps that are skipped -----------------------------------------------------------------------------------------
@@ -320,14 +280,13 @@ def test_shuffle_covers_each_epoch_and_starts_anywhere():
 
 
 def test_mistakes_are_named_before_any_work(tmp_path):
-    missing = tmp_path / "checkpoint-5"
-    with pytest.raises(FileNotFoundError, match=r"--resume_from_checkpoint .*checkpoint-5: there is no such folder"):
-        run(tmp_path / "x", resume_from_checkpoint=str(missing))
-    with pytest.raises(ValueError, match=r"must be named checkpoint-STEP"):
+    with pytest.raises(FileNotFoundError, match=r"--resume_from_checkpoint .*checkpoint-5"):
+        run(tmp_path / "x", resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    with pytest.raises(ValueError, match="checkpoint-STEP"):
         run(tmp_path / "x", resume_from_checkpoint=str(tmp_path))
-    with pytest.raises(ValueError, match=r"Nothing to train: no parameter of Regression requires a gradient"):
+    with pytest.raises(ValueError, match="no parameter of Regression"):
         run(tmp_path / "x", Regression().requires_grad_(False))
-    with pytest.raises(ValueError, match=r"The training data set is empty"):
+    with pytest.raises(ValueError, match="data set is empty"):
         train(Regression(), [], settings(tmp_path / "x"), name="toy")
     assert not (tmp_path / "x").exists()
 

@@ -16,14 +16,11 @@ from tests.training.test_loop import (
     Regression,
     checkpoints,
     equal,
-    fresh_accelerate,
     lines,
     numbers,
     settings,
     without_speed,
 )
-
-__all__ = ["fresh_accelerate"]
 
 LATEST = {"resume_from_checkpoint": "latest"}
 

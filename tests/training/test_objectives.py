@@ -3,7 +3,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,16 +23,9 @@ from softcft.training.objectives import (
     SCMObjective,
     VAEObjective,
 )
+from tests.small_models import make_classifier, make_hvae, make_scm
 
 PLAIN = PHANTOM_GRAPH.to_list()
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Any:
-    """Accelerate fixes precision and gradient state once per process; each test starts from nothing."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +50,7 @@ def denoiser(channels: int = 1) -> ConditionalDenoiser:
 
 
 def hvae() -> HVAEModel:
-    torch.manual_seed(0)
-    return HVAEModel(
-        PLAIN,
-        sample_size=16,
-        resolutions=[16, 4, 1],
-        channels=[8, 8, 16],
-        encoder_blocks=[1, 1, 1],
-        decoder_blocks=[1, 1, 1],
-        z_dim=4,
-    )
+    return make_hvae(PLAIN)
 
 
 def vae() -> AutoencoderKL:
@@ -85,14 +68,11 @@ def vae() -> AutoencoderKL:
 
 
 def classifier() -> AttributeClassifier:
-    torch.manual_seed(0)
-    trunk = {"model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
-    return AttributeClassifier(PLAIN, {**trunk, "layer_type": "basic"})
+    return make_classifier(PLAIN)
 
 
 def scm() -> AttributeSCM:
-    torch.manual_seed(0)
-    return AttributeSCM(PLAIN, num_bins=4, hidden_features=[8])
+    return make_scm(PLAIN)
 
 
 # ---- pretraining -----------------------------------------------------------------------------------------------------

@@ -148,20 +148,15 @@ def test_a_graph_of_its_own_replaces_that_of_the_file(path, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("- [", "graph.yaml is not valid YAML"),
-        ("variables: []", r"graph.yaml must be a list of variables, or have a section 'graph' .* has \['variables'\]"),
-        ("graph: []\nhvae: {}", r"must be a list of variables, .* it has \['graph', 'hvae'\]"),
-        ("age", "graph.yaml must be a mapping of keys to values, got 'age'"),
-    ],
+    ("text", "named"),
+    [("- [", "YAML"), ("variables: []", "'variables'"), ("graph: []\nhvae: {}", "'hvae'"), ("age", "'age'")],
 )
-def test_a_graph_that_is_none_is_refused(path, tmp_path, text, message):
+def test_a_graph_that_is_none_is_refused(path, tmp_path, text, named):
     graph = tmp_path / "graph.yaml"
     graph.write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"graph.yaml .*{named}"):
         parse(path, ["--graph", str(graph)])
-    with pytest.raises(FileNotFoundError, match=r"--graph nowhere\.yaml: there is no such file"):
+    with pytest.raises(FileNotFoundError, match=r"--graph nowhere\.yaml"):
         parse(path, ["--graph", "nowhere.yaml"])
 
 
@@ -209,51 +204,49 @@ def test_help_teaches(path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "named"),
     [
-        ("hvae: [1, 2]", r"toy.yaml: section 'hvae' must be a mapping of keys to values, got \[1, 2\]"),
-        ("- hvae", r"toy.yaml must be a mapping of keys to values, got \['hvae'\]"),
-        ("hvae: {a: [}", r"toy.yaml is not valid YAML"),
-        ("hvea: {}", r"toy.yaml: unknown section 'hvea'; did you mean 'hvae'\?"),
-        ("zzz: {}", r"toy.yaml: unknown section 'zzz'; use one of \['cft', "),
-        ("hvae: {output_dir: x}", r"toy.yaml has no section 'graph', the list of variables"),
-        ("cft: {}\ndata: {}", r"toy.yaml has no section 'hvae'; it has \['cft', 'data'\]"),
-        ("hvae: {lerning_rate: 1}", r"toy.yaml: unknown key 'lerning_rate' in section 'hvae'; did you mean 'learning_"),
-        ("hvae: {}\ndata: {model: {}}", r"toy.yaml: unknown key 'model' in section 'data'; use one of"),
-        ("hvae: {model: 3}", r"toy.yaml: hvae.model must be a mapping of keys to values, got 3"),
-        ("hvae: {seed: 1.5}", r"toy.yaml: hvae.seed must be int, got 1.5 \(float\)"),
-        ("hvae: {seed: .inf}", r"toy.yaml: hvae.seed must be int, got inf \(float\)"),
-        ("hvae: {seed: true}", r"toy.yaml: hvae.seed must be int, got True \(bool\)"),
-        ("hvae: {learning_rate: '1e-3'}", r"toy.yaml: hvae.learning_rate must be float, got '1e-3' \(str\)"),
-        ("hvae: {learning_rate: }", r"toy.yaml: hvae.learning_rate must be float, got None"),
-        ("hvae: {output_dir: 7}", r"toy.yaml: hvae.output_dir must be str, got 7 \(int\)"),
-        (
-            "hvae: {mixed_precision: fp8}",
-            r"hvae.mixed_precision must be one of \['auto', 'no', 'bf16', 'fp16'\], got 'fp8'",
-        ),
-        ("hvae: {report_to: paper}", r"toy.yaml: hvae.report_to must be one of \['tensorboard', .* got 'paper'"),
-        ("hvae: {}\ndata: {augment: 1}", r"toy.yaml: data.augment must be bool, got 1 \(int\)"),
-        ("graph: []\nhvae: {output_dir: x, learning_rate: -1}", r"--learning_rate must be > 0 and finite, got -1.0"),
+        ("hvae: [1, 2]", "'hvae' .*1, 2"),
+        ("- hvae", "'hvae'"),
+        ("hvae: {a: [}", "YAML"),
+        ("hvea: {}", "'hvea'.*'hvae'"),
+        ("zzz: {}", "'zzz'"),
+        ("hvae: {output_dir: x}", "'graph'"),
+        ("cft: {}\ndata: {}", "no section 'hvae'"),
+        ("hvae: {lerning_rate: 1}", "'lerning_rate' .*'hvae'.*'learning_rate'"),
+        ("hvae: {}\ndata: {model: {}}", "'model' .*'data'"),
+        ("hvae: {model: 3}", "hvae.model .*3"),
+        ("hvae: {seed: 1.5}", "hvae.seed .*1.5"),
+        ("hvae: {seed: .inf}", "hvae.seed .*inf"),
+        ("hvae: {seed: true}", "hvae.seed .*True"),
+        ("hvae: {learning_rate: '1e-3'}", "hvae.learning_rate .*'1e-3'"),
+        ("hvae: {learning_rate: }", "hvae.learning_rate .*None"),
+        ("hvae: {output_dir: 7}", "hvae.output_dir .*7"),
+        ("hvae: {mixed_precision: fp8}", "hvae.mixed_precision .*'bf16'.*'fp8'"),
+        ("hvae: {report_to: paper}", "hvae.report_to .*'paper'"),
+        ("hvae: {}\ndata: {augment: 1}", "data.augment .*1"),
     ],
 )
-def test_mistakes_in_the_file_are_named(path, text, message):
+def test_mistakes_in_the_file_are_named(path, text, named):
     path.write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"toy.yaml.*{named}"):
         parse(path)
 
 
-def test_mistakes_in_a_list_are_named(path):
-    path.write_text("evaluate: {bootstrap: 1, sets: [val, 3]}")
-    with pytest.raises(ValueError, match=r"evaluate.sets must be str, got 3"):
+def test_mistakes_in_lists_and_ranges_are_named(path):
+    path.write_text("evaluate: {bootstrap: 1, sets: [val, 3]}\ngraph: []\nhvae: {output_dir: x, learning_rate: -1}")
+    with pytest.raises(ValueError, match=r"evaluate.sets .*3"):
         parse(path, section="evaluate", types=(EvaluateConfig,))
+    with pytest.raises(ValueError, match=r"--learning_rate .*-1"):
+        parse(path)
 
 
 def test_missing_file_and_unknown_flag_are_named(path):
-    with pytest.raises(FileNotFoundError, match=r"--config .*nowhere.yaml: there is no such file"):
+    with pytest.raises(FileNotFoundError, match=r"--config .*nowhere.yaml"):
         parse(path, ["--config", str(path.with_name("nowhere.yaml"))])
-    with pytest.raises(ValueError, match=r"unknown argument '--lerning_rate'; did you mean '--learning_rate'\?"):
+    with pytest.raises(ValueError, match=r"'--lerning_rate'.*'--learning_rate'"):
         parse(path, ["--lerning_rate=1"])
-    with pytest.raises(ValueError, match=r"unknown argument '--max_train'"):  # no abbreviations
+    with pytest.raises(ValueError, match="'--max_train'"):  # no abbreviations
         parse(path, ["--max_train", "1"])
 
 

@@ -6,12 +6,9 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 
 from softcft.training import precision
-from softcft.training.config import TrainingConfig
 from softcft.training.precision import choose_precision, start_accelerator
 from softcft.training.processes import this_process
-from tests.training.test_loop import Regression, equal, fresh_accelerate, numbers, run
-
-__all__ = ["fresh_accelerate"]
+from tests.training.test_loop import Regression, equal, numbers, run
 
 
 @pytest.fixture(params=[True, False])
@@ -71,16 +68,6 @@ def test_auto_on_other_devices(monkeypatch):
         properties = types.SimpleNamespace(has_bfloat16_conversions=has)
         monkeypatch.setattr(torch.xpu, "get_device_properties", lambda device=None, it=properties: it)
         assert choose_precision("auto") == ("bf16" if has else "no")
-
-
-def test_the_answer_of_this_machine_is_of_a_known_kind():
-    PartialState._reset_state()
-    assert choose_precision("auto") in ("bf16", "no")
-
-
-def test_other_settings_are_refused():
-    with pytest.raises(ValueError, match=r"--mixed_precision must be one of .*'auto'.*, got 'bfloat16'"):
-        TrainingConfig(output_dir="x", mixed_precision="bfloat16")
 
 
 # ---- several in one process, as in a notebook -----------------------------------------------------------------------

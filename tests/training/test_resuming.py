@@ -24,15 +24,11 @@ from tests.training.test_loop import (
     Adaptive,
     Regression,
     checkpoints,
-    equal,
-    fresh_accelerate,
     lines,
     numbers,
     run,
     settings,
 )
-
-__all__ = ["fresh_accelerate"]
 
 HALF = 3
 LATEST = {"resume_from_checkpoint": "latest"}
@@ -156,14 +152,6 @@ def half_again(folder, batch, accumulated):
     return folder
 
 
-@pytest.mark.parametrize(("before", "after"), [("no", "bf16"), ("bf16", "no")])
-def test_another_precision(tmp_path, before, after):
-    folder = half(tmp_path, mixed_precision=before)
-    resumed = Watched()
-    run(folder, resumed, mixed_precision=after, **LATEST)
-    assert resumed.types == {torch.bfloat16 if after == "bf16" else torch.float32}
-
-
 def test_to_fp16_the_loss_scale_starts_anew(tmp_path):
     """fp16 needs a GPU; its loss scale does not."""
 
@@ -181,13 +169,6 @@ def test_to_fp16_the_loss_scale_starts_anew(tmp_path):
     load_checkpoint(accelerator, schedule, None, tmp_path)
     assert accelerator.scaler is scaler
     assert scaler.get_scale() == 8.0
-
-
-@pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0), (2, 1)])
-def test_workers_change_nothing(tmp_path, before, after):
-    folder = half(tmp_path / "run", Adaptive(), dataloader_num_workers=before)
-    resumed = run(folder, Adaptive(), dataloader_num_workers=after, **LATEST)
-    assert equal(resumed, run(tmp_path / "whole", Adaptive()))
 
 
 # ---- what may change is recorded, what may not is refused -----------------------------------------------------------

@@ -8,9 +8,7 @@ from softcft.data.schema import scale_pixels
 from softcft.training.loop import train
 from softcft.training.objectives import ClassifierObjective
 from softcft.training.validation import ValidationConfig, ValidationLoss
-from tests.training.test_loop import equal, fresh_accelerate, lines, settings
-
-__all__ = ["fresh_accelerate"]
+from tests.training.test_loop import equal, lines, settings
 
 GRAPH = CausalGraph(
     [

@@ -16,13 +16,10 @@ from tests.training.test_cft_trainer import (
     ToyGuide,
     config,
     draw,
-    fresh_accelerate,
     log,
     scm,
     stack,
 )
-
-__all__ = ["fresh_accelerate"]
 
 
 def mean_distance(a: torch.Tensor, b: torch.Tensor) -> float:
