@@ -380,26 +380,6 @@ def test_autocast_does_not_round_the_mechanisms(scm):
     assert torch.equal(exact[1], cast[1])
 
 
-def test_wrong_arguments_are_named(scm):
-    values = factual(scm, 4)
-    null = scm.causal_graph.encode_do({}, 4)
-    with pytest.raises(ValueError, match="num_bins"):
-        AttributeSCM(GRAPH, num_bins=1)
-    with pytest.raises(ValueError, match="unknown parent 'sex'"):
-        AttributeSCM(GRAPH[:1])
-    for call in (scm.log_prob, scm.abduct, lambda wrong: scm.counterfactual(wrong, null)):
-        with pytest.raises(ValueError, match="values must"):
-            call(values[:, 1:])
-    with pytest.raises(ValueError, match="noise must"):
-        scm.predict(values[0])
-    with pytest.raises(ValueError, match=r"values of shape \(4, 9\) and a bool mask of shape \(4, 6\) .*got \(2, 9\)"):
-        scm.counterfactual(values, scm.causal_graph.encode_do({}, 2))
-    with pytest.raises(ValueError, match="mask of intervention must be a bool tensor"):
-        scm.predict(values, Intervention(null.values, null.mask.float()))
-    with pytest.raises(ValueError, match="generator is a list of 2 for a batch of 4"):
-        scm.abduct(values, [seeded(0), seeded(1)])
-
-
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
@@ -445,10 +425,3 @@ def test_an_image_of_which_nothing_is_known_teaches_nothing(scm):
     assert torch.equal(log_prob, torch.zeros(3))
     log_prob.sum().backward()
     assert all(p.grad is None or torch.equal(p.grad, torch.zeros_like(p)) for p in scm.parameters())
-
-
-def test_a_missing_value_can_be_neither_abducted_nor_predicted_from(scm):
-    values = factual(scm, 4)
-    for name in scm.causal_graph.names:
-        with pytest.raises(ValueError, match=rf"values are not encoded for \['{name}'\]"):
-            scm.abduct(missing(scm, values, name, slice(1, 2)))

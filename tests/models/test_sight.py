@@ -1,9 +1,7 @@
-from typing import Any
-
 import pytest
 
 from softcft.models.classifier import AttributeClassifier
-from softcft.models.sight import MARGINS, Sight, not_seen, read_sight, seen_by_some, unseen_by_some
+from softcft.models.sight import MARGINS, Sight, not_seen, seen_by_some, unseen_by_some
 
 GRAPH = [
     {"name": "ill", "kind": "binary", "categories": ["no", "yes"]},
@@ -28,15 +26,6 @@ def test_the_lower_end_decides(metric: str, above: float, is_seen: bool) -> None
     assert not Sight(metric, 0.99, None, None).is_seen
 
 
-@pytest.mark.parametrize(
-    ("metric", "numbers"), [("auc", ("55.8", "52.0", "60.0")), ("skill", ("44.2", "40.0", "48.0"))]
-)
-def test_the_numbers_are_told(metric: str, numbers: tuple[str, ...]) -> None:
-    told = str(Sight(metric, 0.558, 0.52, 0.6))
-    assert all(number in told for number in numbers)
-    assert told.index(f"{numbers[1]} to") < told.index(f"to {numbers[2]}")  # from the smaller to the larger
-
-
 def test_what_was_not_measured_counts_as_seen() -> None:
     assert guide(None).seen == ("ill", "age")
     assert seen_by_some([guide(None)]) == ("ill", "age")
@@ -57,21 +46,3 @@ def test_guides_that_see_nothing_are_refused() -> None:
     blind = guide(NO, Sight("skill", 0.0, -0.1, 0.1))
     with pytest.raises(ValueError, match=r"ill.*age.*--cft none"):
         seen_by_some([blind])
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        None,
-        {},
-        {"metric": "auc"},
-        {"metric": "mae", "value": 0.5, "low": 0.4, "high": 0.6},
-        {"metric": "auc", "value": "0.5", "low": 0.4, "high": 0.6},
-        {"metric": "auc", "value": 55.8, "low": 52.0, "high": 60.0},
-    ],
-)
-def test_an_entry_that_is_none_is_named(entry: Any) -> None:
-    with pytest.raises(ValueError, match="sees\\['ill'\\]"):
-        read_sight(["ill"], {"ill": entry})
-    with pytest.raises(ValueError, match="sees must"):
-        AttributeClassifier(GRAPH, TRUNK, sees={"ill": entry})
