@@ -68,13 +68,6 @@ def test_gradients(x: float) -> None:
         assert gradient(forms[1], x) == pytest.approx(max(0, weight) * 2 * x, rel=1e-5)
 
 
-def test_room_to_spare_pulls_on_nothing() -> None:
-    constraint = LagrangianConstraint(slack=1.0, damping=100.0, learning_rate=0.1)
-    assert gradient(constraint, 0.5) == 0
-    constraint.inequality = False
-    assert gradient(constraint, 0.5) < 0
-
-
 @pytest.mark.parametrize("noise", [0.01, 0.03, 0.3])
 @pytest.mark.parametrize("damping", [1.0, 100.0])
 def test_noise_of_a_batch_does_not_pull_where_the_constraint_is_met(noise: float, damping: float) -> None:
@@ -147,15 +140,9 @@ def test_state_travels_with_checkpoints_and_is_no_parameter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "match"),
-    [
-        ({"slack": math.nan}, "slack must be finite, got nan"),
-        ({"slack": math.inf}, "slack must be finite, got inf"),
-        ({"damping": -1.0}, r"damping and learning_rate must be >= 0, got -1.0 and 0.1"),
-        ({"learning_rate": -0.5}, r"damping and learning_rate must be >= 0, got 1.0 and -0.5"),
-        ({"damping": math.nan}, r"damping and learning_rate must be >= 0, got nan"),
-    ],
+    ("name", "value"),
+    [("slack", math.nan), ("slack", math.inf), ("damping", -1.0), ("damping", math.nan), ("learning_rate", -0.5)],
 )
-def test_wrong_values(values: dict[str, float], match: str) -> None:
-    with pytest.raises(ValueError, match=match):
-        LagrangianConstraint(**{"slack": 1.0, "damping": 1.0, "learning_rate": 0.1, **values})
+def test_wrong_values(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} .*{value}"):
+        LagrangianConstraint(**{"slack": 1.0, "damping": 1.0, "learning_rate": 0.1, name: value})
