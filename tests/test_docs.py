@@ -60,15 +60,6 @@ def test_files_that_are_named_exist(page: str) -> None:
     assert [name for name in named if "yours" not in name and not (ROOT / name).is_file()] == []
 
 
-def test_nothing_is_left_to_fill_in() -> None:
-    assert "@@" not in read("README.md")
-
-
-def test_the_first_commands_are_targets_of_the_makefile() -> None:
-    commands = re.findall(r"^    make (\w+)", read("README.md"), flags=re.MULTILINE)
-    assert commands[:2] == ["reproduce", "test"]
-
-
 def test_every_page_is_in_the_index() -> None:
     listed = re.findall(r"^(?:[\w -]+ <)?([\w/]+)>?$", read("docs/index.md"), flags=re.MULTILINE)
     assert {f"docs/{name}.md" for name in listed} | {"docs/index.md"} >= {p for p in PAGES if p.startswith("docs/")}

@@ -56,61 +56,39 @@ def natural(graph: CausalGraph, size: int, seed: int) -> dict[str, list]:
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "named"),
     [
-        ({**AGE, "name": ""}, "needs a non-empty string as its name, got ''"),
-        ({**AGE, "name": 3}, "needs a non-empty string as its name, got 3"),
-        ({**AGE, "name": "image"}, "'image': this is the name of the image's column; leave the image out, or rename"),
-        (
-            {**AGE, "parents": "sex"},
-            "'age': parents must be a list of names, got 'sex'; give a list, or leave parents out",
-        ),
-        ({**AGE, "parents": None}, "'age': parents must be a list of names, got None; give a list"),
-        ({**SEX, "categories": 3}, "'sex': categories must be a list of names, got 3; give a list"),
-        ({**SEX, "categories": {"male": 0, "female": 1}}, "'sex': categories must be a list of names, got {'male': 0"),
-        ({**AGE, "parents": ["sex", "sex"]}, r"'age': parents has duplicates: \['sex', 'sex'\]"),
-        ({**SEX, "categories": "mf"}, "'sex': categories must be a list of names, got 'mf'"),
-        ({**RACE, "categories": ["a", "b", "a"]}, "'race': categories has duplicates"),
-        ({**RACE, "categories": [1, "1"]}, "'race': categories has duplicates"),
-        ({**AGE, "kind": "ordinal"}, "'age': unknown kind 'ordinal'; use 'binary', 'categorical' or 'continuous'"),
-        ({**AGE, "categories": ["a", "b"]}, "'age' is continuous and takes no categories"),
-        ({**AGE, "low": None}, "'age' is continuous and needs finite low and high, got low=None, high=90"),
-        ({**AGE, "high": math.inf}, "needs finite low and high, got low=20, high=inf"),
-        ({**AGE, "high": math.nan}, "needs finite low and high, got low=20, high=nan"),
-        ({**AGE, "low": "0"}, "'age' is continuous .* got low='0', high=90; give both as numbers, without quotes"),
-        ({**AGE, "low": False}, "'age' is continuous and needs finite low and high, got low=False, high=90"),
-        ({**AGE, "high": "90"}, "needs finite low and high, got low=20, high='90'"),
-        ({**AGE, "high": 20}, "'age': low must be below high, got low=20, high=20"),
-        (
-            {**SEX, "low": "0"},
-            "'sex' is binary and takes no low, high or log, got low='0', high=None, log=False; leave them out",
-        ),
-        ({**RACE, "high": 2}, "'race' is categorical and takes no low, high or log"),
-        ({**SEX, "log": True}, "'sex' is binary and takes no low, high or log"),
-        ({**AGE, "log": 1}, "'age': log must be true or false, got 1"),
-        ({**AGE, "log": True, "low": 0}, "'age': log needs a low above 0, got low=0"),
-        (
-            {**SEX, "categories": ["a", "b", "c"]},
-            r"'sex' is binary and needs exactly two categories, got \['a', 'b', 'c'\]",
-        ),
-        ({"name": "sex", "kind": "binary"}, r"needs exactly two categories, got \[\]"),
-        ({**RACE, "categories": ["a"]}, r"'race' is categorical and needs at least two categories, got \['a'\]"),
+        ({**AGE, "name": ""}, "name, got ''"),
+        ({**AGE, "name": 3}, "name, got 3"),
+        ({**AGE, "name": "image"}, "'image'"),
+        ({**AGE, "parents": "sex"}, "'age': parents .*'sex'"),
+        ({**AGE, "parents": None}, "'age': parents .*None"),
+        ({**AGE, "parents": ["sex", "sex"]}, "'age': parents"),
+        ({**SEX, "categories": 3}, "'sex': categories .*3"),
+        ({**SEX, "categories": {"male": 0, "female": 1}}, "'sex': categories"),
+        ({**SEX, "categories": "mf"}, "'sex': categories .*'mf'"),
+        ({**RACE, "categories": [1, "1"]}, "'race': categories"),
+        ({**AGE, "kind": "ordinal"}, "'age': .*kind 'ordinal'"),
+        ({**AGE, "categories": ["a", "b"]}, "'age' .*categories"),
+        ({**AGE, "low": None}, "'age' .*low=None"),
+        ({**AGE, "high": math.inf}, "'age' .*high=inf"),
+        ({**AGE, "high": math.nan}, "'age' .*high=nan"),
+        ({**AGE, "low": "0"}, "'age' .*low='0', high=90; give both as numbers"),
+        ({**AGE, "low": False}, "'age' .*low=False"),
+        ({**AGE, "high": 20}, "'age': low .*high=20"),
+        ({**SEX, "low": "0"}, "'sex' .*low='0'"),
+        ({**RACE, "high": 2}, "'race' .*high"),
+        ({**SEX, "log": True}, "'sex' .*log"),
+        ({**AGE, "log": 1}, "'age': log .*1"),
+        ({**AGE, "log": True, "low": 0}, "'age': log .*low=0"),
+        ({**SEX, "categories": ["a", "b", "c"]}, "'sex' .*two categories"),
+        ({"name": "sex", "kind": "binary"}, "'sex' .*two categories"),
+        ({**RACE, "categories": ["a"]}, "'race' .*two categories"),
     ],
 )
-def test_invalid_variable_is_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
+def test_invalid_variable_is_refused(fields, named):
+    with pytest.raises(ValueError, match=named):
         Variable(**fields)
-
-
-def test_width_is_the_number_of_encoded_columns():
-    assert [Variable(**fields).width for fields in (AGE, SEX, RACE)] == [1, 1, 3]
-
-
-def test_variables_are_hashable_and_have_tuples():
-    variable = Variable(**STAGE)
-    assert variable.parents == ("age",)
-    assert variable.categories == ("0", "1", "2")
-    assert hash(variable) == hash(Variable(**STAGE))
 
 
 @pytest.mark.parametrize(
@@ -209,25 +187,6 @@ def test_what_was_decoded_encodes_to_the_same(variable, encoded):
     assert variable.encode(value).item() == pytest.approx(encoded, abs=2.0**-24 + 2 * doubles, rel=0)
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "log", "values"),
-    [
-        (1, 1000, True, range(1, 1001)),
-        (0.1, 5000, True, [i / 10 for i in range(1, 50001, 7)]),
-        (0, 1e6, False, [i / 10 for i in range(0, 10**7, 9973)]),
-        (18, 100, False, [i / 10 for i in range(180, 1001)]),
-        (1900, 2030, False, range(1900, 2031)),
-        (-1, 1, False, [i / 1000 for i in range(-1000, 1001)]),
-        (1e-6, 1, True, [1e-6, 2.5e-6, 0.0123, 1]),
-        (1e-6, 1, False, [1e-6, 0.25, 0.123456, 1]),
-        (1e-9, 1, False, [1e-9, 1]),
-    ],
-)
-def test_usual_numbers_come_back(low, high, log, values):
-    variable = Variable(name="x", kind="continuous", low=low, high=high, log=log)
-    assert variable.decode(variable.encode(list(values))) == list(values)
-
-
 def test_what_a_network_predicts_outside_of_the_range_is_decoded_as_it_is():
     age = Variable(**AGE)
     assert age.decode(torch.tensor([[1.2], [-1.2]])) == pytest.approx([97, 13])
@@ -251,26 +210,24 @@ def test_decoding_takes_the_most_probable_category():
 
 
 @pytest.mark.parametrize(
-    ("variables", "message"),
+    ("variables", "named"),
     [
-        ([], "needs at least one variable"),
-        ([AGE, SEX, AGE], r"names must be unique, given more than once: \['age'\]"),
-        ([ILL, AGE], r"'ill' has unknown parent 'stage'; the graph has \['ill', 'age'\]"),
-        ([{**AGE, "parents": ["age"]}], "The graph has a cycle: age -> age"),
-        ([{**AGE, "parents": ["ill"]}, STAGE, ILL], "The graph has a cycle: .* -> "),
-        ([{**AGE, "colour": "red"}], r"'age' has unknown fields \['colour'\]; use \['name', 'kind', 'parents'"),
-        ([{"kind": "binary"}], "needs a name and a kind, got {'kind': 'binary'}"),
-        ([{"name": "age"}], "needs a name and a kind, got {'name': 'age'}"),
-        ({"age": AGE}, "must be a list, got {'age': {'name': 'age', .*; give one Variable or dict for each, such as"),
-        (None, "must be a list, got None; give one Variable or dict for each"),
-        ("age", "must be a list, got 'age'; give one Variable or dict for each"),
-        ([AGE, "sex"], r"must be a Variable or a dict of its fields, got 'sex'; use the fields \['name', 'kind'"),
-        ([None], "must be a Variable or a dict of its fields, got None"),
-        ([{**AGE, 1: 2, "colour": "red"}], r"'age' has unknown fields \[1, 'colour'\]"),
+        ([], "at least one variable"),
+        ([AGE, SEX, AGE], r"\['age'\]"),
+        ([ILL, AGE], "'ill' .*'stage'"),
+        ([{**AGE, "parents": ["age"]}], "cycle: age -> age"),
+        ([{**AGE, "parents": ["ill"]}, STAGE, ILL], "cycle: .* -> "),
+        ([{**AGE, 1: 2, "colour": "red"}], r"'age' .*\[1, 'colour'\]"),
+        ([{"kind": "binary"}], "name and a kind"),
+        ([{"name": "age"}], "name and a kind"),
+        ({"age": AGE}, "must be a list"),
+        (None, "must be a list"),
+        ([AGE, "sex"], "'sex'"),
+        ([None], "None"),
     ],
 )
-def test_invalid_graph_is_refused(variables, message):
-    with pytest.raises(ValueError, match=message):
+def test_invalid_graph_is_refused(variables, named):
+    with pytest.raises(ValueError, match=named):
         CausalGraph(variables)
 
 
@@ -292,8 +249,6 @@ def test_columns_follow_the_given_order(graph):
     assert graph.width == 9
     assert len(graph) == 5
     assert graph["race"] == Variable(**RACE)
-    with pytest.raises(ValueError, match=r"no variable 'weight'; it has \['ill', 'race', 'age', 'sex', 'stage'\]"):
-        graph["weight"]
 
 
 @settings(max_examples=40, deadline=None)
@@ -317,11 +272,6 @@ def test_graphs_of_other_variables_differ(graph):
     assert graph != CausalGraph([ILL, RACE, AGE, SEX, {**STAGE, "parents": []}])
     assert graph != CausalGraph([AGE, ILL, RACE, SEX, STAGE])  # the columns differ
     assert graph != graph.to_list()
-
-
-def test_repr_shows_the_edges(graph):
-    assert "age, stage -> ill (binary)" in repr(graph)
-    assert "  age (continuous)" in repr(graph)
 
 
 # ---- structure ----------------------------------------------------------------------------------------------------
@@ -368,14 +318,6 @@ def test_the_blanket_is_causes_effects_and_their_other_causes() -> None:
     assert graph.blanket("ill") == {"age", "stage", "sign", "sex"}
     assert graph.blanket("sign") == {"ill", "sex"}
     assert CausalGraph([AGE, SEX]).blanket("age") == set()
-    with pytest.raises(ValueError, match="no variable 'height'"):
-        graph.blanket("height")
-
-
-def test_unknown_variable_has_no_descendants(graph):
-    for ask in (graph.descendants, graph.affected_by):
-        with pytest.raises(ValueError, match="no variable 'weight'"):
-            ask("weight")
 
 
 @pytest.mark.parametrize("fields", [SEX, RACE, STAGE])
@@ -460,21 +402,30 @@ def test_scalars_are_repeated_over_the_batch(graph):
 
 def test_invalid_batches_of_values_are_refused(graph):
     values = {"age": [30, 60], "sex": "male", "race": "Black", "ill": ["no", "yes"], "stage": 1}
-    with pytest.raises(ValueError, match=r"No value given for \['race', 'age'\]; the graph needs \['ill', 'race'"):
-        graph.encode({name: value for name, value in values.items() if name not in ("race", "age")})
-    with pytest.raises(ValueError, match="no variable 'weight'"):
-        graph.encode({**values, "weight": 70})
-    with pytest.raises(ValueError, match="'ill' has 2 values for a batch of 3; give 1 or 3"):
-        graph.encode({**values, "age": [30, 60, 70]})
-    with pytest.raises(ValueError, match="'age' has 2 values for a batch of 5"):
-        graph.encode(values, batch_size=5)
-    with pytest.raises(ValueError, match="'age' has 2 values for a batch of 1"):
-        graph.encode(values, batch_size=1)
-    with pytest.raises(ValueError, match="'age' has 0 values for a batch of 2"):
-        graph.encode({**values, "age": []}, batch_size=2)
+    for wrong, batch_size, named in (
+        ({"sex": "male", "ill": "no", "stage": 1}, None, r"\['race', 'age'\]"),
+        ({**values, "age": [30, 60, 70]}, None, "'ill' has 2 values for a batch of 3"),
+        (values, 5, "'age' has 2 values for a batch of 5"),
+        (values, 1, "'age' has 2 values for a batch of 1"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            graph.encode(wrong, batch_size=batch_size)
+    for encode in (lambda change: graph.encode(values | change, 2), lambda change: graph.encode_do(change, 2)):
+        for change, named in (
+            ({"weight": 70}, "'weight'"),
+            ({"age": [30, 40, 50]}, "'age' has 3 values for a batch of 2"),
+            ({"age": []}, "'age' has 0 values"),
+            ({"race": []}, "'race' has 0 values"),
+            ({"age": 120}, "'age' .*120"),
+        ):
+            with pytest.raises(ValueError, match=named):
+                encode(change)
     for not_a_dict in ([values], "age"):
-        with pytest.raises(ValueError, match=r"must be a dict from variable name to value, got (list|str)"):
+        with pytest.raises(ValueError, match="dict"):
             graph.encode_do(not_a_dict, 2)
+    for ask in (graph.descendants, graph.affected_by, graph.blanket, graph.__getitem__):
+        with pytest.raises(ValueError, match="'weight'"):
+            ask("weight")
 
 
 def test_do_encodes_scalars_and_lists_and_marks_what_is_done(graph):
@@ -485,18 +436,6 @@ def test_do_encodes_scalars_and_lists_and_marks_what_is_done(graph):
     null = graph.encode_do({}, batch_size=2)
     assert null.values.shape == (2, 9)
     assert not null.mask.any()
-
-
-def test_invalid_do_is_refused(graph):
-    with pytest.raises(ValueError, match="'age' has 2 values for a batch of 3; give 1 or 3"):
-        graph.encode_do({"age": [30, 40]}, batch_size=3)
-    for name in ("age", "sex", "race"):
-        with pytest.raises(ValueError, match=f"'{name}' has 0 values for a batch of 3; give 1 or 3"):
-            graph.encode_do({name: []}, batch_size=3)
-    with pytest.raises(ValueError, match="no variable 'weight'"):
-        graph.encode_do({"weight": 3}, batch_size=1)
-    with pytest.raises(ValueError, match=r"'age' must lie in \[20, 90\] years, got 120"):
-        graph.encode_do({"age": 120}, batch_size=1)
 
 
 @pytest.mark.parametrize("shape", [(2, 8), (9,), (1, 2, 9)])

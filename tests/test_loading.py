@@ -13,38 +13,17 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines import pipeline_loading_utils as loader
 
 import softcft
-from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEModel, Variable, _diffusers
+from softcft import AttributeClassifier, AttributeSCM, DSCMPipeline, HVAEModel, _diffusers
+from softcft.data.phantom import PHANTOM_GRAPH
+from tests.pipelines.test_dscm import build, row
 from tests.processes import run_python
 
 ROOT = Path(softcft.__file__).parents[1]
-SIZE = 8
-GRAPH = CausalGraph(
-    [
-        Variable(name="dose", kind="continuous", low=0, high=10, unit="mg"),
-        Variable(name="ill", kind="binary", categories=("no", "yes"), parents=("dose",)),
-        Variable(name="site", kind="categorical", categories=("a", "b", "c")),
-    ]
-)
-PARENTS = {"dose": 3, "ill": "no", "site": "b"}
 
 
 @pytest.fixture(scope="module")
 def pipe() -> DSCMPipeline:
-    torch.manual_seed(0)
-    plain = GRAPH.to_list()
-    trunk = {"model_type": "resnet", "num_channels": 1, "embedding_size": 4, "hidden_sizes": [8], "depths": [1]}
-    lists = {"resolutions": [8, 1], "channels": [4, 4], "encoder_blocks": [1, 1], "decoder_blocks": [1, 1]}
-    pipe = DSCMPipeline(
-        hvae=HVAEModel(plain, sample_size=SIZE, z_dim=2, **lists),
-        attribute_scm=AttributeSCM(plain, num_bins=3, hidden_features=[4]),
-        classifier=AttributeClassifier(plain, trunk, scales={"dose": 0.5, "ill": 2.0, "site": 1.5}),
-    )
-    with torch.no_grad():
-        for component in pipe.components.values():
-            component.eval()
-            for parameter in component.parameters():
-                parameter.add_(0.2 * torch.randn(parameter.shape))
-    return pipe
+    return build()
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +34,8 @@ def folder(pipe, tmp_path_factory) -> Path:
 
 
 def answer(pipe: Any) -> Any:
-    image = np.linspace(0, 1, SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)
-    generator = torch.Generator().manual_seed(0)
-    return pipe(image, PARENTS, {"dose": [1, 5, 9]}, generator=generator, output_type="np")
+    image = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    return pipe(image, row(0), {"age": [20, 50, 90]}, generator=torch.Generator().manual_seed(0), output_type="np")
 
 
 def test_model_index_names_classes_of_softcft(folder):
@@ -77,7 +55,7 @@ def test_saved_pipelines_are_safetensors_and_json(folder):
 def test_loaded_pipeline_gives_the_same_answers(pipe, folder, loading_class):
     loaded = loading_class.from_pretrained(folder)
     assert type(loaded) is DSCMPipeline
-    assert loaded.hvae.causal_graph == GRAPH
+    assert loaded.hvae.causal_graph == PHANTOM_GRAPH
     before, after = answer(pipe), answer(loaded)
     assert (before.images == after.images).all()
     assert np.abs(before.effects).max() > 1e-3
@@ -133,9 +111,9 @@ import softcft, diffusers
 heavy = {{"datasets", "torchvision", "matplotlib", "pandas", "sklearn", "tensorboard"}} & set(sys.modules)
 assert not heavy, heavy
 pipe = diffusers.DiffusionPipeline.from_pretrained({str(folder)!r})
-print(type(pipe).__name__, pipe.sample(2, do={{"ill": "yes"}}).parents["ill"])
+print(type(pipe).__name__, pipe.sample(2, do={{"sex": "female"}}).parents["sex"])
 """
-    assert run_python("-c", code, cwd=tmp_path).strip() == "DSCMPipeline ['yes', 'yes']"
+    assert run_python("-c", code, cwd=tmp_path).strip() == "DSCMPipeline ['female', 'female']"
 
 
 def test_importing_softcft_leaves_what_takes_seconds_to_later(tmp_path):

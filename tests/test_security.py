@@ -21,7 +21,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers import AutoencoderKL, DiffusionPipeline
 from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image
 from safetensors.torch import load_file
@@ -39,24 +39,20 @@ from softcft import (
 from softcft.convert import load_checkpoint
 from softcft.data.config import DataConfig
 from softcft.data.paths import check_paths
+from softcft.data.phantom import PHANTOM_GRAPH
 from softcft.data.reading import read_table
 from softcft.data.report import check_data
 from softcft.data.sources import load_data
 from softcft.evaluation.figures.grids import example_grid
 from softcft.evaluation.report import write_report
 from softcft.evaluation.tables import COLUMNS
-from softcft.models.denoiser import adopt_unet, load_unet
+from softcft.models.denoiser import load_unet
 from softcft.models.weights import load_safetensors
 from softcft.pipelines.query import load_pipeline
 from softcft.training.parsing import read_config
+from tests.pipelines import test_diffusion_dscm, test_dscm
 
 SIZE = 8
-GRAPH = CausalGraph(
-    [
-        Variable(name="age", kind="continuous", low=0, high=100, unit="years"),
-        Variable(name="ill", kind="binary", categories=("no", "yes"), parents=("age",)),
-    ]
-)
 AGES = CausalGraph([Variable(name="age", kind="continuous", low=0, high=100)])
 WEIGHTS = "diffusion_pytorch_model"
 
@@ -89,43 +85,11 @@ def torch_file(content: Any) -> bytes:
 # ---- weights --------------------------------------------------------------------------------------------------------
 
 
-def make_hvae_pipeline() -> DSCMPipeline:
-    plain = GRAPH.to_list()
-    trunk = {"model_type": "resnet", "num_channels": 1, "embedding_size": 4, "hidden_sizes": [8], "depths": [1]}
-    lists = {"resolutions": [8, 1], "channels": [4, 4], "encoder_blocks": [1, 1], "decoder_blocks": [1, 1]}
-    return DSCMPipeline(
-        hvae=HVAEModel(plain, sample_size=SIZE, z_dim=2, **lists),
-        attribute_scm=AttributeSCM(plain, num_bins=3, hidden_features=[4]),
-        classifier=AttributeClassifier(plain, trunk),
-    )
-
-
-def make_diffusion_pipeline() -> DiffusionDSCMPipeline:
-    blocks = {"block_out_channels": (8,), "norm_num_groups": 2, "layers_per_block": 1}
-    unet = UNet2DModel(
-        sample_size=4,
-        in_channels=2,
-        out_channels=2,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        **blocks,
-    )
-    unet, encoder = adopt_unet(unet, GRAPH)
-    vae = AutoencoderKL(
-        in_channels=4, out_channels=4, latent_channels=2, down_block_types=("DownEncoderBlock2D",), sample_size=4,
-        up_block_types=("UpDecoderBlock2D",), **blocks,
-    )  # fmt: skip
-    parts = make_hvae_pipeline().components
-    return DiffusionDSCMPipeline(
-        unet=unet, parent_encoder=encoder, scheduler=DDIMScheduler(clip_sample=False),
-        attribute_scm=parts["attribute_scm"], classifier=parts["classifier"], vae=vae,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("saved")
-    made = {"hvae": make_hvae_pipeline(), "diffusion": make_diffusion_pipeline()}
+    vae = test_diffusion_dscm.make_vae()
+    made = {"hvae": test_dscm.build(), "diffusion": test_diffusion_dscm.build(vae=vae)}
     for name, pipeline in made.items():
         pipeline.save_pretrained(folder / name)
     return {name: folder / name for name in made}
@@ -170,7 +134,7 @@ def test_weights_in_a_pickle_are_refused_and_run_nothing(
     with pytest.raises(ValueError, match=refusal):
         pipeline_class.from_pretrained(folder)
     with pytest.raises(ValueError, match=refusal):
-        load_pipeline(folder, GRAPH, SIZE)
+        load_pipeline(folder, PHANTOM_GRAPH, 16)
     assert not ran.exists()
 
 
@@ -188,7 +152,7 @@ def test_the_pipeline_of_diffusers_reads_no_pickle_of_ours_either(
 def test_a_pickle_beside_safetensors_is_not_read(saved: dict[str, Path], ran: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(saved["hvae"], tmp_path / "copy")
     (folder / "hvae" / f"{WEIGHTS}.bin").write_bytes(pickle.dumps(Payload(ran)))
-    assert DSCMPipeline.from_pretrained(folder).hvae.causal_graph == GRAPH
+    assert DSCMPipeline.from_pretrained(folder).hvae.causal_graph == PHANTOM_GRAPH
     assert not ran.exists()
 
 
@@ -229,7 +193,7 @@ def test_code_beside_a_model_does_not_run(saved: dict[str, Path], ran: Path, tmp
             with pytest.raises(ValueError, match=r"contains custom code in mine\.py which must be executed"):
                 loading_class.from_pretrained(folder)
         with pytest.raises(ValueError, match="Pass `trust_remote_code=True`"):
-            load_pipeline(folder, GRAPH, SIZE)
+            load_pipeline(folder, PHANTOM_GRAPH, 16)
     (folder / "model_index.json").write_text(json.dumps(index | {"hvae": ["os", "system"]}))
     with pytest.raises(ValueError, match="cannot be loaded"):
         DSCMPipeline.from_pretrained(folder)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEBackbone, HVAEModel
+from softcft import AttributeClassifier, CausalGraph, DSCMPipeline, HVAEBackbone, HVAEModel
 from softcft.data.phantom import PHANTOM_GRAPH, draw_block, render
 from softcft.data.pictures import fit_picture
 from softcft.models.sight import Sight
+from tests.small_models import TRUNK, make_hvae, make_scm, perturb
 
 SIZE = 16
 PARENTS = {
@@ -24,41 +25,18 @@ PARENTS = {
 
 def randomised(model: Any) -> Any:
     """An untrained model whose every output answers to every input."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
+    return perturb(model, 0.2, torch.Generator().manual_seed(1)).eval()
 
 
 def build(graph: CausalGraph = PHANTOM_GRAPH, channels: int = 1, with_classifier: bool = True) -> DSCMPipeline:
     torch.manual_seed(0)
     plain = graph.to_list()
-    backbone = {
-        "model_type": "resnet",
-        "num_channels": channels,
-        "embedding_size": 8,
-        "hidden_sizes": [8, 16],
-        "depths": [1, 1],
-        "layer_type": "basic",
-    }
-    classifier = randomised(AttributeClassifier(plain, backbone))
+    classifier = randomised(AttributeClassifier(plain, TRUNK | {"num_channels": channels}))
     with torch.no_grad():
         classifier.heads.weight[0] *= 0.05  # age stays in its range
     return DSCMPipeline(
-        hvae=randomised(
-            HVAEModel(
-                plain,
-                sample_size=SIZE,
-                in_channels=channels,
-                resolutions=[16, 4, 1],
-                channels=[8, 8, 8],
-                encoder_blocks=[1, 1, 1],
-                decoder_blocks=[1, 1, 1],
-                z_dim=2,
-            )
-        ),
-        attribute_scm=randomised(AttributeSCM(plain, num_bins=4, hidden_features=[8])),
+        hvae=randomised(make_hvae(plain, in_channels=channels, channels=[8, 8, 8], z_dim=2)),
+        attribute_scm=randomised(make_scm(plain)),
         classifier=classifier if with_classifier else None,
     )
 
@@ -273,12 +251,9 @@ def test_all_forms_of_output_agree(pipe, images):
 
 def test_colour_images(arrays):
     pipe = build(channels=3)
-    colour = Image.fromarray(np.stack([arrays[0], arrays[1], arrays[2]], axis=-1))
-    output = pipe(colour, row(0))
-    assert (np.asarray(output.images[0]) == np.asarray(colour)).all()
+    colour = Image.fromarray(np.stack(arrays, axis=-1))
+    assert (np.asarray(pipe(colour, row(0)).images[0]) == np.asarray(colour)).all()
     assert pipe(colour, row(0), {"age": 20}, output_type="pt").images.shape == (1, 3, SIZE, SIZE)
-    grey = pipe(Image.fromarray(arrays[0]), row(0)).images[0]
-    assert (np.asarray(grey) == arrays[0][:, :, None]).all()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -398,20 +373,6 @@ def test_sample_under_an_intervention(pipe):
     assert np.abs(other.images - alone.images).max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"num_images": 0}, "num_images .*0"),
-        ({"num_images": 2, "do": {"age": [20, 30, 40]}}, "do: 'age' .*3 .*2"),
-        ({"num_images": 2, "generator": seeds(0)}, "generator .*1 .*2"),
-        ({"output_type": "latent"}, "output_type .*'latent'"),
-    ],
-)
-def test_bad_sample_arguments(pipe, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        pipe.sample(**arguments)
-
-
 # ---- errors -------------------------------------------------------------------------------------------------------
 
 GREY = np.full((SIZE, SIZE), 0.5, np.float32)
@@ -424,68 +385,52 @@ def with_pixel(value: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("image", "message"),
+    ("image", "named"),
     [
         ([], "image"),
         ("scan.png", "image .*str"),
         ([GREY, None], r"image\[1\] .*NoneType"),
         (np.zeros((SIZE, 20), np.float32), "image is 16 x 20 pixels .*16 x 16"),
-        ([GREY, np.zeros((32, 32), np.float32)], r"image\[1\] is 32 x 32 pixels"),
         (np.zeros((SIZE, SIZE, 3), np.uint8), "image has 3 channels, .*1 channel "),
         (torch.zeros(SIZE, SIZE, 1), "image has 16 channels.*first in tensors"),
-        (torch.zeros(SIZE, SIZE), r"image .*\(16, 16\)"),
         (np.zeros(SIZE, np.float32), r"image .*\(16,\)"),
-        (Image.new("I;16", (SIZE, SIZE)), "image .*8 bits"),
         ([GREY, Image.new("F", (SIZE, SIZE))], r"image\[1\] .*8 bits"),
         (with_pixel(float("nan")), "image .*1 pixels"),
         (with_pixel(-1), r"-1 to 0.5.*\[0, 1\]"),
         (255 * GREY, "127.5"),
         (GREY.astype(np.int64), "int64"),
-        (torch.zeros(1, SIZE, SIZE, dtype=torch.int32), "torch.int32"),
-        (GREY.astype(object), "object"),
     ],
 )
-def test_bad_images(pipe, image, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_images(pipe, image, named):
+    """More of them in tests/properties, as of all arguments."""
+    with pytest.raises(ValueError, match=named):
         pipe(image, row(0))
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
         ({"parents": None}, r"\['age', 'sex', 'race', 'disease'\].*infer_missing_parents"),
-        ({"parents": {"age": 30, "race": "White"}}, r"\['sex', 'disease'\]"),
         ({"parents": [row(0), row(1), {"age": 3e1}]}, r"\['sex', 'race', 'disease'\]"),
         ({"parents": PARENTS | {"weight": 80}}, "parents: .*'weight'"),
-        ({"parents": PARENTS | {"sex": "woman"}}, "parents: 'sex' .*'woman'"),
-        ({"parents": PARENTS | {"age": 130}}, "parents: 'age' .*130"),
-        ({"parents": PARENTS | {"age": float("nan")}}, "parents: 'age' .*nan"),
         ({"parents": PARENTS | {"age": [30, None, 50]}}, "parents: 'age' .*None"),
         ({"parents": PARENTS | {"age": [30, 40]}}, "parents: 'age' .*2 .*3"),
         ({"parents": [row(0), row(1)]}, "parents .*2 .*3"),
         ({"parents": [row(0), row(1), row(2) | {"age": 5}]}, r"parents\[2\]: 'age'"),
         ({"parents": [row(0), row(1), "male"]}, r"parents\[2\] .*str"),
-        ({"parents": "male"}, "parents .*str"),
-        ({"do": {"weight": 80}}, "do: .*'weight'"),
         ({"do": {"race": "green"}}, "do: 'race' .*'green'"),
-        ({"do": {"age": 10}}, "do: 'age'"),
-        ({"do": {"age": [20, 30]}}, "do: 'age' .*2 .*3"),
         ({"do": {"age": []}}, "do: 'age' .*0"),
-        ({"do": []}, "do .*0 .*3"),
         ({"do": [{}, {}, {"sex": "x"}]}, r"do\[2\]: 'sex' .*'x'"),
         ({"image": GREY, "parents": row(0), "do": []}, "do .*0"),
         ({"image": GREY, "parents": row(0), "do": {"age": [20, 30, 40], "sex": ["male", "female"]}}, "do: 'sex' .*2"),
         ({"image": GREY, "do": {"sex": ["male", "female", "male"]}}, "parents: 'age' .*3 .*1"),
         ({"generator": seeds(0, 1)}, "generator .*2 .*3"),
-        ({"generator": 42}, "generator .*42"),
-        ({"generator": [*seeds(0, 1), 2]}, "generator"),
         ({"output_type": "latent"}, "output_type .*'latent'"),
         ({"effect": "total"}, "'total'"),  # the model has no mediator
-        ({"effect": "natural"}, "'natural'"),
     ],
 )
-def test_bad_arguments(pipe, images, changes, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_arguments(pipe, images, changes, named):
+    with pytest.raises(ValueError, match=named):
         pipe(**({"image": images, "parents": PARENTS} | changes))
 
 
