@@ -218,15 +218,17 @@ def test_a_rare_category_does_not_spoil_the_others(rare: int, order: list[int]) 
     assert targets.std() == pytest.approx(real.std().item(), rel=0.15)
 
 
+AGE_AND_ILL = CausalGraph(
+    [
+        {"name": "age", "kind": "continuous", "low": 0, "high": 100},
+        {"name": "ill", "kind": "binary", "categories": ["no", "yes"], "parents": ["age"]},
+    ]
+)
+
+
 @pytest.mark.parametrize("ill", [128, 60])
 def test_few_images_of_a_category_are_compared_at_the_same_values_of_its_causes(ill: int) -> None:
     """The ill are old, and surer to be called so the older they are; the guide takes them for older than they are."""
-    graph = CausalGraph(
-        [
-            {"name": "age", "kind": "continuous", "low": 0, "high": 100},
-            {"name": "ill", "kind": "binary", "categories": ["no", "yes"], "parents": ["age"]},
-        ]
-    )
 
     def says(parents: Tensor, noise: Tensor) -> Tensor:
         age, ill = parents.split(1, dim=1)
@@ -240,7 +242,7 @@ def test_few_images_of_a_category_are_compared_at_the_same_values_of_its_causes(
     reference = Reference(parents, says(parents, noise))
     old = torch.cat([torch.rand(500, 1) * 2 - 1, torch.zeros(500, 1)], dim=1)
     new, own = old + torch.tensor([0.0, 1.0]), torch.randn(500, 2)
-    targets = matched_targets(graph, old, new, says(old, own), reference)
+    targets = matched_targets(AGE_AND_ILL, old, new, says(old, own), reference)
     age_error, ill_error = (targets - says(new, own))[:, 0], targets[:, 1].logit() - says(new, own)[:, 1].logit()
     assert age_error.mean().abs() < 0.04  # says() moves by 0.1
     assert ill_error.mean().abs() < 0.4
@@ -260,12 +262,6 @@ def test_targets_follow_what_a_score_depends_on_even_if_that_is_no_line(
     depends: Callable[[Tensor], Tensor], mean: float, farthest: float
 ) -> None:
     """The ill are old. Where they are made young, and where age is set, scores are those of real images of that age."""
-    graph = CausalGraph(
-        [
-            {"name": "age", "kind": "continuous", "low": 0, "high": 100},
-            {"name": "ill", "kind": "binary", "categories": ["no", "yes"], "parents": ["age"]},
-        ]
-    )
 
     def says(parents: Tensor, noise: Tensor) -> Tensor:
         age, ill = parents.split(1, dim=1)
@@ -276,7 +272,7 @@ def test_targets_follow_what_a_score_depends_on_even_if_that_is_no_line(
     old, own, reference = parents[:300], noise[:300], Reference(parents, says(parents, noise))
     for set_to in (torch.tensor([torch.nan, 1.0]), torch.tensor([-0.9, torch.nan]), torch.tensor([0.9, torch.nan])):
         new = torch.where(set_to.isnan(), old, set_to)
-        targets = matched_targets(graph, old, new, says(old, own), reference)[:, 1]
+        targets = matched_targets(AGE_AND_ILL, old, new, says(old, own), reference)[:, 1]
         error = targets.logit(1e-6) - says(new, own)[:, 1].logit(1e-6)
         assert error.mean().abs() < 0.6
         assert error.square().mean().sqrt() < 0.9

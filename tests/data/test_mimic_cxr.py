@@ -325,6 +325,16 @@ def test_missing_ids_of_two_tables_do_not_match(tree: MimicTree) -> None:
     assert subjects(select_mimic_cxr(tree.write())) == set(KEPT) - {KEPT[3]}
 
 
+def test_many_problems_make_a_short_warning(tree: MimicTree, caplog: pytest.LogCaptureFixture) -> None:
+    tree.metadata = [dict(row) for row in tree.metadata for _ in range(4)]
+    with caplog.at_level(logging.WARNING):
+        selection = select_mimic_cxr(tree.write())
+    assert len(selection.problems) == 30
+    assert "one row per image: 30 left out:" in caplog.text
+    assert caplog.text.count("again") == 20
+    assert "and 10 more" in caplog.text
+
+
 @pytest.mark.parametrize("how", ["missing", "cut", "empty", "text"])
 def test_a_damaged_image_is_left_out_and_named(
     tree: MimicTree, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str

@@ -11,7 +11,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
-from softcft.data.columns import read_column, translate
+from softcft.data.columns import find_columns, read_column, translate
 from softcft.data.reading import read_table
 from softcft.data.splits import make_splits
 from softcft.data.tables import as_text
@@ -342,3 +342,9 @@ def test_rows_that_were_selected_keep_their_pictures() -> None:
     rows = translate(full().select([3, 1]), GRAPH)
     assert [np.asarray(image)[0, 0] for image in rows["image"]] == [3, 1]
     assert rows["age"][:] == [4, 2]
+
+
+def test_the_columns_of_a_graph() -> None:
+    sources, mappings = find_columns(GRAPH, {"sex": {"values": {1.0: "male", False: "female"}}, "age": "years"})
+    assert sources == {"image": "image", "age": "years", "sex": "sex", "grade": "grade"}
+    assert mappings["sex"] == {"1": "male", "False": "female"}

@@ -26,6 +26,15 @@ def test_the_lower_end_decides(metric: str, above: float, is_seen: bool) -> None
     assert not Sight(metric, 0.99, None, None).is_seen
 
 
+@pytest.mark.parametrize(
+    ("metric", "numbers"), [("auc", ("55.8", "52.0", "60.0")), ("skill", ("44.2", "40.0", "48.0"))]
+)
+def test_the_numbers_are_told(metric: str, numbers: tuple[str, ...]) -> None:
+    told = str(Sight(metric, 0.558, 0.52, 0.6))
+    assert all(number in told for number in numbers)
+    assert told.index(f"{numbers[1]} to") < told.index(f"to {numbers[2]}")  # from the smaller to the larger
+
+
 def test_what_was_not_measured_counts_as_seen() -> None:
     assert guide(None).seen == ("ill", "age")
     assert seen_by_some([guide(None)]) == ("ill", "age")

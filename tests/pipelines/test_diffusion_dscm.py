@@ -216,6 +216,16 @@ def test_a_loaded_pipeline_gives_the_same_answers(
     assert ask(without, images).factual_predictions is None
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(images: np.ndarray, tmp_path: Path, dtype: torch.dtype) -> None:
+    """The answers are those of a coarser network, but what is not changed stays."""
+    build().save_pretrained(tmp_path)
+    pipe = DiffusionDSCMPipeline.from_pretrained(tmp_path, dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(ask(pipe, images).images[:, 0], torch.as_tensor(images), rtol=0, atol=1e-6)
+    assert ask(pipe, images, {"size": 7.0}).images.isfinite().all()
+
+
 def test_what_is_not_finite_is_no_image(images: np.ndarray) -> None:
     pipe = build()
     pipe.unet.conv_out.bias.data += torch.nan

@@ -329,6 +329,8 @@ def test_mistakes_end_a_training_before_it_starts(
         ("train_hvae", [], {"hvae": with_model(channels=[8, 7, 16])}, "channels .*7"),
         ("train_hvae", ["--sample_size", "24"], {}, "sample_size .*24/2"),
         ("train_hvae", [], {"hvae": with_model(z_dims=4)}, "hvae.model: .*'z_dims'.*'z_dim'"),
+        ("train_vae", ["--patch_size", "3"], {}, "--sample_size .*6.*16"),
+        ("train_vae", [], {"vae": with_model(latents=4)}, "vae.model: .*'latents'"),
         ("train_classifier", ["--ema_decay", "0.5"], {}, r"--ema_decay .*0\.5"),
         ("soft_cft", ["--damping", "-1"], {}, r"--damping .*-1\.0"),
         ("evaluate", ["--pipelines", "runs/mine"], {}, "--pipelines.*runs/mine"),

@@ -138,6 +138,18 @@ def test_moving_average_equals_hand_computation(tmp_path):
 # ---- steps that are skipped -----------------------------------------------------------------------------------------
 
 
+def test_gradients_are_clipped(tmp_path):
+    grads = []
+
+    class Watched(Regression):
+        def after_step(self, metrics):
+            grads.append(torch.cat([p.grad.flatten() for p in self.linear.parameters()]).norm().item())
+
+    run(tmp_path, Watched(), max_grad_norm=0.5)
+    assert all(entry["grad_norm"] > 0.5 for entry in lines(tmp_path))  # logged as it was before
+    assert grads == pytest.approx([0.5] * 6, rel=1e-4)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e6])
 def test_bad_batch_is_skipped_and_counted(tmp_path, bad):
     after = []

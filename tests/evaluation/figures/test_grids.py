@@ -102,6 +102,13 @@ def test_effects_are_differences_on_one_symmetric_scale(phantom):
     assert low == -high < 0
 
 
+def test_no_effect_is_white(phantom):
+    image, counterfactuals, captions = phantom
+    figure = counterfactual_grid(image, {heading: image for heading in counterfactuals}, captions, VALUES)
+    assert figure.axes[4].images[0].get_clim() == (-1 / 255, 1 / 255)
+    assert pixels(figure).shape[0] > 100
+
+
 def test_colour_images_are_shown_in_colour(phantom):
     image, counterfactuals, captions = phantom
     colour = {heading: x.expand(-1, 3, -1, -1) for heading, x in counterfactuals.items()}
@@ -134,3 +141,8 @@ def test_examples_are_shown_in_rows_of_any_length(phantom):
     assert len(np.unique(pixels(figure).reshape(-1, 3), axis=0)) > 50
     coloured = {"a": torch.full((1, 3, 8, 8), 1.0) * torch.tensor([1, -1, -1])[:, None, None]}
     assert (pixels(example_grid(coloured, {"a": ["red"]})) == [255, 0, 0]).all(axis=-1).any()
+
+
+def test_a_run_of_one_record_is_seen():
+    figure = training_curves({"hvae": [{"step": 20, "nll": 3.0}]}, {"nll": "NLL"})
+    assert figure.axes[0].lines[0].get_marker() == "o"

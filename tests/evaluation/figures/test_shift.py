@@ -107,6 +107,14 @@ def test_legends_have_the_numbers_of_the_table(models):
             ]
 
 
+def test_interventions_differ_in_colour_and_dashes(models):
+    figure = shift_figure(GRAPH, "race", *models, INTERVENTIONS, range(240), seed=0)
+    styles = [[(line.get_color(), str(line._dash_pattern)) for line in axes.lines] for axes in figure.axes]
+    assert all(style == styles[0] for style in styles)
+    colors, dashes = zip(*styles[0], strict=True)
+    assert len(set(colors)) == len(set(dashes)) == 3
+
+
 @pytest.mark.parametrize(("name", "number"), [("disease", 1), ("race", 3), ("age", 4)])
 def test_texts_fit(models, name, number):
     modes, embeddings, parents = models
