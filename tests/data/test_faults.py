@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader
 
 from softcft.data import streaming
 from softcft.data.config import DataConfig
-from softcft.data.integrity import check_whole
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.pixels import encode_pixels, prepare_images
 from softcft.data.reading import read_table
