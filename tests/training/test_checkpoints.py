@@ -154,9 +154,9 @@ def test_a_full_disk_ends_the_run_and_leaves_what_was_saved(tmp_path):
 
 @pytest.fixture
 def told_anew():
-    writing._say_once.cache_clear()
+    writing._warn_once.cache_clear()
     yield
-    writing._say_once.cache_clear()
+    writing._warn_once.cache_clear()
 
 
 def refuse_folders(monkeypatch, error):
@@ -191,7 +191,7 @@ CANNOT = [
 @pytest.mark.parametrize("error", CANNOT, ids=repr)
 def test_a_file_system_that_cannot_force_things_to_the_disk(tmp_path, monkeypatch, caplog, told_anew, refuse, error):
     whole = run(tmp_path / "whole", Adaptive(), **FIELDS)
-    writing._say_once.cache_clear()
+    writing._warn_once.cache_clear()
     caplog.clear()
     refuse(monkeypatch, error)
     cut = run(tmp_path / "run", Adaptive(), **FIELDS, max_train_steps=4)
