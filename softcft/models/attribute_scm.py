@@ -23,20 +23,18 @@ References:
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import zuko
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from softcft.arguments import check_generator, check_whole, check_wholes, plain, shown, takes_any_numbers
 from softcft.graph import CausalGraph, Intervention, Variable
+from softcft.models.mechanisms import GumbelMechanism, LogisticMechanism, SplineMechanism
 from softcft.models.weights import SafetensorsOnly
 from softcft.noise import Generator
 
@@ -44,7 +42,7 @@ __all__ = ["AttributeSCM"]
 
 
 def _without_autocast(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Run a method in full precision whatever autocast a training has on: see ``_keep_in_fp32_modules``."""
+    """Run a method in full precision, also under autocast: see ``_keep_in_fp32_modules``."""
 
     @functools.wraps(method)
     def run(self: AttributeSCM, *args: Any, **kwargs: Any) -> Tensor:
@@ -84,7 +82,7 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
         {'sex': ['male', 'male'], 'age': [55.0, 55.0]}
     """
 
-    # A rounded mechanism is a wrong mechanism, and half precision would save next to nothing.
+    # Rounded weights would be other mechanisms, and half precision would save next to nothing.
     _keep_in_fp32_modules = ["mechanisms"]  # noqa: RUF012 - the loader wants a list
 
     @takes_any_numbers
@@ -101,11 +99,11 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
         for variable in self.causal_graph.variables:
             parents_width = sum(self.causal_graph[parent].width for parent in variable.parents)
             if variable.kind == "continuous":
-                self.mechanisms.append(_SplineMechanism(parents_width, num_bins, hidden_features))
+                self.mechanisms.append(SplineMechanism(parents_width, num_bins, hidden_features))
             elif variable.kind == "binary":
-                self.mechanisms.append(_LogisticMechanism(parents_width, hidden_features))
+                self.mechanisms.append(LogisticMechanism(parents_width, hidden_features))
             else:
-                self.mechanisms.append(_GumbelMechanism(parents_width, variable.width, hidden_features))
+                self.mechanisms.append(GumbelMechanism(parents_width, variable.width, hidden_features))
 
     def forward(self, values: Tensor) -> Tensor:
         """The same as :meth:`log_prob`."""
@@ -119,8 +117,8 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
             values: Encoded values, shape (B, K), NaN where a variable's value is missing.
 
         Returns:
-            Shape (B,), in nats: the sum over variables of log densities in encoded units and log probabilities, but for
-            variables that are missing or have a missing parent.
+            Shape (B,), in nats: the sum of log densities in encoded units and log probabilities of the variables that
+            are not missing and have no missing parent.
 
         Raises:
             ValueError: If ``values`` are not encoded values of this graph.
@@ -128,7 +126,7 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
         self._check_encoded("values", values)
         graph = self.causal_graph
         known = torch.stack([~values[:, columns].isnan().any(dim=1) for columns in graph.slices.values()], dim=1)
-        # What is missing is given any valid value, and the terms that it enters the weight 0.
+        # A missing value is replaced by any valid one, and the terms that it enters get the weight 0.
         some = [torch.eye(1, v.width)[0] if v.kind == "categorical" else torch.zeros(1) for v in graph.variables]
         columns = self._columns(torch.where(graph.expand(known), values, torch.cat(some).to(values)))
         terms = []
@@ -147,10 +145,10 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
             generator: Randomness of the discrete variables' posterior draw: one, or a list with one per sample.
 
         Returns:
-            Noise, shape (B, K), of which :meth:`predict` makes ``values`` again.
+            Noise, shape (B, K), from which :meth:`predict` gives ``values``.
 
         Raises:
-            ValueError: If ``values`` are not encoded values of this graph, or ``generator`` is none, nor a list of B.
+            ValueError: If ``values`` are not encoded values of this graph, or ``generator`` is neither one nor B.
         """
         columns = self._columns(values)
         normal = self._split(self._normal(len(values), generator, values.dtype))
@@ -191,16 +189,15 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
         return torch.cat([columns[name] for name in self.causal_graph.names], dim=1)
 
     def counterfactual(self, values: Tensor, intervention: Intervention, generator: Generator = None) -> Tensor:
-        """What the values would have been under the intervention, had all else (the noise) been the same.
+        """What the values would have been under the intervention, with the same noise.
 
-        Each sample has its own intervention, on none, one or several variables. An intervened variable takes its given
-        value exactly, even as a descendant of another one. Any other descendant is predicted from its abducted noise
-        and answers to all the interventions above it together. All else keeps its factual value exactly: the null
-        intervention returns ``values``.
+        Each sample has its own intervention, on none, one or several variables. Variables that are intervened on take
+        their given values exactly. Their other descendants are predicted from their abducted noise. All others keep
+        their factual values exactly: the null intervention returns ``values``.
 
         Args:
             values: Factual encoded values, shape (B, K).
-            intervention: What is done to each sample.
+            intervention: One for each sample.
             generator: Randomness of the abduction: one, or a list with one per sample.
 
         Returns:
@@ -208,12 +205,12 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
 
         Raises:
             ValueError: If ``values`` are not encoded values of this graph, ``intervention`` has the wrong shape or
-                values, or ``generator`` is none, nor a list of B.
+                values, or ``generator`` is neither one nor B.
         """
         self._check_encoded("values", values)
         self._check_intervention(intervention, len(values))
         given = torch.where(self.causal_graph.expand(intervention.mask), intervention.values, values)
-        # What cannot move is held at its factual value: so it is exact, for itself and as a parent of what can.
+        # Variables that cannot change are held at their factual values, which makes them exact, also as parents.
         held = intervention.mask | ~self.causal_graph.affected(intervention.mask)
         return self._predict(self.abduct(values, generator), Intervention(given, held))
 
@@ -223,15 +220,15 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
 
         Args:
             n: Number of samples.
-            intervention: What is done to each of the n samples.
-            generator: Source of randomness: one, or a list with one per sample.
+            intervention: One for each of the n samples.
+            generator: Randomness: one, or a list with one per sample.
 
         Returns:
             Encoded values, shape (n, K), without gradient.
 
         Raises:
             ValueError: If ``n`` is no whole number of at least 1, ``intervention`` has the wrong shape or values, or
-                ``generator`` is none, nor a list of n.
+                ``generator`` is neither one nor n.
         """
         n = plain(n)
         check_whole("n", n)
@@ -259,12 +256,9 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
 
     def _columns(self, values: Tensor) -> dict[str, Tensor]:
         """The checked values of each variable."""
-        self._check_values(values)
-        return self._split(values.to(torch.promote_types(values.dtype, torch.float32)))
-
-    def _check_values(self, values: Tensor) -> None:
         self._check_encoded("values", values)
         self._refuse("values are", ~self._is_encoded(values))
+        return self._split(values.to(torch.promote_types(values.dtype, torch.float32)))
 
     def _check_loaded(self) -> None:
         if self.device.type == "meta":  # its splines keep weights from one layer to the next
@@ -302,19 +296,14 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
         self._refuse("values of intervention are", mask & ~self._is_encoded(values))
 
     def _is_encoded(self, values: Tensor) -> Tensor:
-        """Which values encode one of their variable: bool of shape (B, V), False for NaN."""
-        valid = [
-            _is_encoded(variable, column)
-            for variable, column in zip(self.causal_graph.variables, self._split(values).values(), strict=True)
-        ]
-        return torch.stack(valid, dim=1)
+        """Which values are valid for their variable: bool of shape (B, V), False for NaN."""
+        slices = self.causal_graph.slices
+        return torch.stack([_is_encoded(v, values[:, slices[v.name]]) for v in self.causal_graph.variables], dim=1)
 
     def _refuse(self, subject: str, invalid: Tensor) -> None:
         # A program that torch.export makes cannot look at values.
         if not torch.compiler.is_exporting() and invalid.any():
-            wrong = [
-                name for name, bad in zip(self.causal_graph.names, invalid.any(dim=0).tolist(), strict=True) if bad
-            ]
+            wrong = [self.causal_graph.names[i] for i in invalid.any(dim=0).nonzero()[:, 0].tolist()]
             raise ValueError(
                 f"{subject} not encoded for {wrong}: binary columns must be 0 or 1, categorical ones one-hot, "
                 f"continuous ones in [-1, 1]; use causal_graph.encode."
@@ -327,106 +316,3 @@ def _is_encoded(variable: Variable, value: Tensor) -> Tensor:
         return (value.abs() <= 1 + 1e-4).all(dim=1)
     zero_or_one = ((value == 0) | (value == 1)).all(dim=1)
     return zero_or_one if variable.kind == "binary" else zero_or_one & (value.sum(dim=1) == 1)
-
-
-# ---- mechanisms ---------------------------------------------------------------------------------------------------
-# All take the variable's encoded value (B, width), its parents (B, P), None for a root, and standard normal draws
-# (B, width) as their only randomness.
-
-
-class _SplineMechanism(nn.Module):
-    """Continuous variable: a spline flow from noise to the real line, squashed to the encoded range."""
-
-    # The ends of the encoded range lie at finite atanh(0.999) = 3.8, within the spline's domain of [-5, 5].
-    shrink = 0.999
-
-    def __init__(self, parents_width: int, num_bins: int, hidden_features: Sequence[int]) -> None:
-        super().__init__()
-        # One spline is all that one dimension needs. Its conditioner is smooth, so that effects of parents are.
-        network = {"hidden_features": hidden_features, "activation": nn.SiLU} if parents_width else {}
-        self.flow = zuko.flows.NSF(1, parents_width, bins=num_bins, transforms=1, **network)
-
-    def noise(self, normal: Tensor) -> Tensor:
-        return normal
-
-    def abduct(self, value: Tensor, parents: Tensor | None, normal: Tensor) -> Tensor:
-        return self.flow(parents).transform(torch.atanh(self.shrink * value))
-
-    def predict(self, noise: Tensor, parents: Tensor | None) -> Tensor:
-        # The flow may land in the thin sliver between 1 and 1 / 0.999: that is the end of the range.
-        return (torch.tanh(self.flow(parents).transform.inv(noise)) / self.shrink).clamp(-1, 1)
-
-    def log_prob(self, value: Tensor, parents: Tensor | None) -> Tensor:
-        log_slope = math.log(self.shrink) - torch.log1p(-((self.shrink * value) ** 2))
-        return self.flow(parents).log_prob(torch.atanh(self.shrink * value)) + log_slope[:, 0]
-
-
-class _LogisticMechanism(nn.Module):
-    """Binary variable: 1 where logit + logistic noise > 0."""
-
-    def __init__(self, parents_width: int, hidden_features: Sequence[int]) -> None:
-        super().__init__()
-        self.logit = _Logits(parents_width, 1, hidden_features)
-
-    def noise(self, normal: Tensor) -> Tensor:
-        # Phi(normal) is uniform; its logit is logistic. The log form is accurate in both tails.
-        return torch.special.log_ndtr(normal) - torch.special.log_ndtr(-normal)
-
-    def abduct(self, value: Tensor, parents: Tensor | None, normal: Tensor) -> Tensor:
-        # By symmetry sign * noise is logistic, truncated to > -margin: its survival function is uniform below
-        # sigmoid(margin).
-        sign = 2 * value - 1
-        margin = sign * self.logit(parents)
-        log_survival = torch.special.log_ndtr(normal) + F.logsigmoid(margin)
-        noise = torch.log(-torch.expm1(log_survival)) - log_survival
-        # Rounding must not put the draw on the wrong side.
-        return sign * torch.maximum(noise, torch.nextafter(-margin.detach(), margin.new_tensor(math.inf)))
-
-    def predict(self, noise: Tensor, parents: Tensor | None) -> Tensor:
-        return (self.logit(parents) + noise > 0).to(noise.dtype)
-
-    def log_prob(self, value: Tensor, parents: Tensor | None) -> Tensor:
-        return F.logsigmoid((2 * value - 1) * self.logit(parents))[:, 0]
-
-
-class _GumbelMechanism(nn.Module):
-    """Categorical variable: one-hot argmax of logits + Gumbel noise."""
-
-    def __init__(self, parents_width: int, width: int, hidden_features: Sequence[int]) -> None:
-        super().__init__()
-        self.logits = _Logits(parents_width, width, hidden_features)
-
-    def noise(self, normal: Tensor) -> Tensor:
-        return -torch.log(-torch.special.log_ndtr(normal))
-
-    def abduct(self, value: Tensor, parents: Tensor | None, normal: Tensor) -> Tensor:
-        logits = self.logits(parents)
-        gumbel = self.noise(normal)
-        # The maximum of logits + noise does not depend on which category attains it. Given the maximum, the other
-        # categories are Gumbel truncated below it.
-        maximum = (value * gumbel).sum(dim=1, keepdim=True) + logits.logsumexp(dim=1, keepdim=True)
-        below = -torch.logaddexp(-(gumbel + logits), -maximum)
-        # Rounding must not make a tie of a runner-up.
-        gap = 8 * torch.finfo(maximum.dtype).eps * (1 + maximum.abs() + logits.abs().amax(dim=1, keepdim=True))
-        return torch.where(value > 0.5, maximum, torch.minimum(below, maximum - gap)) - logits
-
-    def predict(self, noise: Tensor, parents: Tensor | None) -> Tensor:
-        winner = (self.logits(parents) + noise).argmax(dim=1)
-        return F.one_hot(winner, noise.shape[1]).to(noise.dtype)
-
-    def log_prob(self, value: Tensor, parents: Tensor | None) -> Tensor:
-        return (value * self.logits(parents).log_softmax(dim=1)).sum(dim=1)
-
-
-class _Logits(nn.Module):
-    """Logits (B, width) of a discrete variable: a network of its parents, or for a root (1, width) parameters."""
-
-    def __init__(self, parents_width: int, width: int, hidden_features: Sequence[int]) -> None:
-        super().__init__()
-        if parents_width:
-            self.network = zuko.nn.MLP(parents_width, width, hidden_features, activation=nn.SiLU)
-        else:
-            self.root = nn.Parameter(torch.zeros(1, width))
-
-    def forward(self, parents: Tensor | None) -> Tensor:
-        return self.root if parents is None else self.network(parents)

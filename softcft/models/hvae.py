@@ -9,14 +9,13 @@ The encoder is a residual network whose activations at every resolution feed the
     h      = conv(h + features + z_proj(z, parents))
     state  = z_feat_proj(z, features)
 
-A block above ``z_max_resolution`` is deterministic: no posterior, and z is p_loc. The features are written here as
-published; where the block allows it they are never computed (:meth:`~softcft.models.hvae_blocks.DecoderBlock.inject`).
+A block above ``z_max_resolution`` is deterministic: no posterior, and z is p_loc. Features are written as published;
+:meth:`~softcft.models.hvae_blocks.DecoderBlock.inject` avoids computing them where it can.
 
-Parents never become maps (:class:`~softcft.models.hvae_blocks.ParentBias`). An exogenous prior never sees them, so
-``features + z_proj(z)`` of every block, here called the *injections*, carries over from the factual posterior pass to
-the counterfactual decode unchanged; only ``h`` is run again. A *conditional* prior sees the parents beside the state:
-latents are then a mediator between attributes and image, and the injections of other parents take another walk down
-the prior (:meth:`HVAEModel.walk_prior`).
+An exogenous prior does not see the parents, so that ``features + z_proj(z)`` of every block, here called *injections*,
+are the same in the factual posterior pass and in the counterfactual decode; only ``h`` is computed again. A
+*conditional* prior sees the parents: latents are then a mediator between attributes and image, and other parents have
+other injections (:meth:`HVAEModel.walk_prior`).
 
 Likelihood and KL are in float32 whatever the compute type. Reference: "High Fidelity Image Counterfactuals with
 Probabilistic Causal Models", section 3 and appendix.
@@ -49,13 +48,7 @@ from softcft.arguments import (
     takes_any_numbers,
 )
 from softcft.graph import CausalGraph
-from softcft.models.hvae_blocks import (
-    MAX_LOG_SCALE,
-    MIN_LOG_SCALE,
-    DecoderBlock,
-    ResidualBlock,
-    convolve_shared,
-)
+from softcft.models.hvae_blocks import MAX_LOG_SCALE, MIN_LOG_SCALE, DecoderBlock, ResidualBlock, convolve_shared
 from softcft.models.likelihoods import discretised_gaussian_log_prob
 from softcft.models.normals import draw_normal, normal_kl
 from softcft.models.patches import overlap_patches
@@ -67,7 +60,7 @@ __all__ = ["HVAEModel", "HVAEOutput", "HVAEPriorOutput"]
 
 @dataclass
 class HVAEOutput(BaseOutput):
-    """What one encoder and one posterior pass tell about images.
+    """The result of one encoder and one posterior pass.
 
     Attributes:
         nelbo: Negative evidence lower bound ``nll + beta * kl`` in nats per dimension, shape (B,); lower is better.
@@ -81,7 +74,7 @@ class HVAEOutput(BaseOutput):
     """
 
     nelbo: Tensor
-    # All are set. The defaults let accelerate make it again of a dict, as it does under mixed precision and offloading.
+    # All are set. accelerate needs the defaults, to make it from a dict under mixed precision and offloading.
     nll: Tensor = None  # type: ignore[assignment]
     kl: Tensor = None  # type: ignore[assignment]
     loc: Tensor = None  # type: ignore[assignment]
@@ -93,7 +86,7 @@ class HVAEOutput(BaseOutput):
 
 @dataclass
 class HVAEPriorOutput(BaseOutput):
-    """One walk down the prior.
+    """One pass through the prior.
 
     Attributes:
         latents: One latent (B, z_dim, r, r) per stochastic block, from 1x1 up: drawn, or those that were given.
@@ -110,8 +103,7 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Conditional hierarchical VAE with a discretised Gaussian likelihood.
 
     Args:
-        graph: The causal graph as plain data (:meth:`~softcft.graph.CausalGraph.to_list`). All its variables
-            condition the image.
+        graph: The causal graph as plain data (:meth:`~softcft.graph.CausalGraph.to_list`).
         sample_size: Image height and width in pixels.
         in_channels: Image channels; each has its own mean and scale.
         patch_size: Works on ``patch_size`` x ``patch_size`` patches folded into channels; 1 is the published model.
@@ -124,16 +116,15 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         bias_max_resolution: Resolutions up to this one have a learned spatial bias.
         block_type: ``"bottleneck"`` (GELU, four convolutions) or ``"light"`` (ReLU, two).
         conditional_prior: Whether the prior sees the parents, which makes the latents a mediator.
-        smooth: Whether patches of the image overlap, each fading into the next, and small maps are interpolated between
-            their cells. False is the published model, in whose counterfactuals the edges of patches and cells show.
-        parents_scale: Factor for each column of the encoded parents before the network sees them, for converted weights
-            that learned another encoding. None is 1.
-        parents_shift: What is then added to each column. None is 0.
+        smooth: Whether patches of the image overlap, each fading into the next, and small maps are interpolated
+            linearly. False is the published model, in whose counterfactuals edges of patches and cells show.
+        parents_scale: Factor for each column of the encoded parents, for converted weights that learned another
+            encoding. None is 1.
+        parents_shift: Added to each column after that. None is 0.
         beta: Weight of the KL in the NELBO; 1 is the evidence lower bound, more makes the model obey its parents more.
 
     Raises:
-        ValueError: If the graph is invalid, the lists differ in length, sizes do not divide, or a value is out of
-            range.
+        ValueError: If the graph is invalid, lists differ in length, sizes do not divide, or a value is out of range.
     """
 
     _supports_gradient_checkpointing = True
@@ -195,15 +186,12 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.biases = nn.ParameterDict(
             {str(r): nn.Parameter(torch.zeros(1, c, r, r)) for r, c, _ in stages if r <= bias_max_resolution}
         )
+        self._overlaps = smooth and patch_size > 1
         pixels = 4 * patch_channels if self._overlaps else patch_channels
         self.x_loc = nn.Conv2d(channels[0], pixels, 1)
         self.x_log_scale = nn.Conv2d(channels[0], pixels, 1)
         self.gradient_checkpointing = False
         self._init_weights()
-
-    @property
-    def _overlaps(self) -> bool:
-        return self.config["smooth"] and self.config["patch_size"] > 1
 
     def _init_weights(self) -> None:
         """Published initialisation: residual branches shrink with depth, the prior starts as N(0, 1)."""
@@ -233,7 +221,7 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         return block(*inputs)
 
     def _condition(self, parents: Tensor) -> Tensor:
-        """What the network sees of encoded parents (B, K)."""
+        """Encoded parents (B, K) as the network takes them."""
         if self.x_loc.weight.is_meta:
             raise ValueError(
                 "HVAEModel cannot be offloaded layer by layer, for it computes with the weights of several layers at "
@@ -258,14 +246,14 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         return activations
 
     def _convolve_activations(self, activations: dict[int, Tensor]) -> Iterator[Tensor]:
-        """The encoder's activations as the posteriors want them, one for each stochastic block, from 1x1 up."""
+        """The encoder's activations, convolved for each stochastic block's posterior, from 1x1 up."""
         for resolution, blocks in groupby(self.decoder, key=lambda block: block.resolution):
             posteriors = [block.posterior for block in blocks if block.posterior is not None]
             if posteriors:
                 yield from self._run(partial(convolve_shared, posteriors), activations[resolution])
 
     def _lift(self, h: Tensor | None, resolution: int, batch_size: int) -> Tensor:
-        """Bring a state to a resolution by upsampling, plus the learned bias; from nothing at the start."""
+        """Upsample a state to a resolution and add the learned bias; without a state, the bias alone."""
         bias = self.biases.get(str(resolution))
         if h is None:
             assert bias is not None
@@ -289,15 +277,7 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     @apply_forward_hook
     def decode(self, injections: list[Tensor], parents: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the decoder with given latents and (counterfactual) parents.
-
-        Args:
-            injections: From :meth:`forward` or :meth:`walk_prior`.
-            parents: Encoded parents, shape (B, K).
-
-        Returns:
-            Mean and log standard deviation of the pixels, each (B, C, H, W).
-        """
+        """Mean and log standard deviation of the pixels, each (B, C, H, W), given injections and parents (B, K)."""
         h, parents = None, self._condition(parents)
         batch_size = parents.shape[0]  # not len(parents), which torch.export takes for a constant
         for block, injection in zip(self.decoder, injections, strict=True):
@@ -309,15 +289,12 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
     def walk_prior(
         self, parents: Tensor, latents: list[Tensor] | None = None, generator: Generator = None
     ) -> HVAEPriorOutput:
-        """Walk down the prior, from 1x1 up: draw the latents, or take given ones.
+        """Run the prior, from 1x1 up, with latents that are drawn or given.
 
         Args:
-            parents: Encoded parents, shape (B, K). An exogenous prior reads no more of them than B.
+            parents: Encoded parents, shape (B, K). An exogenous prior uses only B.
             latents: For example those of :meth:`forward`. Left out, they are drawn.
             generator: Makes the draw reproducible; one for the batch or a list with one per image.
-
-        Returns:
-            Latents, their priors, and the injections for :meth:`decode`.
 
         Raises:
             ValueError: If the number of latents is not that of the stochastic blocks.
@@ -327,14 +304,13 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError(f"latents must be {stochastic}, one for each stochastic block, got {len(latents)}.")
         parents = self._condition(parents)
         state, drawn, priors, injections = None, [], [], []
-        given = None if latents is None else iter(latents)
         for block in self.decoder:
             lifted = self._lift(state, block.resolution, parents.shape[0])
             hidden, loc, log_scale = self._run(block.run_prior, lifted, parents.to(lifted.dtype))
             z = None
             if block.posterior is not None:
                 priors.append((loc, log_scale))
-                z = next(given) if given is not None else draw_normal(loc, log_scale, generator)
+                z = draw_normal(loc, log_scale, generator) if latents is None else latents[len(drawn)]
                 drawn.append(z)
             injection, state = block.inject(hidden, z)
             injections.append(injection)
@@ -343,7 +319,7 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
     def forward(
         self, image: Tensor, parents: Tensor, generator: Generator = None, return_dict: bool = True
     ) -> HVAEOutput | tuple[Tensor, ...]:
-        """Abduct the latents of images and evaluate the evidence lower bound.
+        """Abduct the latents of images and compute the evidence lower bound.
 
         Args:
             image: Factual images in [-1, 1], shape (B, C, H, W).
@@ -351,28 +327,24 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
             generator: Makes the posterior draw reproducible; one for the batch or a list with one per image.
             return_dict: Whether to return an :class:`HVAEOutput` or a plain tuple with ``nelbo`` first.
 
-        Returns:
-            The bound, the pixel distribution given the factual parents, the latents and injections.
-
         Raises:
             ValueError: If image or parents have the wrong shape, or the weights are offloaded layer by layer.
         """
         self._check_inputs(image, parents)
         convolved, parents = self._convolve_activations(self._encode(image)), self._condition(parents)
-        h, state = None, None
+        h = state = None
         kl = torch.zeros(image.shape[0], device=image.device)
         latents, posteriors, injections = [], [], []
         for block in self.decoder:
             h = self._lift(h, block.resolution, image.shape[0])
             given = parents.to(h.dtype)
-            hidden, p_loc, p_log_scale = self._run(
-                block.run_prior, self._lift(state, block.resolution, image.shape[0]), given
-            )
+            lifted = self._lift(state, block.resolution, image.shape[0])
+            hidden, p_loc, p_log_scale = self._run(block.run_prior, lifted, given)
             z = None
             if block.posterior is not None:
                 q_loc, q_log_scale = self._run(block.run_posterior, h, next(convolved), given)
                 kl = kl + normal_kl(q_loc, q_log_scale, p_loc, p_log_scale)
-                # Drawn outside the checkpointed parts: their recomputation would draw anew from a generator.
+                # Outside the checkpointed parts: when these are computed again, a generator would draw other numbers.
                 z = draw_normal(q_loc, q_log_scale, generator)
                 latents.append(z)
                 posteriors.append((q_loc, q_log_scale))
@@ -383,16 +355,8 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         loc, log_scale = self._likelihood(h)
         nll = -discretised_gaussian_log_prob(image, loc, log_scale).flatten(1).mean(dim=1)
         kl = kl / image[0].numel()
-        output = HVAEOutput(
-            nelbo=nll + self.config["beta"] * kl,
-            nll=nll,
-            kl=kl,
-            loc=loc,
-            log_scale=log_scale,
-            latents=latents,
-            posteriors=posteriors,
-            injections=injections,
-        )
+        nelbo = nll + self.config["beta"] * kl
+        output = HVAEOutput(nelbo, nll, kl, loc, log_scale, latents, posteriors, injections)
         return output if return_dict else output.to_tuple()
 
     def _check_inputs(self, image: Tensor, parents: Tensor) -> None:
@@ -409,19 +373,15 @@ def _check_config(config: Mapping[str, Any], parents_dim: int) -> None:  # noqa:
     # Without a bias at 1x1 the decoder would start from nothing, without a latent there would be no abduction.
     for name in ("sample_size", "in_channels", "patch_size", "z_dim", "z_max_resolution", "bias_max_resolution"):
         check_whole(name, config[name])
-    minimum = {"resolutions": 1, "channels": 4, "encoder_blocks": 0, "decoder_blocks": 1}
-    for name, least in minimum.items():
-        values = config[name]
-        check_wholes(name, values, least)
-        if len(values) != len(config["resolutions"]):
-            raise ValueError(f"{name} needs one entry per resolution {config['resolutions']}, got {values}.")
     resolutions, size, patch = config["resolutions"], config["sample_size"], config["patch_size"]
-    if not resolutions:
-        raise ValueError("resolutions must have an entry, got [].")
+    for name, least in {"resolutions": 1, "channels": 4, "encoder_blocks": 0, "decoder_blocks": 1}.items():
+        check_wholes(name, config[name], least)
+        if len(config[name]) != len(resolutions):
+            raise ValueError(f"{name} needs one entry per resolution {resolutions}, got {config[name]}.")
+    if list(resolutions[-1:]) != [1]:
+        raise ValueError(f"resolutions must end at 1, got {resolutions}.")
     if resolutions[0] * patch != size:
         raise ValueError(f"resolutions[0] must be sample_size / patch_size = {size}/{patch}, got {resolutions[0]}.")
-    if resolutions[-1] != 1:
-        raise ValueError(f"resolutions must end at 1, got {resolutions}.")
     if any(large <= small or large % small for large, small in pairwise(resolutions)):
         raise ValueError(f"Each entry of resolutions must divide the one before, got {resolutions}.")
     if any(width % 4 for width in config["channels"]):
