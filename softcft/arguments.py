@@ -1,7 +1,6 @@
-"""How a bad argument is refused: before any work, by its name, its value and what it must be.
+"""Checks of arguments: each raises a ValueError with the argument's name, its value and what it must be.
 
-Every check raises ValueError or returns None. Checks take Python's numbers; :func:`plain` converts those of NumPy and
-PyTorch.
+Checks take Python's numbers; :func:`plain` converts those of NumPy and PyTorch.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ MOST = 2**31 - 1  # the largest count; larger sizes overflow
 
 
 class _Shown(reprlib.Repr):
-    """A short ``repr`` of any value: a whole data set, a list that contains itself, an int too long to print."""
+    """A short ``repr`` of any value, also of a list that contains itself or an int that is too long to print."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,16 +67,16 @@ class _Shown(reprlib.Repr):
 
 
 def shown(value: Any) -> str:
-    """A value as messages show it: its ``repr``, shortened where that is long."""
+    """The ``repr`` of a value, shortened where it is long, for messages."""
     return _Shown().repr(value)
 
 
 def plain(value: Any, depth: int = 4) -> Any:
-    """A number of NumPy or PyTorch as Python's own, which can be saved as JSON; all else as it is.
+    """Scalars of NumPy or PyTorch as Python's numbers, also in lists, tuples and dicts; all else as it is.
 
     Args:
-        value: A scalar, an array or tensor without dimensions, or a list, tuple or dict of such.
-        depth: How far lists and dicts are looked into: one may contain itself.
+        value: Any value.
+        depth: Of nested lists and dicts, which may contain themselves.
     """
     if isinstance(value, np.generic | np.ndarray | torch.Tensor) and value.ndim == 0:
         if value is np.ma.masked or (isinstance(value, torch.Tensor) and (value.is_meta or value.is_sparse)):
@@ -92,7 +91,7 @@ def plain(value: Any, depth: int = 4) -> Any:
 
 
 def takes_any_numbers(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function see all numbers among its arguments as Python's, by :func:`plain`."""
+    """Pass all arguments of a function through :func:`plain`."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -102,8 +101,8 @@ def takes_any_numbers(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def is_finite(value: Any, largest: float = sys.float_info.max) -> bool:
-    """Whether a value is a plain number within ``-largest..largest``, by default one that floats can hold."""
-    # Compared, not converted: an int may be too large for a float.
+    """Whether a value is a Python number within ``-largest..largest``."""
+    # Not math.isfinite: an int may be too large for a float.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= largest
 
 
@@ -141,15 +140,14 @@ def check_flag(name: str, value: Any) -> None:
 
 def check_choice(name: str, value: Any, choices: Sequence[str | int]) -> None:
     """Raise ValueError if ``value`` is not one of some words or numbers."""
-    if (
-        not isinstance(value, str | int) or isinstance(value, bool) or value not in choices
-    ):  # an array is compared entry by entry
+    # Types first: an array is compared entry by entry.
+    if not isinstance(value, str | int) or isinstance(value, bool) or value not in choices:
         raise ValueError(f"{name} must be one of {list(choices)}, got {shown(value)}.")
 
 
 @dataclass(frozen=True)
 class Range:
-    """The range of a number, as metadata of its type: ``Annotated[int, Range(1)]``. See :func:`check_fields`.
+    """The range of a number, as metadata of its type (``Annotated[int, Range(1)]``), see :func:`check_fields`.
 
     Attributes:
         low: The lower end.
@@ -184,13 +182,11 @@ ProperShare = Annotated[float, Range(0, 1, has_high=False)]
 def check_fields(settings: Any) -> None:
     """Check the fields of a dataclass of settings, each of which is a flag, by their types.
 
-    Args:
-        settings: The dataclass. A field of type ``Literal`` must have one of its values, a field of a number with a
-            :class:`Range` must be within the range. Where None is of the type, None is allowed. Other fields are not
-            checked.
+    A field of type ``Literal`` must have one of its values, a number with a :class:`Range` must lie in it; None is
+    allowed where the type has it. Other fields are not checked.
 
     Raises:
-        ValueError: If a value is not allowed. The message names the flag, the value and what it must be.
+        ValueError: If a value is not allowed.
     """
     for name, hint in get_type_hints(type(settings), include_extras=True).items():
         value = getattr(settings, name)
@@ -209,12 +205,12 @@ def check_fields(settings: Any) -> None:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether this looks like a name of the Hub, owner/name, and not like the path of a folder."""
+    """Whether this looks like the name of a repository of the Hub, owner/name, and not like a path."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def check_generator(generator: Any, batch_size: int) -> None:
-    """Raise ValueError if ``generator`` is no generator, no list of one for each of a batch, and not None."""
+    """Raise ValueError unless ``generator`` is None, a generator, or a list with one for each of a batch."""
     given = generator if isinstance(generator, list) else [] if generator is None else [generator]
     if not all(isinstance(one, torch.Generator) for one in given):
         raise ValueError(f"generator must be a torch.Generator or a list of them, got {shown(generator)}.")

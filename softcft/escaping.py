@@ -1,4 +1,4 @@
-"""What users write, such as the name of a variable, is text in every form of a report and in a model card."""
+"""Escape what users write, such as names of variables, for reports and model cards."""
 
 from __future__ import annotations
 

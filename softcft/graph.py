@@ -1,12 +1,9 @@
-"""Causal graphs over image attributes: what they are, who causes whom, and how values become tensors.
+"""Causal graphs over image attributes, and how values become tensors.
 
-A :class:`CausalGraph` is plain data. It travels inside the config of every model, so that a checkpoint knows its own
-variables, categories and units. At the public surface values are in natural units and category *names*
-(``{"age": 63, "sex": "female"}``); inside the library they are one encoded tensor of shape (B, K), the columns of each
-variable side by side, see :mod:`softcft.variable`.
-
-The image is not listed: every variable of the graph is a parent of the image. ``"image"``, the name of its column, is
-no name of a variable.
+A :class:`CausalGraph` is plain data, saved in the config of every model. Users give values in natural units and
+category *names* (``{"age": 63, "sex": "female"}``); inside the library they are one encoded tensor of shape (B, K), the
+columns of each variable side by side, see :mod:`softcft.variable`. The image is not listed: every variable is its
+parent.
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ from softcft.variable import Variable, has_no_values, is_list
 __all__ = ["CausalGraph", "Intervention", "Variable"]
 
 Values = Mapping[str, Any]
-"""Values in natural units by variable name: a scalar or a category name, or a sequence of them, one per image."""
+"""Natural values by variable name: a number or a category name, or a sequence of them, one per image."""
 
 
 class Intervention(NamedTuple):
@@ -140,28 +137,19 @@ class CausalGraph:
         return frozenset(nx.descendants(self._dag, name))
 
     def affected_by(self, names: str | Sequence[str] | Set[str]) -> frozenset[str]:
-        """The variables that an intervention on ``names`` may move: themselves and all their descendants."""
+        """The variables that an intervention on ``names`` may change: themselves and all their descendants."""
         several: Any = names if is_list(names) or isinstance(names, Set) else [names]
         return frozenset[str]().union(*(self.descendants(name) | {name} for name in several))
 
     def blanket(self, name: str) -> frozenset[str]:
-        """The Markov blanket of ``name``: its causes, its effects, and what else causes these.
-
-        Given these, no other variable has information about it.
-        """
+        """The Markov blanket of ``name``: its causes, its effects, and the other causes of these."""
         self[name]  # raises if there is none
         effects = set(self._dag.successors(name))
         causes = set().union(*(self._dag.predecessors(each) for each in (name, *effects)))
         return frozenset(effects | causes) - {name}
 
     def affected(self, mask: Tensor) -> Tensor:
-        """Which variables each image's intervention may move.
-
-        Args:
-            mask: Intervened variables, bool of shape (B, V).
-
-        Returns:
-            Intervened variables and their descendants, bool of shape (B, V).
+        """The intervened variables (bool of shape (B, V)) and their descendants, of the same shape.
 
         Raises:
             ValueError: If ``mask`` has another shape or type.
@@ -172,14 +160,9 @@ class CausalGraph:
         return mask.float() @ torch.tensor(self._reach, device=mask.device) > 0
 
     def changed(self, parents: Tensor, counterfactual_parents: Tensor) -> Tensor:
-        """Which variables have another value in the counterfactual.
+        """Which variables differ between two encoded tensors of shape (B, K), bool of shape (B, V).
 
-        Args:
-            parents: Encoded factual attributes, shape (B, K).
-            counterfactual_parents: Encoded counterfactual attributes, shape (B, K).
-
-        Returns:
-            Bool of shape (B, V). A continuous one that differs by a ten-thousandth of its range counts as unchanged.
+        Differences of up to a ten-thousandth of the range do not count.
 
         Raises:
             ValueError: If a shape is wrong.
@@ -200,7 +183,7 @@ class CausalGraph:
         return per_variable.repeat_interleave(widths, dim=1, output_size=self.width)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Turn logits (B, K) into probabilities of discrete columns; means of continuous ones stay as they are."""
+        """Logits (B, K) to probabilities; the means of continuous variables stay as they are."""
         columns = []
         for variable in self.variables:
             column = logits[:, self.slices[variable.name]]
@@ -214,14 +197,9 @@ class CausalGraph:
     # ---- values -----------------------------------------------------------------------------------------------
 
     def encode(self, values: Values, batch_size: int | None = None) -> Tensor:
-        """Encode one value, or one per image, of every variable.
+        """Encode natural values of all variables, scalars or one per image, as float32 of shape (B, K).
 
-        Args:
-            values: Natural values of all variables; scalars are repeated over the batch.
-            batch_size: B. Inferred from the longest entry if left out.
-
-        Returns:
-            Encoded values, float32 of shape (B, K).
+        B is that of the longest entry if ``batch_size`` is left out.
 
         Raises:
             ValueError: If a variable is missing or unknown, a value is invalid, or lengths disagree.
@@ -239,8 +217,7 @@ class CausalGraph:
         Raises:
             ValueError: If a variable is unknown, a value is invalid, or lengths disagree with ``batch_size``.
         """
-        batch_size = plain(batch_size)
-        check_whole("batch_size", batch_size)
+        check_whole("batch_size", batch_size := plain(batch_size))
         values = torch.zeros(batch_size, self.width)
         mask = torch.zeros(batch_size, len(self), dtype=torch.bool)
         for name, column in self._encode_each(do, batch_size).items():
@@ -251,8 +228,7 @@ class CausalGraph:
     def _encode_each(self, values: Values, batch_size: int | None) -> dict[str, Tensor]:
         self._check_mapping(values)
         if batch_size is not None:
-            batch_size = plain(batch_size)
-            check_whole("batch_size", batch_size)
+            check_whole("batch_size", batch_size := plain(batch_size))
         columns = {name: self[name].encode(value) for name, value in values.items()}
         size = batch_size or max((len(column) for column in columns.values()), default=1)
         for name, column in columns.items():
@@ -261,18 +237,14 @@ class CausalGraph:
         return {name: column.expand(size, -1) for name, column in columns.items()}
 
     def decode(self, encoded: Tensor) -> dict[str, list[Any]]:
-        """Decode a tensor of shape (B, K) to B natural values per variable; the inverse of :meth:`encode`.
-
-        Raises:
-            ValueError: If ``encoded`` has another shape.
-        """
+        """The inverse of :meth:`encode`: B natural values per variable; ValueError if the shape is not (B, K)."""
         self.check_encoded("encoded", encoded)
         return {v.name: v.decode(encoded[:, self.slices[v.name]]) for v in self.variables}
 
     def in_words(self, values: Mapping[str, Any]) -> str:
-        """The attributes of one image as people read them, for example ``"age 63 years, female, race ?"``.
+        """The attributes of one image as text, for example ``"age 63 years, female, race ?"``.
 
-        A category that says little without its variable, a number or a single letter, is given its name.
+        A category that is a number or a single letter gets its variable's name.
 
         Args:
             values: Natural values by name, None for an unknown one. Variables without an entry are left out.
@@ -287,7 +259,7 @@ class CausalGraph:
         return ", ".join(words)
 
     def check_encoded(self, argument: str, encoded: Tensor) -> None:
-        """Raise ValueError, which names the argument, if it is no tensor of real numbers of shape (B, K)."""
+        """Raise ValueError, with the argument's name, unless it is a tensor of real numbers of shape (B, K)."""
         self._check_shape(argument, encoded, "K", self.width)
         if encoded.is_complex() or has_no_values(encoded):
             raise ValueError(f"{argument} must be a dense tensor of real numbers, got {shown(encoded)}.")

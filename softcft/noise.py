@@ -1,4 +1,4 @@
-"""Random numbers that are an image's own: they depend on a seed, and not on the batch or process that it comes in."""
+"""Random numbers for each image, which depend on a seed and not on the batch or process that the image is in."""
 
 from __future__ import annotations
 
@@ -19,14 +19,11 @@ GOLDEN_RATIO = 0x9E3779B97F4A7C15  # its fractional part, times 2^64
 
 
 def seeded_generator(seed: int, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for each seed and key. Those that differ by little give unrelated numbers.
+    """A generator for a seed and a key (numbers of at least 0). Similar seeds or keys give unrelated numbers.
 
-    Args:
-        seed: At least 0.
-        key: Numbers of at least 0: what is random, which image.
-        device: Where the numbers are drawn. Those of a CPU are the same wherever the models are.
+    Numbers that are drawn on the CPU are the same wherever the models are.
     """
-    # The CPU's generator takes no more than 32 bits.
+    # The CPU's generator takes 32 bits.
     state = np.random.SeedSequence(seed, spawn_key=key).generate_state(1)
     return torch.Generator(device).manual_seed(int(state[0]))
 
@@ -44,11 +41,8 @@ def uniform(shape: tuple[int, ...], generator: Generator, device: torch.device) 
 
 
 def spread_evenly(places: Sequence[int]) -> Tensor:
-    """Numbers in [0, 1), such that those of consecutive places are about as evenly spread as they can be, shape (B,).
+    """The fractional parts of B integers times the golden ratio (Weyl's sequence), in [0, 1), shape (B,).
 
-    They are the fractional parts of multiples of the golden ratio (Weyl's sequence).
-
-    Args:
-        places: B integers.
+    Those of consecutive integers are about as evenly spread as they can be.
     """
     return torch.tensor([(place * GOLDEN_RATIO % 2**64) / 2**64 for place in places]).clamp_max(1 - 2**-24)

@@ -1,4 +1,4 @@
-"""One attribute of an image: what values it takes, and how they become columns of a tensor.
+"""One attribute of an image: its values, and how they become columns of a tensor.
 
 ===========  =======  =====================================================================
 kind         columns  encoding
@@ -38,10 +38,10 @@ class Variable:
         kind: ``"binary"``, ``"categorical"`` or ``"continuous"``.
         parents: Names of the variables that cause this one.
         categories: Category names of a discrete variable, in encoding order; exactly two if binary.
-        low: Smallest value of a continuous variable, in ``unit``. Mapped to -1.
-        high: Largest value of a continuous variable, in ``unit``. Mapped to 1.
-        log: Encode the logarithm of a continuous variable, for volumes, doses and the like; ``low`` must be above 0.
-        unit: Unit of a continuous variable, for people and figures.
+        low: Smallest value of a continuous variable, in ``unit``. Encoded as -1.
+        high: Largest value of a continuous variable, in ``unit``. Encoded as 1.
+        log: Encode the logarithm of a continuous variable, such as a volume or a dose; ``low`` must be above 0.
+        unit: Unit of a continuous variable, for texts and figures.
 
     Raises:
         ValueError: If the name is empty or ``"image"``, the kind is unknown, or categories or range do not fit it.
@@ -128,21 +128,18 @@ class Variable:
         return len(self.categories) if self.kind == "categorical" else 1
 
     def encode(self, values: Any) -> Tensor:
-        """Encode values in natural units.
+        """Encode natural values as float32 of shape (B, width).
 
         Args:
-            values: A scalar or a sequence (list, array or tensor) of length B: numbers in [low, high] for a
-                continuous variable, category names for a discrete one.
-
-        Returns:
-            Encoded values, float32 of shape (B, width); B is 1 for a scalar.
+            values: A scalar (B is 1) or a list, array or tensor of length B: numbers in [low, high] for a continuous
+                variable, category names for a discrete one.
 
         Raises:
             ValueError: If a value is not a number, is NaN, lies outside [low, high], or is no category.
         """
         if hasattr(values, "tolist") and not has_no_values(values):
             values = values.tolist()
-        # Lists of NumPy or PyTorch scalars are lists of plain numbers to the caller.
+        # Entries may be scalars of NumPy or PyTorch.
         values = [
             value.item() if getattr(value, "ndim", None) == 0 and not has_no_values(value) else value
             for value in (values if is_list(values) else [values])
@@ -197,57 +194,42 @@ class Variable:
         return self.categories.index(value)
 
     def decode(self, encoded: Tensor) -> list[Any]:
-        """Decode to natural units; the inverse of :meth:`encode`.
+        """B natural values of encoded ones (B, width); the inverse of :meth:`encode`.
 
-        A number is decoded to the shortest decimal that float32 encodes to the same, as ``repr`` does it for floats: 54
-        and not 53.999999, and what was decoded encodes to what it was decoded from.
-
-        Args:
-            encoded: Shape (B, width). Discrete columns may hold probabilities: the most probable category is taken.
-
-        Returns:
-            B numbers (continuous) or category names (discrete).
+        A number is the shortest decimal that encodes to the same float32: 54 and not 53.999999. Discrete columns may
+        hold probabilities: the most probable category is taken.
         """
         if self.kind == "continuous":
             return [self._decode_number(value) for value in encoded[:, 0].tolist()]
         return [self.categories[i] for i in self.category_index(encoded).tolist()]
 
     def category_index(self, encoded: Tensor) -> Tensor:
-        """The number of the most probable category, from 0.
+        """The index of the most probable category, int64 of shape (...); 0 for a continuous variable.
 
         Args:
             encoded: Labels or probabilities, shape (..., width).
-
-        Returns:
-            Int64 of shape (...). A continuous variable counts as one category: 0.
         """
         if self.kind == "categorical":
             return encoded.argmax(dim=-1)
         return (encoded[..., 0] > 0.5).long() if self.kind == "binary" else torch.zeros_like(encoded[..., 0]).long()
 
     def category_probabilities(self, encoded: Tensor) -> Tensor:
-        """The probability of each category; a binary variable has two columns here.
+        """The probability of each category, shape (..., C), two for a binary variable; 1 for a continuous one.
 
         Args:
             encoded: Labels or probabilities, shape (..., width).
-
-        Returns:
-            Shape (..., C). A continuous variable counts as one category: 1.
         """
         if self.kind == "categorical":
             return encoded
         return torch.cat([1 - encoded, encoded], dim=-1) if self.kind == "binary" else torch.ones_like(encoded)
 
     def other_category(self, encoded: Tensor, steps: int | Tensor) -> Tensor:
-        """Another category of a discrete variable.
+        """Another category of a discrete variable, encoded, shape (B, width).
 
         Args:
             encoded: Labels, shape (B, width).
-            steps: How many categories after its own, from 1 to C - 1; after the last one comes the first. One number,
-                or int64 of shape (B,).
-
-        Returns:
-            Encoded categories, shape (B, width).
+            steps: By how many categories it comes after the own one, cyclically, from 1 to C - 1: one number, or int64
+                of shape (B,).
         """
         other = (self.category_index(encoded) + steps) % len(self.categories)
         other = other[:, None] if self.kind == "binary" else torch.nn.functional.one_hot(other, self.width)
@@ -256,7 +238,7 @@ class Variable:
     # ---- in words ---------------------------------------------------------------------------------------------
 
     def in_words(self, value: Any, digits: int = 3, with_unit: bool = True) -> str:
-        """A value as people read it: a category, or a number of a few significant digits with its unit."""
+        """A value as text: a category, or a number of a few significant digits with its unit."""
         if self.kind != "continuous":
             return str(value)
         # Rounded first, for 1230 is easier to read than 1.23e+03.
@@ -273,7 +255,7 @@ def _shortest(value: float, error: float) -> float:
     """The decimal with the fewest digits that is no further off than error."""
     digits = math.ceil(-math.log10(2 * error))  # after the point; below 0, zeros before it
     shortest = value
-    # Fewer digits never come nearer, so the first that are too far off are the end; only 0 could lose digits for ever.
+    # Fewer digits are never nearer, so the search ends at the first that are too far off, or at 0.
     while shortest and abs(round(value, digits) - value) <= error:
         shortest = round(value, digits)
         digits -= 1
@@ -281,7 +263,7 @@ def _shortest(value: float, error: float) -> float:
 
 
 def is_list(value: Any) -> bool:
-    """Whether a value is a list, a tuple or the like, and not one word."""
+    """Whether a value is a sequence other than text."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
 
 

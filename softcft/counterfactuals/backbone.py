@@ -1,4 +1,4 @@
-"""The only thing that pipelines and counterfactual fine-tuning know of an image model."""
+"""The interface between image models and pipelines or counterfactual fine-tuning."""
 
 from __future__ import annotations
 
@@ -20,21 +20,18 @@ class BackboneOutput(BaseOutput):
     Attributes:
         image: Counterfactual images in [-1, 1], shape (B, C, H, W) or (B, I, C, H, W), differentiable in the model's
             parameters.
-        fidelity: What the constraint of fine-tuning holds: a scalar, lower is better (HVAE: NELBO in nats per
-            dimension of the factual images).
+        fidelity: The quantity that fine-tuning constrains: a scalar, lower is better (HVAE: NELBO of the factual images
+            in nats per dimension).
         latents: The noise that the images were predicted from, each tensor of shape (B, ...) or (B, I, ...).
     """
 
     image: Tensor
-    fidelity: Tensor = None  # type: ignore[assignment]  # so that accelerate can make it again of a dict
+    fidelity: Tensor = None  # type: ignore[assignment]  # so that accelerate can make it from a dict
     latents: list[Tensor] = None  # type: ignore[assignment]
 
 
 class CounterfactualBackbone(Protocol):
-    """An image mechanism that can answer "what would this image have been".
-
-    Any object with this method can be fine-tuned and put behind a pipeline. No base class, no registration.
-    """
+    """An image mechanism: any object with this method can be fine-tuned and used by a pipeline."""
 
     def counterfactual(
         self,

@@ -19,21 +19,20 @@ from softcft.noise import Generator, uniform
 __all__ = ["MOST_GUIDANCE", "DiffusionBackbone"]
 
 MOST_GUIDANCE = 1000.0
-"""A hundred times what anybody uses. Much larger scales overflow, and images become NaN."""
+"""A hundred times the usual scales. Much larger ones overflow, and images become NaN."""
 
 
 class DiffusionBackbone(nn.Module):
     r"""Abduction by deterministic inversion, prediction by denoising under the counterfactual parents.
 
-    Both take the same levels of noise. Abduction is never guided. Prediction may be guided, beyond
-    what the attributes make of an image (Ho and Salimans, "Classifier-free diffusion guidance", 2022). With
-    :math:`\epsilon_\emptyset`, the noise that the network sees without any attributes, and weight w,
+    Both take the same levels of noise. Abduction is never guided. Prediction may be (Ho and Salimans, "Classifier-free
+    diffusion guidance", 2022). With :math:`\epsilon_\emptyset`, the noise that the network predicts without any
+    attributes, and weight w,
 
     .. math:: \hat\epsilon = \epsilon_\emptyset + w (\epsilon(pa^*) - \epsilon_\emptyset).
 
-    *Factored* guidance has a weight of its own for the attributes that the intervention changes, and another for those
-    that it does not: to push the first need not push the others (Xia et al., "Decoupled classifier-free guidance for
-    counterfactual diffusion models", 2025):
+    *Factored* guidance has one weight for the attributes that the intervention changes, and another for the others
+    (Xia et al., "Decoupled classifier-free guidance for counterfactual diffusion models", 2025):
 
     .. math:: \hat\epsilon = \epsilon_\emptyset + w (\epsilon(pa^*_{changed}) - \epsilon_\emptyset)
         + w' (\epsilon(pa^*_{kept}) - \epsilon_\emptyset).
@@ -43,20 +42,18 @@ class DiffusionBackbone(nn.Module):
         vae: Where given, the diffusion model is one of its latents: images are encoded to the mean of their posterior.
             Frozen here.
         num_inference_steps: Levels of noise, S; must divide the training steps of the scheduler.
-        abduction: The solver, see :mod:`softcft.counterfactuals.solvers`. A null intervention gives back the image with
-            ``bdia``, in whatever type the network computes; not with ``ddim``, not through a ``vae``, and not with
-            guidance, which abduction has none of. Other interventions have the error of the network's type: one that
-            predicts the noise makes much of it, for it divides by what is left of the image.
+        abduction: The solver, see :mod:`softcft.counterfactuals.solvers`. With ``bdia``, without ``vae`` and guidance,
+            a null intervention returns exactly the image, whatever type the network computes in. Other interventions
+            have the error of that type, which is larger if the network predicts the noise.
         guidance_scale: w. Above 1 the attributes are exaggerated.
         invariant_guidance_scale: w' of factored guidance; left out, guidance is not factored.
-        gradient_steps: Gradients flow through the last so many steps of prediction, and the same steps of abduction,
-            only; all if left out.
-        condition_dropout: Of the fidelity, see :meth:`~softcft.models.denoiser.ConditionalDenoiser.loss`. Without any,
+        gradient_steps: How many of the last steps of prediction, and of the same steps of abduction, have gradients;
+            all if left out.
+        condition_dropout: Of the fidelity, see :meth:`~softcft.models.denoiser.ConditionalDenoiser.loss`. Without it
             fine-tuning would forget what guidance needs.
         min_snr_gamma: Of the fidelity, see there.
-        on_step: Is given the images (or latents) after each step, first of abduction, then of prediction, and the level
-            of noise that they have reached; gives back those to go on with, or raises
-            :class:`~softcft.counterfactuals.solvers.Interrupted`, and these are the result.
+        on_step: From the images (or latents) after each step, first of abduction, then of prediction, and their level,
+            to those to go on with; may raise :class:`~softcft.counterfactuals.solvers.Interrupted`.
 
     Raises:
         ValueError: If there is no such ``abduction``, ``num_inference_steps`` or ``gradient_steps`` does not fit the
@@ -102,7 +99,7 @@ class DiffusionBackbone(nn.Module):
         self.on_step = on_step
 
     def train(self, mode: bool = True) -> DiffusionBackbone:
-        """Stays in evaluation mode: abduction and prediction must see the same network, without dropout."""
+        """Stays in evaluation mode: abduction and prediction need the same network, without dropout."""
         return super().train(False)
 
     def counterfactual(
@@ -114,13 +111,13 @@ class DiffusionBackbone(nn.Module):
     ) -> BackboneOutput:
         """See :class:`~softcft.counterfactuals.backbone.CounterfactualBackbone`.
 
-        Fidelity is half the log of the denoising loss of the factual images, in nats: a normal likelihood's, with the
-        variance that fits best, so that it has the scale of an HVAE's. ``generator`` makes its random times and noise
-        reproducible; nothing else is random.
+        Fidelity is half the log of the denoising loss of the factual images, in nats: that of a normal likelihood with
+        the best variance, on the scale of an HVAE's. ``generator`` is for its random times and noise; nothing else is
+        random.
         """
         clean = self._encode(image)
-        # Before the inversion: autocast keeps its copies of the weights, and those made without gradients have none.
-        # At evenly spread times, for it is a mean over the batch; by one for each image they would not be.
+        # Before the inversion: autocast caches its copies of the weights, and those made without gradients have none.
+        # At evenly spread times, as it is a mean over the batch.
         one = generator[0] if isinstance(generator, list) else generator
         times = (uniform((1,), one, clean.device) + torch.arange(len(clean), device=clean.device) / len(clean)) % 1
         loss = self.denoiser.loss(clean, parents, self.condition_dropout, self.min_snr_gamma, generator, times)
@@ -168,7 +165,7 @@ class DiffusionBackbone(nn.Module):
     def _denoise(
         self, noisy: Tensor, level: int, told: int, parents: Tensor, changed: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Image and noise in noisy images, guided if it is known which attributes have changed."""
+        """Image and noise in noisy images, guided if ``changed`` is given."""
         timestep = torch.full((len(noisy),), self.levels.timesteps[told - 1], device=noisy.device)
         prediction = self._predict_guided(noisy, timestep, parents, changed)
         return self.denoiser.split(noisy, prediction, self.levels.signal[level], self.levels.noise[level])

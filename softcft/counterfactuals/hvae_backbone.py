@@ -22,12 +22,12 @@ class HVAEBackbone(nn.Module):
 
     Abduction draws z from q(z | x, pa) and keeps the pixel residual :math:`u = (x - \mu(z, pa)) / \sigma(z, pa)`.
     Prediction decodes the same z under the counterfactual parents: :math:`x^* = \mu(z, pa^*) + \sigma(z, pa^*) u`.
-    With pa* = pa that is x again, whatever the model has learned. The means are clamped to [-1, 1] first: where a pixel
-    is black or white the likelihood does not care how far beyond a mean lies, and the residual would be mere distance.
+    With pa* = pa this is exactly x. The means are clamped to [-1, 1] first: at black and white pixels the likelihood
+    does not constrain how far beyond a mean lies.
 
-    Where the prior is conditional, the latents are a mediator between attributes and image, and have a counterfactual
-    of their own, z*. De Sousa Ribeiro et al. (ICML 2023, section 3.2) take it from a mixture of the factual posterior
-    and of the prior under pa*, with the abducted noise :math:`u_z = (z - \mu_q) / \sigma_q` of each latent:
+    If the prior is conditional, the latents are a mediator between attributes and image, with a counterfactual z* of
+    their own. De Sousa Ribeiro et al. (ICML 2023, section 3.2) draw it from a mixture of the factual posterior and the
+    prior under pa*, with the abducted noise :math:`u_z = (z - \mu_q) / \sigma_q` of each latent:
 
     .. math:: z^* = a \mu_q + (1 - a) \mu_{p^*} + \sqrt{a^2 \sigma_q^2 + (1 - a)^2 \sigma_{p^*}^2}\, u_z, \quad a = 1/2
 
@@ -39,8 +39,8 @@ class HVAEBackbone(nn.Module):
     total      z* under pa*             in both ways
     =========  =======================  =====================================
 
-    Only the direct effect of a null intervention is exactly none: z* is drawn in part from the prior. An exogenous
-    prior has no mediator; its total effect is the direct one.
+    Of a null intervention only the direct effect is exactly zero: z* depends on the prior. With an exogenous prior
+    there is no mediator, and the direct effect is the total one.
 
     Args:
         model: The image mechanism.
@@ -102,7 +102,7 @@ class HVAEBackbone(nn.Module):
         return (loc.clamp(-1, 1) + torch.exp(log_scale) * residual).clamp(-1, 1), latents
 
     def _mediate(self, abducted: HVAEOutput, counterfactual_parents: Tensor, generator: Generator) -> list[Tensor]:
-        """Counterfactual latents; the prior's statistics are those of one draw from it under pa*, as published."""
+        """Counterfactual latents, from one draw of the prior under pa*, as published."""
         priors = self.model.walk_prior(counterfactual_parents, generator=generator).priors
         latents = []
         for z, (q_loc, q_log_scale), (p_loc, p_log_scale) in zip(

@@ -1,29 +1,27 @@
-r"""Deterministic ways from an image to noise and back, on which abduction by a diffusion model rests.
+r"""Deterministic solvers from an image to noise and back, for abduction by a diffusion model.
 
 The image is level 0, pure noise level S; at level i an image is :math:`x_i = \alpha_i x + \sigma_i \epsilon`. A
-denoiser tells the image :math:`\hat x_i` and the noise :math:`\hat\epsilon_i` in it. All solvers call it once for each
-level.
+denoiser predicts the image :math:`\hat x_i` and the noise :math:`\hat\epsilon_i` in it, once for each level.
 
 *DDIM* (Song et al., "Denoising diffusion implicit models", ICLR 2021) moves by
 
 .. math:: x_{i-1} = \alpha_{i-1} \hat x_i + \sigma_{i-1} \hat\epsilon_i.
 
-Backwards the noise of the level that is not reached yet would be needed, and that of the level below stands in for it:
-even a perfect denoiser does not find the way back, and the error falls with the number of levels only as 1 / S.
+The inverse would need the noise of the level above, which is not known yet, and takes that of the level below: even
+with a perfect denoiser it has an error, which falls with the number of levels as 1 / S.
 
 *BDIA* (Zhang et al., "Exact diffusion inversion via bidirectional integration approximation", ECCV 2024, with gamma 1)
 steps over the level between:
 
 .. math:: x_{i-1} = x_{i+1} + (\alpha_{i-1} - \alpha_{i+1}) \hat x_i + (\sigma_{i-1} - \sigma_{i+1}) \hat\epsilon_i.
 
-Solved for :math:`x_{i+1}` it is its own inverse, with the same call of the denoiser, and it is of second order. Its
+Solved for :math:`x_{i+1}` this is the exact inverse, with the same call of the denoiser, and it is of second order. Its
 noise is the images of the two last levels.
 
-On the way back a network that sees an image with other rounding than before answers otherwise, and one in bfloat16 by
-so much that after fifty levels the image has changed by dozens of grey levels. So there is no rounding: images and what
-is added to them are whole multiples of one small number, whose sums float64 holds exactly. The way back then shows the
-network the very same numbers, and ends at the very same image, whatever the type and the errors of the network. This
-holds while no pixel at any level is beyond :data:`LARGEST`.
+A network that gets an image with other rounding on the way back predicts something else; in bfloat16 the image would
+change by dozens of grey levels over fifty levels. So nothing is rounded: images and what is added to them are multiples
+of one small number, whose sums float64 holds exactly. The network gets the same numbers on the way back, which ends at
+the same image, whatever the type and the errors of the network, while no pixel at any level is beyond :data:`LARGEST`.
 """
 
 from __future__ import annotations
@@ -41,16 +39,16 @@ __all__ = ["LARGEST", "Denoiser", "Interrupted", "NoiseLevels", "OnStep", "Solve
 
 Solver = Literal["ddim", "bdia"]
 Denoiser = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
-"""From images (B, C, H, W), their level and the level that the network is told, to the image and the noise in each."""
+"""From images (B, C, H, W), their level and the level that the network gets, to the image and the noise in each."""
 OnStep = Callable[[Tensor, int], Tensor]
-"""Is given the images after a step and the level that they have reached, and gives back those to go on with."""
+"""From the images after a step, and their level, to those to go on with."""
 
 LARGEST = 1024
 """Sums of pixels up to this size are exact. Those of images and noise are below 10."""
 
 
 class Interrupted(Exception):  # no error
-    """What :data:`OnStep` raises to go no further; ``images`` are those of the last step."""
+    """Raised by :data:`OnStep` to stop; ``images`` are those of the last step."""
 
     def __init__(self, images: Tensor) -> None:
         super().__init__()
@@ -62,7 +60,7 @@ class NoiseLevels:
     """The levels of a solver.
 
     Attributes:
-        timesteps: For each of the levels 1 to S the training step that the network is told.
+        timesteps: For each of the levels 1 to S the training step that the network gets.
         signal: Factor of the image at the levels 0 to S.
         noise: Factor of the noise at the levels 0 to S.
     """
@@ -73,11 +71,7 @@ class NoiseLevels:
 
     @classmethod
     def spaced(cls, alphas_cumprod: Tensor, number: int) -> NoiseLevels:
-        """Evenly spaced levels, the last of which is the last training step.
-
-        Args:
-            alphas_cumprod: Of the scheduler, shape (T,).
-            number: S.
+        """S evenly spaced levels, by the scheduler's ``alphas_cumprod`` of shape (T,); the last is step T.
 
         Raises:
             ValueError: If S is no whole number, does not divide T, or is below 2.
@@ -100,7 +94,7 @@ class NoiseLevels:
         return self.signal[level] * clean + self.noise[level] * noise
 
     def leap(self, clean: Tensor, noise: Tensor, level: int) -> Tensor:
-        """What takes an image from the level above to the level below, so rounded that it can be taken back."""
+        """The step from the level above to the level below, rounded so that it can be undone exactly."""
         return _round(self.mix(clean, noise, level - 1) - self.mix(clean, noise, level + 1))
 
 
@@ -115,7 +109,7 @@ def invert(
     """Find the noise that images come from.
 
     Args:
-        denoiser: Tells image and noise in noisy images.
+        denoiser: Predicts image and noise in noisy images.
         image: Shape (B, C, H, W), of any floating type.
         levels: S of them.
         solver: ``ddim`` or ``bdia``.
@@ -128,8 +122,8 @@ def invert(
     """
     tracked = torch.is_grad_enabled()
     last = min(gradient_steps, len(levels) - (solver == "bdia"))
-    # On its way up DDIM tells the network the level that it goes to, as diffusers' DDIMInverseScheduler does. So must
-    # BDIA at level 0, which has no training step.
+    # DDIM gives the network the level that it goes to, as diffusers' DDIMInverseScheduler does, and so must BDIA at
+    # level 0, which has no training step.
     image = _round(image.to(torch.float32 if image.device.type == "mps" else torch.float64))
     path = [image, image]
     for level in range(len(levels)):
@@ -158,18 +152,17 @@ def predict(
 ) -> Tensor:
     """The images that noise becomes.
 
-    Gradients flow through the last K steps; what comes before is a constant (DRaFT-K of Clark et al., "Directly
-    fine-tuning diffusion models on differentiable rewards", ICLR 2024). But to change the network also changes the
-    noise that it finds in an image: an image that is to stay the same has no gradient at all, for inversion cancels
-    what prediction does. Without ``passed`` a gradient would ask for changes that never come.
+    Gradients flow through the last K steps (DRaFT-K of Clark et al., "Directly fine-tuning diffusion models on
+    differentiable rewards", ICLR 2024). The abducted noise depends on the network, too, and cancels the change of an
+    image that is to stay the same; ``passed`` adds this part of the gradient.
 
     Args:
-        denoiser: Tells image and noise in noisy images.
+        denoiser: Predicts image and noise in noisy images.
         latents: Of :func:`invert`: one tensor for DDIM, two for BDIA.
         levels: The same S levels.
         gradient_steps: K.
-        passed: Of :func:`invert`: what it passed at level K. Its gradient is added to that of the images there, as if
-            both were carried alike through the levels above. Left out, there is none.
+        passed: Of :func:`invert`: the images at level K, whose gradient is added to that of the images there, as if
+            the levels above changed neither. Left out, there is none.
         on_step: Of the levels below those of ``latents``, down to 0.
     """
     tracked = torch.is_grad_enabled()
@@ -190,6 +183,6 @@ def predict(
 
 
 def _round(x: Tensor) -> Tensor:
-    """The next multiple of a number so small and so large that sums up to :data:`LARGEST` need no more digits."""
+    """Round to multiples of the smallest number whose sums up to :data:`LARGEST` are exact."""
     step = torch.finfo(x.dtype).eps * LARGEST
     return (x / step).round().detach() * step + (x - x.detach())  # its gradient is that of x

@@ -1,8 +1,8 @@
 """Predicts all attributes of a causal graph from an image: one trunk, one head per variable.
 
-A classifier plays one of two parts: the *guide*, frozen, steers counterfactual fine-tuning; the *judge*, trained
-apart from it, has the last word in an evaluation. Its probabilities are calibrated (Guo et al., "On Calibration of
-Modern Neural Networks", 2017): soft targets of an over-confident guide would be hard labels again.
+A classifier is either the *guide*, which is frozen and steers counterfactual fine-tuning, or the *judge*, which is
+trained apart from it and evaluates. Its probabilities are calibrated (Guo et al., "On Calibration of Modern Neural
+Networks", 2017): soft targets of an over-confident guide would be nearly hard labels.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class AttributeClassifierOutput(BaseOutput):
     """
 
     logits: Tensor
-    embedding: Tensor = None  # type: ignore[assignment]  # so that accelerate can make it again of a dict
+    embedding: Tensor = None  # type: ignore[assignment]  # so that accelerate can make it from a dict
 
 
 class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers declares config_name twice
@@ -56,18 +56,18 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
         sees: For each variable how well it is seen in validation images, see :mod:`softcft.models.sight`. Measured by
             :func:`softcft.evaluation.sight.measure_sight`, stored by :meth:`store_sight`; None before, which counts as
             seen.
-        image_size: Height and width to which the trunk has images resized (bilinear, antialiased); as they are if None.
-        image_mean: Normalises pixels in [0, 1] for the trunk: one value, or one for each of its channels. With None it
-            sees them in [-1, 1].
+        image_size: Height and width to which images are resized for the trunk (bilinear, antialiased); none if None.
+        image_mean: Normalises pixels in [0, 1] for the trunk: one value, or one for each of its channels. With None
+            pixels stay in [-1, 1].
         image_std: With ``image_mean``: the standard deviations.
 
     Attributes:
         sight: The same as :class:`~softcft.models.sight.Sight` by variable; empty if it was not measured.
 
     Raises:
-        ValueError: If the graph is invalid; the backbone has no known ``model_type``, no pooled output, or settings
-            that make no model; ``scales`` names other variables than the graph, or is not above 0; ``sees`` names
-            other variables, or has an entry without its numbers; or what is said of images does not suit the backbone.
+        ValueError: If the graph is invalid; the backbone has no known ``model_type``, no pooled output, or invalid
+            settings; ``scales`` names other variables than the graph, or is not above 0; ``sees`` names other
+            variables, or has an incomplete entry; or the settings of images do not suit the backbone.
     """
 
     column_scales: Tensor
@@ -128,7 +128,7 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
         return output if return_dict else output.to_tuple()
 
     def check_channels(self, channels: int) -> None:
-        """Raise a ValueError if the trunk cannot see images of so many channels: its own, or one where it has three."""
+        """Raise ValueError unless images have the trunk's number of channels, or one where it has three."""
         if channels != self.in_channels and not (channels == 1 and self.in_channels == 3):
             raise ValueError(
                 f"The backbone, a {self.trunk.config.model_type}, has num_channels = {self.in_channels}, but the "
@@ -172,18 +172,15 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
         self.register_to_config(scales=scales)
 
     def calibrated_losses(self, logits: Tensor, parents: Tensor) -> dict[str, float]:
-        """How well each variable is predicted on held-out data, whatever the scales are now.
-
-        A network that learns its images by heart grows sure, and a loss of its present scales would hold that against
-        it more than what it says. So these are the losses that :meth:`calibrate` would leave.
+        """The losses on held-out data that :meth:`calibrate` would leave, which do not count over-confidence.
 
         Args:
             logits: Outputs on validation images, shape (N, K).
             parents: Encoded true attributes, shape (N, K), NaN where a value is missing.
 
         Returns:
-            For each variable the mean negative log likelihood in nats, but for a constant: cross-entropy, or the log of
-            the root mean squared error. Without those that are missing in all images.
+            For each variable that is not missing in all images the mean negative log likelihood in nats, up to a
+            constant: cross-entropy, or the log of the root mean squared error.
         """
         losses = {}
         for name, (predicted, labels) in self._known(logits, parents).items():
@@ -211,26 +208,19 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
         return _fit_temperature(predicted, labels)
 
     def store_sight(self, sight: Mapping[str, Sight]) -> None:
-        """Store in the config how well each variable is seen.
-
-        Args:
-            sight: By the variable's name.
-
-        Raises:
-            ValueError: If other variables are named than the graph has.
-        """
+        """Store in the config how well each variable of the graph is seen; ValueError if others are named."""
         sees = {name: asdict(entry) for name, entry in sight.items()}
         self.sight = read_sight(self.causal_graph.names, sees)
         self.register_to_config(sees=sees)
 
     @property
     def seen(self) -> tuple[str, ...]:
-        """The variables that it sees in images; all of them if that was not measured."""
+        """The variables that it sees in images; those that were not measured count as seen."""
         return tuple(name for name in self.causal_graph.names if name not in self.sight or self.sight[name].is_seen)
 
 
 def _read_statistics(mean: Any, std: Any, channels: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of pixels in [0, 1], shape (1, 1, 1) or (C, 1, 1); where both are None, of no use."""
+    """Mean and standard deviation of pixels in [0, 1], shape (1, 1, 1) or (C, 1, 1); 0 and 1 if both are None."""
     if mean is None and std is None:
         mean, std = [0.0], [1.0]
     for name, values in (("image_mean", mean), ("image_std", std)):
@@ -260,7 +250,7 @@ def _fit_temperature(logits: Tensor, targets: Tensor) -> float:
         return loss
 
     optimizer.step(closure)
-    # Below zero the classifier would do worse than chance; there calibration cannot mean anything.
+    # Below zero the classifier would do worse than chance, and no temperature would help.
     return 1 / inverse.detach().clamp(1e-2, 1e2).item()
 
 

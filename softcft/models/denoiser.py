@@ -38,8 +38,8 @@ CONDITION_DROPOUT = 0.3
 MIN_SNR_GAMMA = 5.0
 """Largest weight of an image's error in training, unless told otherwise."""
 LEAST_KEPT = 1e-6
-"""Of the image's variance at the last step, where the noise is predicted. The error of the image is that of the noise
-over its root: times 160 by the schedule ``linear``, 20,000 by ``squaredcos_cap_v2``."""
+"""Least share of the image's variance at the last step, if the noise is predicted. The error of the image is that of
+the noise over its root: 160 times as large by the schedule ``linear``, 20,000 times by ``squaredcos_cap_v2``."""
 
 
 class ConditionalDenoiser(nn.Module):
@@ -58,9 +58,9 @@ class ConditionalDenoiser(nn.Module):
         scheduler: Holds the noise schedule and what the network predicts; nothing else of it is used.
 
     Raises:
-        ValueError: If the UNet takes no such tokens, or tokens of another size; or the scheduler is of another class
-            than ``DDIMScheduler``, says that the network predicts something else, clips what it predicts, which no
-            inversion can undo, or leaves nothing of the image at its last step to a network that predicts the noise.
+        ValueError: If the UNet takes no such tokens, or tokens of another size; or the scheduler is no
+            ``DDIMScheduler``, has another ``prediction_type``, clips predictions, which cannot be inverted, or leaves
+            nothing of the image at its last step while the network predicts the noise.
     """
 
     alphas_cumprod: Tensor
@@ -147,12 +147,12 @@ class ConditionalDenoiser(nn.Module):
         Args:
             image: Clean images (or their latents), shape (B, C, H, W).
             parents: Encoded attributes, shape (B, K).
-            condition_dropout: The share of the images that lose attributes, in [0, 1]. Guidance asks for images given
-                all attributes, some group of them, or none, and a network must have seen all of these: of the images
-                that lose any, equally many lose 1, 2, ... or all, and which ones is left to chance.
-            min_snr_gamma: Weighs the errors of the *image* at each time by its signal-to-noise ratio, but by no more
-                than this: Hang et al., "Efficient diffusion training via min-SNR weighting" (ICCV 2023), who recommend
-                5. Left out: the plain error of the prediction.
+            condition_dropout: The share of the images that lose attributes, in [0, 1]. Guidance needs images given all
+                attributes, a group of them, or none: of the images that lose any, equally many lose 1, 2, ... or all,
+                drawn at random.
+            min_snr_gamma: Weighs the error of the *image* at each time by its signal-to-noise ratio, at most this: Hang
+                et al., "Efficient diffusion training via min-SNR weighting" (ICCV 2023), who recommend 5. Left out: the
+                plain error of the prediction.
             generator: Makes times, dropout and noise reproducible; a list has one generator per image.
             time: Of each image, in [0, 1), shape (B,): 0 is no noise, 1 pure noise. Left out, they are drawn: spread
                 evenly by one generator, independent by a list of them.
@@ -167,7 +167,7 @@ class ConditionalDenoiser(nn.Module):
         if time is None and isinstance(generator, list):
             time = drawn[:, 0]
         elif time is None:
-            # Spread evenly from one random start: each is uniform still, but their mean loss varies less.
+            # Evenly spread from one random start: each is still uniform, but their mean loss varies less.
             # Kingma et al., "Variational diffusion models" (NeurIPS 2021), appendix I.1.
             time = (drawn[0] + torch.arange(len(image), device=image.device) / len(image)) % 1
         timestep = (time.to(image.device) * steps).long().clamp_max(steps - 1)
@@ -197,9 +197,9 @@ def adopt_unet(
 ) -> tuple[UNet2DModel | UNet2DConditionModel, ParentEncoder]:
     """Condition a UNet of diffusers on the attributes of a graph.
 
-    A ``UNet2DModel`` does at first what it did: it gets ``class_embed_type`` ``identity``; if it had an embedding of
-    classes, the tokens of the variable with as many categories are its rows; all other tokens are 0. The tokens that a
-    ``UNet2DConditionModel`` attends to are new and random.
+    A ``UNet2DModel`` first computes what it did before: it gets ``class_embed_type`` ``identity``; if it had an
+    embedding of classes, its rows become the tokens of the variable with as many categories; all other tokens are 0.
+    The tokens that a ``UNet2DConditionModel`` attends to are random.
 
     Args:
         unet: The network, with or without condition; not changed.
@@ -271,11 +271,7 @@ def load_unet(folder: str | Path) -> UNet2DModel | UNet2DConditionModel:
 
 
 def network_size(unet: UNet2DModel | UNet2DConditionModel) -> int:
-    """Height and width of what a network was trained on: images, their patches or latents.
-
-    Raises:
-        ValueError: If its config does not tell, or they differ.
-    """
+    """Height and width of a network's input (images, patches or latents); ValueError if they are unknown or differ."""
     size = plain(unet.config["sample_size"])
     sides = size if isinstance(size, list | tuple) else (size, size)
     if len(sides) != 2 or sides[0] != sides[1] or not isinstance(sides[0], int):
@@ -308,7 +304,7 @@ def _check_scheduler(scheduler: DDIMScheduler) -> None:
 
 
 def _attends(unet: UNet2DModel | UNet2DConditionModel) -> bool:
-    """Whether a UNet attends to tokens; by its config, which a compiled one has too."""
+    """Whether a UNet attends to tokens; by its config, as it may be compiled."""
     return "cross_attention_dim" in unet.config
 
 

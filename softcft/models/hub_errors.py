@@ -1,4 +1,4 @@
-"""What the Hub refuses, in words that say what to do. diffusers tells of it in many ways, some of which hide it."""
+"""Say what to do where the Hub refuses something: diffusers reports it in many ways, some of which hide the cause."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ LOG_IN = "log in (hf auth login, or a token in the environment variable HF_TOKEN
 
 @contextmanager
 def explain_hub_errors(name: str | Path) -> Iterator[None]:
-    """Say why a model cannot be loaded from the Hub.
+    """Explain the OSError of a repository that cannot be loaded.
 
     Args:
-        name: What is loaded: a repository, or a folder, of which nothing is said.
+        name: The repository. Errors of a folder are raised as they are.
 
     Raises:
-        OSError: In place of one that follows from a refusal of the Hub, from weights that are not safetensors, or from
-            a Hub that cannot be reached.
+        OSError: If the Hub refuses it, it has weights that are not safetensors, or the Hub cannot be reached.
     """
     try:
         yield
@@ -45,12 +44,7 @@ def explain_hub_errors(name: str | Path) -> Iterator[None]:
 
 
 def hub_refusal(error: BaseException, repo_id: str) -> str | None:
-    """What the Hub has refused and what to do about it; None if an error has another cause.
-
-    Args:
-        error: As it was raised by huggingface_hub or diffusers.
-        repo_id: The repository that was asked for.
-    """
+    """What the Hub has refused, by an error of huggingface_hub or diffusers, and what to do; None if it has not."""
     if re.search(r"necessary `safetensors` weights|not appear to have a file named \S+\.safetensors", str(error)):
         return (
             f"{repo_id} has not all weights as .safetensors: softcft reads no pickles (.bin, .pt), for that may run "
@@ -75,7 +69,7 @@ def hub_refusal(error: BaseException, repo_id: str) -> str | None:
 
 
 def _out_of_reach(error: BaseException, name: str) -> str | None:
-    """What is to be done where the Hub was not asked, or did not answer; None if an error has another cause."""
+    """What to do if the Hub was not asked or did not answer; None if an error has another cause."""
     causes = list(_causes(error))
     is_not_cached = any(isinstance(cause, LocalEntryNotFoundError) for cause in causes)
     is_offline = is_not_cached and constants.HF_HUB_OFFLINE  # which transformers hands on as local_files_only
@@ -94,7 +88,7 @@ def _out_of_reach(error: BaseException, name: str) -> str | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, what it follows from, what that follows from, and so on."""
+    """An error and the chain of its causes."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause

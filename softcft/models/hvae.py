@@ -324,11 +324,11 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         Args:
             image: Factual images in [-1, 1], shape (B, C, H, W).
             parents: Encoded factual parents, shape (B, K).
-            generator: Makes the posterior draw reproducible; one for the batch or a list with one per image.
+            generator: Of the posterior draw; one for the batch or a list with one per image.
             return_dict: Whether to return an :class:`HVAEOutput` or a plain tuple with ``nelbo`` first.
 
         Raises:
-            ValueError: If image or parents have the wrong shape, or the weights are offloaded layer by layer.
+            ValueError: If a shape is wrong, or the weights are offloaded layer by layer.
         """
         self._check_inputs(image, parents)
         convolved, parents = self._convolve_activations(self._encode(image)), self._condition(parents)
@@ -370,7 +370,6 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 
 def _check_config(config: Mapping[str, Any], parents_dim: int) -> None:  # noqa: C901  # one check per argument
-    # Without a bias at 1x1 the decoder would start from nothing, without a latent there would be no abduction.
     for name in ("sample_size", "in_channels", "patch_size", "z_dim", "z_max_resolution", "bias_max_resolution"):
         check_whole(name, config[name])
     resolutions, size, patch = config["resolutions"], config["sample_size"], config["patch_size"]

@@ -1,6 +1,6 @@
 """The building blocks of the hierarchical VAE; :mod:`softcft.models.hvae` says how they fit together.
 
-No block ever sees a map of the parents: a convolution of a spatially constant map is a bias per sample.
+Parents are no maps: a convolution of a spatially constant map is a bias per sample (:class:`ParentBias`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = [
     "convolve_shared",
 ]
 
-# Log scales beyond these bounds mean exp() out of float32's comfort; trained models stay far inside.
+# Beyond these bounds exp() of log scales loses float32's precision; trained models stay far inside.
 MIN_LOG_SCALE, MAX_LOG_SCALE = -9.0, 9.0
 
 
@@ -77,7 +77,7 @@ class ConvBlock(nn.Module):
         self.last = conv(hidden_channels, out_channels, kernel_size if light else 1)
 
     def hidden(self, x: Tensor, parents: Tensor | None = None, convolved: Tensor | None = None) -> Tensor:
-        """What the last convolution sees, shape (B, hidden_channels, R, R).
+        """The input of the last convolution, shape (B, hidden_channels, R, R).
 
         Args:
             x: The first input, shape (B, in_channels[0], R, R).
@@ -95,11 +95,7 @@ class ConvBlock(nn.Module):
 
 
 def convolve_shared(blocks: list[ConvBlock], x: Tensor) -> tuple[Tensor, ...]:
-    """Convolve the second input that blocks of one resolution share: once, where each alone would read it all again.
-
-    Args:
-        blocks: Blocks of equal widths.
-        x: Their second input, shape (B, in_channels[1], R, R).
+    """Convolve the second input (B, in_channels[1], R, R) that blocks of one resolution and equal widths share, once.
 
     Returns:
         For each block what its :meth:`ConvBlock.hidden` takes as ``convolved``.
@@ -170,15 +166,11 @@ class DecoderBlock(nn.Module):
         self.conv = ResidualBlock(channels, hidden, out_channels, kernel, block_type)
 
     def run_prior(self, state: Tensor, parents: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The prior given the latents above.
-
-        Args:
-            state: State of the latents above, shape (B, channels, R, R).
-            parents: Encoded parents, shape (B, P).
+        """The prior given the state of the latents above (B, channels, R, R) and encoded parents (B, P).
 
         Returns:
-            What its last convolution sees, shape (B, channels / 4, R, R); mean and log scale of the latent, float32 of
-            shape (B, z_dim, R, R), or None where the block is deterministic.
+            The input of its last convolution, shape (B, channels / 4, R, R); mean and log scale of the latent, float32
+            of shape (B, z_dim, R, R), or None where the block is deterministic.
         """
         hidden = self.prior.hidden(state, parents)
         if self.posterior is None:
@@ -186,24 +178,18 @@ class DecoderBlock(nn.Module):
         return hidden, *self._normal(self.prior.last, hidden)
 
     def run_posterior(self, h: Tensor, convolved: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
-        """The posterior.
+        """The posterior's mean and log scale of the latent, float32 of shape (B, z_dim, R, R).
 
         Args:
             h: The decoder's state, shape (B, channels, R, R).
             convolved: The encoder's activation, convolved by :func:`convolve_shared`, shape (B, channels / 4, R, R).
             parents: Encoded parents, shape (B, P).
-
-        Returns:
-            Mean and log scale of the latent, float32 of shape (B, z_dim, R, R).
         """
         assert self.posterior is not None
         return self._normal(self.posterior.last, self.posterior.hidden(h, parents, convolved))
 
     def _normal(self, last: nn.Conv2d, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log scale: the first outputs of a last convolution, each in a map of its own.
-
-        Halves of one map would be strided, and their gradients a map to be put together again.
-        """
+        """Mean and log scale, the first outputs of a last convolution, as two maps: halves of one would be strided."""
         assert last.bias is not None
         weights, biases = (part[: 2 * self.z_dim].chunk(2) for part in (last.weight, last.bias))
         loc, log_scale = (
@@ -217,7 +203,7 @@ class DecoderBlock(nn.Module):
 
         Args:
             hidden: From :meth:`run_prior`, shape (B, channels / 4, R, R).
-            z: The latent, shape (B, z_dim, R, R); None where the block is deterministic, for the prior's mean.
+            z: The latent, shape (B, z_dim, R, R); None for the prior's mean, where the block is deterministic.
 
         Returns:
             The injection, shape (B, channels, R, R), and the state, shape (B, out_channels, R, R), None after the last
@@ -231,10 +217,7 @@ class DecoderBlock(nn.Module):
         return features + self.z_proj(z), state
 
     def _inject_composed(self, hidden: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The same where the last convolution is 1x1, as are those that follow: their product acts on ``hidden``.
-
-        Features, four times as wide as ``hidden``, never exist; nor does the latent of a deterministic block.
-        """
+        """The same, if all convolutions are 1x1, by their product: features, four times as wide, are not computed."""
         last, parts = self.prior.last, [self.z_dim, self.z_dim, self.z_proj.out_channels]
         assert last.bias is not None and self.z_proj.bias is not None
         loc_weight, _, features_weight = last.weight.split(parts)

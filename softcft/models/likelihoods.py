@@ -1,9 +1,8 @@
 """The discretised Gaussian: the likelihood of 8-bit pixels under a normal density, in log space.
 
 A pixel takes 256 values; in [-1, 1] they are 2/255 apart. Its probability is the normal mass of its bin, and of the
-whole tail for the two end values. Working in log space, with the tail expansion of the normal distribution function
-far from the mean, keeps the gradient alive however wrong the prediction is: it grows linearly with the error, as that
-of a density does.
+whole tail for the two end values. In log space, with the tail expansion of the normal distribution function far from
+the mean, the gradient grows linearly with the error, as that of a density, and does not vanish.
 """
 
 from __future__ import annotations

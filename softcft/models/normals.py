@@ -1,4 +1,4 @@
-"""Diagonal normals as maps of means and log standard deviations: what the latents of the hierarchical VAE follow."""
+"""Diagonal normals as maps of means and log standard deviations: the latents of the hierarchical VAE."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ __all__ = ["draw_normal", "normal_kl"]
 
 
 class _NormalKL(torch.autograd.Function):
-    """The divergence with its gradient by hand: two thirds of the passes over memory that autograd takes.
-
-    These maps are as large as the image and, where layers are narrow, as wide as the layers.
-    """
+    """The divergence with its gradient by hand, which takes two thirds of autograd's passes over memory."""
 
     @staticmethod
     def forward(ctx: Any, q_loc: Tensor, q_log_scale: Tensor, p_loc: Tensor, p_log_scale: Tensor) -> Tensor:
@@ -42,30 +39,17 @@ class _NormalKL(torch.autograd.Function):
 
 
 def normal_kl(q_loc: Tensor, q_log_scale: Tensor, p_loc: Tensor, p_log_scale: Tensor) -> Tensor:
-    """KL(q || p) in nats, summed over all but the batch; differentiable once.
+    """KL(q || p) in nats, summed over all but the batch, shape (B,); differentiable once.
 
-    Args:
-        q_loc: Mean of q, shape (B, ...).
-        q_log_scale: Log standard deviation of q, same shape.
-        p_loc: Mean of p, same shape.
-        p_log_scale: Log standard deviation of p, same shape.
-
-    Returns:
-        Shape (B,).
+    All arguments, means and log standard deviations, have one shape (B, ...).
     """
     return cast("Tensor", _NormalKL.apply(q_loc, q_log_scale, p_loc, p_log_scale))
 
 
 def draw_normal(loc: Tensor, log_scale: Tensor, generator: Generator = None) -> Tensor:
-    """One draw, differentiable in both arguments.
+    """One draw, differentiable in mean and log standard deviation (B, C, H, W); in the memory layout of the mean.
 
-    Args:
-        loc: Mean, shape (B, C, H, W).
-        log_scale: Log standard deviation, same shape.
-        generator: Makes the draw reproducible; one for the batch or a list with one per image.
-
-    Returns:
-        The shape of ``loc``, and its memory layout.
+    ``generator`` makes it reproducible: one for the batch or a list with one per image.
     """
     if generator is None:  # the same numbers; randn_tensor cannot be exported with a batch of any size
         noise = torch.randn_like(loc, memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""Turns the attributes of a causal graph into what a diffusers UNet is conditioned on: one token for each variable."""
+"""Turns the attributes of a causal graph into tokens that condition a UNet of diffusers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["ParentEncoder"]
 class ParentEncoder(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers declares config_name twice
     """One token for each variable, which can be left out of an image one by one.
 
-    A variable that is left out has a learned token of its own. Leaving out some of them in training is what lets
-    guidance ask, of one network, what an image is like given all attributes, a group of them, or none.
+    A variable that is left out has a learned token of its own. Guidance needs a network that was trained with all, some
+    or none of the variables.
 
     Args:
         graph: The causal graph as plain data (:meth:`~softcft.graph.CausalGraph.to_list`).

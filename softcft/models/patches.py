@@ -1,6 +1,6 @@
-"""Patches of pixels folded into channels, for networks of diffusers that nearly all cost is at full resolution in.
+"""Patches of pixels folded into channels, for networks whose cost is nearly all at full resolution.
 
-The number of channels that a network takes tells the side of its patches: nothing else has to be saved.
+The number of channels that a network takes tells the side of its patches.
 """
 
 from __future__ import annotations
@@ -39,20 +39,15 @@ def fold_patches(image: Tensor, channels: int) -> Tensor:
 
 
 def unfold_patches(patches: Tensor, channels: int) -> Tensor:
-    """The image of patches: undoes :func:`fold_patches`.
-
-    Args:
-        patches: Shape (B, C * p**2, H / p, W / p).
-        channels: Those of the image, C.
-    """
+    """The inverse of :func:`fold_patches`: patches (B, C * p**2, H / p, W / p) to images of C channels."""
     return F.pixel_shuffle(patches, math.isqrt(patches.shape[1] // channels))
 
 
 def overlap_patches(patches: Tensor, patch_size: int) -> Tensor:
-    """The image of patches twice as large as the distance between them, each of which fades into its neighbours.
+    """The image of patches that are twice as large as the distance between them and fade into their neighbours.
 
-    Weights are a squared sine across each patch and add up to 1 at each pixel, so that no edge shows. Beyond the rim
-    the outermost patches are repeated.
+    Weights are a squared sine across each patch and add up to 1 at each pixel. The outermost patches are repeated
+    beyond the border.
 
     Args:
         patches: Shape (B, C * (2 * p)**2, R, R).
@@ -71,10 +66,7 @@ def overlap_patches(patches: Tensor, patch_size: int) -> Tensor:
 
 
 def patch_size_of(channels: int) -> tuple[int, int]:
-    """Channels of the images that a network takes, 1 (grey) or 3 (RGB), and the side of its patches.
-
-    Args:
-        channels: As many as the network takes.
+    """The image channels, 1 (grey) or 3 (RGB), and the side of the patches of a network that takes ``channels``.
 
     Raises:
         ValueError: If these are no square patches of such images.

@@ -1,18 +1,17 @@
-"""What a classifier sees in images, and what it does not: numbers of validation images, and the margins they must pass.
+"""Which attributes a classifier sees in images, measured on validation images.
 
-A guide that does not see an attribute still has a gradient for it, and an image model that follows it learns to please
-the guide by patterns that no real image has. So fine-tuning does not ask a guide for what it does not see.
+A guide that does not see an attribute still has a gradient for it, and an image model that follows it learns patterns
+that no real image has. So fine-tuning leaves out what the guide does not see.
 
-An attribute is *seen* if the lower end of the 95 % interval is above the :data:`MARGINS` of its metric:
+An attribute is *seen* if the lower end of the 95 % interval of its metric is above its margin (:data:`MARGINS`):
 
-* ``auc`` of a binary or categorical variable, the area under the ROC curve, from 0 to 1; 0.5 is tossing a coin. Of
-  categories the mean of each against the rest.
-* ``skill`` of a continuous variable, 1 - (root mean squared error) / (standard deviation of the values): the share by
-  which the error is smaller than that of the best constant guess. The guide predicts means, and a constant, whatever
-  it is, has no skill above 0.
+* ``auc`` of a binary or categorical variable, the area under the ROC curve, from 0 to 1; 0.5 is chance. Of more than
+  two categories the mean of each against the rest.
+* ``skill`` of a continuous variable, 1 - (root mean squared error) / (standard deviation of the values): by which share
+  the error is smaller than that of the best constant.
 
-:mod:`softcft.evaluation.sight` measures them. What was not measured, as in classifiers of earlier versions, counts as
-seen.
+:mod:`softcft.evaluation.sight` measures them. A variable that was not measured, as in classifiers of earlier versions,
+counts as seen.
 """
 
 from __future__ import annotations
@@ -29,9 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["MARGINS", "Sight", "not_seen", "read_sight", "seen_by_some", "unseen_by_some"]
 
 MARGINS = {"auc": 0.55, "skill": 0.005}
-"""What the lower end of the interval must exceed. With an AUC of 0.55 or less a gradient is mostly noise, and on
-photographs a guide with 0.56 was followed into patterns. A skill of 0.005 is a correlation of 0.1, which between two
-equal groups is an AUC of 0.55."""
+"""What the lower end of the interval must exceed. With an AUC of 0.55 or less a gradient is mostly noise. A skill of
+0.005 is a correlation of 0.1, which between two equal groups is an AUC of 0.55."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Sight:
     def __str__(self) -> str:
         if self.value is None:
             return "too few validation images to measure it"
-        # An error is told as the share of that of a constant guess, which is never negative.
+        # Skill is written as the error's share of that of a constant guess, which is never negative.
         is_error = self.metric == "skill"
         value, low, high, margin = (
             None if x is None else 100 * (1 - x if is_error else x)
@@ -80,18 +78,17 @@ class Sight:
 
 
 def read_sight(names: Sequence[str], sees: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Sight]:
-    """What a classifier's settings say of each variable.
+    """Read ``sees`` of a classifier's settings.
 
     Args:
         names: The variables.
-        sees: For each of them ``metric``, ``value``, ``low`` and ``high`` of :class:`Sight`; None if it was not
-            measured.
+        sees: For each of them ``metric``, ``value``, ``low`` and ``high`` of :class:`Sight`; None if not measured.
 
     Returns:
         By the variable's name; empty if it was not measured.
 
     Raises:
-        ValueError: If other variables are named, or an entry is none.
+        ValueError: If other variables are named, or an entry is invalid.
     """
     if sees is None:
         return {}
@@ -111,10 +108,10 @@ def read_sight(names: Sequence[str], sees: Mapping[str, Mapping[str, Any]] | Non
 
 
 def not_seen(sight: Mapping[str, Sight], predictor: str = "guide") -> dict[str, str]:
-    """In words, for each variable that a classifier does not see, what follows from it.
+    """A warning for each variable that a classifier does not see.
 
     Args:
-        sight: By the variable's name; variables that were not measured may lack.
+        sight: By the variable's name; variables that were not measured may be left out.
         predictor: ``guide``, ``guide_2`` and so on, or another role, such as ``judge``.
     """
     if predictor.startswith("guide"):
@@ -125,33 +122,22 @@ def not_seen(sight: Mapping[str, Sight], predictor: str = "guide") -> dict[str, 
 
 
 def unseen_by_some(guides: Sequence[AttributeClassifier]) -> dict[str, str]:
-    """In words, for each variable that not all guides see, what follows from it.
-
-    Args:
-        guides: Classifiers of one graph.
-    """
+    """A warning for each variable that not all guides, classifiers of one graph, see."""
     if len(guides) == 1:
         return not_seen(guides[0].sight)
-    told = {}
+    warnings = {}
     for name in guides[0].causal_graph.names:
         blind = [str(guide.sight[name]) for guide in guides if name not in guide.seen]
         if len(blind) == len(guides):
-            told[name] = f"softcft cannot change {name} in these images: no guide sees it: {'; '.join(blind)}."
+            warnings[name] = f"softcft cannot change {name} in these images: no guide sees it: {'; '.join(blind)}."
         elif blind:
             what = f"{len(blind)} of {len(guides)} guides do not see {name}, and are not asked for it"
-            told[name] = f"{what}: {'; '.join(blind)}."
-    return told
+            warnings[name] = f"{what}: {'; '.join(blind)}."
+    return warnings
 
 
 def seen_by_some(guides: Sequence[AttributeClassifier]) -> tuple[str, ...]:
-    """The variables that one guide at least sees, in the order of the graph.
-
-    Args:
-        guides: Classifiers of one graph.
-
-    Raises:
-        ValueError: If there is none: there is nothing to fine-tune by.
-    """
+    """The variables that at least one guide sees, in the order of the graph; ValueError if there is none."""
     seen = tuple(name for name in guides[0].causal_graph.names if any(name in guide.seen for guide in guides))
     if not seen:
         reasons = " ".join(unseen_by_some(guides).values())

@@ -1,8 +1,7 @@
-"""The trunk of a classifier: any image model of transformers that makes one vector of an image, pretrained or not.
+"""The trunk of a classifier: an image model of transformers with a ``pooler_output``, new or pretrained.
 
-What a configuration makes is found out by trial, on PyTorch's meta device, where nothing has data: the trunk sees an
-image there, and gives a pooled output (``pooler_output``) of some width, or is refused. Models that have none, such as
-``vit_mae`` and ``segformer``, are no trunks.
+A configuration is tried on PyTorch's meta device, where nothing has data. Models without a pooled output, such as
+``vit_mae`` and ``segformer``, are refused.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ SUCH_AS = "'resnet', 'convnextv2', 'vit', 'dinov2' or 'swin'"
 
 @dataclass(frozen=True)
 class PretrainedTrunk:
-    """What was read from a folder.
+    """A trunk that was read from a folder.
 
     Attributes:
         arguments: For :class:`~softcft.models.classifier.AttributeClassifier`: ``backbone``, ``image_size``,
@@ -45,7 +44,7 @@ class PretrainedTrunk:
     summary: str
 
     def load_into(self, trunk: nn.Module) -> None:
-        """Give these weights to a trunk of this configuration. What the folder does not have stays as it is."""
+        """Load these weights into a trunk of this configuration; weights that the folder lacks stay as they are."""
         trunk.load_state_dict(trunk.state_dict() | self.weights)
 
 
@@ -77,7 +76,7 @@ def make_trunk(backbone: Mapping[str, Any], image_size: int | None = None) -> tu
 
 
 def trunk_width(config: PreTrainedConfig, image_size: int | None, where: str) -> int:
-    """The width of what a trunk makes of an image, by trial.
+    """The width of a trunk's pooled output, by trial.
 
     Args:
         config: The trunk's configuration.
@@ -117,14 +116,13 @@ def read_trunk(name: str, sample_size: int, image_size: int | None = None) -> Pr
 
     Args:
         name: A folder, or the name of a repository of the Hub.
-        sample_size: Height and width of the images. A trunk that takes none of this size, such as a ViT, has them
-            resized to its own.
-        image_size: To what images are resized in any case.
+        sample_size: Height and width of the images. They are resized to the trunk's own size if it does not take them.
+        image_size: Height and width to which images are resized in any case.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it has no ``config.json`` or no safetensors; the model is none of images with a pooled output,
-            takes no such images, or has not the weights of its configuration.
+        ValueError: If it has no ``config.json`` or no safetensors; the model is no image model with a pooled output,
+            does not take the images, or lacks the weights of its configuration.
         OSError: If the Hub refuses it or cannot be reached.
     """
     where = f"--trunk_dir {name}"
@@ -178,7 +176,7 @@ def _check_folder(name: str, where: str) -> None:
 
 
 def _needed_size(config: PreTrainedConfig, sample_size: int, where: str) -> int | None:
-    """The trunk's own image size where it takes no images of the size that they have."""
+    """The trunk's own image size, if it does not take images of ``sample_size``."""
     own = _own_size(config)
     try:
         trunk_width(config, sample_size, where)
@@ -190,7 +188,7 @@ def _needed_size(config: PreTrainedConfig, sample_size: int, where: str) -> int 
 
 
 def _own_size(config: PreTrainedConfig) -> int | None:
-    """Height and width of the images that a configuration is for, if it tells."""
+    """Height and width of the images that a configuration is for, if it has them."""
     size = getattr(config, "image_size", None)
     if isinstance(size, list | tuple):
         size = size[0] if size and len(set(size)) == 1 else None
@@ -202,8 +200,8 @@ def _channels(config: PreTrainedConfig) -> int:
 
 
 def _pixel_statistics(settings: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation by which a preprocessor, in effect, normalises pixels in [0, 1]."""
-    # It rescales pixels in 0..255, perhaps moves them by one, and then normalises.
+    """Mean and standard deviation by which a preprocessor normalises pixels in [0, 1]."""
+    # It rescales pixels in 0..255, may move them by one, and then normalises.
     scale = 255 * (settings.get("rescale_factor") or 1 / 255) if settings.get("do_rescale", True) else 255.0
     offset = 1.0 if settings.get("rescale_offset") else 0.0
     mean, std = settings.get("image_mean"), settings.get("image_std")
@@ -219,7 +217,7 @@ def _rounded(values: list[float] | None) -> str:
 
 @contextmanager
 def _told(where: str) -> Iterator[None]:
-    """Say whose mistake it is."""
+    """Name the argument in errors."""
     try:
         yield
     except OSError as error:
@@ -232,7 +230,7 @@ def _told(where: str) -> Iterator[None]:
 
 @contextmanager
 def _named(backbone: Mapping[str, Any]) -> Iterator[None]:
-    """Say whose mistake it is: transformers checks little, and fails wherever it happens to."""
+    """Name the argument in errors: transformers checks little."""
     try:
         yield
     except Exception as error:

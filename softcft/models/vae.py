@@ -1,7 +1,6 @@
-"""An unconditional VAE of images, diffusers' ``AutoencoderKL``, whose posteriors tell how far apart two images are.
+"""An unconditional VAE of images, diffusers' ``AutoencoderKL``, for latent diffusion and for distances between images.
 
-It knows no attributes and no causal model, so it can judge all of these. It may see patches of pixels, see
-:mod:`softcft.models.patches`.
+It may see patches of pixels, see :mod:`softcft.models.patches`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ __all__ = ["decode_latents", "encode_latents", "image_posterior", "latent_stride
 
 
 def encode_latents(vae: AutoencoderKL, image: Tensor) -> Tensor:
-    """What a latent diffusion model sees of images: the means of their posteriors, scaled; float32.
+    """The latents of images for a latent diffusion model: the means of their posteriors, scaled; float32.
 
     Args:
         vae: Whose ``shift_factor`` and ``scaling_factor`` give latents the mean 0 and the standard deviation 1.

@@ -1,7 +1,6 @@
-"""Weights come from safetensors and from nothing else: to read a pickle may run code that is in the file.
+"""Load weights from safetensors only: reading a pickle may run code that is in the file.
 
-diffusers prefers safetensors, but takes a pickle where there are none. All that softcft loads goes through this module,
-which does not.
+diffusers prefers safetensors, but reads pickles where there are none.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def load_safetensors(loading_class: type, folder: str | Path, **kwargs: Any) -> 
 
 
 def _refuse_pickles(name: str | Path, kwargs: dict[str, Any]) -> None:
-    """Look at a folder, and at those of a pipeline's parts that are not given as such."""
+    """Raise ValueError if a folder, or a part of a pipeline that is not passed as a model, has only pickled weights."""
     if kwargs.get("use_safetensors") is False:
         raise ValueError("use_safetensors must not be False: softcft reads no pickles; leave it out.")
     folder = Path(name, kwargs.get("subfolder") or "")

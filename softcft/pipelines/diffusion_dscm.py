@@ -50,14 +50,13 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
     """A deep structural causal model whose image mechanism is a conditional diffusion model.
 
     Args:
-        unet: The network, see :class:`~softcft.models.denoiser.ConditionalDenoiser`. Images are grey or RGB, and the
-            channels that it takes tell which, and how large the patches are that it sees.
+        unet: The network, see :class:`~softcft.models.denoiser.ConditionalDenoiser`. Its number of channels tells
+            whether images are grey or RGB, and the size of its patches.
         parent_encoder: Turns attributes into what the network is conditioned on.
         scheduler: The noise schedule that the network was trained with.
         attribute_scm: The causal model of the attributes.
-        classifier: Predicts the attributes from an image. Optional, so ``None`` is allowed: it adds predictions to the
-            output and can infer attributes that the caller does not know.
-        vae: Optional too: where given, the network works on its latents.
+        classifier: See :class:`softcft.DSCMPipeline`; may be None.
+        vae: The network works on its latents; may be None.
 
     Raises:
         ValueError: If a component is of another class, the causal graphs differ, unet, parent_encoder and scheduler do
@@ -72,7 +71,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
     """
 
     model_cpu_offload_seq = "classifier->unet->vae"  # type: ignore[assignment]
-    # Small, and the encoder takes turns with the network: it would be moved at each step.
+    # Small, and the encoder is used at each step.
     _exclude_from_cpu_offload = ["attribute_scm", "parent_encoder"]  # noqa: RUF012 - the loader wants lists
     _optional_components = ["classifier", "vae"]  # noqa: RUF012
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
@@ -128,7 +127,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
 
     @property
     def interrupt(self) -> bool:
-        """Whether a call was told to stop, by setting ``_interrupt``."""
+        """Whether a call shall stop: ``_interrupt``."""
         return self._interrupt
 
     @property
@@ -168,28 +167,26 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
             image: Factual images of the model's size, see :meth:`softcft.DSCMPipeline.__call__`.
             parents: Their attributes in natural units, see there.
             do: The intervention in natural units, see there.
-            num_inference_steps: Levels of noise, through all of which an image is taken, up and down; a divisor of the
-                scheduler's training steps.
-            guidance_scale: Above 1 the attributes are exaggerated, also those that stay, even if nothing is changed;
-                see :class:`~softcft.counterfactuals.diffusion_backbone.DiffusionBackbone`.
-            invariant_guidance_scale: Of the attributes that the intervention leaves alone, see there; left out, they
-                are guided with the others.
-            abduction: ``"bdia"``, exact in whatever type, or ``"ddim"``, the usual one.
+            num_inference_steps: Levels of noise of abduction and of prediction; a divisor of the scheduler's training
+                steps.
+            guidance_scale: Above 1 the attributes are exaggerated, also those that do not change, see
+                :class:`~softcft.counterfactuals.diffusion_backbone.DiffusionBackbone`.
+            invariant_guidance_scale: The guidance scale of the attributes that do not change; left out, that of all.
+            abduction: ``"bdia"``, which is exact, or ``"ddim"``, the usual one.
             generator: Randomness of the attributes' abduction: one for all, or a list with one per counterfactual. The
                 abduction of images has none.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
             infer_missing_parents: Whether the classifier may fill in the factual attributes that ``parents`` lacks.
-            callback_on_step_end: Called after each step with the pipeline, the number of the step, its training step,
-                and ``{"latents": ...}``, float64 of shape (B, C, H, W); returns a dict, whose ``latents``, if it has
-                them, are those to go on with. The first ``num_inference_steps`` are abduction, from the image up to
-                noise, the others prediction, as many or (``"bdia"``) one less. The training step is that of the noisier
-                end. Sets it ``pipe._interrupt = True``, no further step is taken, and the images are those of that
-                step, unfinished and with its noise.
+            callback_on_step_end: Called after each step with the pipeline, the number of the step, the training step of
+                its noisier end, and ``{"latents": ...}``, float64 of shape (B, C, H, W); returns a dict, whose
+                ``latents``, if any, replace these. The first ``num_inference_steps`` are abduction, the others
+                prediction, as many or (``"bdia"``) one less. If it sets ``pipe._interrupt = True``, the call ends with
+                the noisy images of that step.
             return_dict: Whether to return a :class:`DSCMPipelineOutput` or a tuple of its attributes.
 
         Raises:
             ValueError: As :meth:`softcft.DSCMPipeline.__call__`, and if a setting of the diffusion model is out of
-                range, or the callback is no function or gives back no such dict.
+                range, or the callback is no function or does not return such a dict.
         """
         check_flag("return_dict", return_dict)
         if callback_on_step_end is not None and not callable(callback_on_step_end):
@@ -236,21 +233,15 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         """Draw attributes and images, observational or under an intervention.
 
         Args:
-            num_images: Number of images B.
-            do: The intervention in natural units: a dict of scalars or of lists with one value per image, or a list
-                with one dict per image.
+            num_images: See :meth:`softcft.DSCMPipeline.sample`, also for the other arguments and what is returned.
+            do: See there.
             num_inference_steps: Levels of noise; a divisor of the scheduler's training steps.
             guidance_scale: Above 1 the attributes are exaggerated.
-            generator: Source of randomness: one for all, or a list with one per image.
-            output_type: ``"pil"``, ``"np"`` or ``"pt"``.
-
-        Returns:
-            Images and their attributes; effects and predictions are None, for there is nothing factual.
+            generator: See there.
+            output_type: See there.
 
         Raises:
-            ValueError: If ``num_images`` is no positive integer, a variable or category is unknown, a value is out of
-                range, numbers of values or generators disagree with ``num_images``, or a setting of the diffusion model
-                is out of range.
+            ValueError: As there, and if a setting of the diffusion model is out of range.
         """
         device = self._execution_device
         check_output_type(output_type, self.image_format.channels)
@@ -280,7 +271,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
 
 
 def _changed(given: Any, latents: Tensor) -> Tensor:
-    """The latents to go on with, of what a callback has returned."""
+    """The latents that a callback has returned, or else the given ones."""
     changed = given.get("latents", latents) if isinstance(given, dict) else None
     if not isinstance(changed, Tensor) or changed.shape != latents.shape:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What would this image look like, had its subject been different? Counterfactuals in one call."""
+"""Counterfactuals in one call, by a hierarchical VAE."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
     Args:
         hvae: The image mechanism, a hierarchical VAE conditioned on all attributes.
         attribute_scm: The causal model of the attributes.
-        classifier: Predicts the attributes from an image. Optional, so ``None`` is allowed: it adds predictions to the
-            output and can infer attributes that the caller does not know.
+        classifier: Predicts the attributes from an image, for the output and to infer attributes that the caller does
+            not know; may be None.
 
     Raises:
         ValueError: If a component is of another class, or the causal graphs differ.
@@ -50,7 +50,7 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
         (<PIL.Image.Image image mode=L size=64x64>, {'age': [63.0], 'sex': ['female']})
     """
 
-    # In the order of use. The SCM is tiny and works through other methods than forward, so it stays on the accelerator.
+    # In the order of use. The SCM is tiny and is called by other methods than forward: it stays on the accelerator.
     model_cpu_offload_seq = "classifier->hvae"  # type: ignore[assignment]
     _exclude_from_cpu_offload = ["attribute_scm"]  # noqa: RUF012 - the loader wants lists
     # Optional, yet without a default in the signature: DiffusionPipeline.from_pretrained(..., classifier=None) would
@@ -66,7 +66,7 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
         parts = {"hvae": hvae, "attribute_scm": attribute_scm, "classifier": classifier}
         optional = (AttributeClassifier, type(None))
         check_parts(parts, {"hvae": (HVAEModel,), "attribute_scm": (AttributeSCM,), "classifier": optional})
-        self.register_modules(hvae=hvae, attribute_scm=attribute_scm, classifier=classifier)
+        self.register_modules(**parts)
 
     def backbone(self, effect: Effect = "direct") -> HVAEBackbone:
         """The differentiable core of this pipeline, on the models as they are.
@@ -100,37 +100,32 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
     ) -> DSCMPipelineOutput | tuple[Any, ...]:
         """Predict what images would have been under an intervention, had all else been the same.
 
-        The number of counterfactuals B is the number of images. A single image may get several interventions, for
-        example ``do={"age": [20, 40, 60]}``: then B is their number, and unless ``generator`` is a list, all share the
-        image's abducted noise.
+        The number of counterfactuals B is the number of images, or, for a single image, of interventions, for example
+        ``do={"age": [20, 40, 60]}``; these share the image's abducted noise, unless ``generator`` is a list.
 
         Args:
             image: One or several factual images of the model's size: a PIL image of 8 bits per channel, which is turned
-                as its EXIF tag says and made grey or colour as in training, an array (H, W), (H, W, C) or (B, H, W, C),
-                a tensor (C, H, W) or (B, C, H, W), or a list of single ones. Arrays and tensors are uint8 in 0..255 or
-                floats in [0, 1].
+                as its EXIF tag says, put on white where it is transparent, and made grey or colour, as in training; an
+                array (H, W), (H, W, C) or (B, H, W, C); a tensor (C, H, W) or (B, C, H, W); or a list of single ones.
+                Arrays and tensors are uint8 in 0..255 or floats in [0, 1].
             parents: Factual attributes in natural units: a dict of scalars or of lists with one value per image, or a
                 list with one dict per image.
             do: The intervention in natural units, in the same forms; in a list of dicts each image may have other
-                variables. Empty or None leaves all as it was and returns the factual images.
+                variables. Empty or None returns the factual images.
             generator: Randomness of the abduction: one for all, or a list with one per counterfactual, which makes each
-                result independent of the others in the batch.
+                result independent of the batch.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
             infer_missing_parents: Whether the classifier may fill in the factual attributes that ``parents`` lacks, by
                 the most probable category or the predicted mean.
-            effect: The path of the intervention through a model with a conditional prior, whose latents are a mediator:
-                ``"direct"`` past them, ``"indirect"`` through them, ``"total"`` both. See
-                :class:`~softcft.counterfactuals.hvae_backbone.HVAEBackbone`. An exogenous prior has the direct only.
+            effect: ``"direct"``, or for a model with a conditional prior, whose latents are a mediator, ``"indirect"``
+                (through them) or ``"total"``, see :class:`~softcft.counterfactuals.hvae_backbone.HVAEBackbone`.
             return_dict: Whether to return a :class:`DSCMPipelineOutput` or a tuple of its attributes.
-
-        Returns:
-            Counterfactual images, their attributes, the effect on the pixels, and the classifier's predictions.
 
         Raises:
             ValueError: If an image has the wrong type, size, channels or range; a variable or category is unknown, a
-                value is out of range or missing; numbers of images, values or generators disagree; the effect is
-                unknown or the model has it not; any other argument is of the wrong type; or the classifier is needed
-                and missing, or in training mode.
+                value is out of range or missing; numbers of images, values or generators disagree; the model does not
+                have the effect; another argument has the wrong type; or the classifier is needed and missing, or in
+                training mode.
 
         Example:
             >>> pipe(image, parents={"age": 63}, do={"age": [20, 40, 60]}).images  # doctest: +SKIP

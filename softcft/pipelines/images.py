@@ -1,7 +1,7 @@
-"""Images as people have them, PIL, NumPy or PyTorch, to and from the tensors that models take.
+"""Images of PIL, NumPy or PyTorch to and from the tensors that models take.
 
-diffusers' ``VaeImageProcessor`` resizes, converts, rescales or passes through what it does not expect. On medical
-images a silent change is worse than an error, so here every mismatch is one; but a picture is read as in training
+diffusers' ``VaeImageProcessor`` resizes, converts or rescales what it does not expect. On medical images a silent
+change is worse than an error, so every mismatch is an error here. PIL images are read as in training
 (:mod:`softcft.data.pictures`).
 """
 
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from softcft.arguments import check_choice
-from softcft.data.pictures import check_bits, plain_picture
+from softcft.data.pictures import MODES, check_bits, plain_picture
 
 __all__ = ["Images", "OutputType", "check_output_type", "from_tensor", "to_numpy", "to_tensor"]
 
@@ -23,22 +23,14 @@ SingleImage = Image.Image | np.ndarray | Tensor
 Images = SingleImage | list[Image.Image] | list[np.ndarray] | list[Tensor]
 OutputType = Literal["pil", "np", "pt"]
 
-PIL_MODES = {1: "L", 3: "RGB"}
-
 
 def to_tensor(image: Images, channels: int, size: int) -> Tensor:
-    """Bring one or several images to [-1, 1].
+    """One or several images as float32 in [-1, 1] of shape (B, C, H, W).
 
     Args:
-        image: A PIL image of 8 bits per channel, which is turned as its EXIF tag says, put on white where it is
-            transparent, and made grey or colour, as in training; an array (H, W), (H, W, C) or (B, H, W, C), a tensor
-            (C, H, W) or (B, C, H, W), or a list of single ones. Arrays and tensors are uint8 in 0..255 or floats in
-            [0, 1].
+        image: See :meth:`softcft.DSCMPipeline.__call__`.
         channels: Number of channels C that the images must have.
         size: Height and width in pixels that they must have.
-
-    Returns:
-        Float32 tensor of shape (B, C, H, W); one image makes a batch of one.
 
     Raises:
         ValueError: If there is no image, or one has the wrong type, size, channels or range, or is not finite.
@@ -81,14 +73,14 @@ def to_numpy(images: Tensor) -> np.ndarray:
 def check_output_type(output_type: str, channels: int) -> None:
     """Raise ValueError if :func:`from_tensor` cannot turn images of that many channels into ``output_type``."""
     check_choice("output_type", output_type, get_args(OutputType))
-    if output_type == "pil" and channels not in PIL_MODES:
+    if output_type == "pil" and channels not in MODES:
         raise ValueError(f"output_type='pil' needs 1 or 3 channels, the model has {channels}; use 'np' or 'pt'.")
 
 
 def _pixels(name: str, image: Any, channels: int, size: int) -> Tensor:
     """A single image as floats in [0, 1], shape (C, H, W)."""
     if isinstance(image, Image.Image):
-        if channels not in PIL_MODES:
+        if channels not in MODES:
             raise ValueError(f"{name} is a PIL image, but the model takes {_takes(channels)}.")
         image = _read(name, image, channels)
     if isinstance(image, np.ndarray):
@@ -159,5 +151,5 @@ def _check_range(name: str, pixels: Tensor) -> None:
 
 
 def _takes(channels: int) -> str:
-    mode = PIL_MODES.get(channels)
+    mode = MODES.get(channels)
     return f"{channels} channel{'s' * (channels > 1)}" + (f" (mode {mode!r})" if mode else ", so no PIL image")

@@ -1,4 +1,4 @@
-"""One question to a structural causal model, from values in natural units to images: what both pipelines do."""
+"""Counterfactuals from natural values to images: what both pipelines have in common."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from torch import Tensor
 
 from softcft.arguments import check_flag, check_generator, check_whole, plain
 from softcft.counterfactuals.backbone import CounterfactualBackbone
-from softcft.graph import CausalGraph, Intervention
+from softcft.graph import CausalGraph, Intervention, Values
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.models.sight import not_seen
 from softcft.models.weights import load_safetensors
+from softcft.noise import Generator
 from softcft.pipelines.images import Images, OutputType, check_output_type, from_tensor, to_numpy, to_tensor
 
 __all__ = [
@@ -38,9 +39,7 @@ __all__ = [
 
 logger = logging.get_logger(__name__)
 
-Values = Mapping[str, Any]
 Predictions = dict[str, list[Any]]
-Generator = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass
@@ -53,31 +52,31 @@ class DSCMPipelineOutput(BaseOutput):
         parents: For each variable its B counterfactual values in natural units.
         effects: Counterfactual minus factual image in units of the full grey range, so in [-1, 1]: a tensor
             (B, C, H, W) for ``output_type="pt"``, else an array (B, H, W, C). None for samples.
-        factual_predictions: What the classifier sees in the factual images: for each variable B entries, each a dict of
-            category to probability, or the predicted mean in natural units. None without a classifier and for samples.
+        factual_predictions: The classifier's predictions of the factual images: for each variable B entries, each a
+            dict of category to probability, or the mean in natural units. None without a classifier and for samples.
         counterfactual_predictions: The same of the counterfactual images.
     """
 
     images: list[Image.Image] | np.ndarray | Tensor
-    parents: dict[str, list[Any]] = None  # type: ignore[assignment]  # so that accelerate can make it again of a dict
+    parents: dict[str, list[Any]] = None  # type: ignore[assignment]  # so that accelerate can make it from a dict
     effects: np.ndarray | Tensor | None = None
     factual_predictions: Predictions | None = None
     counterfactual_predictions: Predictions | None = None
 
     def to_full_tuple(self) -> tuple[Any, ...]:
-        """All attributes in their order, those that are None among them."""
+        """All attributes in their order, also those that are None."""
         return tuple(getattr(self, field.name) for field in fields(self))
 
 
 class ImageFormat(NamedTuple):
-    """What an image model takes: the channels and size of images."""
+    """Channels and size of the images that a model takes."""
 
     channels: int
     size: int
 
 
 class CausalPipeline(Protocol):
-    """What a pipeline has besides its image model."""
+    """The parts of a pipeline besides its image model."""
 
     attribute_scm: AttributeSCM
     classifier: AttributeClassifier | None
@@ -93,7 +92,7 @@ class CausalPipeline(Protocol):
 
 @dataclass
 class Query:
-    """What a pipeline is asked; its arguments are those of :meth:`softcft.DSCMPipeline.__call__`."""
+    """The arguments of :meth:`softcft.DSCMPipeline.__call__` that both pipelines have."""
 
     image: Images
     parents: Values | list[Values] | None
@@ -145,7 +144,7 @@ def predict_counterfactuals(
     if classifier is not None:
         _warn_of_unseen(classifier, intervention)
 
-    # 2. The factual world: what is known of the images, and what the classifier sees in them.
+    # 2. The factual attributes: known, or inferred by the classifier.
     seen = None if classifier is None else _predict(classifier, factual)
     values = known.values
     if missing and seen is not None:
@@ -164,7 +163,7 @@ def predict_counterfactuals(
     counterfactual = backbone.counterfactual(factual, values.to(device), counterfactual_values.to(device), generators)
     images = counterfactual.image.float()
 
-    # 5. What has changed, in pixels and for the classifier.
+    # 5. The changes of the pixels and of the classifier's predictions.
     effects = (images - factual.float()) / 2
     factual_predictions = counterfactual_predictions = None
     if classifier is not None and seen is not None:
@@ -182,19 +181,8 @@ def predict_counterfactuals(
 def draw_attributes(
     attribute_scm: AttributeSCM, num_images: int, do: Values | list[Values] | None, generator: Generator
 ) -> Tensor:
-    """Draw encoded attributes of new images, shape (num_images, K), observational or under an intervention.
-
-    Args:
-        attribute_scm: The causal model of the attributes.
-        num_images: How many.
-        do: See :meth:`softcft.DSCMPipeline.sample`.
-        generator: See there.
-
-    Raises:
-        ValueError: See there.
-    """
-    num_images = plain(num_images)
-    check_whole("num_images", num_images)
+    """Encoded attributes of new images, shape (num_images, K); see :meth:`softcft.DSCMPipeline.sample`."""
+    check_whole("num_images", num_images := plain(num_images))
     intervention = _encode_values("do", attribute_scm.causal_graph, do, num_images)
     check_generator(generator, num_images)
     return attribute_scm.sample(
@@ -203,16 +191,10 @@ def draw_attributes(
 
 
 def load_pipeline(folder: str | Path, graph: CausalGraph, sample_size: int) -> DiffusionPipeline:
-    """A saved pipeline, of whichever class, that was trained on a given kind of data.
-
-    Args:
-        folder: Where it is.
-        graph: The causal graph of the data.
-        sample_size: Height and width of the images.
+    """Load a saved pipeline of either class that was trained on data of this graph and image size (pixels).
 
     Raises:
-        ValueError: If it is none of softcft's, has pickled weights, or was trained with another graph or images of
-            another size.
+        ValueError: If it is none of softcft's, has pickled weights, or was trained with another graph or image size.
     """
     pipeline = load_safetensors(DiffusionPipeline, folder)
     if not hasattr(pipeline, "causal_graph"):
@@ -225,18 +207,14 @@ def load_pipeline(folder: str | Path, graph: CausalGraph, sample_size: int) -> D
 
 
 def check_parts(parts: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> None:
-    """Refuse components of another kind than a pipeline wants, or that were trained with different causal graphs.
+    """Raise ValueError if a component of a pipeline has a wrong class, or the causal graphs of two differ.
 
     Args:
         parts: By the name of the component.
         kinds: The classes that each may have.
-
-    Raises:
-        ValueError: If a part has none of its classes, or its graph differs from the first one. The message says in
-            what.
     """
     for name, part in parts.items():
-        # A compiled network is of another class, and has the one that it was made of in it.
+        # A compiled network has another class, and holds the original one.
         if not isinstance(getattr(part, "_orig_mod", part), kinds[name]):
             expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds[name])
             raise ValueError(f"{name} must be {expected}, got {type(part).__name__}.")
@@ -248,7 +226,7 @@ def check_parts(parts: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]])
 
 
 def _warn_of_unseen(classifier: AttributeClassifier, intervention: Intervention) -> None:
-    """Say once of each variable that is intervened on that the guide did not see it."""
+    """Warn once for each variable that is intervened on and that the guide did not see."""
     names = classifier.causal_graph.names
     set_by_some = {name for name, is_set in zip(names, intervention.mask.any(dim=0).tolist(), strict=True) if is_set}
     for name, warning in not_seen(classifier.sight).items():
@@ -292,12 +270,12 @@ def _encode_row(argument: str, graph: CausalGraph, values: Values, batch_size: i
 
 
 def _share(generator: Generator, batch_size: int) -> list[torch.Generator]:
-    """Let each row of a batch that shares one image draw the same noise, from its own copy of the generator."""
+    """Copies of a generator for rows that share one image, so that all draw the same noise."""
     if isinstance(generator, list):
         return generator
     if generator is None:
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-    # The caller's own generator comes last, so that it moves on as in a call with one intervention.
+    # The caller's own generator is among them, so that it moves on as in a call with one intervention.
     return [generator.clone_state() for _ in range(batch_size - 1)] + [generator]
 
 
@@ -315,17 +293,11 @@ def _describe(graph: CausalGraph, predicted: Tensor) -> Predictions:
 
 
 def _difference(one: str, graph: CausalGraph, other: str, other_graph: CausalGraph) -> str:
-    """The first difference of two graphs, in words."""
-    if set(graph.names) != set(other_graph.names):
-        only = [
-            f"only {owner} has {sorted(names)}"
-            for owner, names in (
-                (one, set(graph.names) - set(other_graph.names)),
-                (other, set(other_graph.names) - set(graph.names)),
-            )
-            if names
-        ]
-        return " and ".join(only)
+    """The first difference of two graphs, as text."""
+    names, other_names = set(graph.names), set(other_graph.names)
+    lists = (one, names - other_names), (other, other_names - names)
+    if names != other_names:
+        return " and ".join(f"only {owner} has {sorted(extra)}" for owner, extra in lists if extra)
     for variable in graph.variables:
         theirs = asdict(other_graph[variable.name])
         for field, value in asdict(variable).items():
