@@ -1,6 +1,6 @@
-"""The command ``softcft``: a counterfactual of one picture, and what a saved pipeline is.
+"""The command ``softcft``: a counterfactual of one picture, and a description of a saved pipeline.
 
-Whatever is wrong with what it is given ends in one line on standard error and exit status 2, and nothing is written.
+Bad input ends in one line on standard error and exit status 2, and nothing is written.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-# softcft is imported where it is used: it takes seconds, and --help and most mistakes need none of it.
+# softcft is imported where it is used: it takes seconds, which --help and most mistakes need not wait for.
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line, without the usage: it would hide the line that says what is wrong."""
+        """One line, without the usage."""
         self.exit(2, f"softcft: error: {_plain(' '.join(message.split()))}\n")
 
 
@@ -158,15 +159,13 @@ def _pairs(flag: str, given: Sequence[str]) -> dict[str, str]:
 
 
 def _typed(graph: CausalGraph, pairs: dict[str, str]) -> dict[str, str | float]:
-    """Numbers where the graph has numbers; what is none stays a word, which the pipeline refuses."""
-
-    def typed(name: str, value: str) -> str | float:
-        try:
-            return float(value) if name in graph.names and graph[name].kind == "continuous" else value
-        except ValueError:
-            return value
-
-    return {name: typed(name, value) for name, value in pairs.items()}
+    """Numbers where the graph has numbers; the pipeline refuses text that is none."""
+    typed: dict[str, str | float] = {**pairs}
+    for name, value in pairs.items():
+        if name in graph.names and graph[name].kind == "continuous":
+            with suppress(ValueError):
+                typed[name] = float(value)
+    return typed
 
 
 def _open(path: Path) -> Image:
@@ -198,7 +197,7 @@ def _check_output(path: Path) -> None:
 
 
 def _in_terms_of_flags(message: str, image: Path) -> str:
-    """What the pipeline says of its arguments, with the names that they have here."""
+    """A message of the pipeline with flags in place of its arguments."""
     message = re.sub(r"\binfer_missing_parents=True\b", "--infer_missing_parents", message)
     message = re.sub(r"^(parents|do|num_inference_steps)\b", r"--\1", message)
     return re.sub(r"^image\b", lambda _: f"IMAGE {image}", message)
@@ -256,7 +255,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _load(model: str | None) -> Pipeline:
-    """The saved pipeline of that name; says so where it is the example."""
+    """The saved pipeline of that name, or the example."""
     import diffusers
 
     from softcft import DiffusionDSCMPipeline, DSCMPipeline, example_model
@@ -288,5 +287,5 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that a terminal shows and does not obey: names in a model may be a stranger's."""
+    """Text without control characters for a terminal: names in a model may come from a stranger."""
     return "".join(sign if sign.isprintable() else "?" for sign in text)

@@ -1,10 +1,8 @@
-"""Checkpoints of causal-gen, the published code of De Sousa Ribeiro et al. (ICML 2023), as :class:`HVAEModel`.
+"""Convert checkpoints of causal-gen, the published code of De Sousa Ribeiro et al. (ICML 2023), to :class:`HVAEModel`.
 
-Their state dicts hold the same tensors under other names, but for one thing: causal-gen convolves the concatenation of
-state, parents and encoder activation, softcft each by itself. The weights of a first convolution are therefore cut into
-its inputs' columns. The image model is converted; what else a checkpoint holds, see :data:`NOT_CONVERTED`, is named.
-
-A checkpoint is a pickle. Only tensors, plain data and NumPy scalars are read from it, never code.
+The tensors are the same under other names, except that causal-gen convolves the concatenation of state, parents and
+encoder activation, and softcft each of them: the weights of first convolutions are split. Only the image model is
+converted, see :data:`NOT_CONVERTED`. A checkpoint is a pickle; only tensors, plain data and NumPy scalars are read.
 """
 
 from __future__ import annotations
@@ -71,7 +69,7 @@ _LOG_STANDARD = {
 
 
 class Checkpoint(NamedTuple):
-    """What a file of causal-gen says about an HVAE.
+    """The HVAE in a file of causal-gen.
 
     Attributes:
         state: Its moving-average weights by name, the prefix ``vae.`` removed.
@@ -85,13 +83,9 @@ class Checkpoint(NamedTuple):
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint of causal-gen, of an image model or of counterfactual fine-tuning.
+    """Read a checkpoint (``.pt``) of causal-gen, of an image model or of counterfactual fine-tuning.
 
-    Args:
-        path: The ``.pt`` file.
-
-    Returns:
-        The moving average of the image model's weights, which is what causal-gen itself evaluates.
+    The weights are their moving average, which causal-gen evaluates, too.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -131,14 +125,11 @@ def hvae_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """Arguments of :class:`HVAEModel`, all but the graph, for the architecture of a checkpoint.
 
     Args:
-        checkpoint: One of an image model. A fine-tuned one does not say its architecture: give it the ``hparams`` of
-            the image model that was fine-tuned, which it names as ``vae_path``.
-
-    Returns:
-        The arguments by name.
+        checkpoint: Of an image model. One of fine-tuning lacks the architecture: give it the ``hparams`` of the image
+            model that was fine-tuned, its ``vae_path``.
 
     Raises:
-        ValueError: If ``hparams`` lack a part of the architecture, or ask for one that :class:`HVAEModel` has not.
+        ValueError: If ``hparams`` lack a part of the architecture, or have one that :class:`HVAEModel` has not.
     """
     state, hparams = checkpoint.state, checkpoint.hparams
     needed = ("enc_arch", "dec_arch", "widths", "z_dim", "z_max_res", "bias_max_res", "input_res", "beta")
@@ -198,10 +189,7 @@ def parents_graph(hparams: Mapping[str, Any]) -> CausalGraph:
     """The causal graph of causal-gen's own data sets: Morpho-MNIST, MIMIC-CXR and UK Biobank.
 
     Args:
-        hparams: Those of an image model; ``parents_x`` names the parents of the image in their order.
-
-    Returns:
-        The graph, with the units and the category codes of causal-gen.
+        hparams: Of an image model; ``parents_x`` has the parents of the image in their order.
 
     Raises:
         ValueError: If ``parents_x`` is missing or names other variables.
@@ -230,9 +218,8 @@ def convert_hvae(checkpoint: Checkpoint, graph: CausalGraph | None = None) -> HV
         The model, in evaluation mode.
 
     Raises:
-        ValueError: If the architecture has no counterpart (see :func:`hvae_config`), the graph has another number of
-            columns than the checkpoint has parents, or tensors are missing, unknown or of the wrong shape. The message
-            lists them.
+        ValueError: If the architecture has no counterpart (see :func:`hvae_config`), the graph has a wrong number of
+            columns, or tensors are missing, unknown or of the wrong shape. The message lists them.
     """
     config = hvae_config(checkpoint)
     if graph is None:
@@ -290,7 +277,7 @@ def _log_standardised(graph: CausalGraph) -> dict[str, list[float]]:
 
 
 def _names(model: HVAEModel) -> Iterator[tuple[str, list[str]]]:
-    """Each tensor of causal-gen with the parameters that it becomes; several are its input channels' slices."""
+    """Each tensor of causal-gen with its parameters here; several are slices of its input channels."""
     yield from _both("encoder.stem", "stem")
     for i, encoder_block in enumerate(model.encoder):
         yield from _conv_block(f"encoder.blocks.{i}", f"encoder.{i}.block", encoder_block.block)
@@ -320,7 +307,7 @@ def _both(theirs: str, ours: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _conv_block(theirs: str, ours: str, block: ConvBlock) -> Iterator[tuple[str, list[str]]]:
-    """A block's convolutions are the odd entries of a sequence there; the first one reads state, parents, image."""
+    """A block's convolutions are the odd entries of a sequence there; the first has state, parents, image as input."""
     columns = [f"{ours}.inputs.{i}.weight" for i in range(len(block.inputs))]
     if block.parents is not None:
         columns.insert(1, f"{ours}.parents.conv.weight")
@@ -341,7 +328,7 @@ def _unused_names(model: HVAEModel) -> Iterator[str]:
 
 
 def _numpy_scalars() -> list[Any]:
-    """What a pickled NumPy number is made of; none of it runs code. Older files have the older name."""
+    """The classes and functions of a pickled NumPy number, also under the name that older files have."""
     scalar = np.float64(0).__reduce__()[0]
     return [
         (scalar, "numpy._core.multiarray.scalar"),

@@ -1,7 +1,6 @@
-"""A page in the browser that asks saved pipelines what an image would be under an intervention: ``softcft-app``.
+"""A page in the browser that shows counterfactuals of saved pipelines: ``softcft-app``.
 
-What is shown follows from a pipeline's answer by plain functions (``changes.py``), is written as HTML (``markup.py``),
-and put on a page by gradio (``page.py``), which nothing else imports.
+``changes.py`` describes what changed, ``markup.py`` writes it as HTML, ``page.py`` is the page (gradio).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What changed between an image and its counterfactual: in its attributes, in its pixels, and for the classifier.
+"""What changed between an image and its counterfactual: attributes, pixels, and the classifier's predictions.
 
-An attribute that an intervention cannot move, neither intervened on nor caused by what is, should look to the
-classifier as it did before. One that does not is *marked*: its probability of some category has changed by more than
-:data:`MOVED`, or, if it is continuous, the predicted mean has by more than that part of the variable's range.
+An attribute that the intervention cannot change is *marked* if the classifier's prediction of it changes nevertheless:
+the probability of some category by more than :data:`MOVED`, or the predicted mean by more than that share of the range.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from softcft.pipelines.query import DSCMPipelineOutput
 __all__ = ["EFFECT_LIMIT", "MOVED", "Bar", "Change", "changes", "curves", "effect_colours", "sweep_values"]
 
 MOVED = 0.1
-EFFECT_LIMIT = 0.3  # of the full grey range: fixed, so that all effect maps can be compared
+EFFECT_LIMIT = 0.3  # of the full grey range: fixed, so that effect maps can be compared
 SWEEP_VALUES = 7
 # Red is brighter, blue darker, white unchanged: ColorBrewer's RdBu, reversed, as in the report's figures, but for its
 # middle, which is white here.
@@ -42,13 +41,13 @@ Role = Literal["do", "follows", "untouched"]
 
 
 class Bar(NamedTuple):
-    """What the classifier says of one category, or of the value of a continuous variable.
+    """The classifier's prediction of one category, or of a continuous variable.
 
     Attributes:
         label: The category; empty if the variable is continuous.
         before: On the factual image, the probability, or the place of the predicted mean in the range, in [0, 1].
-        after: On the counterfactual.
-        words: Both as people read them.
+        after: The same on the counterfactual.
+        words: Both as text.
     """
 
     label: str
@@ -58,7 +57,7 @@ class Bar(NamedTuple):
 
     @property
     def shift(self) -> float:
-        """By how much it has moved, in [-1, 1]."""
+        """The change, in [-1, 1]."""
         return self.after - self.before
 
 
@@ -67,10 +66,10 @@ class Change(NamedTuple):
 
     Attributes:
         name: The variable.
-        role: Intervened on, caused by what is, or untouched.
-        before: The factual value as people read it.
+        role: Intervened on, caused by a variable that is, or untouched.
+        before: The factual value as text.
         after: The counterfactual value.
-        bars: What the classifier says; none without one. A binary variable has one, of its second category.
+        bars: The classifier's predictions, if there is one; of a binary variable only of its second category.
     """
 
     name: str
@@ -81,7 +80,7 @@ class Change(NamedTuple):
 
     @property
     def is_marked(self) -> bool:
-        """Whether the variable is untouched and has moved nevertheless for the classifier."""
+        """Whether the variable is untouched, and its prediction has changed by more than :data:`MOVED`."""
         return self.role == "untouched" and any(abs(bar.shift) > MOVED for bar in self.bars)
 
 
@@ -120,20 +119,15 @@ def _bars(variable: Variable, before: Any, after: Any) -> tuple[Bar, ...]:
 
 
 def _place(variable: Variable, value: float) -> float:
-    """Where in the variable's range a value is, in [0, 1]; a predicted mean beyond an end counts as that end."""
+    """A value's place in the variable's range, in [0, 1], clamped."""
     assert variable.low is not None and variable.high is not None
     return (variable.encode(min(max(value, variable.low), variable.high)).item() + 1) / 2
 
 
 def effect_colours(effect: np.ndarray) -> np.ndarray:
-    """Colour the change of pixels: red where they are brighter, blue where darker, white where they are as before.
+    """Colour the change of pixels (H, W, C) in [-1, 1] by its mean over channels, as uint8 of shape (H, W, 3).
 
-    Args:
-        effect: Shape (H, W, C) in [-1, 1], 1 the full grey range. Channels are averaged. What is beyond
-            :data:`EFFECT_LIMIT` has the colour of its end.
-
-    Returns:
-        uint8 of shape (H, W, 3).
+    Brighter is red, darker blue, unchanged white, clamped at :data:`EFFECT_LIMIT` of the grey range.
     """
     place = (effect.mean(axis=2) / EFFECT_LIMIT + 1) / 2
     stops = np.linspace(0, 1, len(EFFECT_COLOURS))
@@ -150,13 +144,12 @@ def sweep_values(variable: Variable) -> list[float]:
 def curves(
     graph: CausalGraph, categories: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]
 ) -> dict[str, list[float]]:
-    """What the classifier says along a sweep: for each variable one number in [0, 1] for each image.
+    """The classifier's predictions along a sweep: for each variable one number in [0, 1] for each image.
 
     Args:
         graph: The causal graph.
         categories: For each discrete variable the category whose probability is wanted.
-        predictions: For each image the classifier's predictions of all variables. Of a continuous one the place in its
-            range is told.
+        predictions: For each image the predictions of all variables. Continuous ones become places in their ranges.
     """
     return {
         variable.name: [

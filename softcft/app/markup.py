@@ -14,7 +14,7 @@ from softcft.app.changes import EFFECT_COLOURS, EFFECT_LIMIT, MOVED, Bar, Change
 
 __all__ = ["RULE", "ModelResult", "comparison", "original", "picture", "sweep"]
 
-SMALL = 128  # pixels; below it people want to see each, above it the browser may smooth
+SMALL = 128  # pixels; images below it are shown without smoothing
 # Okabe and Ito, "Color Universal Design", 2008: those that are seen on white and on black.
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 RULE = (
@@ -27,12 +27,7 @@ ModelResult = tuple[str, np.ndarray, np.ndarray, Sequence[Change]]
 
 
 def picture(pixels: np.ndarray, description: str) -> str:
-    """An image inside of the page, as large as its place.
-
-    Args:
-        pixels: Shape (H, W), (H, W, 1) or (H, W, 3), uint8 or floats in [0, 1].
-        description: For those who do not see it.
-    """
+    """An inline image with an alternative text: (H, W), (H, W, 1) or (H, W, 3), uint8 or floats in [0, 1]."""
     if pixels.dtype != np.uint8:
         pixels = (255 * pixels.clip(0, 1)).round().astype(np.uint8)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
@@ -136,13 +131,13 @@ def sweep(
     curves: Mapping[str, Mapping[str, Sequence[float]]],
     scales: Mapping[str, tuple[str, str, str]],
 ) -> str:
-    """Rows of images over the values of one variable, and what the classifier says along them.
+    """Rows of images over the values of one variable, and the classifier's predictions along them.
 
     Args:
         heading: What is swept.
-        values: V values as people read them.
+        values: V values as text.
         images: By model, shape (V, H, W, C) in [0, 1].
-        curves: By model that has a classifier, for each variable V numbers in [0, 1].
+        curves: By model with a classifier, for each variable V numbers in [0, 1].
         scales: For each variable what its curve shows, and the words at 0 and at 1.
     """
     rows = "".join(
@@ -171,7 +166,7 @@ def sweep(
 
 
 def _chart(title: str, low: str, high: str, lines: Mapping[str, Sequence[float]], values: Sequence[str]) -> str:
-    """Lines over equal steps, of which the frame is 200 x 90."""
+    """Lines over equal steps in a frame of 200 x 90."""
 
     def line(colour: str, heights: Sequence[float]) -> str:
         points = [(200 * i / max(len(heights) - 1, 1), 90 * (1 - h)) for i, h in enumerate(heights)]

@@ -1,4 +1,4 @@
-"""The pipelines that the app asks, and the pictures that it asks them about."""
+"""The pipelines and the example pictures of the app."""
 
 from __future__ import annotations
 
@@ -74,15 +74,13 @@ class Model(NamedTuple):
         return isinstance(self.pipeline, DiffusionDSCMPipeline)
 
     def ask(self, picture: np.ndarray, parents: Values, do: Values, steps: int | None) -> DSCMPipelineOutput:
-        """Counterfactuals of one picture.
-
-        The seed is always the same: what is asked twice is answered alike, and all models share their noise.
+        """Counterfactuals of one picture, always with the same seed.
 
         Args:
             picture: uint8 of shape (H, W) or (H, W, 3).
             parents: Its attributes in natural units.
             do: The intervention; one of its values may be a list.
-            steps: Of a diffusion model, left out its usual number; another has none.
+            steps: Of a diffusion model; if None, its default.
 
         Raises:
             ValueError: As :meth:`softcft.DSCMPipeline.__call__`.
@@ -139,7 +137,7 @@ def load_models(sources: Sequence[str]) -> list[Model]:
 
 
 def _short_names(sources: Sequence[str]) -> list[str]:
-    """As much of the end of each path as tells it from the others."""
+    """The shortest ends of the paths that differ from each other."""
     parts = [Path(source).resolve().parts if os.path.isdir(source) else Path(source).parts for source in sources]
     for length in range(1, max(len(part) for part in parts)):
         names = ["/".join(part[-length:]) for part in parts]
@@ -152,7 +150,7 @@ def read_examples(model: Model) -> list[Example]:
     """The folder ``examples`` of a pipeline: pictures, and ``metadata.csv`` with their attributes in natural units.
 
     Args:
-        model: The pipeline, of whose graph the columns are. A cell may be empty, and a column missing.
+        model: The pipeline, whose variables are the columns. A cell may be empty, and a column missing.
 
     Returns:
         The first 24 examples; none if there is no such folder.
@@ -198,10 +196,10 @@ def read_picture(content: bytes, image_format: ImageFormat) -> tuple[np.ndarray,
         image_format: What the model takes.
 
     Returns:
-        uint8 of shape (H, W) or (H, W, 3), and in words what was done to it, which is nothing if it fits.
+        uint8 of shape (H, W) or (H, W, 3), and a text about what was done to it, empty if it fits.
 
     Raises:
-        ValueError: If it cannot be read, or has more than 8 bits per channel, whose white nobody knows.
+        ValueError: If it cannot be read, or has more than 8 bits per channel.
     """
     channels, size = image_format
     try:
@@ -222,11 +220,7 @@ def read_picture(content: bytes, image_format: ImageFormat) -> tuple[np.ndarray,
 
 
 def propose(models: Sequence[Model], picture: np.ndarray) -> dict[str, Any]:
-    """What the classifier of the first model that has one sees: for each variable the category or predicted mean.
-
-    Raises:
-        ValueError: If none has a classifier.
-    """
+    """The predictions of the first model's classifier, categories or means; ValueError if no model has one."""
     for model in models:
         classifier = model.pipeline.classifier
         if classifier is not None:
@@ -239,24 +233,19 @@ def propose(models: Sequence[Model], picture: np.ndarray) -> dict[str, Any]:
 
 
 def warn_of_unseen(models: Sequence[Model], name: str) -> str | None:
-    """What to know before intervening on a variable: that classifiers do not see it. None if all do.
-
-    Args:
-        models: Those to compare.
-        name: The variable.
-    """
-    told: dict[str, list[str]] = {}
+    """A warning if classifiers of the models do not see a variable, else None."""
+    warnings: dict[str, list[str]] = {}
     for model in models:
         classifier = model.pipeline.classifier
         sentence = None if classifier is None else not_seen(classifier.sight).get(name)
         if sentence is not None:
-            told.setdefault(sentence, []).append(model.name)
-    of_all = [len(names) == len(models) for names in told.values()] == [True]
-    return " ".join(told if of_all else [f"{', '.join(names)}: {what}" for what, names in told.items()]) or None
+            warnings.setdefault(sentence, []).append(model.name)
+    of_all = [len(names) == len(models) for names in warnings.values()] == [True]
+    return " ".join(warnings if of_all else [f"{', '.join(names)}: {what}" for what, names in warnings.items()]) or None
 
 
 def steps_choices(models: Sequence[Model]) -> tuple[list[int], int] | None:
-    """The numbers of steps that all diffusion models can take, and the one to begin with; None if there are none."""
+    """The numbers of steps that all diffusion models can take, and the default; None if there are no such models."""
     trained = [model.pipeline.scheduler.config["num_train_timesteps"] for model in models if model.is_diffusion]
     if not trained:
         return None

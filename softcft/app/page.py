@@ -1,4 +1,4 @@
-"""The page: widgets that follow from the graph, and what they do. The only file that imports gradio."""
+"""The page: widgets for the variables of the graph, and what they do. The only file that imports gradio."""
 
 from __future__ import annotations
 
@@ -123,15 +123,15 @@ def build(models: Sequence[Model], examples: Sequence[Example]) -> gr.Blocks:
         def first() -> list[Any]:
             return _subject(models, examples[0].picture, "", examples[0].parents)
 
-        gallery.select(_told(choose), None, subject, **working)
-        upload.upload(_told(receive), upload, subject, **working)
-        guess.click(_told(answers.guess), picture, parents, **working)
+        gallery.select(_show_errors(choose), None, subject, **working)
+        upload.upload(_show_errors(receive), upload, subject, **working)
+        guess.click(_show_errors(answers.guess), picture, parents, **working)
         for variable, switch, parent, value in zip(graph.variables, switches, parents, values, strict=True):
             switch.change(functools.partial(_offer, variable), [switch, parent, value], value, queue=False, **private)
-        run.click(_told(answers.compare), asked, result, **working).then(None, js=SHOW_RESULTS)
-        run_sweep.click(_told(answers.sweep), [swept, *asked], sweep, **working)
+        run.click(_show_errors(answers.compare), asked, result, **working).then(None, js=SHOW_RESULTS)
+        run_sweep.click(_show_errors(answers.sweep), [swept, *asked], sweep, **working)
         if examples:
-            page.load(_told(first), None, subject, **working)
+            page.load(_show_errors(first), None, subject, **working)
     return page
 
 
@@ -162,18 +162,13 @@ def launch(page: gr.Blocks, port: int | None) -> str:
 
 
 def note_of(models: Sequence[Model], name: str) -> str | None:
-    """What stands below the ``do()`` of a variable, as Markdown: that the guide does not see it. None if it does."""
+    """The note below the ``do()`` of a variable, as Markdown, if the guide does not see it, else None."""
     unseen = warn_of_unseen(models, name)
     return None if unseen is None else as_markdown(unseen)
 
 
 class Answers:
-    """What the buttons do.
-
-    Args:
-        models: Those to compare.
-        graph: Their causal graph.
-    """
+    """What the buttons do, for models of one causal graph."""
 
     def __init__(self, models: Sequence[Model], graph: CausalGraph) -> None:
         self.models = models
@@ -241,7 +236,7 @@ class Answers:
 
 
 def _widget(variable: Variable, label: str, name: str, visible: bool = True) -> Any:
-    """What sets a variable: a slider over its range, a radio for two categories, a dropdown for more."""
+    """The widget of a variable: a slider over its range, a radio for two categories, a dropdown for more."""
     if variable.kind == "continuous":
         assert variable.low is not None and variable.high is not None
         return gr.Slider(
@@ -266,7 +261,7 @@ def _middle(variable: Variable) -> float:
 
 
 def _step(variable: Variable) -> float:
-    """A power of ten, some hundred of which are the range; with a logarithm they are fine at its low end, too."""
+    """A power of ten, some hundredth of the range; with a logarithm, of its low end."""
     assert variable.low is not None and variable.high is not None
     return 10.0 ** (math.floor(math.log10(variable.low if variable.log else variable.high - variable.low)) - 2)
 
@@ -282,7 +277,7 @@ def _tidy(variable: Variable, value: Any) -> Any:
 
 
 def _steps(models: Sequence[Model]) -> Any:
-    """How many steps diffusion models take, in a place of its own; nothing where there are none."""
+    """The widget for the number of steps of diffusion models; an empty state if there are none."""
     choices = steps_choices(models)
     if choices is None:
         return gr.State()
@@ -298,7 +293,7 @@ def _offer(variable: Variable, is_on: bool, parent: Any, value: Any) -> Any:
 
 
 def _subject(models: Sequence[Model], picture: np.ndarray, note: str, known: dict[str, Any]) -> list[Any]:
-    """The chosen picture, how it is shown, and its attributes, those that nobody knows by the classifier."""
+    """The chosen picture, its markup, and its attributes; unknown ones are predicted by the classifier."""
     graph = models[0].graph
     seen: dict[str, Any] = {}
     if set(known) != set(graph.names):
@@ -321,11 +316,11 @@ def _given(picture: np.ndarray | None) -> np.ndarray:
     return picture
 
 
-def _told(answer: Callable[..., Any]) -> Callable[..., Any]:
-    """Tell what was wrong on the page, else left as it is; what nobody foresaw goes to the terminal with its paths."""
+def _show_errors(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """Show errors on the page, which stays as it is; unexpected ones are logged to the terminal."""
 
     @functools.wraps(answer)
-    def told(*arguments: Any) -> Any:
+    def call(*arguments: Any) -> Any:
         try:
             return answer(*arguments)
         except ValueError as error:
@@ -336,4 +331,4 @@ def _told(answer: Callable[..., Any]) -> Callable[..., Any]:
         gr.Warning(escape(message), title=title, duration=20)  # gr.Error would lie over all that the button fills
         return gr.skip()
 
-    return told
+    return call

@@ -163,10 +163,10 @@ class DiffusionBackbone(nn.Module):
         return self._decode(image)
 
     def _denoise(
-        self, noisy: Tensor, level: int, told: int, parents: Tensor, changed: Tensor | None = None
+        self, noisy: Tensor, level: int, network_level: int, parents: Tensor, changed: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Image and noise in noisy images, guided if ``changed`` is given."""
-        timestep = torch.full((len(noisy),), self.levels.timesteps[told - 1], device=noisy.device)
+        timestep = torch.full((len(noisy),), self.levels.timesteps[network_level - 1], device=noisy.device)
         prediction = self._predict_guided(noisy, timestep, parents, changed)
         return self.denoiser.split(noisy, prediction, self.levels.signal[level], self.levels.noise[level])
 

@@ -1,7 +1,4 @@
-"""The model card: what a model is, what was measured, and what may not be concluded from it.
-
-The words are in ``card.md``. What comes from users, such as names of variables, is text in it, and no picture is.
-"""
+"""The model card, after the template ``card.md``. What comes from users, such as names of variables, is escaped."""
 
 from __future__ import annotations
 
@@ -45,7 +42,7 @@ class CardTable:
 
 @dataclass(frozen=True)
 class _Source:
-    """A data set that softcft knows: in words, with its licence as the Hub names it."""
+    """A data set that softcft knows: its description, and its licence as the Hub names it."""
 
     title: str
     description: str
@@ -82,7 +79,7 @@ SOURCES = {
 
 
 def has_people(dataset_name: str) -> bool:
-    """Whether a data set has, or may have, pictures of people: all but those that are known to have none."""
+    """Whether a data set has, or may have, pictures of people."""
     return dataset_name not in SOURCES or SOURCES[dataset_name].has_people
 
 
@@ -98,12 +95,9 @@ def make_card(
     Args:
         folder: Where it is saved.
         repo_id: The repository that it is for.
-        settings: Those that it was trained with, as they are in its ``config.yaml``.
-        tables: Results; none if nothing was measured.
+        settings: Of its training, as in its ``config.yaml``.
+        tables: Results.
         scores: Results for the card's metadata, each with ``intervention``, ``variable``, ``metric`` and ``value``.
-
-    Returns:
-        The card, whose ``save`` writes a ``README.md``.
 
     Raises:
         FileNotFoundError: If the folder has no model.
@@ -139,11 +133,7 @@ def make_card(
 
 
 def setting(settings: Mapping[str, Any], name: str) -> Any:
-    """A setting of the data, which may be made in the section ``data`` or in that of a recipe.
-
-    Raises:
-        ValueError: If it is not made, or not the same everywhere, so that it is not known what the model has seen.
-    """
+    """A setting of the data, from the section ``data`` or a recipe's; ValueError if it is missing or ambiguous."""
     sections = {key: value for key, value in settings.items() if key != "columns" and isinstance(value, Mapping)}
     made = {key: section[name] for key, section in sections.items() if name in section}
     if len(set(made.values())) != 1:
@@ -154,11 +144,7 @@ def setting(settings: Mapping[str, Any], name: str) -> Any:
 
 
 def parts_of(folder: Path) -> list[Path]:
-    """The folders of the models that a saved pipeline or model is made of; the folder itself if it is one model.
-
-    Raises:
-        FileNotFoundError: If it has none.
-    """
+    """The folders of the models of a saved pipeline or model; FileNotFoundError if there is none."""
     if (folder / INDEX).is_file():
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         names = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
@@ -183,7 +169,7 @@ def _class_name(folder: Path) -> str:
 
 
 def _not_seen(folder: Path) -> list[str]:
-    """A sentence for each variable that the classifier among the models does not see."""
+    """A warning for each variable that the classifier does not see."""
     sentences: list[str] = []
     for part in parts_of(folder):
         sees = (_config(part) or {}).get("sees")
@@ -197,7 +183,7 @@ def _tags(folder: Path) -> list[str]:
 
 
 def _usage(folder: Path, repo_id: str, graph: CausalGraph) -> str:
-    """Python code that loads the model, and asks a pipeline."""
+    """Python code that loads the model, and calls it if it is a pipeline."""
     if (folder / INDEX).is_file():
         parents = {variable.name: _example(variable, 0) for variable in graph.variables}
         do = {graph.names[0]: _example(graph.variables[0], 1)}
@@ -217,7 +203,7 @@ def _usage(folder: Path, repo_id: str, graph: CausalGraph) -> str:
 
 
 def _example(variable: Variable, which: int) -> Any:
-    """A value of a variable, and with 1 another one."""
+    """One of two example values of a variable, 0 or 1."""
     if variable.kind != "continuous":
         return variable.categories[which]
     assert variable.low is not None and variable.high is not None
@@ -244,7 +230,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _unknown_source(name: str) -> _Source:
-    # The path of a folder is the business of whoever has it.
+    # Without the path of a folder, which is private.
     shown = f"`{name}` of the Hub" if _is_on_hub(name) else "a folder of pictures with a table"
     return _Source(
         shown,
@@ -254,7 +240,7 @@ def _unknown_source(name: str) -> _Source:
 
 
 def _is_on_hub(name: str) -> bool:
-    """Whether this is the name of a data set of the Hub, owner/name, and no folder."""
+    """Whether this is the name of a data set of the Hub and no folder."""
     return is_hub_name(name) and not Path(name).exists()
 
 

@@ -1,4 +1,4 @@
-"""Put a saved model on the Hub: all is checked before anything is sent, and it arrives in one commit."""
+"""Publish a saved model on the Hub, in one commit, after all checks."""
 
 from __future__ import annotations
 
@@ -61,13 +61,10 @@ class HubConfig:
             reserve(self.hub_model_id, has_people(setting(settings, "dataset_name")))
 
     def publish(self, folder: str | Path, settings: Mapping[str, Any]) -> str:
-        """Publish what was trained.
-
-        Returns:
-            The address of the repository.
+        """Publish what was trained, and return the address of the repository.
 
         Raises:
-            SystemExit: If that fails, whatever the reason. It tells how to do it again.
+            SystemExit: If that fails for any reason, with the command to try again.
         """
         run, is_private = Path(settings["output_dir"]), has_people(setting(settings, "dataset_name"))
         try:
@@ -81,15 +78,7 @@ class HubConfig:
 
 
 def check_access(flag: str, repo_id: str) -> None:
-    """Refuse what can be refused without asking the Hub.
-
-    Args:
-        flag: What the repository was given by.
-        repo_id: The repository.
-
-    Raises:
-        ValueError: If it is not named ``owner/name``, or there is no token.
-    """
+    """Raise ValueError if the repository that a flag names is not called ``owner/name``, or there is no token."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -101,17 +90,17 @@ def check_access(flag: str, repo_id: str) -> None:
 
 
 def reserve(repo_id: str, is_private: bool) -> None:
-    """Make a repository, or make sure that the one that is there is not more public than it should be.
+    """Make a repository, or check that an existing one is not public by mistake.
 
     Args:
         repo_id: The repository, ``owner/name``.
-        is_private: Whether only its owners shall see it. One that is private already stays so.
+        is_private: Whether only its owners shall see it. A private one stays private in any case.
 
     Raises:
         OSError: If the Hub refuses it, or cannot be reached.
         ValueError: If it shall be private, but is public already.
     """
-    with _told(repo_id):
+    with _explain_refusals(repo_id):
         api = HfApi()
         api.create_repo(repo_id, private=is_private, exist_ok=True)
         is_public = not api.model_info(repo_id).private
@@ -124,7 +113,7 @@ def reserve(repo_id: str, is_private: bool) -> None:
 
 
 def model_files(folder: str | Path) -> list[Path]:
-    """The files of a saved pipeline or model: configurations and safetensors, whatever else the folder has.
+    """The files of a saved pipeline or model: configurations and safetensors, nothing else of the folder.
 
     Raises:
         FileNotFoundError: If there is no model, or a part has no weights.
@@ -154,12 +143,12 @@ def publish(
     entry: str | Path | None = None,
     **results: Sequence[Any],
 ) -> str:
-    """Publish a saved pipeline or model with its card, in one commit: never half a model, nor one without its card.
+    """Publish a saved pipeline or model with its card, in one commit.
 
     Args:
         folder: Where it is saved. The card is written there as ``README.md``.
         repo_id: The repository, ``owner/name``; made if there is none.
-        settings: Those that it was trained with, as they are in its ``config.yaml``.
+        settings: Of its training, as in its ``config.yaml``.
         is_private: As for :func:`reserve`.
         entry: A file that becomes ``pipeline.py``.
         results: ``tables`` and ``scores`` of :func:`~softcft.hub.card.make_card`.
@@ -180,14 +169,14 @@ def publish(
     files[CARD] = folder / CARD
     reserve(repo_id, is_private)
     additions = [CommitOperationAdd(name, _content(path)) for name, path in sorted(files.items())]
-    with _told(repo_id):
+    with _explain_refusals(repo_id):
         api = HfApi()
         api.create_commit(repo_id, additions, commit_message="Upload a model of softcft, with its card")
     return f"{api.endpoint}/{repo_id}"
 
 
 def _content(path: Path) -> Path | bytes:
-    """A file as it is sent: without the folder that a model was loaded from, which is its owner's business."""
+    """The file as it is sent, without the path that a model was loaded from, which is private."""
     if path.suffix != ".json":
         return path
     settings = json.loads(path.read_text(encoding="utf-8"))
@@ -196,8 +185,8 @@ def _content(path: Path) -> Path | bytes:
 
 
 @contextmanager
-def _told(repo_id: str) -> Iterator[None]:
-    """Says what the Hub refuses, or that it is not there; its client has many kinds of errors for that."""
+def _explain_refusals(repo_id: str) -> Iterator[None]:
+    """Turn the many kinds of errors of the Hub's client into an OSError with the reason."""
     try:
         yield
     except Exception as error:

@@ -68,10 +68,10 @@ def make_trunk(backbone: Mapping[str, Any], image_size: int | None = None) -> tu
             f"backbone has the model_type {shown(backbone['model_type'])}, which transformers does not know; use one "
             f"such as {SUCH_AS}."
         )
-    with _named(backbone):
+    with _name_backbone(backbone):
         config = AutoConfig.for_model(**backbone)
     width = trunk_width(config, image_size, "backbone")
-    with _named(backbone):
+    with _name_backbone(backbone):
         return AutoModel.from_config(config), width
 
 
@@ -127,7 +127,7 @@ def read_trunk(name: str, sample_size: int, image_size: int | None = None) -> Pr
     """
     where = f"--trunk_dir {name}"
     _check_folder(name, where)
-    with _told(where), explain_hub_errors(name):
+    with _name_folder(where), explain_hub_errors(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if image_size is None:
             image_size = _needed_size(config, sample_size, where)
@@ -216,7 +216,7 @@ def _rounded(values: list[float] | None) -> str:
 
 
 @contextmanager
-def _told(where: str) -> Iterator[None]:
+def _name_folder(where: str) -> Iterator[None]:
     """Name the argument in errors."""
     try:
         yield
@@ -229,7 +229,7 @@ def _told(where: str) -> Iterator[None]:
 
 
 @contextmanager
-def _named(backbone: Mapping[str, Any]) -> Iterator[None]:
+def _name_backbone(backbone: Mapping[str, Any]) -> Iterator[None]:
     """Name the argument in errors: transformers checks little."""
     try:
         yield
