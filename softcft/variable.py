@@ -113,13 +113,11 @@ class Variable:
                 f"Variable '{self.name}' is {self.kind} and takes no low, high or log, got low={shown(self.low)}, "
                 f"high={shown(self.high)}, log={self.log}; leave them out."
             )
-        if self.kind == "binary" and len(self.categories) != 2:
+        number = len(self.categories)
+        if number < 2 or (self.kind == "binary" and number > 2):
+            wanted = "exactly" if self.kind == "binary" else "at least"
             raise ValueError(
-                f"Variable '{self.name}' is binary and needs exactly two categories, got {list(self.categories)}."
-            )
-        if len(self.categories) < 2:
-            raise ValueError(
-                f"Variable '{self.name}' is categorical and needs at least two categories, got {list(self.categories)}."
+                f"Variable '{self.name}' is {self.kind} and needs {wanted} two categories, got {list(self.categories)}."
             )
 
     @property

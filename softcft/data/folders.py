@@ -208,8 +208,8 @@ def _read_pictures(
         raise ValueError(f"{root / twice[0]} has several of {', '.join(TABLES)}; keep one of them.")
     known = {unicodedata.normalize("NFC", file): file for file in files}
     read: list[Table] = []
-    named: list[tuple[str, list[Any]]] = []  # each table's pictures
-    pictures: set[str] = set()
+    named: list[tuple[str, list[str | None]]] = []  # each table's pictures
+    columns: set[str] = set()  # of pictures
     places: list[str] = []  # of each row's picture
     for file in tables:
         folder, table = os.path.dirname(file), read_file(root / file)
@@ -220,19 +220,13 @@ def _read_pictures(
         for name, column in names.items():
             if column in table:
                 raise ValueError(f"{root / file} has the columns {name} and {column}; rename {column}.")
-            table[name] = [_find(root, folder, cell, known) for cell in table[name]]
-        main = "file_name" if "file_name" in names else next(iter(names))
-        places += [os.path.join(folder, "") if path is None else path for path in table[main]]
-        named.append((file, table[main]))
-        read.append(
-            {
-                names.get(name, name): [None if cell is None else str(root / cell) for cell in cells]
-                if name in names
-                else cells
-                for name, cells in table.items()
-            }
-        )
-        pictures |= set(names.values())
+        paths = {name: [_find(root, folder, cell, known) for cell in table[name]] for name in names}
+        main = paths["file_name" if "file_name" in names else next(iter(names))]
+        places += [os.path.join(folder, "") if path is None else path for path in main]
+        named.append((file, main))
+        pictures = {name: [path and str(root / path) for path in found] for name, found in paths.items()}
+        read.append({names.get(name, name): pictures.get(name, cells) for name, cells in table.items()})
+        columns |= set(names.values())
     if listed is None:
         splits = {row: split for split, rows in split_files(places, by_name=False).items() for row in rows}
     else:
@@ -245,7 +239,7 @@ def _read_pictures(
             rows = [row - start for row in range(start, end) if splits.get(row) == split]
             parts.append((split, {name: [cells[row] for row in rows] for name, cells in table.items()}))
         start = end
-    return join_tables(parts, pictures)
+    return join_tables(parts, columns)
 
 
 def _check_rows(root: Path, named: Sequence[tuple[str, Sequence[str | None]]], unused: Sequence[str]) -> None:

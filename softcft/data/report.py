@@ -31,7 +31,7 @@ EXAMPLES = 6  # pictures in a row of the figure
 CATEGORIES = 12  # rows for one variable in the figure
 NARROW = 0.2  # part of the range that 98 % of the values should take up
 
-Values = dict[str, dict[str, list[Any]]]  # by split and variable: numbers and categories, None where there is none
+Values = dict[str, dict[str, list[Any]]]  # by variable and split: numbers and categories, None where there is none
 
 
 def check_data(
@@ -64,29 +64,27 @@ def check_data(
         report.errors.append(f"There are no rows in {' and '.join(empty)}.")
         return report
     available = _check_columns(sources, splits, report)
-    values: Values = {split: {} for split in splits}
+    values: Values = {}
     for variable in graph.variables:
-        column = sources[variable.name]
-        if column in available:
-            mapping = mappings.get(variable.name)
-            read = {split: read_column(rows, variable, column, mapping) for split, rows in splits.items()}
-            wrong = sum((unknown for _, unknown in read.values()), Counter[str]())
-            if wrong:
-                report.errors.append(explain_unknown(variable, column, wrong))
-            for split, (understood, _) in read.items():
-                values[split][variable.name] = understood
-            _check_doubts(splits, column, variable, report)
-            named = "" if column == variable.name else f", column {column!r}"
-            report.lines += ["", f"{variable.name} ({variable.kind}{named})"]
-            if variable.kind == "continuous":
-                _check_numbers(variable, {split: values[split][variable.name] for split in splits}, report)
-            else:
-                _note_translation(splits, column, mapping, values, variable, report)
-                _check_categories(variable, {split: values[split][variable.name] for split in splits}, report)
-    if len(values[next(iter(splits))]) == len(graph):  # otherwise nothing is complete
+        column, mapping = sources[variable.name], mappings.get(variable.name)
+        if column not in available:
+            continue
+        read = {split: read_column(rows, variable, column, mapping) for split, rows in splits.items()}
+        if wrong := sum((unknown for _, unknown in read.values()), Counter[str]()):
+            report.errors.append(explain_unknown(variable, column, wrong))
+        found = values[variable.name] = {split: understood for split, (understood, _) in read.items()}
+        _check_doubts(splits, column, variable, report)
+        named = "" if column == variable.name else f", column {column!r}"
+        report.lines += ["", f"{variable.name} ({variable.kind}{named})"]
+        if variable.kind == "continuous":
+            _check_numbers(variable, found, report)
+        else:
+            _note_translation(splits, column, mapping, found, variable, report)
+            _check_categories(variable, found, report)
+    if len(values) == len(graph):  # otherwise nothing is complete
         _check_complete(graph, values, report)
     if sources["image"] in available:
-        shown = _choose(graph, values["train"]) if "train" in splits else {}
+        shown = _choose(graph, {name: found["train"] for name, found in values.items()}) if "train" in splits else {}
         check_pictures(splits, sources["image"], config, report, all_images=all_images, shown=shown)
     return report
 
@@ -155,7 +153,12 @@ def _check_doubts(splits: DatasetDict, column: str, variable: Variable, report: 
 
 def _check_numbers(variable: Variable, values: Mapping[str, list[Any]], report: DataReport) -> None:
     assert variable.low is not None and variable.high is not None
-    slack = 1e-5 * (variable.high - variable.low)  # what Variable.encode allows
+    slack = 1e-5 * (variable.high - variable.low)  # as Variable.encode allows
+    least, most = variable.low - slack, variable.high + slack
+
+    def is_outside(numbers: np.ndarray) -> np.ndarray:
+        return (numbers < least) | (numbers > most)
+
     report.lines.append(
         f"  {'range ' + f'[{variable.low:g}, {variable.high:g}]':<24}{'min':>9}{'1 %':>9}{'median':>9}{'mean':>9}"
         f"{'99 %':>9}{'max':>9}{'outside':>9}{'missing':>9}"
@@ -164,11 +167,11 @@ def _check_numbers(variable: Variable, values: Mapping[str, list[Any]], report: 
     for split, column in values.items():
         known = np.array([value for value in column if value is not None], dtype=float)
         everything.append(known)
-        outside = int(((known < variable.low - slack) | (known > variable.high + slack)).sum())
-        numbers = (
-            [*np.quantile(known, [0, 0.01, 0.5]), known.mean(), *np.quantile(known, [0.99, 1])] if len(known) else []
-        )
-        texts = [f"{float(f'{number:.4g}'):g}" for number in numbers] or ["-"] * 6
+        outside = int(is_outside(known).sum())
+        texts = ["-"] * 6
+        if len(known):
+            numbers = [*np.quantile(known, [0, 0.01, 0.5]), known.mean(), *np.quantile(known, [0.99, 1])]
+            texts = [f"{float(f'{number:.4g}'):g}" for number in numbers]
         report.lines.append(
             f"  {split:<24}{''.join(f'{text:>9}' for text in texts)}{outside:>9,}{len(column) - len(known):>9,}"
         )
@@ -177,8 +180,7 @@ def _check_numbers(variable: Variable, values: Mapping[str, list[Any]], report: 
         report.errors.append(f"'{variable.name}' has no value in any row; leave it out of the graph.")
         return
     low, high = known.min(), known.max()
-    if low < variable.low - slack or high > variable.high + slack:
-        count = int(((known < variable.low - slack) | (known > variable.high + slack)).sum())
+    if count := int(is_outside(known).sum()):
         years = ", which are years, it seems, and no ages" if are_years(known.tolist()) else ""
         report.errors.append(
             f"{count} values of '{variable.name}' are outside [{variable.low:g}, {variable.high:g}]: they go from "
@@ -213,14 +215,14 @@ def _note_translation(
     splits: DatasetDict,
     column: str,
     mapping: Mapping[str, Any] | None,
-    values: Values,
+    values: Mapping[str, list[Any]],
     variable: Variable,
     report: DataReport,
 ) -> None:
     """Report how values were read that are no names of categories, positions for instance."""
     pairs = {}
     for split, rows in splits.items():
-        for raw, value in zip(column_values(rows, column), values[split][variable.name], strict=True):
+        for raw, value in zip(column_values(rows, column), values[split], strict=True):
             if value is not None and as_text(raw) != value:
                 pairs[as_text(raw)] = value
     if doubt := doubt_places(variable, column, set(pairs) - set(mapping or {})):
@@ -232,8 +234,8 @@ def _note_translation(
 def _check_complete(graph: CausalGraph, values: Values, report: DataReport) -> None:
     """Count the rows without a missing value, which image models and the evaluation use, and their categories."""
     complete = {
-        split: [all(value is not None for value in row) for row in zip(*columns.values(), strict=True)]
-        for split, columns in values.items()
+        split: [None not in row for row in zip(*(found[split] for found in values.values()), strict=True)]
+        for split in next(iter(values.values()))
     }
     report.lines += [
         "",
@@ -247,9 +249,9 @@ def _check_complete(graph: CausalGraph, values: Values, report: DataReport) -> N
                 "out of the graph what is mostly missing."
             )
     for variable in graph.variables:
-        for split in values:
-            rows = complete[split] if split == "test" else [True] * len(complete[split])
-            counts = Counter(value for value, used in zip(values[split][variable.name], rows, strict=True) if used)
+        for split, found in values[variable.name].items():
+            rows = complete[split] if split == "test" else [True] * len(found)
+            counts = Counter(value for value, used in zip(found, rows, strict=True) if used)
             for category in variable.categories:
                 if not counts[category] and split != "train":
                     report.errors.append(

@@ -78,22 +78,16 @@ class ConditionalDenoiser(nn.Module):
                 f"unet must predict as many channels as it takes, {unet.config['in_channels']}, but predicts "
                 f"{unet.config['out_channels']}: a variance cannot be used."
             )
-        if _attends(unet):
-            if unet.config["cross_attention_dim"] != size:
-                raise ValueError(
-                    f"parent_encoder makes tokens of size {size}, but cross_attention_dim of unet is "
-                    f"{unet.config['cross_attention_dim']}."
-                )
-        elif unet.config["class_embed_type"] != "identity":
+        if not _attends(unet) and unet.config["class_embed_type"] != "identity":
             raise ValueError(
                 "unet must have class_embed_type 'identity', so that the tokens of parent_encoder can be added to its "
                 f"time embedding, got {unet.config['class_embed_type']!r}."
             )
-        elif _time_embedding_size(unet) != size:
-            raise ValueError(
-                f"parent_encoder makes tokens of size {size}, but the time embedding of unet has "
-                f"{_time_embedding_size(unet)}."
-            )
+        what, taken = "the time embedding of unet has", _time_embedding_size(unet)
+        if _attends(unet):
+            what, taken = "cross_attention_dim of unet is", unet.config["cross_attention_dim"]
+        if taken != size:
+            raise ValueError(f"parent_encoder makes tokens of size {size}, but {what} {taken}.")
         _check_scheduler(scheduler)
         self.prediction_type = scheduler.config["prediction_type"]
         self.unet = unet
