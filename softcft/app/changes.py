@@ -87,14 +87,9 @@ class Change(NamedTuple):
 def changes(
     graph: CausalGraph, parents: Mapping[str, Any], do: Mapping[str, Any], output: DSCMPipelineOutput, row: int = 0
 ) -> list[Change]:
-    """Describe one counterfactual, variable by variable.
+    """Describe one counterfactual, a row of a pipeline's output, variable by variable.
 
-    Args:
-        graph: The causal graph.
-        parents: The factual attributes in natural units.
-        do: The intervention in natural units.
-        output: The pipeline's answer.
-        row: Which of its counterfactuals.
+    ``parents`` and ``do`` are the factual attributes and the intervention in natural units.
     """
     affected = graph.affected_by(set(do))
     described = []

@@ -74,16 +74,9 @@ class Model(NamedTuple):
         return isinstance(self.pipeline, DiffusionDSCMPipeline)
 
     def ask(self, picture: np.ndarray, parents: Values, do: Values, steps: int | None) -> DSCMPipelineOutput:
-        """Counterfactuals of one picture, always with the same seed.
+        """Counterfactuals of one picture, always with the same seed; see :meth:`softcft.DSCMPipeline.__call__`.
 
-        Args:
-            picture: uint8 of shape (H, W) or (H, W, 3).
-            parents: Its attributes in natural units.
-            do: The intervention; one of its values may be a list.
-            steps: Of a diffusion model; if None, its default.
-
-        Raises:
-            ValueError: As :meth:`softcft.DSCMPipeline.__call__`.
+        ``steps`` are those of a diffusion model; None is its default.
         """
         settings = {"num_inference_steps": steps} if self.is_diffusion and steps else {}
         generator = torch.Generator().manual_seed(0)

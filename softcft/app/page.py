@@ -44,12 +44,7 @@ FONT, MONOSPACED = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  #
 
 
 def build(models: Sequence[Model], examples: Sequence[Example]) -> gr.Blocks:
-    """Lay out the page.
-
-    Args:
-        models: Those to compare, of one graph and image format.
-        examples: Pictures to choose from, of that format; may be none.
-    """
+    """Lay out the page for models of one graph and image format, with example pictures of that format, if any."""
     graph, image_format = models[0].graph, models[0].image_format
     has_classifier = any(model.pipeline.classifier is not None for model in models)
     continuous = [variable.name for variable in graph.variables if variable.kind == "continuous"]
@@ -136,14 +131,9 @@ def build(models: Sequence[Model], examples: Sequence[Example]) -> gr.Blocks:
 
 
 def launch(page: gr.Blocks, port: int | None) -> str:
-    """Serve the page to this machine and return its address.
+    """Serve the page of :func:`build` to this machine, and return its address.
 
-    Args:
-        page: What :func:`build` has made.
-        port: Its port; the first free one from 7860 if None.
-
-    Raises:
-        OSError: If the port is taken.
+    ``port`` None is the first free one from 7860; OSError if the port is taken.
     """
     theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONT, font_mono=MONOSPACED)
     _, address, _ = page.launch(

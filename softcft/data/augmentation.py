@@ -68,7 +68,7 @@ def random_change(
         device: Where the images are.
 
     Returns:
-        A function of images of that shape in [-1, 1], which gives changed ones of the same shape and range.
+        A function from images of that shape in [-1, 1] to changed ones in [-1, 1].
     """
     if not any(asdict(config).values()):
         return lambda image: image

@@ -125,15 +125,10 @@ def read_column(
 ) -> tuple[list[Any], Counter[str]]:
     """Read a column as the values of its variable, as :func:`translate` does.
 
-    Args:
-        rows: The table.
-        variable: The variable.
-        column: The name of its column.
-        mapping: From texts of the table's values to values of the variable, for those that differ.
+    ``mapping`` goes from texts of the table's values to values of the variable, for those that differ.
 
     Returns:
-        Numbers or category names, None where a value is missing or cannot be understood; and how often each value
-        occurs that cannot be.
+        Numbers or category names, None where a value is missing or unknown; and how often each unknown value occurs.
     """
     mapping = mapping or {}
     raws = column_values(rows, column)

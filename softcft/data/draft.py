@@ -38,8 +38,8 @@ def draft_graph(table: DatasetDict, unread: Sequence[str] = ()) -> str:
             there are any, class labels, which are names of folders, are left out.
 
     Returns:
-        YAML with the sections ``graph`` and, where needed, ``columns``, for ``--graph``. Comments say what was left out
-        and why.
+        YAML with the sections ``graph`` and, where needed, ``columns``, for ``--graph``, and comments on what was left
+        out and why.
 
     Raises:
         ValueError: If there is no column of pictures, or none that could be a variable.

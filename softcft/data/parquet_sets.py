@@ -22,15 +22,7 @@ METADATA = b"softcft"  # key of the settings in a file's metadata
 
 
 def check_made_with(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse to go on with a set that was made with other settings, or a file of which was cut short.
-
-    Args:
-        folder: The set.
-        settings: What it is to be made with, as plain data.
-
-    Raises:
-        ValueError: If a setting differs, or a file is cut short. The message names the file and the setting.
-    """
+    """Raise ValueError if a file of a set was made with other settings (plain data), or was cut short."""
     for path in sorted(folder.glob("train-*.parquet")):
         check_whole(path)
         before = json.loads((pq.read_schema(path).metadata or {}).get(METADATA, b"{}"))

@@ -61,10 +61,10 @@ def check_paths(rows: Dataset, column: str, dataset_name: str, first: int = 0) -
         rows: A table.
         column: Its column of pictures, or of their paths.
         dataset_name: The folder that it was read from, or the name of a data set of the Hub.
-        first: The number of its first row.
+        first: The number of its first row, for the message.
 
     Raises:
-        ValueError: If the path of a picture leads out of the data set. The message has the row and the path.
+        ValueError: If the path of a picture leads out of the data set.
     """
     folders = _folders(dataset_name)
     for row, (path, _) in enumerate(stored_pictures(rows, column), start=first):

@@ -54,7 +54,7 @@ def fit_picture(picture: Image.Image, size: int, channels: int) -> np.ndarray:
         channels: 1 (grey) or 3 (RGB).
 
     Returns:
-        uint8 of shape (size, size) or (size, size, 3). A picture that has this size and mode already is not changed.
+        uint8 of shape (size, size) or (size, size, 3); the same pixels if the picture has this size and mode.
 
     Raises:
         ValueError: If the picture has more than 8 bits per channel.

@@ -81,9 +81,9 @@ def check_pictures(
         splits: The splits.
         column: The column of the pictures.
         config: The settings of the data.
-        report: Gets lines, problems and examples.
+        report: Lines, problems and examples are added to it.
         all_images: Read all pictures, not a sample of 1,000.
-        shown: By heading the training rows that are wanted as examples, and their captions.
+        shown: By heading the training rows of the examples, and their captions.
     """
     try:
         stored = {

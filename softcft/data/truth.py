@@ -77,16 +77,10 @@ class TrueCounterfactuals(Protocol):
 class PhantomTruth:
     """True counterfactuals of the phantom: the same noise, rendered with other attributes.
 
-    Args:
-        split: ``"train"``, ``"validation"`` or ``"test"``.
-        resolution: Image size in pixels.
-        seed: Seed of the data set.
+    Arguments and errors are those of :func:`~softcft.data.phantom.draw_block`.
 
     Attributes:
         expression_columns: For each variable its columns in what :meth:`expression` returns.
-
-    Raises:
-        ValueError: If the split is unknown or the resolution too small.
     """
 
     graph = PHANTOM_GRAPH
@@ -118,14 +112,11 @@ class PhantomTruth:
         return scale_pixels(to_eight_bits(image)).to(device), parents.to(device)
 
     def expression(self, rows: Sequence[int], parents: Tensor) -> Tensor:
-        """How strongly each attribute shows in images of some rows, see :func:`softcft.data.phantom.expression`.
+        """How strongly attributes show in B images, see :func:`softcft.data.phantom.expression`, shape (B, 5).
 
         Args:
-            rows: Which B images of the split.
+            rows: Which images of the split.
             parents: Their encoded attributes, factual or counterfactual, shape (B, K).
-
-        Returns:
-            Shape (B, 5), in standard deviations of the noise; ``expression_columns`` has the variables.
 
         Raises:
             ValueError: If a row is not in the split, or the shape of ``parents`` is wrong.

@@ -138,14 +138,11 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
 
     @_without_autocast
     def abduct(self, values: Tensor, generator: Generator = None) -> Tensor:
-        """Infer the noise of observed values.
+        """Infer noise (B, K) of encoded values (B, K), from which :meth:`predict` gives these values.
 
         Args:
             values: Encoded values, shape (B, K).
             generator: Randomness of the discrete variables' posterior draw: one, or a list with one per sample.
-
-        Returns:
-            Noise, shape (B, K), from which :meth:`predict` gives ``values``.
 
         Raises:
             ValueError: If ``values`` are not encoded values of this graph, or ``generator`` is neither one nor B.
@@ -158,14 +155,9 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
         return torch.cat(noise, dim=1)
 
     def predict(self, noise: Tensor, intervention: Intervention | None = None) -> Tensor:
-        """Run the mechanisms, causes before effects, on given noise.
+        """Run the mechanisms on noise (B, K), causes before effects, to encoded values (B, K).
 
-        Args:
-            noise: Shape (B, K).
-            intervention: Variables that take given values in place of their mechanism's.
-
-        Returns:
-            Encoded values, shape (B, K).
+        Variables of the ``intervention`` take its values in place of their mechanism's.
 
         Raises:
             ValueError: If ``noise`` has the wrong shape or NaN, or ``intervention`` the wrong shape or values.

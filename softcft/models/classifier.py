@@ -264,13 +264,7 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def attribute_losses(graph: CausalGraph, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Training loss of each variable: cross-entropy in nats, squared error in encoded units for continuous ones.
 
-    Args:
-        graph: The causal graph.
-        logits: Shape (B, K).
-        targets: Encoded labels, shape (B, K).
-
-    Returns:
-        For each variable a tensor of shape (B,).
+    Logits and targets (encoded labels) have the shape (B, K), the loss of each variable has the shape (B,).
     """
     losses = {}
     for variable in graph.variables:

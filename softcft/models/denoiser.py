@@ -115,13 +115,9 @@ class ConditionalDenoiser(nn.Module):
     def split(
         self, noisy: Tensor, prediction: Tensor, signal: float | Tensor, noise: float | Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The image and the noise in noisy images, given what the network has predicted.
+        """The image and the noise in noisy images (B, C, H, W), by the prediction of :meth:`forward`.
 
-        Args:
-            noisy: Shape (B, C, H, W).
-            prediction: Of :meth:`forward`.
-            signal: Factor of the image in ``noisy``.
-            noise: Factor of the noise.
+        ``signal`` and ``noise`` are the factors of image and noise.
         """
         if self.prediction_type == "epsilon":
             return (noisy - noise * prediction) / signal, prediction
@@ -195,12 +191,8 @@ def adopt_unet(
     embedding of classes, its rows become the tokens of the variable with as many categories; all other tokens are 0.
     The tokens that a ``UNet2DConditionModel`` attends to are random.
 
-    Args:
-        unet: The network, with or without condition; not changed.
-        graph: The causal graph.
-
     Returns:
-        The network, with the same weights, and the encoder of its tokens.
+        A network with the same weights, and the encoder of its tokens. ``unet`` is not changed.
 
     Raises:
         ValueError: If the network has classes, but not one discrete variable has as many categories; or if it has

@@ -46,14 +46,11 @@ class ParentEncoder(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[m
         self.absent = nn.Parameter(torch.zeros(len(self.causal_graph), embedding_dim))
 
     def forward(self, parents: Tensor, present: Tensor | None = None) -> Tensor:
-        """Encode attributes.
+        """Tokens of attributes, shape (B, V, embedding_dim).
 
         Args:
             parents: Encoded attributes, shape (B, K); those of variables that are left out may be NaN.
             present: Which variables the image is conditioned on, boolean, shape (B, V); all if left out.
-
-        Returns:
-            Tokens of shape (B, V, embedding_dim).
         """
         columns = (parents[:, self.causal_graph.slices[name]] for name in self.causal_graph.names)
         if present is None:

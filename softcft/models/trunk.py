@@ -49,14 +49,11 @@ class PretrainedTrunk:
 
 
 def make_trunk(backbone: Mapping[str, Any], image_size: int | None = None) -> tuple[PreTrainedModel, int]:
-    """A trunk with random weights.
+    """A trunk with random weights, and the width of its pooled output.
 
     Args:
         backbone: Configuration of a transformers image model, ``model_type`` among its keys.
-        image_size: Height and width of the images that it will see, for the trial.
-
-    Returns:
-        The trunk, and the width of its pooled output.
+        image_size: Height and width of its images, for the trial.
 
     Raises:
         ValueError: If this is no configuration, or not of an image model with a pooled output.

@@ -42,15 +42,7 @@ def latent_stride(vae: AutoencoderKL) -> int:
 
 
 def image_posterior(vae: AutoencoderKL, image: Tensor) -> tuple[Tensor, Tensor]:
-    """The diagonal normal distribution of the latents of each image.
-
-    Args:
-        vae: From ``recipes/train_vae.py``.
-        image: Images in [-1, 1], shape (B, C, H, W).
-
-    Returns:
-        Means and log standard deviations (half the log variances), float32, each of shape (B, D) for D latent
-        dimensions.
+    """Means and log standard deviations of the D latents of images (B, C, H, W) in [-1, 1], each float32 (B, D).
 
     Raises:
         ValueError: See :func:`~softcft.models.patches.fold_patches`.
