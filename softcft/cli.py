@@ -270,11 +270,11 @@ def _load(model: str | None) -> Pipeline:
         raise ValueError(f"--model {folder} is neither a folder nor the name of a repository of the Hub (owner/name).")
     try:
         pipeline = load_safetensors(diffusers.DiffusionPipeline, folder)
-    except Exception as error:  # of any kind, as it may be anybody's folder or repository
+    except Exception as error:  # of any kind
         raise ValueError(f"--model {folder} cannot be loaded: {error}") from error
     if not isinstance(pipeline, DSCMPipeline | DiffusionDSCMPipeline):
         raise ValueError(f"--model {folder} is a {type(pipeline).__name__}, and no pipeline of softcft.")
-    pipeline.set_progress_bar_config(disable=None)  # none where nobody looks
+    pipeline.set_progress_bar_config(disable=None)  # shown in terminals only
     return pipeline
 
 

@@ -1,4 +1,4 @@
-"""The results as HTML and SVG. Names of variables, categories and models are text, whatever is in them."""
+"""The results as HTML and SVG. Names of variables, categories and models are escaped."""
 
 from __future__ import annotations
 

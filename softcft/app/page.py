@@ -23,7 +23,7 @@ __all__ = ["build", "launch"]
 
 logger = logging.getLogger(__name__)
 
-HOST = "127.0.0.1"  # nobody else: there is no password, and images may be of patients
+HOST = "127.0.0.1"  # not the network: there is no password, and images may be of patients
 LARGEST_UPLOAD = "50mb"
 HOUR = 3600  # seconds; as long as an upload is kept
 HEAD = """<div class="softcft head"><h1>Image counterfactuals</h1>

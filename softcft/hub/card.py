@@ -103,11 +103,13 @@ def make_card(
         FileNotFoundError: If the folder has no model.
         ValueError: If the settings do not tell the data set, or ``watch.json`` is damaged.
     """
+    folder = Path(folder)
     graph, name = CausalGraph(settings["graph"]), setting(settings, "dataset_name")
     source = SOURCES.get(name) or _unknown_source(name)
+    is_diffusion = any(part.name == "unet" for part in parts_of(folder))
     metadata = ModelCardData(
         library_name="diffusers",
-        tags=["softcft", "counterfactual", "causality", "image-generation", *_tags(Path(folder))],
+        tags=["softcft", "counterfactual", "causality", "image-generation", *["diffusion"] * is_diffusion],
         datasets=name if _is_on_hub(name) else None,
         model_name=repo_id.rpartition("/")[2] if scores else None,
         eval_results=[_eval_result(score, name, source) for score in scores] or None,
@@ -117,9 +119,9 @@ def make_card(
         metadata,
         template_path=str(TEMPLATE),
         repo_id=repo_id,
-        class_name=_class_name(Path(folder)),
-        is_pipeline=(Path(folder) / INDEX).is_file(),
-        usage=_usage(Path(folder), repo_id, graph),
+        class_name=_class_name(folder),
+        is_pipeline=(folder / INDEX).is_file(),
+        usage=_usage(folder, repo_id, graph),
         mermaid=_mermaid(graph),
         variables=_table([["Variable", "Kind", "Values", "Caused by"], *map(_describe, graph.variables)]),
         source=source,
@@ -127,7 +129,7 @@ def make_card(
         watched=as_markdown(read_sentence(folder) or ""),
         has_people=has_people(name),
         is_phantom=name == "phantom",
-        not_seen=[as_markdown(sentence) for sentence in _not_seen(Path(folder))],
+        not_seen=[as_markdown(sentence) for sentence in _not_seen(folder)],
         tables=[(as_markdown(t.title), as_markdown(t.caption), _table(t.rows)) for t in tables],
     )
 
@@ -176,10 +178,6 @@ def _not_seen(folder: Path) -> list[str]:
         if sees is not None:
             sentences += not_seen(read_sight(list(sees), sees)).values()
     return sentences
-
-
-def _tags(folder: Path) -> list[str]:
-    return ["diffusion"] if any(part.name == "unet" for part in parts_of(folder)) else []
 
 
 def _usage(folder: Path, repo_id: str, graph: CausalGraph) -> str:

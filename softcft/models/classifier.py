@@ -137,7 +137,7 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
             )
 
     def _prepare(self, image: Tensor) -> Tensor:
-        """Images as the trunk wants them."""
+        """Images as the trunk takes them."""
         size = self.image_size
         if size is not None and image.shape[-2:] != (size, size):
             resized = F.interpolate(image.float(), (size, size), mode="bilinear", antialias=True)

@@ -157,7 +157,7 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
 
         Returns:
-            Images and their attributes; effects and predictions are None, for there is nothing factual.
+            Images and their attributes; effects and predictions are None: there are no factual images.
 
         Raises:
             ValueError: If ``num_images`` is no positive integer, a variable or category is unknown, a value is out of
