@@ -85,9 +85,9 @@ class Change(NamedTuple):
 
 
 def changes(
-    graph: CausalGraph, parents: Mapping[str, Any], do: Mapping[str, Any], output: DSCMPipelineOutput, row: int = 0
+    graph: CausalGraph, parents: Mapping[str, Any], do: Mapping[str, Any], output: DSCMPipelineOutput
 ) -> list[Change]:
-    """Describe one counterfactual, a row of a pipeline's output, variable by variable.
+    """Describe the first counterfactual of a pipeline's output, variable by variable.
 
     ``parents`` and ``do`` are the factual attributes and the intervention in natural units.
     """
@@ -98,9 +98,9 @@ def changes(
         role: Role = "do" if name in do else "follows" if name in affected else "untouched"
         bars: tuple[Bar, ...] = ()
         if output.factual_predictions is not None and output.counterfactual_predictions is not None:
-            before, after = output.factual_predictions[name][row], output.counterfactual_predictions[name][row]
+            before, after = output.factual_predictions[name][0], output.counterfactual_predictions[name][0]
             bars = _bars(variable, before, after)
-        values = variable.in_words(parents[name]), variable.in_words(output.parents[name][row])
+        values = variable.in_words(parents[name]), variable.in_words(output.parents[name][0])
         described.append(Change(name, role, *values, bars))
     return described
 

@@ -16,7 +16,7 @@ MIMIC-IV calls the race ``ethnicity`` up to version 1.0, on which the notebook w
 finer values such as ``WHITE - RUSSIAN``. Rule 2, kept as published, leaves these out, and subjects with a finer value
 at one admission and a coarser one at another: there are fewer subjects, others in each split, and sizes that are not
 the paper's. The lists of images that the notebook writes give exactly the paper's splits: see ``sample_csv_dir`` of
-:func:`load_mimic_cxr`.
+:func:`select_mimic_cxr`.
 
 Images keep their proportions: the middle square is cut out. Published code squashes the whole image into a square.
 """
@@ -39,7 +39,7 @@ from softcft.arguments import check_choice, check_whole
 from softcft.data.pixels import list_problems, prepare_images
 from softcft.data.splits import SPLITS
 
-__all__ = ["MimicSelection", "load_mimic_cxr", "read_mimic_cxr", "select_mimic_cxr"]
+__all__ = ["MimicSelection", "read_mimic_cxr", "select_mimic_cxr"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +62,9 @@ class MimicSelection(NamedTuple):
     """What the tables say, before any image is read.
 
     Attributes:
-        rows: One row per image: ``image`` (path), ``age``, ``sex``, ``race``, ``disease``, ``subject_id``,
-            ``study_id``, ``dicom_id``, see :func:`load_mimic_cxr`, and ``split`` (train, validation, test).
+        rows: One row per image: ``image`` (path), ``age`` (years), ``sex`` (male, female), ``race`` (White, Asian,
+            Black), ``disease`` (no finding, pleural effusion), ``subject_id``, ``study_id``, ``dicom_id`` (text), and
+            ``split`` (train, validation, test).
         funnel: What each rule leaves, in the order of the rules: columns ``step``, ``images``, ``subjects``.
         problems: One message for each row that was left out because it is damaged.
     """
@@ -73,51 +74,28 @@ class MimicSelection(NamedTuple):
     problems: list[str]
 
 
-def load_mimic_cxr(
-    root: str | Path,
-    resolution: int = 224,
-    *,
-    sample_csv_dir: str | Path | None = None,
-    on_error: Literal["skip", "raise"] = "skip",
-    num_workers: int | None = None,
-    cache_dir: str | Path | None = None,
-) -> DatasetDict:
-    """Filter and split MIMIC-CXR as the paper does, and read its images, or take them from the cache.
-
-    Args:
-        root: Folder with MIMIC-CXR-JPG (its ``files`` beside ``mimic-cxr-2.0.0-metadata.csv.gz`` and
-            ``mimic-cxr-2.0.0-chexpert.csv.gz``) and MIMIC-IV's ``admissions.csv.gz`` and ``patients.csv.gz``, all in
-            itself or up to five folders below. Tables may also be unpacked, as ``.csv``.
-        resolution: Height and width of the images in pixels.
-        sample_csv_dir: Folder with ``mimic.sample.train.csv``, ``.val.csv`` and ``.test.csv``, as the notebook of
-            chexploration writes them. They replace rules 1 to 4 of this module, and all tables but the metadata.
-        on_error: Leave out damaged rows and images with a warning (``"skip"``), or raise at the first (``"raise"``).
-            Damaged tables always raise.
-        num_workers: Images decoded at the same time; the number of CPU cores if left out.
-        cache_dir: Where the images are kept; the cache of Hugging Face datasets if left out.
-
-    Returns:
-        Splits ``train``, ``validation``, ``test`` with columns ``image`` (grey, 8 bit, see
-        :func:`~softcft.data.pictures.fit_picture`), ``age`` (years), ``sex`` (male, female), ``race`` (White, Asian,
-        Black), ``disease`` (no finding, pleural effusion), and ``subject_id``, ``study_id``, ``dicom_id`` (text).
-
-    Raises:
-        FileNotFoundError: If a folder or table is missing.
-        ValueError: If a table is damaged, lacks a column, is there twice or has a path as an id; if a split is left
-            without images; if an argument is out of range; with ``on_error="raise"``, if a row or image is damaged.
-    """
-    check_whole("resolution", resolution)
-    selection = select_mimic_cxr(root, sample_csv_dir=sample_csv_dir, on_error=on_error)
-    return read_mimic_cxr(selection, resolution, on_error=on_error, num_workers=num_workers, cache_dir=cache_dir)[0]
-
-
 def select_mimic_cxr(
     root: str | Path,
     *,
     sample_csv_dir: str | Path | None = None,
     on_error: Literal["skip", "raise"] = "skip",
 ) -> MimicSelection:
-    """Which images to read, by the tables; arguments and errors are those of :func:`load_mimic_cxr`."""
+    """Filter and split MIMIC-CXR as the paper does, by its tables. No image needs to be there yet.
+
+    Args:
+        root: Folder with MIMIC-CXR-JPG (its ``files`` beside ``mimic-cxr-2.0.0-metadata.csv.gz`` and
+            ``mimic-cxr-2.0.0-chexpert.csv.gz``) and MIMIC-IV's ``admissions.csv.gz`` and ``patients.csv.gz``, all in
+            itself or up to five folders below. Tables may also be unpacked, as ``.csv``.
+        sample_csv_dir: Folder with ``mimic.sample.train.csv``, ``.val.csv`` and ``.test.csv``, as the notebook of
+            chexploration writes them. They replace rules 1 to 4 of this module, and all tables but the metadata.
+        on_error: Leave out damaged rows with a warning (``"skip"``), or raise at the first (``"raise"``). Damaged
+            tables always raise.
+
+    Raises:
+        FileNotFoundError: If a folder or table is missing.
+        ValueError: If a table is damaged, lacks a column, is there twice or has a path as an id; if a split is left
+            without images; if an argument is wrong; with ``on_error="raise"``, if a row is damaged.
+    """
     check_choice("on_error", on_error, ("skip", "raise"))
     root, funnel = Path(root), _Funnel(on_error)
     if not root.is_dir():
@@ -151,10 +129,21 @@ def read_mimic_cxr(
 ) -> tuple[DatasetDict, pd.DataFrame]:
     """Read the images of a selection, or take from the cache what an earlier run has read, finished or not.
 
-    Arguments and errors are those of :func:`load_mimic_cxr`.
+    Args:
+        selection: From :func:`select_mimic_cxr`.
+        resolution: Height and width of the images in pixels.
+        on_error: Leave out damaged images with a warning (``"skip"``), or raise at the first (``"raise"``).
+        num_workers: Images decoded at the same time; the number of CPU cores if left out.
+        cache_dir: Where the images are kept; the cache of Hugging Face datasets if left out.
 
     Returns:
-        The splits as :func:`load_mimic_cxr` returns them, and the funnel with one step more: images that can be read.
+        Splits ``train``, ``validation``, ``test`` with columns ``image`` (grey, 8 bit, see
+        :func:`~softcft.data.pictures.fit_picture`) and those of the selection but ``split``; and the funnel with one
+        step more: images that can be read.
+
+    Raises:
+        FileNotFoundError: If there is no folder of images.
+        ValueError: If no image of a split can be read, or with ``on_error="raise"`` one cannot.
     """
     check_whole("resolution", resolution)
     files = Path(selection.rows["image"][0]).parents[3]  # of files/p10/p10000032/s50414267/<dicom_id>.jpg

@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 
 from softcft.data.columns import column_values, doubt_places, find_columns, translate
 from softcft.data.config import FOLDERS, GRAPHS, DataConfig
-from softcft.data.mimic_cxr import load_mimic_cxr
+from softcft.data.mimic_cxr import read_mimic_cxr, select_mimic_cxr
 from softcft.data.morphomnist import load_morphomnist
 from softcft.data.paths import check_paths, find_repeats
 from softcft.data.phantom import load_phantom
@@ -95,7 +95,8 @@ def _read(config: DataConfig, name: str) -> DatasetDict:
     if config.dataset_name == "morphomnist":
         return load_morphomnist(str(config.data_dir), seed=config.data_seed, **made)
     if config.dataset_name == "mimic_cxr" and not Path(name, "dataset_dict.json").is_file():
-        return load_mimic_cxr(name, config.sample_size, on_error=config.on_error)
+        selection = select_mimic_cxr(name, on_error=config.on_error)
+        return read_mimic_cxr(selection, config.sample_size, on_error=config.on_error)[0]
     splits = read_table(name, config.dataset_config_name)
     _warn(name, left_out(name, splits))
     if drawn := [split for split in SPLITS if split not in splits]:

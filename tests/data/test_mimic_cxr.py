@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.utils import shuffle
 
 from softcft.data import mimic_cxr
-from softcft.data.mimic_cxr import load_mimic_cxr, read_mimic_cxr, select_mimic_cxr
+from softcft.data.mimic_cxr import read_mimic_cxr, select_mimic_cxr
 from softcft.data.reading import read_table
 from tests.data.mimic_cxr_tree import MimicTree, make_mimic_tree, split_sizes, write_table
 from tests.killed import run_until_killed
@@ -67,7 +67,7 @@ def damage(path: Path, change: Callable[[bytes], bytes]) -> None:
 
 
 def test_columns_and_values(complete: Path, tmp_path: Path) -> None:
-    splits = load_mimic_cxr(complete, 16, cache_dir=tmp_path)
+    splits = read_mimic_cxr(select_mimic_cxr(complete), 16, cache_dir=tmp_path)[0]
     assert [len(splits[name]) for name in ("train", "validation", "test")] == split_sizes(40)
     for rows in splits.values():
         assert rows.column_names == ["image", "age", "sex", "race", "disease", "subject_id", "study_id", "dicom_id"]
@@ -81,7 +81,7 @@ def test_columns_and_values(complete: Path, tmp_path: Path) -> None:
 
 def test_image_and_attributes_of_a_row_belong_together(complete: Path, tmp_path: Path) -> None:
     patients = pd.read_csv(complete / PATIENTS, dtype=str).set_index("subject_id")
-    for rows in load_mimic_cxr(complete, 20, cache_dir=tmp_path).values():
+    for rows in read_mimic_cxr(select_mimic_cxr(complete), 20, cache_dir=tmp_path)[0].values():
         for row in rows:
             subject, study, dicom = row["subject_id"], row["study_id"], row["dicom_id"]
             path = complete / "files" / f"p{subject[:2]}" / f"p{subject}" / f"s{study}" / f"{dicom}.jpg"
@@ -352,7 +352,7 @@ def test_a_damaged_image_is_left_out_and_named(
     assert "images: 1 left out: " in caplog.text
     assert str(path) in caplog.text
     with pytest.raises(ValueError, match=f"{path.name}.*on_error='skip'"):
-        load_mimic_cxr(tree.root, 16, on_error="raise", cache_dir=tmp_path / "cache")
+        read_mimic_cxr(selection, 16, on_error="raise", cache_dir=tmp_path / "cache")
 
 
 def test_a_split_without_a_readable_image(tree: MimicTree, tmp_path: Path) -> None:
@@ -449,7 +449,7 @@ def test_too_few_subjects_for_three_splits(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"The split 'validation' has no image.*too few subjects"):
         select_mimic_cxr(tree.write())
     with pytest.raises(ValueError, match="on_error must"):
-        load_mimic_cxr(tree.root, 16, on_error="ignore")
+        select_mimic_cxr(tree.root, on_error="ignore")
 
 
 # ---- the lists of images of chexploration -------------------------------------------------------------------------
@@ -500,7 +500,8 @@ def test_lists_of_images_replace_filter_and_split(tree: MimicTree, samples: dict
         assert row["race"] == ("White", "Asian", "Black")[number % 3]
         assert row["disease"] == ("no finding", "pleural effusion", None)[number // 3 % 3]
         assert Path(row["image"]).is_file()
-    splits = load_mimic_cxr(tree.root, 16, sample_csv_dir=folder, cache_dir=tmp_path / "cache")
+    selection = select_mimic_cxr(tree.root, sample_csv_dir=folder)
+    splits = read_mimic_cxr(selection, 16, cache_dir=tmp_path / "cache")[0]
     assert [len(split) for split in splits.values()] == [3, 3, 3]
 
 

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from softcft.data.config import GRAPHS, DataConfig
-from softcft.data.mimic_cxr import load_mimic_cxr
+from softcft.data.mimic_cxr import read_mimic_cxr, select_mimic_cxr
 from softcft.data.phantom import PHANTOM_GRAPH
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import load_data, subjects_of, training_images
@@ -94,7 +94,7 @@ def mimic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> datasets.DatasetDi
     """What is read from a tree of MIMIC-CXR in the folder ``tree``."""
     make_mimic_tree(tmp_path / "tree", num_subjects=30, size=(40, 30))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    return load_mimic_cxr(tmp_path / "tree", 24)
+    return read_mimic_cxr(select_mimic_cxr(tmp_path / "tree"), 24)[0]
 
 
 def test_mimic_cxr_may_be_the_tree_or_what_was_prepared(mimic: datasets.DatasetDict, tmp_path: Path) -> None:
