@@ -264,8 +264,7 @@ def _log_standardised(graph: CausalGraph) -> dict[str, list[float]]:
     scale, shift = [1.0] * graph.width, [0.0] * graph.width
     for variable in graph.variables:
         if variable.log:
-            assert variable.low is not None and variable.high is not None
-            low, high = math.log(variable.low), math.log(variable.high)
+            low, high = map(math.log, variable.bounds)
             mean, deviation = _LOG_STANDARD[variable.name]
             column = graph.slices[variable.name].start
             scale[column] = (high - low) / 2 / deviation

@@ -125,6 +125,12 @@ class Variable:
         """Number of columns of the encoded variable."""
         return len(self.categories) if self.kind == "categorical" else 1
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """``low`` and ``high`` of a continuous variable."""
+        assert self.low is not None and self.high is not None
+        return self.low, self.high
+
     def encode(self, values: Any) -> Tensor:
         """Encode natural values as float32 of shape (B, width).
 
@@ -152,13 +158,11 @@ class Variable:
     def _encode_number(self, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"'{self.name}' must be a number{self._in_unit()}, got {shown(value)}.")
-        assert self.low is not None and self.high is not None
+        least, most = self.bounds
         # Float32 round trips may overshoot the ends a little.
-        below, above = (self.low, self.high) if self.log else (self.high - self.low,) * 2
-        if not self.low - 1e-5 * below <= value <= self.high + 1e-5 * above:  # also false for NaN
-            raise ValueError(
-                f"'{self.name}' must lie in [{self.low:g}, {self.high:g}]{self._in_unit()}, got {shown(value)}."
-            )
+        below, above = (least, most) if self.log else (most - least,) * 2
+        if not least - 1e-5 * below <= value <= most + 1e-5 * above:  # also false for NaN
+            raise ValueError(f"'{self.name}' must lie in [{least:g}, {most:g}]{self._in_unit()}, got {shown(value)}.")
         low, high = self._encoded_range()
         if self.log:
             value = math.log(value)
@@ -174,12 +178,12 @@ class Variable:
         if math.isfinite(value) and error > 0:
             value = _shortest(value, error)
         if abs(encoded) <= 1:  # what a network predicts may lie outside
-            value = min(max(value, float(self.low)), float(self.high))  # type: ignore[arg-type]
+            value = min(max(value, float(self.bounds[0])), float(self.bounds[1]))
         return value
 
     def _encoded_range(self) -> tuple[float, float]:
-        assert self.low is not None and self.high is not None
-        return (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        low, high = self.bounds
+        return (math.log(low), math.log(high)) if self.log else (low, high)
 
     def _in_unit(self) -> str:
         return f" {self.unit}" if self.unit else ""

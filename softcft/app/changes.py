@@ -115,8 +115,8 @@ def _bars(variable: Variable, before: Any, after: Any) -> tuple[Bar, ...]:
 
 def _place(variable: Variable, value: float) -> float:
     """A value's place in the variable's range, in [0, 1], clamped."""
-    assert variable.low is not None and variable.high is not None
-    return (variable.encode(min(max(value, variable.low), variable.high)).item() + 1) / 2
+    low, high = variable.bounds
+    return (variable.encode(min(max(value, low), high)).item() + 1) / 2
 
 
 def effect_colours(effect: np.ndarray) -> np.ndarray:
@@ -131,9 +131,8 @@ def effect_colours(effect: np.ndarray) -> np.ndarray:
 
 def sweep_values(variable: Variable) -> list[float]:
     """Values of a continuous variable from its low to its high, in equal steps of its encoding."""
-    assert variable.low is not None and variable.high is not None
     space = np.geomspace if variable.log else np.linspace
-    return [float(v) for v in space(variable.low, variable.high, SWEEP_VALUES).clip(variable.low, variable.high)]
+    return [float(v) for v in space(*variable.bounds, SWEEP_VALUES).clip(*variable.bounds)]
 
 
 def curves(

@@ -228,11 +228,11 @@ class Answers:
 def _widget(variable: Variable, label: str, name: str, visible: bool = True) -> Any:
     """The widget of a variable: a slider over its range, a radio for two categories, a dropdown for more."""
     if variable.kind == "continuous":
-        assert variable.low is not None and variable.high is not None
+        low, high = variable.bounds
         return gr.Slider(
-            variable.low,
-            variable.high,
-            value=_tidy(variable, (variable.low * variable.high) ** 0.5 if variable.log else _middle(variable)),
+            low,
+            high,
+            value=_tidy(variable, (low * high) ** 0.5 if variable.log else _middle(variable)),
             step=_step(variable),
             label=f"{label} ({variable.unit})" if variable.unit else label,
             buttons=[],
@@ -246,24 +246,22 @@ def _widget(variable: Variable, label: str, name: str, visible: bool = True) -> 
 
 
 def _middle(variable: Variable) -> float:
-    assert variable.low is not None and variable.high is not None
-    return (variable.low + variable.high) / 2
+    return sum(variable.bounds) / 2
 
 
 def _step(variable: Variable) -> float:
     """A power of ten, some hundredth of the range; with a logarithm, of its low end."""
-    assert variable.low is not None and variable.high is not None
-    return 10.0 ** (math.floor(math.log10(variable.low if variable.log else variable.high - variable.low)) - 2)
+    low, high = variable.bounds
+    return 10.0 ** (math.floor(math.log10(low if variable.log else high - low)) - 2)
 
 
 def _tidy(variable: Variable, value: Any) -> Any:
     """A value as its widget holds it: a number on the steps of the slider, within its range."""
     if variable.kind != "continuous" or value is None:
         return value
-    assert variable.low is not None and variable.high is not None
-    step = _step(variable)
+    step, (low, high) = _step(variable), variable.bounds
     digits = max(0, -math.floor(math.log10(step)))
-    return min(max(round(round(value / step) * step, digits), variable.low), variable.high)
+    return min(max(round(round(value / step) * step, digits), low), high)
 
 
 def _steps(models: Sequence[Model]) -> Any:

@@ -152,15 +152,14 @@ def _check_doubts(splits: DatasetDict, column: str, variable: Variable, report: 
 
 
 def _check_numbers(variable: Variable, values: Mapping[str, list[Any]], report: DataReport) -> None:
-    assert variable.low is not None and variable.high is not None
-    slack = 1e-5 * (variable.high - variable.low)  # as Variable.encode allows
-    least, most = variable.low - slack, variable.high + slack
+    least, most = variable.bounds
+    slack = 1e-5 * (most - least)  # as Variable.encode allows
 
     def is_outside(numbers: np.ndarray) -> np.ndarray:
-        return (numbers < least) | (numbers > most)
+        return (numbers < least - slack) | (numbers > most + slack)
 
     report.lines.append(
-        f"  {'range ' + f'[{variable.low:g}, {variable.high:g}]':<24}{'min':>9}{'1 %':>9}{'median':>9}{'mean':>9}"
+        f"  {'range ' + f'[{least:g}, {most:g}]':<24}{'min':>9}{'1 %':>9}{'median':>9}{'mean':>9}"
         f"{'99 %':>9}{'max':>9}{'outside':>9}{'missing':>9}"
     )
     everything = []
@@ -183,9 +182,9 @@ def _check_numbers(variable: Variable, values: Mapping[str, list[Any]], report: 
     if count := int(is_outside(known).sum()):
         years = ", which are years, it seems, and no ages" if are_years(known.tolist()) else ""
         report.errors.append(
-            f"{count} values of '{variable.name}' are outside [{variable.low:g}, {variable.high:g}]: they go from "
+            f"{count} values of '{variable.name}' are outside [{least:g}, {most:g}]: they go from "
             f"{low:g} to {high:g}{years}. Widen low and high, or correct the table, or null them by columns: "
-            f"{{{variable.name}: {{values: {{{as_text(float(low if low < variable.low else high))}: null}}}}}}."
+            f"{{{variable.name}: {{values: {{{as_text(float(low if low < least else high))}: null}}}}}}."
         )
     elif low == high:
         report.warnings.append(f"'{variable.name}' is {low:g} in all rows: leave it out of the graph.")

@@ -213,8 +213,8 @@ class MorphoMNISTTruth:
 
 def _encode(variable: Variable, values: np.ndarray) -> Tensor:
     """Encode numbers that may lie outside the variable's range, which is that of the factual images."""
-    assert variable.low is not None and variable.high is not None
-    encoded = 2 * (values - variable.low) / (variable.high - variable.low) - 1
+    low, high = variable.bounds
+    encoded = 2 * (values - low) / (high - low) - 1
     return torch.from_numpy(encoded).float()[:, None]
 
 

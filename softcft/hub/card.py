@@ -204,8 +204,8 @@ def _example(variable: Variable, which: int) -> Any:
     """One of two example values of a variable, 0 or 1."""
     if variable.kind != "continuous":
         return variable.categories[which]
-    assert variable.low is not None and variable.high is not None
-    return float(f"{variable.low + (0.3 + 0.4 * which) * (variable.high - variable.low):.3g}")
+    low, high = variable.bounds
+    return float(f"{low + (0.3 + 0.4 * which) * (high - low):.3g}")
 
 
 def _mermaid(graph: CausalGraph) -> str:

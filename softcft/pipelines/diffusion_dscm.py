@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -197,24 +198,8 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
             guidance_scale=guidance_scale,
             invariant_guidance_scale=invariant_guidance_scale,
         )
-        levels = backbone.levels
-        total = 2 * len(levels) - (abduction == "bdia")  # its noise is the images of two levels
-        steps = iter(range(total))
-        self._interrupt = False
-        with self.progress_bar(total=total) as bar:
-
-            def on_step(latents: Tensor, level: int) -> Tensor:
-                bar.update()
-                step = next(steps)
-                if callback_on_step_end is not None:
-                    timestep = levels.timesteps[level - 1 if step < len(levels) else level]
-                    latents = _changed(callback_on_step_end(self, step, timestep, {"latents": latents}), latents)
-                if self._interrupt:
-                    logger.warning("Interrupted after step %d of %d: the images are unfinished.", step + 1, total)
-                    raise Interrupted(latents)
-                return latents
-
-            backbone.on_step = on_step
+        total = 2 * len(backbone.levels) - (abduction == "bdia")  # its noise is the images of two levels
+        with self._steps(backbone, total, callback_on_step_end):
             query = Query(image, parents, do, generator, output_type, infer_missing_parents)
             output = predict_counterfactuals(self, backbone, query)
         self.maybe_free_model_hooks()
@@ -253,21 +238,31 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
             channels, size = self.image_format
         shape = (len(values), channels, size, size)
         noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        with self._steps(backbone, len(backbone.levels)):
+            images = backbone.generate(noise, values)
+        self.maybe_free_model_hooks()
+        return DSCMPipelineOutput(images=from_tensor(images, output_type), parents=self.causal_graph.decode(values))
+
+    @contextmanager
+    def _steps(self, backbone: DiffusionBackbone, total: int, callback: StepCallback | None = None) -> Iterator[None]:
+        """Show the progress of a backbone; after each step call back, and stop if this has set ``_interrupt``."""
+        levels, steps = backbone.levels, iter(range(total))
         self._interrupt = False
-        with self.progress_bar(total=len(backbone.levels)) as bar:
+        with self.progress_bar(total=total) as bar:
 
             def on_step(latents: Tensor, level: int) -> Tensor:
                 bar.update()
+                step = next(steps)
+                if callback is not None:
+                    timestep = levels.timesteps[level - 1 if step < len(levels) else level]
+                    latents = _changed(callback(self, step, timestep, {"latents": latents}), latents)
                 if self._interrupt:
-                    logger.warning("Interrupted at level %d: the images are unfinished.", level)
+                    logger.warning("Interrupted after step %d of %d: the images are unfinished.", step + 1, total)
                     raise Interrupted(latents)
                 return latents
 
             backbone.on_step = on_step
-            images = backbone.generate(noise, values)
-
-        self.maybe_free_model_hooks()
-        return DSCMPipelineOutput(images=from_tensor(images, output_type), parents=self.causal_graph.decode(values))
+            yield
 
 
 def _changed(given: Any, latents: Tensor) -> Tensor:
