@@ -169,8 +169,15 @@ class CausalGraph:
         """
         for name, values in (("parents", parents), ("counterfactual_parents", counterfactual_parents)):
             self._check_shape(name, values, "K", self.width)
-        differs = (counterfactual_parents - parents).abs() > 2e-4  # encoded ranges are 2 wide
-        return torch.stack([differs[:, self.slices[name]].any(dim=1) for name in self.names], dim=1)
+        return self.any_column((counterfactual_parents - parents).abs() > 2e-4)  # encoded ranges are 2 wide
+
+    def split(self, encoded: Tensor) -> dict[str, Tensor]:
+        """The columns of each variable, shape (B, width), of a tensor of shape (B, K)."""
+        return {name: encoded[:, columns] for name, columns in self.slices.items()}
+
+    def any_column(self, mask: Tensor) -> Tensor:
+        """For which variables a column is True: bool (B, K) to (B, V)."""
+        return torch.stack([columns.any(dim=1) for columns in self.split(mask).values()], dim=1)
 
     def expand(self, per_variable: Tensor) -> Tensor:
         """Repeat each variable's entry over its encoded columns: (B, V) to (B, K).
@@ -184,15 +191,13 @@ class CausalGraph:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits (B, K) to probabilities; the means of continuous variables stay as they are."""
-        columns = []
+        columns = self.split(logits)
         for variable in self.variables:
-            column = logits[:, self.slices[variable.name]]
             if variable.kind == "binary":
-                column = column.sigmoid()
+                columns[variable.name] = columns[variable.name].sigmoid()
             elif variable.kind == "categorical":
-                column = column.softmax(dim=1)
-            columns.append(column)
-        return torch.cat(columns, dim=1)
+                columns[variable.name] = columns[variable.name].softmax(dim=1)
+        return torch.cat(list(columns.values()), dim=1)
 
     # ---- values -----------------------------------------------------------------------------------------------
 
@@ -239,7 +244,7 @@ class CausalGraph:
     def decode(self, encoded: Tensor) -> dict[str, list[Any]]:
         """The inverse of :meth:`encode`: B natural values per variable; ValueError if the shape is not (B, K)."""
         self.check_encoded("encoded", encoded)
-        return {v.name: v.decode(encoded[:, self.slices[v.name]]) for v in self.variables}
+        return {name: self[name].decode(columns) for name, columns in self.split(encoded).items()}
 
     def in_words(self, values: Mapping[str, Any]) -> str:
         """The attributes of one image as text, for example ``"age 63 years, female, race ?"``.

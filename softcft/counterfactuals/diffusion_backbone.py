@@ -150,8 +150,7 @@ class DiffusionBackbone(nn.Module):
         self, latents: list[Tensor], passed: list[Tensor], parents: Tensor, counterfactual_parents: Tensor
     ) -> Tensor:
         graph = self.denoiser.parent_encoder.causal_graph
-        moved = parents != counterfactual_parents
-        changed = torch.stack([moved[:, graph.slices[name]].any(dim=1) for name in graph.names], dim=1)
+        changed = graph.any_column(parents != counterfactual_parents)
         return self._follow(latents, passed, counterfactual_parents, changed)
 
     def _follow(self, latents: list[Tensor], passed: list[Tensor] | None, parents: Tensor, changed: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
         """
         self._check_encoded("values", values)
         graph = self.causal_graph
-        known = torch.stack([~values[:, columns].isnan().any(dim=1) for columns in graph.slices.values()], dim=1)
+        known = ~graph.any_column(values.isnan())
         # A missing value is replaced by any valid one, and the terms that it enters get the weight 0.
         some = [torch.eye(1, v.width)[0] if v.kind == "categorical" else torch.zeros(1) for v in graph.variables]
         columns = self._columns(torch.where(graph.expand(known), values, torch.cat(some).to(values)))
@@ -148,7 +148,7 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
             ValueError: If ``values`` are not encoded values of this graph, or ``generator`` is neither one nor B.
         """
         columns = self._columns(values)
-        normal = self._split(self._normal(len(values), generator, values.dtype))
+        normal = self.causal_graph.split(self._normal(len(values), generator, values.dtype))
         noise = [
             self._mechanism(n).abduct(columns[n], self._parents(n, columns), normal[n]) for n in self.causal_graph.names
         ]
@@ -173,7 +173,8 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
     def _predict(self, noise: Tensor, intervention: Intervention | None) -> Tensor:
         if intervention is None:
             intervention = Intervention(noise, noise.new_zeros(len(noise), len(self.causal_graph), dtype=torch.bool))
-        noises, given, columns = self._split(noise), self._split(intervention.values), dict[str, Tensor]()
+        noises, given = self.causal_graph.split(noise), self.causal_graph.split(intervention.values)
+        columns: dict[str, Tensor] = {}
         for name in self.causal_graph.causal_order:
             value = self._mechanism(name).predict(noises[name], self._parents(name, columns))
             is_given = intervention.mask[:, [self.causal_graph.names.index(name)]]
@@ -227,7 +228,7 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
         self._check_loaded()
         if intervention is not None:
             self._check_intervention(intervention, n)
-        normal = self._split(self._normal(n, generator, self.dtype))
+        normal = self.causal_graph.split(self._normal(n, generator, self.dtype))
         noise = torch.cat([self._mechanism(name).noise(normal[name]) for name in self.causal_graph.names], dim=1)
         return self._predict(noise, intervention)
 
@@ -243,14 +244,11 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
         dtype = torch.promote_types(dtype, torch.float32)
         return randn_tensor((n, self.causal_graph.width), generator=generator, device=self.device, dtype=dtype)
 
-    def _split(self, encoded: Tensor) -> dict[str, Tensor]:
-        return {name: encoded[:, columns] for name, columns in self.causal_graph.slices.items()}
-
     def _columns(self, values: Tensor) -> dict[str, Tensor]:
         """The checked values of each variable."""
         self._check_encoded("values", values)
         self._refuse("values are", ~self._is_encoded(values))
-        return self._split(values.to(torch.promote_types(values.dtype, torch.float32)))
+        return self.causal_graph.split(values.to(torch.promote_types(values.dtype, torch.float32)))
 
     def _check_loaded(self) -> None:
         if self.device.type == "meta":  # its splines keep weights from one layer to the next
@@ -289,8 +287,8 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
 
     def _is_encoded(self, values: Tensor) -> Tensor:
         """Which values are valid for their variable: bool of shape (B, V), False for NaN."""
-        slices = self.causal_graph.slices
-        return torch.stack([_is_encoded(v, values[:, slices[v.name]]) for v in self.causal_graph.variables], dim=1)
+        columns = self.causal_graph.split(values)
+        return torch.stack([_is_encoded(v, columns[v.name]) for v in self.causal_graph.variables], dim=1)
 
     def _refuse(self, subject: str, invalid: Tensor) -> None:
         # A program that torch.export makes cannot look at values.

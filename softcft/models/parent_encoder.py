@@ -52,7 +52,7 @@ class ParentEncoder(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[m
             parents: Encoded attributes, shape (B, K); those of variables that are left out may be NaN.
             present: Which variables the image is conditioned on, boolean, shape (B, V); all if left out.
         """
-        columns = (parents[:, self.causal_graph.slices[name]] for name in self.causal_graph.names)
+        columns = self.causal_graph.split(parents).values()
         if present is None:
             return torch.stack([encode(x) for encode, x in zip(self.encoders, columns, strict=True)], dim=1)
         tokens = torch.stack([encode(x.nan_to_num()) for encode, x in zip(self.encoders, columns, strict=True)], dim=1)

@@ -81,7 +81,7 @@ def test_what_nobody_foresaw_names_no_file(caplog: pytest.LogCaptureFixture) -> 
         raise RuntimeError("/a/path/of/the/server")
 
     with pytest.warns(UserWarning, match="^The terminal in which softcft-app runs says why"):
-        page._told(fail)()
+        page._show_errors(fail)()
     assert "/a/path/of/the/server" in caplog.text
 
 
