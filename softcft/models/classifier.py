@@ -266,11 +266,10 @@ def attribute_losses(graph: CausalGraph, logits: Tensor, targets: Tensor) -> dic
 
     Logits and targets (encoded labels) have the shape (B, K), the loss of each variable has the shape (B,).
     """
-    losses = {}
-    for variable in graph.variables:
-        columns = graph.slices[variable.name]
-        if variable.kind == "continuous":
-            losses[variable.name] = (logits[:, columns] - targets[:, columns]).square()[:, 0]
-        else:
-            losses[variable.name] = _cross_entropy(logits[:, columns], targets[:, columns])
-    return losses
+    predicted, labels = graph.split(logits), graph.split(targets)
+    return {
+        v.name: (predicted[v.name] - labels[v.name]).square()[:, 0]
+        if v.kind == "continuous"
+        else _cross_entropy(predicted[v.name], labels[v.name])
+        for v in graph.variables
+    }

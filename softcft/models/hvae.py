@@ -303,7 +303,7 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         if latents is not None and len(latents) != stochastic:
             raise ValueError(f"latents must be {stochastic}, one for each stochastic block, got {len(latents)}.")
         parents = self._condition(parents)
-        state, drawn, priors, injections = None, [], [], []
+        state, drawn, priors, injections = None, list[Tensor](), [], []
         for block in self.decoder:
             lifted = self._lift(state, block.resolution, parents.shape[0])
             hidden, loc, log_scale = self._run(block.run_prior, lifted, parents.to(lifted.dtype))
