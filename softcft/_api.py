@@ -1,4 +1,4 @@
-"""All public names, imported: what :mod:`softcft` takes them from when the first of them is asked for."""
+"""The public names of :mod:`softcft`, which imports this module when the first of them is asked for."""
 
 # A saved pipeline names its components as ["softcft", "HVAEModel"]. The loader looks up in softcft's namespace both
 # that class and the base class that it knows how to load, ModelMixin: so everything that can be a component is here,

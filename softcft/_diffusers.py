@@ -7,8 +7,8 @@ knows only its own pipelines by name. Two registrations change that:
   files, and load from a folder and from the Hub without remote code;
 - ``diffusers.DSCMPipeline``: ``DiffusionPipeline.from_pretrained`` finds the class that ``model_index.json`` names.
 
-Importing softcft imports nothing of diffusers, which takes seconds. Both registrations are made when the module that
-they change is imported. Plain imports of all public names would take 1.5 times as long as importing diffusers and
+Importing softcft imports nothing of diffusers, which takes seconds. Each registration is made after the import of the
+module that it changes. Plain imports of all public names would take 1.5 times as long as importing diffusers and
 transformers, and ``softcft --help`` seconds (``benchmarks/import_time.py``).
 """
 
@@ -70,7 +70,7 @@ def register(*pipelines: type[DiffusionPipeline]) -> None:
 
 
 def _make_pipelines_known() -> None:
-    """Let diffusers, which imports its own classes when they are asked for, do so with ours."""
+    """Let diffusers import our pipelines when they are asked for, as its own."""
     diffusers = sys.modules["diffusers"]
 
     class WithOurs(type(diffusers)):  # type: ignore[misc]  # a module's class is not known before
@@ -81,7 +81,7 @@ def _make_pipelines_known() -> None:
 
 
 class _AfterImport(MetaPathFinder):
-    """Finds one module as Python does, and calls a function when it has been imported."""
+    """Calls a function after the import of a module."""
 
     def __init__(self, name: str, function: Callable[[], None]) -> None:
         self.name, self.function = name, function
