@@ -11,11 +11,10 @@ or morphomnist, for weights can give away pictures of people. The token is that 
 import argparse
 from pathlib import Path
 
-import pandas as pd
 from diffusers import DiffusionPipeline
 
 from softcft import CausalGraph
-from softcft.evaluation.tables import CFT_NAMES, report_tables
+from softcft.evaluation.tables import CFT_NAMES, read_metrics, report_tables
 from softcft.hub.card import CardTable, has_people, make_card, setting
 from softcft.hub.publish import CARD, check_access, model_files, publish
 from softcft.models.weights import load_safetensors
@@ -25,15 +24,13 @@ ENTRIES = {
     "DSCMPipeline": Path(__file__).resolve().parents[1] / "pipelines" / "dscm.py",
     "DiffusionDSCMPipeline": Path(__file__).resolve().parents[1] / "pipelines" / "diffusion_dscm.py",
 }
-TEXT = ("table", "dataset", "cft", "intervention", "variable", "predictor", "metric")
 
 
 def results_of(run: Path, cft: str, graph: CausalGraph) -> dict[str, list]:
     """What was measured of one pipeline: its tables and scores by the judge, real images and the truth beside it."""
     if not (run / "metrics.csv").is_file():
         return {}
-    empty = dict.fromkeys(("value", "low", "high"), "")  # "none" is a word here
-    metrics = pd.read_csv(run / "metrics.csv", dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=empty)
+    metrics = read_metrics(run / "metrics.csv")
     if cft not in set(metrics["cft"]):
         return {}
     judged = metrics["table"].isin(["effectiveness", "truth"]) & metrics["predictor"].isin(["judge", ""])

@@ -191,27 +191,8 @@ async def _end(job: asyncio.subprocess.Process) -> None:
                 await asyncio.sleep(0.1)
 
 
-@dataclass
-class Plan:
-    """What is to be done.
-
-    Attributes:
-        folder: The run's folder.
-        cft: Kinds of fine-tuning.
-        image_model: ``hvae`` or ``diffusion``.
-        stages: By heading, groups of jobs. A group begins when the one before it has ended.
-        guidances: Names of the evaluations under guidance.
-    """
-
-    folder: Path
-    cft: list[str]
-    image_model: str
-    stages: dict[str, list[Jobs]]
-    guidances: list[str]
-
-
-def plan() -> Plan:
-    """Read all settings; mistakes end the program here."""
+def read_settings() -> tuple[dict[str, Any], RunConfig, list[str]]:
+    """The sections of the settings, those of the run with its folder, and the flags that all steps have."""
     sections, _, settings = parse_config(
         "data", DataConfig, RunConfig, default_config=DEFAULT_CONFIG, description=__doc__
     )
@@ -219,12 +200,21 @@ def plan() -> Plan:
     given, flags = parser.parse_args_into_dataclasses(
         ["--output_dir", "", *sys.argv[1:]], return_remaining_strings=True, look_for_args_file=False
     )
-    folder = Path(settings.output_dir)
-    if not given.output_dir and settings.seed:
-        folder = folder.with_name(f"{folder.name}-seed{settings.seed}")
-    flags += ["--output_dir", str(folder)]
+    seed = f"-seed{settings.seed}" if settings.seed and not given.output_dir else ""
+    settings.output_dir = f"{Path(settings.output_dir)}{seed}"
+    return sections, settings, [*flags, "--output_dir", settings.output_dir]
 
-    image_model = "diffusion" if "diffusion" in sections and "hvae" not in sections else "hvae"
+
+def plan(
+    sections: dict[str, Any], settings: RunConfig, flags: list[str], image_model: str
+) -> tuple[dict[str, list[Jobs]], list[str]]:
+    """What is to be done, once all settings are read and no mistake is found.
+
+    Returns:
+        By heading, groups of jobs, of which each begins when the one before it has ended; and the names of the
+        evaluations under guidance.
+    """
+    folder = Path(settings.output_dir)
     left_out = {"hvae", "diffusion"} - {image_model} | (set() if settings.utility else {"utility"})
     more = further_guides(sections) if "matched" in settings.cft else []
     trainings = TRAININGS | {name: classifier(seed=100 * number) for number, name in enumerate(more, start=1)}
@@ -256,7 +246,7 @@ def plan() -> Plan:
     discrete = [v.name for v in graph.variables if v.kind != "continuous"]
     sets = ["real", *(f"{kind}/{name}" for kind in settings.cft for name in discrete)] if settings.utility else []
     predictors = {f"utility_{name.replace('/', '_')}": [*utility, "--train_on", name] for name in sets}
-    flags += ["--seed", str(settings.seed)]
+    flags = [*flags, "--seed", str(settings.seed)]
     pipelines = ["--pipelines", *(str(folder / kind) for kind in settings.cft)]
     evaluation = plan_evaluation(flags, pipelines, predictors, guidances)
     stages = {
@@ -265,7 +255,7 @@ def plan() -> Plan:
         f"Fine-tuning, two at a time: {', '.join(tunings)}": [tunings],
         "Counterfactuals of all test images, seen by guide and judge": evaluation,
     }
-    return Plan(folder, settings.cft, image_model, stages, list(guidances))
+    return stages, list(guidances)
 
 
 def plan_evaluation(
@@ -350,43 +340,45 @@ def write_table1(folder: Path, guidances: list[str]) -> None:
 def main() -> None:
     """Run the recipe; see the module's docstring."""
     started = time.monotonic()
-    planned = plan()
-    out, logs = planned.folder, planned.folder / "logs"
+    sections, settings, flags = read_settings()
+    image_model = "diffusion" if "diffusion" in sections and "hvae" not in sections else "hvae"
+    stages, guidances = plan(sections, settings, flags, image_model)
+    out, logs = Path(settings.output_dir), Path(settings.output_dir, "logs")
     logs.mkdir(parents=True, exist_ok=True)
     for end in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(end) != signal.SIG_IGN:  # as under nohup
             signal.signal(end, lambda number, _: sys.exit(128 + number))
     try:
-        for number, (heading, groups) in enumerate(planned.stages.items(), start=1):
+        for number, (heading, groups) in enumerate(stages.items(), start=1):
             print(f"{chr(10) * (number > 1)}== {number}/5 {heading}", flush=True)
             for jobs in groups:
                 asyncio.run(run(jobs, logs))
-        if planned.guidances:
-            write_table1(out, planned.guidances)
+        if guidances:
+            write_table1(out, guidances)
     except KeyboardInterrupt:
         sys.exit("\nStopped. The same command goes on from here.")
     except ExceptionGroup as failed:
         sys.exit(str(failed.exceptions[0]))
-    print_end(planned, started)
+    print_end(settings, image_model, guidances, started)
 
 
-def print_end(planned: Plan, started: float) -> None:
+def print_end(settings: RunConfig, image_model: str, guidances: list[str], started: float) -> None:
     """Say what there is to see."""
-    out = planned.folder
+    out = settings.output_dir
     print(f"\n== 5/5 Done after {round((time.monotonic() - started) / 60)} minutes.")
-    for cft in planned.cft:
-        if sentence := read_sentence(out / cft):
+    for cft in settings.cft:
+        if sentence := read_sentence(Path(out, cft)):
             print(f"{CFT_NAMES[cft]}: {sentence}")
     print("Look at")
     print(f"    {out}/report.html             all tables and figures; also report.md, report.tex")
     print(f"    {out}/metrics.csv             all numbers, tidy")
-    for name in planned.guidances:
+    for name in guidances:
         print(f"    {out}/{name}/report.html    the same under guidance; Table 1 of all in {out}/table1.csv")
     print(f"    {out}/figures/comparison.png  the same counterfactuals after each fine-tuning")
     print("and ask for your own:")
-    pipeline = "DSCMPipeline" if planned.image_model == "hvae" else "DiffusionDSCMPipeline"
+    pipeline = "DSCMPipeline" if image_model == "hvae" else "DiffusionDSCMPipeline"
     print(f"    from softcft import {pipeline}")
-    print(f'    pipe = {pipeline}.from_pretrained("{out}/{planned.cft[-1]}")')
+    print(f'    pipe = {pipeline}.from_pretrained("{out}/{settings.cft[-1]}")')
     print("    result = pipe(image, parents={...}, do={...})   # the variables: pipe.causal_graph")
 
 

@@ -39,13 +39,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import set_seed
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from softcft import AttributeClassifier, CausalGraph
 from softcft.data.augmentation import AugmentationConfig
 from softcft.data.config import DataConfig, SubsetConfig
 from softcft.data.reading import read_table
-from softcft.data.schema import ImageAttributeDataset, check_known, random_part, scale_pixels
+from softcft.data.schema import ImageAttributeDataset, check_known, random_part
 from softcft.data.sources import load_data, subjects_of, training_images
 from softcft.evaluation.metrics import variable_metrics
 from softcft.evaluation.sight import measure_sight
@@ -59,7 +59,7 @@ from softcft.training.objectives import ClassifierObjective
 from softcft.training.parsing import FURTHER_GUIDE, model_arguments, parse_config
 from softcft.training.preparation import begin_training, main_process_first
 from softcft.training.processes import this_process
-from softcft.training.validation import ValidationConfig
+from softcft.training.validation import ValidationConfig, predict_all
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 ROLES = ("guide", "judge", "watcher", "utility")
@@ -117,13 +117,6 @@ def make_classifier(
         if this_process().is_main_process:
             print(trunk.summary)
     return classifier
-
-
-@torch.no_grad()
-def predict(classifier: AttributeClassifier, dataset: ImageAttributeDataset) -> torch.Tensor:
-    """Logits of all images, shape (N, K)."""
-    batches = DataLoader(dataset, batch_size=256)
-    return torch.cat([classifier(scale_pixels(batch["image"].to(classifier.device))).logits for batch in batches])
 
 
 def tell_validation(classifier: AttributeClassifier, logits: torch.Tensor, labels: torch.Tensor, role: str) -> None:
@@ -198,9 +191,8 @@ def main() -> None:
     monitor = validation[0].monitor(classifier, validation_images, training.seed) if validation else None
     train(objective, learned, training, name=role.role, monitor=monitor)
     if this_process().is_main_process:
-        labels = validation_images.parents.to(classifier.device)
-        classifier.eval().calibrate(predict(classifier, validation_images), labels)
-        logits = predict(classifier, validation_images)
+        classifier.eval().calibrate(*predict_all(classifier, validation_images))
+        logits, labels = predict_all(classifier, validation_images)  # calibrated
         subjects = subjects_of(splits["validation"], data)
         classifier.store_sight(measure_sight(graph, logits, labels, subjects))
         save_whole(training.output_dir, classifier)

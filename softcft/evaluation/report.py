@@ -18,7 +18,7 @@ import pandas as pd
 
 from softcft.escaping import as_latex, as_markdown
 from softcft.evaluation.sight import sight_warnings
-from softcft.evaluation.tables import KEY, ReportTable, heading, report_tables
+from softcft.evaluation.tables import ReportTable, heading, read_metrics, report_tables
 from softcft.graph import CausalGraph
 
 __all__ = ["NOTES", "write_report"]
@@ -51,15 +51,7 @@ def write_report(runs: Sequence[str | Path], output_dir: str | Path, graph: Caus
         if not list(folder.glob("metrics/*.csv")):
             raise FileNotFoundError(f"{folder}/metrics has no results; evaluate the run first (evaluate.py).")
     paths = [path for folder in folders for path in sorted(folder.glob("metrics/*.csv"))]
-    # Empty cells of text are empty text, not NaN; "none" is a word here.
-    text = dict.fromkeys(KEY, str) | {"seed": int}
-    metrics = pd.concat(
-        [
-            pd.read_csv(path, dtype=text, keep_default_na=False, na_values=dict.fromkeys(("value", "low", "high"), ""))
-            for path in paths
-        ],
-        ignore_index=True,
-    )
+    metrics = pd.concat([read_metrics(path) for path in paths], ignore_index=True)
     tables = report_tables(metrics, graph)
     warnings = [*sight_warnings(metrics[metrics["table"] == "sight"]), *_notes(folders)]
 

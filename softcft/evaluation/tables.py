@@ -26,12 +26,23 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from softcft.graph import CausalGraph
 
-__all__ = ["CFT_NAMES", "COLUMNS", "PUBLISHED_CFT", "RESULT", "ROW_NAMES", "ReportTable", "report_tables"]
+__all__ = [
+    "CFT_NAMES",
+    "COLUMNS",
+    "PUBLISHED_CFT",
+    "RESULT",
+    "ROW_NAMES",
+    "ReportTable",
+    "read_metrics",
+    "report_tables",
+]
 
 CFT_NAMES = {"none": "No CFT", "hard": "Hard-CFT", "soft": "Soft-CFT", "matched": "Matched-CFT"}
 PUBLISHED_CFT = ("none", "hard", "soft")  # what is compared unless told otherwise
@@ -44,19 +55,14 @@ COLUMNS = (*KEY, *RESULT[4:])
 
 @dataclass(frozen=True)
 class Layout:
-    """What one table shows: rows are interventions and models, columns variables and metrics.
-
-    ``metrics`` maps metrics, or the part of their name before a ``[``, to the heading of their columns, with
-    ``{variable}``, ``{unit}`` and ``{group}`` (what is in the brackets) filled in. ``second`` maps them to a metric
-    that is written in brackets behind, the change of Table 1 or the p-value of a statistic.
-    """
+    """What one table shows: rows are interventions and models, columns variables and metrics."""
 
     title: str
     caption: str
     table: str
-    metrics: Mapping[str, str]
+    metrics: Mapping[str, str]  # by metric without [group], the heading of its columns
     predictor: str = ""
-    second: Mapping[str, str] = field(default_factory=dict)
+    second: Mapping[str, str] = field(default_factory=dict)  # by metric, the change or p-value in brackets behind it
     decimals: int = 2
 
 
@@ -198,19 +204,18 @@ LAYOUTS = (
 )
 
 
-@dataclass(frozen=True)
-class ReportTable:
-    """A table as it is shown.
-
-    Attributes:
-        title: Heading.
-        caption: What the numbers are, with their units.
-        frame: Strings, columns ``Intervention``, ``CF type`` and one for each variable or metric.
-    """
+class ReportTable(NamedTuple):
+    """A table as it is shown."""
 
     title: str
-    caption: str
-    frame: pd.DataFrame
+    caption: str  # what the numbers are, with their units
+    frame: pd.DataFrame  # strings; columns Intervention, CF type and one for each variable or metric
+
+
+def read_metrics(path: Path) -> pd.DataFrame:
+    """A tidy table from its CSV file. Empty cells of text are empty text, not NaN; "none" is a word here."""
+    text = dict.fromkeys(KEY, str) | {"seed": int}
+    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=dict.fromkeys(RESULT[4:], ""))
 
 
 def report_tables(metrics: pd.DataFrame, graph: CausalGraph) -> list[ReportTable]:

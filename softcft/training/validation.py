@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from softcft.arguments import Natural, check_fields
@@ -14,7 +15,7 @@ from softcft.data.schema import random_part, scale_pixels
 from softcft.models.classifier import AttributeClassifier
 from softcft.training.monitor import Look
 
-__all__ = ["ValidationConfig", "ValidationLoss"]
+__all__ = ["ValidationConfig", "ValidationLoss", "predict_all"]
 
 MOST_IMAGES = 2048
 BATCH_SIZE = 256
@@ -22,11 +23,7 @@ BATCH_SIZE = 256
 
 @dataclass(kw_only=True)
 class ValidationConfig:
-    """How often the loss on validation images is measured in training.
-
-    Raises:
-        ValueError: If the value is out of range.
-    """
+    """How often the loss on validation images is measured in training."""
 
     validation_steps: Natural = field(
         default=100,
@@ -44,10 +41,21 @@ class ValidationConfig:
         return ValidationLoss(classifier, dataset, self.validation_steps, seed) if self.validation_steps else None
 
 
-class ValidationLoss:
-    """A monitor (:class:`~softcft.training.monitor.Monitor`) that finds the weights with the lowest loss the best.
+@torch.no_grad()
+def predict_all(classifier: AttributeClassifier, images: Dataset[Any]) -> tuple[Tensor, Tensor]:
+    """A classifier's logits on all images of a map-style data set and their encoded attributes, both (N, K)."""
+    batches = [
+        (classifier(scale_pixels(batch["image"].to(classifier.device))).logits, batch["parents"].to(classifier.device))
+        for batch in DataLoader(images, BATCH_SIZE)
+    ]
+    logits, parents = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
+    return logits, parents
 
-    It is the sum of :meth:`~softcft.models.classifier.AttributeClassifier.calibrated_losses` over the variables, in
+
+class ValidationLoss:
+    """A :class:`~softcft.training.monitor.Monitor` whose best weights have the lowest loss on validation images.
+
+    The loss sums :meth:`~softcft.models.classifier.AttributeClassifier.calibrated_losses` over the variables, in
     evaluation mode.
 
     Args:
@@ -84,14 +92,7 @@ class ValidationLoss:
 
     def look(self, step: int) -> Look:
         """See :class:`~softcft.training.monitor.Monitor`."""
-        self.classifier.eval()
-        device = self.classifier.device
-        batches = [
-            (self.classifier(scale_pixels(batch["image"].to(device))).logits, batch["parents"].to(device))
-            for batch in DataLoader(self.images, BATCH_SIZE)
-        ]
-        logits, parents = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
-        losses = self.classifier.calibrated_losses(logits, parents)
+        losses = self.classifier.calibrated_losses(*predict_all(self.classifier.eval(), self.images))
         totals = {"loss": sum(losses.values()), **{f"loss/{name}": loss for name, loss in losses.items()}}
         self.losses[step] = totals["loss"]
         return Look({f"validation/{key}": value for key, value in totals.items()}, self.best_step == step)
