@@ -1,10 +1,10 @@
-"""What must hold for any counterfactual of an image: composition, reversibility and minimality.
+"""Axioms of counterfactual images: composition, reversibility and minimality.
 
 *Composition*: a null intervention gives the same image. *Reversibility*: an intervention and its inverse give the same
-image. Both are axioms of Monteiro et al., "Measuring axiomatic soundness of counterfactual image models" (ICLR 2023),
-measured as mean absolute differences of pixels in grey levels of 0 to 255 after one cycle and more. A backbone that
-keeps the pixel residual, as :class:`~softcft.counterfactuals.hvae_backbone.HVAEBackbone` does, composes exactly by
-construction, also if its latents hold little of the image: :func:`reconstruction` measures how much they hold.
+image. Both are of Monteiro et al., "Measuring axiomatic soundness of counterfactual image models" (ICLR 2023), measured
+as mean absolute differences of pixels in grey levels of 0 to 255 after one cycle and more. A backbone that keeps the
+pixel residual, as :class:`~softcft.counterfactuals.hvae_backbone.HVAEBackbone` does, composes exactly by construction;
+:func:`reconstruction` measures how much of the image its latents hold.
 
 *Minimality*: an intervention changes no more than it must, by the counterfactual latent divergence of Sanchez and
 Tsaftaris, "Diffusion causal models for counterfactual estimation" (CLeaR 2022).
@@ -138,18 +138,16 @@ def counterfactual_latent_divergence(
 ) -> Tensor:
     r"""Counterfactual latent divergence (CLD): whether each counterfactual changes no more than it must.
 
-    Distances are divergences of posteriors, :math:`d_i = KL(q(x^*_i) \| q(x_i))`. Of the real images j, those that
-    have the counterfactual's value are its rivals: none should be nearer to the factual image than it is. It should
-    still have left the factual value's images behind, and be farther away than they are (else the factual image itself
-    would be the best counterfactual):
+    Distances are divergences of posteriors, :math:`d_i = KL(q(x^*_i) \| q(x_i))`. A counterfactual should be nearer to
+    its factual image than real images with the counterfactual value, and farther away than real images with the factual
+    value:
 
     .. math:: CLD_i = \log(w_1 e^{P(S_{cf} \le d_i)} + w_2 e^{P(S_f \ge d_i)}), \quad S = \{KL(q(x_j) \| q(x_i))\}
 
     Lower is better, 0 is the least and, for weights that add up to 1, 1 the most. An unchanged image scores
-    :math:`\log(w_1 + w_2 e)`, 0.295 with the default weights: where the variable changes little of an image, good
-    counterfactuals score hardly less, and CLD cannot tell them from none. Read it beside effectiveness. Sanchez and
-    Tsaftaris (CLeaR 2022) give the sum, Melistas et al. ("Benchmarking counterfactual image generation", 2024) its
-    weights.
+    :math:`\log(w_1 + w_2 e)`, 0.295 with the default weights, and good counterfactuals hardly less where the variable
+    changes little of an image: read CLD beside effectiveness. Sanchez and Tsaftaris (CLeaR 2022) give the sum, Melistas
+    et al. ("Benchmarking counterfactual image generation", 2024) its weights.
 
     Args:
         factual: Means and log standard deviations of the posteriors of N real images, each (N, D): see
@@ -173,7 +171,7 @@ def counterfactual_latent_divergence(
         has_own, has_new = groups[rows, None] == groups, new_groups[rows, None] == groups
         itself = torch.arange(len(rows), device=loc.device), rows
         to_rows[itself] = 0
-        # An image's distance to itself, 0, tells nothing of how far apart two images are: it does not count.
+        # An image's distance to itself, 0, does not count.
         has_own[itself] = has_new[itself] = False
         nearer = (has_new & (to_rows <= divergence[rows])).sum(dim=1) / has_new.sum(dim=1)
         farther = (has_own & (to_rows >= divergence[rows])).sum(dim=1) / has_own.sum(dim=1)

@@ -48,19 +48,9 @@ GAP_METRICS = ("auc_change", "accuracy_change", "mae_change", "logit_shift")
 def intervene_on(
     graph: CausalGraph, name: str, parents: Tensor, generator: torch.Generator | None = None
 ) -> Intervention:
-    """Set one variable of each image to a value that is not its own.
+    """Set one variable of each image, given its encoded attributes (B, K), to a value that is not its own.
 
-    Args:
-        graph: The causal graph.
-        name: The variable.
-        parents: Encoded factual attributes, shape (B, K).
-        generator: Makes the draw reproducible.
-
-    Returns:
-        One intervention per image, with the values of :func:`~softcft.cft.interventions.other_values`.
-
-    Raises:
-        ValueError: If the variable is continuous and there is no other image.
+    See :func:`~softcft.cft.interventions.other_values`.
     """
     values = parents.clone()
     values[:, graph.slices[name]] = other_values(graph, name, parents, generator)
@@ -75,8 +65,7 @@ def plan_counterfactuals(
 ) -> Tensor:
     """Decide what every counterfactual image should show, for all images at once and before any is made.
 
-    The plan of an intervention depends on the images and the seed only: not on batches or processes, nor on what else
-    is planned.
+    The plan of an intervention depends on the images and the seed only.
 
     Args:
         attribute_scm: The attributes' mechanisms.
@@ -176,13 +165,12 @@ def effectiveness_rows(
 
     Returns:
         The columns :data:`~softcft.evaluation.tables.RESULT`, with 95 % intervals over subjects, NaN where there is
-        none. The rows of the intervention ``none`` are those
-        of the real images, with the metrics of :func:`~softcft.evaluation.metrics.variable_metrics`. Each intervention
-        has the same metrics, their ``<metric>_change`` from the real images, and of discrete variables the
-        :func:`~softcft.evaluation.metrics.logit_shift`. If there are a guide and a judge, the predictor ``gap`` has by
-        how much the guide's change in ``auc``, ``accuracy`` or ``mae`` and its ``logit_shift`` exceed the judge's: what
-        only the classifier that steered the training sees. Changes and gaps are paired: their intervals are those of
-        the difference.
+        none. The intervention ``none`` has the metrics of real images, see
+        :func:`~softcft.evaluation.metrics.variable_metrics`. Each intervention has the same metrics, their
+        ``<metric>_change`` from the real images, and of discrete variables the
+        :func:`~softcft.evaluation.metrics.logit_shift`. With a guide and a judge, the predictor ``gap`` has the
+        differences guide - judge of the changes in ``auc``, ``accuracy`` and ``mae`` and of ``logit_shift``: what only
+        the guide sees. Changes and gaps are paired: their intervals are those of the difference.
 
     Raises:
         ValueError: If a metric is undefined, see :func:`~softcft.evaluation.metrics.variable_metrics`.

@@ -39,25 +39,17 @@ SMALLEST_SUBGROUP = 20
 
 
 class Mode(NamedTuple):
-    """The PCA mode that encodes one variable.
+    """The PCA mode that encodes one variable."""
 
-    Attributes:
-        component: Its row in the components of the PCA, from 0.
-        sign: 1 or -1, the factor after which the variable's last category or larger values lie higher.
-        eta_squared: The share of the mode's variance that the variable explains, in [0, 1].
-    """
-
-    component: int
-    sign: int
-    eta_squared: float
+    component: int  # its row in the components of the PCA, from 0
+    sign: int  # 1 or -1, the factor after which the variable's last category or larger values lie higher
+    eta_squared: float  # the share of the mode's variance that the variable explains, in [0, 1]
 
 
 class AttributeModes(NamedTuple):
-    """PCA of the embeddings of real images, and which of its modes encodes which variable.
+    """PCA of the embeddings of real images, and which of its modes encodes which variable; two may have the same one.
 
-    Attributes:
-        pca: The fitted PCA. It whitens: the real images have mean 0 and variance 1 along each mode.
-        modes: The mode of each variable, by name. Two variables may have the same one.
+    The PCA whitens: the real images have mean 0 and variance 1 along each mode.
     """
 
     pca: PCA
@@ -75,20 +67,13 @@ class AttributeModes(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Real and counterfactual images of one subgroup along the mode of the variable that makes the subgroup.
+    """Real (N,) and counterfactual images (M,) of one subgroup along the mode of the variable that makes the subgroup.
 
-    Attributes:
-        intervention: The variable intervened on.
-        subgroup: A key of :func:`subgroups`.
-        real: Real images, shape (N,).
-        real_subjects: Who they are of, whole numbers of shape (N,).
-        counterfactual: Counterfactual images, shape (M,).
-        counterfactual_subjects: Who they are of, whole numbers of shape (M,).
-        paired: Whether the i-th of both are the same image before and after, which needs N = M.
+    Subjects are whole numbers. If ``paired``, the i-th of both are the same image before and after, and N = M.
     """
 
     intervention: str
-    subgroup: str
+    subgroup: str  # a key of subgroups
     real: NDArray[np.float64]
     real_subjects: NDArray[np.int64]
     counterfactual: NDArray[np.float64]

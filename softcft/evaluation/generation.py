@@ -55,15 +55,10 @@ class GenerationSettings:
 
 
 class GeneratedSets(NamedTuple):
-    """What was made.
+    """What was made."""
 
-    Attributes:
-        folders: One for each pipeline and variable.
-        num_images: The number of images that were made now, by all processes.
-    """
-
-    folders: list[Path]
-    num_images: int
+    folders: list[Path]  # one for each pipeline and variable
+    num_images: int  # the number of images that were made now, by all processes
 
 
 def generate_counterfactuals(

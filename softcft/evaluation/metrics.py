@@ -1,11 +1,10 @@
 """Metrics of one variable's predictions, each for all resamples of the bootstrap at once.
 
 Every metric takes the ``weights`` of :func:`~softcft.evaluation.bootstrap.bootstrap_weights`, shape (1 + R, N), and
-returns one value for each row, shape (1 + R,): images are sorted or binned once, resamples only weigh them anew. A
-resample that a metric is not defined for has NaN.
+returns one value for each row, shape (1 + R,), NaN where it is undefined. Images are sorted or binned once.
 
-Discrete predictions are judged by *log-odds*, :func:`log_odds`: they rank images as probabilities do, and still tell
-them apart where a probability has rounded to 1.
+Discrete predictions are compared by :func:`log_odds`. These rank images as probabilities do, but do not saturate where
+a probability rounds to 1.
 """
 
 from __future__ import annotations
@@ -93,8 +92,8 @@ def logit_shift(
 
     .. math:: \frac{1}{N} \sum_i s(x^*_i, a^*_i) - s(x_i, a_i), \quad s(x, k) = \log p_k(x) - \log(1 - p_k(x))
 
-    0: as sure as on real images. Positive on a variable that nobody touched: amplified. Negative on the variable that
-    was intervened on: the intervention falls short. Other than an AUC near 100 %, log-odds do not saturate.
+    0: as sure as on real images. Positive on a variable that the intervention cannot move: amplified. Negative on the
+    variable that was intervened on: the intervention falls short. Unlike an AUC near 100 %, log-odds do not saturate.
 
     Args:
         variable: A discrete variable.
@@ -180,8 +179,8 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, weights: np
     Probabilities Using Bayesian Binning*, 2015). Its mean over categories, each against the rest, is the classwise
     error of Kull et al., *Beyond Temperature Scaling*, 2019 (https://arxiv.org/abs/1910.12656).
 
-    Chance alone makes it positive, and more so in a resample: of a predictor that is nearly calibrated the interval
-    lies above the estimate. In a difference of two errors on the same images both have it.
+    Chance alone makes it positive, and more so in a resample: the interval of a nearly calibrated predictor lies above
+    the estimate.
 
     Args:
         probabilities: Of the category, shape (N,), in [0, 1].

@@ -22,18 +22,11 @@ CHUNK = 2**18  # resampled values at once: 2 MiB in float64 stay in the cache
 
 
 class Shift(NamedTuple):
-    """How far two samples lie apart, and how often as far apart by chance.
+    """How far two samples lie apart, with p-values."""
 
-    Attributes:
-        ks: Kolmogorov-Smirnov statistic, the largest difference between distribution functions, in [0, 1].
-        ks_p: Its p-value.
-        energy: Energy distance, the root of twice the integral of their squared difference.
-        energy_p: Its p-value.
-    """
-
-    ks: float
+    ks: float  # Kolmogorov-Smirnov statistic, the largest difference between distribution functions, in [0, 1]
     ks_p: float
-    energy: float
+    energy: float  # energy distance, the root of twice the integral of their squared difference
     energy_p: float
 
 
@@ -47,12 +40,11 @@ def distribution_shift(
 ) -> Shift:
     """Compare two samples of one number by their distribution functions, with permutation tests.
 
-    Under the null hypothesis the labels real and counterfactual of a subject's images may be exchanged. Images of one
-    subject are alike, so all of them are exchanged together or none. A subject with as many real as counterfactual
-    images is exchanged with probability 1/2; paired samples have only such subjects. A subject with n images of one
-    kind and m of the other exchanges its labels only with subjects who also have n and m, because subjects with more
-    images may differ in what their images show. A subject without such a partner keeps its labels, so few subjects with
-    many different numbers of images give large p-values.
+    Under the null hypothesis the labels real and counterfactual of a subject's images may be exchanged, all together.
+    A subject with as many real as counterfactual images is exchanged with probability 1/2; paired samples have only
+    such subjects. A subject with n images of one kind and m of the other exchanges its labels only with subjects who
+    also have n and m, because subjects with more images may differ in what their images show. A subject without such a
+    partner keeps its labels, so few subjects with many different numbers of images give large p-values.
 
     Of 999 random exchanges, # are at least as far apart as the observed samples: ``p = (1 + #) / (1 + 999)`` (Phipson
     and Smyth 2010).

@@ -1,21 +1,21 @@
 """Realism: how far counterfactual images are from real images *of the same attributes*, in a judge's embedding space.
 
-The Fréchet distance of Heusel et al. (2017) compares two sets of images. Compared with all real images, those of
-do(disease) would be far away even if they were perfect, for more of them are ill. And it is biased upwards, the more so
-the fewer and the more varied the images are: for rare categories this hides everything else. So
+The Fréchet distance of Heusel et al. (2017) compares two sets of images. The distance to all real images would be large
+under do(disease) even for perfect images, for more of them are ill. And it is biased upwards, more so for few and for
+varied images: for rare categories this hides everything else. Therefore
 
 * subjects are divided into two halves, and four images with the same attributes make a *quartet*: a counterfactual and
   a real image of the first half, a counterfactual and a real image of the second. The attributes are those that a
-  counterfactual should show. Categories are equal, continuous variables as near as there are images, and no image is in
-  two quartets. So a category weighs at most as much as it has images in each half;
-* three distances are measured, each between the halves: counterfactual to real, real to real, and counterfactual to
-  counterfactual. All sets have one size and none shares a subject with the one that it is compared with;
-* the *excess* is the first less the mean of the other two, as in an energy distance. Counterfactuals that cannot be
-  told from real images of their attributes have an excess of 0 on average, however few images there are and however
-  rare a category is. To first order the bias cancels for others, too: it estimates the distance of many images.
+  counterfactual should show: equal categories, continuous variables as near as there are images. No image is in two
+  quartets, so a category weighs at most as much as it has images in each half;
+* three distances are measured between the halves: counterfactual to real, real to real, and counterfactual to
+  counterfactual. All sets have one size, and no two that are compared share a subject;
+* the *excess* is the first less the mean of the other two, as in an energy distance. It is 0 on average for
+  counterfactuals that cannot be told from real images of their attributes, whatever the number of images. To first
+  order the bias cancels for others, too.
 
-All is the mean over several divisions into halves. An excess may end a little below 0 by chance. It compares
-all images together: images that swap their attributes with each other have no excess, which effectiveness does see.
+All are means over several divisions into halves. An excess may be a little below 0 by chance. Images that swap their
+attributes with each other have no excess; effectiveness shows those.
 """
 
 from __future__ import annotations
@@ -42,19 +42,12 @@ GROUPS = 20  # of subjects, each of which is left out once for the interval
 
 
 class Quartets(NamedTuple):
-    """Rows of images with the same attributes, shapes (Q,); no row is there twice in one of them.
+    """Rows of images with the same attributes, shapes (Q,); no row is there twice in one of them."""
 
-    Attributes:
-        counterfactual: Of the first half of the subjects.
-        real: Of the first half.
-        other_real: Of the second half.
-        other_counterfactual: Of the second half.
-    """
-
-    counterfactual: NDArray[np.int64]
-    real: NDArray[np.int64]
-    other_real: NDArray[np.int64]
-    other_counterfactual: NDArray[np.int64]
+    counterfactual: NDArray[np.int64]  # of the first half of the subjects
+    real: NDArray[np.int64]  # of the first half
+    other_real: NDArray[np.int64]  # of the second half
+    other_counterfactual: NDArray[np.int64]  # of the second half
 
 
 class _Gaussian(NamedTuple):
@@ -72,13 +65,8 @@ def quartets(
 ) -> Quartets:
     """Find counterfactual and real images of both halves of the subjects that should all show the same.
 
-    Args:
-        graph: The causal graph.
-        name: The variable intervened on.
-        parents: Encoded attributes of the real images, shape (N, K).
-        counterfactual_parents: Encoded attributes that their counterfactuals should show, shape (N, K).
-        first_half: Whether an image, and so its counterfactual, is of the first half, shape (N,).
-        seed: Of the draws among those that are equally near, at least 0.
+    The arguments are those of :func:`~softcft.evaluation.strength.lookalikes`, with whether an image, and so its
+    counterfactual, is of the first half, shape (N,).
     """
     first, second = np.flatnonzero(first_half), np.flatnonzero(~first_half)
     chosen = [first]
@@ -94,7 +82,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
     ``|mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2))``, in float64. With ``cov = R^T R`` the trace of
     the root is the sum of the singular values of ``R_a R_b^T``, which is exact for singular covariances, too. The
-    distance is biased upwards, the more so the fewer images there are: compare sets of the same sizes.
+    distance is biased upwards, more so for few images: compare sets of the same sizes.
 
     Args:
         a: Shape (N, D), N > 1.
@@ -131,12 +119,10 @@ def frechet_rows(
 
     Returns:
         The columns :data:`~softcft.evaluation.tables.RESULT`, with the variable ``image`` and the predictor ``judge``.
-        Metrics are means over 8 divisions into halves: ``frechet_excess``,
-        ``frechet_to_real`` (counterfactual to real images) and ``frechet_real`` (real to real, what as many real images
-        of the same attributes have) in squared units of the embeddings, and ``frechet_images``, the number of quartets.
-        The excess has a 95 % interval by the jackknife, which leaves out each of 20 groups of subjects (unlike
-        resamples of a bootstrap, it repeats no image, which would add to the bias). Where no division has two quartets
-        there is only their number.
+        Metrics are means over 8 divisions into halves: ``frechet_excess``, ``frechet_to_real`` (counterfactual to real
+        images) and ``frechet_real`` (real to real) in squared units of the embeddings, and ``frechet_images``, the
+        number of quartets. The excess has a 95 % interval by the jackknife over 20 groups of subjects (a bootstrap
+        repeats images, which would add to the bias). Where no division has two quartets there is only their number.
 
     Raises:
         ValueError: If a subject is missing, or embeddings or labels are not finite.

@@ -5,11 +5,9 @@ variable that the intervention moves this is unfair: under do(disease) the ill a
 younger, and harder to tell apart. Even of true counterfactuals the AUC changes.
 
 Here each counterfactual is compared with a *lookalike*: a real image that has the same value of the variable and of its
-Markov blanket (its causes, its effects and their other causes). What is left is the strength of the intervention. 0 is
-as strong as in reality.
-
-The same holds for variables that keep their value but have one that moves in their blanket. Patients with an effusion
-look older than they are; whoever loses it looks younger, in reality too.
+Markov blanket (its causes, its effects and their other causes). The difference is the strength of the intervention, 0
+if it is as strong as in reality. Variables that keep their value are compared too, if one moves in their blanket:
+patients with an effusion look older than they are, and younger without it, in reality too.
 """
 
 from __future__ import annotations
@@ -102,13 +100,7 @@ def distinct_lookalikes(
 
     The real image is the one of :func:`lookalikes` by all variables. It has the same category of every discrete one.
     Of several counterfactuals with one lookalike the nearest is kept, by the continuous variables, or one at random.
-
-    Args:
-        graph: The causal graph.
-        name: The variable intervened on.
-        parents: Encoded attributes of the real images, shape (N, K).
-        counterfactual_parents: Encoded attributes that the counterfactuals should show, shape (M, K).
-        seed: Of the draws, at least 0.
+    The arguments are those of :func:`lookalikes`; ``name`` is the variable intervened on.
 
     Returns:
         Rows of counterfactuals and of their lookalikes, shapes (P,), P at most N and M; no row is there twice. P is 0
@@ -167,14 +159,14 @@ def strength_rows(
     :func:`lookalikes`.
 
     Returns:
-        The columns :data:`~softcft.evaluation.tables.RESULT`. The variables of an intervention are itself,
-        its descendants, and those that have one of these in their Markov blanket. All metrics are those of the
+        The columns :data:`~softcft.evaluation.tables.RESULT`. The variables of an intervention are itself, its
+        descendants, and those that have one of these in their Markov blanket. All metrics are those of the
         counterfactuals less those of their lookalikes: ``auc_excess`` and ``ece_excess`` in percentage points,
-        ``mae_excess`` in the variable's unit, ``logit_excess`` of the mean
-        log-odds of the category that the image should show, in nats. AUC and log-odds are positive where the
-        intervention is too strong, the error where it is too weak. ``ks`` is the Kolmogorov-Smirnov distance between
-        the distributions of :func:`~softcft.evaluation.metrics.evidence`, in [0, 1]; chance alone makes it positive.
-        Intervals resample lookalikes with their own subjects.
+        ``mae_excess`` in the variable's unit, ``logit_excess`` of the mean log-odds of the category that the image
+        should show, in nats. AUC and log-odds are positive where the intervention is too strong, the error where it is
+        too weak. ``ks`` is the Kolmogorov-Smirnov distance between the distributions of
+        :func:`~softcft.evaluation.metrics.evidence`, in [0, 1]; chance alone makes it positive. Intervals resample
+        lookalikes with their own subjects.
 
     Raises:
         ValueError: If a metric is undefined, or as :func:`lookalikes`.

@@ -1,9 +1,8 @@
 """How far counterfactual images are from the true ones, where these are known (:mod:`softcft.data.truth`).
 
-Two things are measured. Pixels: how far the image is from the true one. And expressions: of the phantom it is known how
-strongly each attribute shows in an image, which labels do not say. Within a class this strength is the image's own
-noise, and a counterfactual keeps it. A model that turns a faint effusion into a clear one, or makes all women look
-alike, is wrong here, although a classifier sees nothing wrong.
+Two things are measured: the error of the pixels, and the error of *expressions*. Of the phantom it is known how
+strongly each attribute shows in an image. Within a class this strength is the image's own noise, and a counterfactual
+keeps it. A model that turns a faint effusion into a clear one has an error, although a classifier sees nothing wrong.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ def truth_rows(
 
     The *faithfulness ratio* is :math:`\sum_i w_i e_i / \sum_i w_i f_i`, with each image's error e and the error f that
     leaving it alone would have made: 0 is the truth, and at 1 editing is no better than doing nothing. It is a ratio of
-    means and not a mean of ratios, for where the true effect is faint f is near 0, and few such images would decide.
+    means: in a mean of ratios the few images with a faint true effect, where f is near 0, would decide.
 
     Args:
         errors: By intervention, what :func:`truth_errors` returns, of all N images.

@@ -1,14 +1,13 @@
-"""The training loop, the only one: what is trained, and on which loss, is the business of its objective.
+"""The training loop, the only one. What is trained, and on which loss, is defined by an objective.
 
-An *objective* is a module that holds the models and whose ``forward`` turns a batch into a loss. Because the objective
-itself is what Accelerate wraps, a loss may call any method of any of its models and still be trained on many GPUs.
+An *objective* is a module that holds the models and whose ``forward`` turns a batch into a loss. Accelerate wraps the
+objective, so a loss may call any method of any of its models and still be trained on many GPUs.
 
-Exactness: on the CPU, a run that was interrupted and resumed gives the same weights, bit for bit, as one that was not.
-The checkpoint holds weights, buffers, moving average, optimizer, schedule, random states of all processes, the open
-line of the log, and what a monitor has seen with the weights that it found best. The order of the data is a function
-of the seed alone, and each image's noise one of the seed and of its place in that order: so it makes no difference
-either into how many processes and accumulated batches a step is cut, also where that changes on the way. The data set
-must play along: equal index, equal sample. Random augmentation belongs into the objective.
+On the CPU, a run that was interrupted and resumed gives the same weights, bit for bit, as one that was not. The
+checkpoint holds weights, buffers, moving average, optimizer, schedule, random states of all processes, the open line of
+the log, and the state and best weights of the monitor. The order of the data is a function of the seed alone, and each
+image's noise one of the seed and of its place in that order. So the number of processes and of accumulated batches may
+change on the way. The data set must give the same sample for the same index: random augmentation is the objective's.
 """
 
 from __future__ import annotations
@@ -116,7 +115,7 @@ def train(  # noqa: C901  # one algorithm, told in order
             iterable one without end, whose method ``skip(n)`` gives it without its first n samples.
         config: The settings.
         name: What is trained, for the progress bar and the tracker.
-        monitor: Looks at the weights on the way and says which were the best. It moves nothing in the training.
+        monitor: Evaluates the weights on the way and finds the best. It changes nothing in the training.
 
     Returns:
         The same objective, with the moving average of its weights if ``config.ema_decay`` is not 0; with a monitor,

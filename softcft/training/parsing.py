@@ -157,8 +157,10 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, in order
         help="YAML file with the causal graph, in place of that in --config: a list of variables, or a section 'graph' "
         "with this list and a section 'columns' that says where the table differs from it.",
     )
-    files = flags.parse_known_args(argv)[0]
-    path = Path(_default_config(argv, Path(default_config)) if files.config is None else files.config)
+    first = argparse.ArgumentParser(parents=[flags], add_help=False, allow_abbrev=False)
+    first.add_argument("--dataset_name")
+    files = first.parse_known_args(argv)[0]
+    path = _default_config(files.dataset_name, Path(default_config)) if files.config is None else Path(files.config)
     config = read_config(path)
     if files.graph is not None:
         config = {name: value for name, value in config.items() if name != "columns"} | _read_graph(Path(files.graph))
@@ -323,11 +325,8 @@ def further_guides(sections: Iterable[str]) -> list[str]:
     return sorted(filter(FURTHER_GUIDE.fullmatch, sections))
 
 
-def _default_config(argv: Sequence[str], default_config: Path) -> Path:
+def _default_config(dataset_name: str | None, default_config: Path) -> Path:
     """The settings where no file is named: those of the data set, if it comes with softcft."""
-    name = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    name.add_argument("--dataset_name")
-    dataset_name = name.parse_known_args(argv)[0].dataset_name
     if dataset_name is None:
         return default_config
     named = default_config.with_name(f"{Path(dataset_name).name}.yaml")
