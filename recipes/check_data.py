@@ -4,10 +4,9 @@
     python recipes/check_data.py --dataset_name FOLDER --graph graph.yaml    # checks the data set against a graph
     python recipes/check_data.py --config recipes/configs/phantom.yaml       # or against a whole YAML file
 
-Reads all attributes and a sample of 1,000 pictures, and holds pictures in the folder against rows. Prints what is in
-them, what is wrong and how to repair it. Draws examples of each category, and of each quantity from its smallest to its
-largest value, as a model will see them, into --output_dir/check_data.png. The exit status is 1 if something would stop
-a training. Reads the section data.
+Reads all attributes and a sample of 1,000 pictures, and compares the pictures in the folder with the rows. Prints what
+they hold, what is wrong and how to repair it. Draws examples of each category and quantity, as a model will see them,
+into --output_dir/check_data.png. The exit status is 1 if something would stop a training. Reads the section data.
 """
 
 import argparse

@@ -7,12 +7,11 @@
 
 Chains train_scm.py, train_classifier.py (guide, judge and watcher), train_vae.py, train_hvae.py (or train_diffusion.py,
 if the settings have a section diffusion and none named hvae), soft_cft.py and evaluate.py, two at a time; with
---utility, before the evaluation, generate_counterfactuals.py, train_classifier.py for each set of them, and
-evaluate_utility.py (Table 2). If the settings have several guides (a list guides in place of the section guide),
-matched fine-tuning is steered by all of them. A diffusion model is evaluated again under each guidance of the section
-guidance. A run that was stopped goes on where it was when it is started again; to start anew, delete its folder. Let
-check_data.py look at your own images first. The flags are those of the data; all other settings come from the YAML
-file.
+--utility also generate_counterfactuals.py, train_classifier.py for each set of them, and evaluate_utility.py (Table 2).
+If the settings have a list guides, all of them steer matched fine-tuning. A diffusion model is evaluated again under
+each guidance of the section guidance. A run that was stopped goes on when it is started again; to start anew, delete
+its folder. Check your own images with check_data.py first. The flags are those of the data; all other settings come
+from the YAML file.
 """
 
 import asyncio

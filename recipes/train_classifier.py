@@ -7,28 +7,19 @@
     accelerate launch recipes/train_classifier.py --role utility --train_on real
     accelerate launch recipes/train_classifier.py --role utility --train_on soft/race
 
-The guide steers counterfactual fine-tuning, the judge evaluates it. They should share nothing: the configs give them
-other seeds, networks of other shapes and other halves of the training data. The watcher looks on while the guide steers
-(soft_cft.py --watch): a network of a third shape, for the judge must have no part in fine-tuning. Fine-tuning can be
-steered by several guides, guide_2 and guide_3 for instance (soft_cft.py --more_guides), which do without the judge's
-half, too.
+The guide steers counterfactual fine-tuning, the judge evaluates it. They share nothing: the configs give them other
+seeds, networks of other shapes and other halves of the training data. The watcher evaluates fine-tuning while it runs
+(soft_cft.py --watch). Several guides, guide_2 and guide_3 for instance, may steer together (soft_cft.py --more_guides).
+The role utility is for the paper's Table 2: it learns from a set of counterfactuals of generate_counterfactuals.py, or,
+to compare with, from the real images that they were made of; evaluate_utility.py tests it.
 
-The role utility is for the paper's Table 2: a predictor that learns from nothing but a set of counterfactuals, made by
-generate_counterfactuals.py, or to compare with from the real images that they were made of. evaluate_utility.py tests
-it on real images.
-
-The weights are those of the lowest loss on validation images (--validation_steps). Only utility has its last ones: it
-learns from nothing but its set.
-
-How well each variable is seen in validation images is measured and kept with the classifier. What is not seen is said:
-fine-tuning does not ask a guide for it.
-
-With --trunk_dir the classifier starts from a pretrained image model, as save_pretrained of transformers writes it. What
-is taken from its folder is printed, and saved with the classifier, which does not need the folder any more.
+The weights with the lowest loss on validation images are saved (--validation_steps), but the last ones of utility. How
+well the classifier sees each variable in validation images is printed and saved with it; fine-tuning does not ask a
+guide for variables that it does not see. With --trunk_dir the classifier starts from a pretrained image model of
+transformers, which is saved with it.
 
 Reads the sections data, graph and that of the role; guides are the section guide or the list guides. Writes the
-AttributeClassifier into --output_dir/guide, guide_2, guide_3, judge, watcher, utility/real, utility/soft/race and so
-on.
+AttributeClassifier into --output_dir/guide, guide_2, judge, watcher, utility/real, utility/soft/race and so on.
 """
 
 import argparse
