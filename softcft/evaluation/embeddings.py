@@ -41,9 +41,9 @@ SMALLEST_SUBGROUP = 20
 class Mode(NamedTuple):
     """The PCA mode that encodes one variable."""
 
-    component: int  # its row in the components of the PCA, from 0
-    sign: int  # 1 or -1, the factor after which the variable's last category or larger values lie higher
-    eta_squared: float  # the share of the mode's variance that the variable explains, in [0, 1]
+    component: int  #: its row in the components of the PCA, from 0
+    sign: int  #: 1 or -1, the factor after which the variable's last category or larger values lie higher
+    eta_squared: float  #: the share of the mode's variance that the variable explains, in [0, 1]
 
 
 class AttributeModes(NamedTuple):
@@ -73,7 +73,7 @@ class Comparison(NamedTuple):
     """
 
     intervention: str
-    subgroup: str  # a key of subgroups
+    subgroup: str  #: a key of subgroups
     real: NDArray[np.float64]
     real_subjects: NDArray[np.int64]
     counterfactual: NDArray[np.float64]

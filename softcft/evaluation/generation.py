@@ -57,8 +57,8 @@ class GenerationSettings:
 class GeneratedSets(NamedTuple):
     """What was made."""
 
-    folders: list[Path]  # one for each pipeline and variable
-    num_images: int  # the number of images that were made now, by all processes
+    folders: list[Path]  #: one for each pipeline and variable
+    num_images: int  #: the number of images that were made now, by all processes
 
 
 def generate_counterfactuals(

@@ -24,9 +24,9 @@ CHUNK = 2**18  # resampled values at once: 2 MiB in float64 stay in the cache
 class Shift(NamedTuple):
     """How far two samples lie apart, with p-values."""
 
-    ks: float  # Kolmogorov-Smirnov statistic, the largest difference between distribution functions, in [0, 1]
+    ks: float  #: Kolmogorov-Smirnov statistic, the largest difference between distribution functions, in [0, 1]
     ks_p: float
-    energy: float  # energy distance, the root of twice the integral of their squared difference
+    energy: float  #: energy distance, the root of twice the integral of their squared difference
     energy_p: float
 
 

@@ -44,10 +44,10 @@ GROUPS = 20  # of subjects, each of which is left out once for the interval
 class Quartets(NamedTuple):
     """Rows of images with the same attributes, shapes (Q,); no row is there twice in one of them."""
 
-    counterfactual: NDArray[np.int64]  # of the first half of the subjects
-    real: NDArray[np.int64]  # of the first half
-    other_real: NDArray[np.int64]  # of the second half
-    other_counterfactual: NDArray[np.int64]  # of the second half
+    counterfactual: NDArray[np.int64]  #: of the first half of the subjects
+    real: NDArray[np.int64]  #: of the first half
+    other_real: NDArray[np.int64]  #: of the second half
+    other_counterfactual: NDArray[np.int64]  #: of the second half
 
 
 class _Gaussian(NamedTuple):

@@ -208,8 +208,8 @@ class ReportTable(NamedTuple):
     """A table as it is shown."""
 
     title: str
-    caption: str  # what the numbers are, with their units
-    frame: pd.DataFrame  # strings; columns Intervention, CF type and one for each variable or metric
+    caption: str  #: what the numbers are, with their units
+    frame: pd.DataFrame  #: strings; columns Intervention, CF type and one for each variable or metric
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
