@@ -24,7 +24,7 @@ from datasets import DatasetDict
 from softcft import CausalGraph
 from softcft.data.config import BUILT_IN, DataConfig
 from softcft.data.draft import draft_graph
-from softcft.data.reading import read_table
+from softcft.data.own import read_table
 from softcft.data.report import DataReport, check_data
 from softcft.data.schema import scale_pixels
 from softcft.data.sources import load_data

@@ -35,7 +35,7 @@ from torch.utils.data import Subset
 from softcft import AttributeClassifier, CausalGraph
 from softcft.data.augmentation import AugmentationConfig
 from softcft.data.config import DataConfig, SubsetConfig
-from softcft.data.reading import read_table
+from softcft.data.own import read_table
 from softcft.data.schema import ImageAttributeDataset, check_known, random_part
 from softcft.data.sources import load_data, subjects_of, training_images
 from softcft.evaluation.metrics import variable_metrics

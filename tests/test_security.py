@@ -38,9 +38,9 @@ from softcft import (
 )
 from softcft.convert import load_checkpoint
 from softcft.data.config import DataConfig
+from softcft.data.own import read_table
 from softcft.data.paths import check_paths
 from softcft.data.phantom import PHANTOM_GRAPH
-from softcft.data.reading import read_table
 from softcft.data.report import check_data
 from softcft.data.sources import load_data
 from softcft.evaluation.figures.grids import example_grid

@@ -33,7 +33,7 @@ def draft_graph(table: DatasetDict, unread: Sequence[str] = ()) -> str:
     out; years, codes and spellings get a comment (:mod:`softcft.data.value_patterns`).
 
     Args:
-        table: What :func:`~softcft.data.reading.read_table` returned.
+        table: What :func:`~softcft.data.own.read_table` returned.
         unread: Files that may be the table of the pictures, see :func:`~softcft.data.unused_files.unread_tables`. If
             there are any, class labels, which are names of folders, are left out.
 

@@ -45,7 +45,7 @@ def check_data(
     """Read a data set as training and evaluation do, and report what is in it and what is wrong.
 
     Args:
-        table: What :func:`~softcft.data.reading.read_table` returned.
+        table: What :func:`~softcft.data.own.read_table` returned.
         config: The settings of the data.
         graph: The causal graph.
         columns: Where the table has other names or values than the graph, see :mod:`softcft.data.columns`.

@@ -13,10 +13,10 @@ from softcft.data.columns import column_values, doubt_places, find_columns, tran
 from softcft.data.config import FOLDERS, GRAPHS, DataConfig
 from softcft.data.mimic_cxr import read_mimic_cxr, select_mimic_cxr
 from softcft.data.morphomnist import load_morphomnist
+from softcft.data.own import read_table
 from softcft.data.paths import check_paths, find_repeats
 from softcft.data.phantom import load_phantom
 from softcft.data.pixels import list_problems, picture_shape, prepare_images
-from softcft.data.reading import read_table
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.splits import SPLITS, make_splits
 from softcft.data.streaming import StreamedImages, stream_splits

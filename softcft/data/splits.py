@@ -136,7 +136,7 @@ def make_splits(
     A split that is missing is drawn at random from the training rows: 10 % of them for validation, 20 % for test.
 
     Args:
-        splits: What :func:`~softcft.data.reading.read_table` returned.
+        splits: What :func:`~softcft.data.own.read_table` returned.
         numbers: Numbers of rows by name of split, drawn at random; all rows of the splits that are not named.
         group_column: Rows with the same value in this column, of one patient for instance, stay in one split. A row
             without a value is on its own.

@@ -128,7 +128,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
 
     @property
     def interrupt(self) -> bool:
-        """Whether a call shall stop: ``_interrupt``."""
+        """Whether a call was told to stop, by setting ``_interrupt``."""
         return self._interrupt
 
     @property

@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader
 
 from softcft.data import streaming
 from softcft.data.config import DataConfig
+from softcft.data.own import read_table
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.pixels import encode_pixels, prepare_images
-from softcft.data.reading import read_table
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import load_data, training_images
 from softcft.graph import CausalGraph

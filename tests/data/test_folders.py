@@ -20,7 +20,7 @@ from PIL import Image as PILImage
 
 from softcft.data.config import DataConfig
 from softcft.data.folders import list_files
-from softcft.data.reading import read_table
+from softcft.data.own import read_table
 from softcft.data.report import check_data
 from softcft.data.sources import load_data
 from softcft.data.unused_files import left_out

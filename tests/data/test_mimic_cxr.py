@@ -18,7 +18,7 @@ from sklearn.utils import shuffle
 
 from softcft.data import mimic_cxr
 from softcft.data.mimic_cxr import read_mimic_cxr, select_mimic_cxr
-from softcft.data.reading import read_table
+from softcft.data.own import read_table
 from tests.data.mimic_cxr_tree import MimicTree, make_mimic_tree, split_sizes, write_table
 from tests.killed import run_until_killed
 from tests.recipes.small_pipeline import RECIPES, load_recipe

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
 from softcft.data.columns import find_columns, read_column, translate
-from softcft.data.reading import read_table
+from softcft.data.own import read_table
 from softcft.data.splits import make_splits
 from softcft.data.tables import as_text
 from softcft.graph import CausalGraph, Variable

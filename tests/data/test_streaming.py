@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from softcft.data import streaming as module
 from softcft.data.columns import translate
 from softcft.data.config import DataConfig
+from softcft.data.own import read_table
 from softcft.data.pixels import encode_pixels, prepare_images
-from softcft.data.reading import read_table
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import load_data, training_images
 from softcft.data.streaming import StreamedImages, stream_splits

@@ -5,7 +5,7 @@ from PIL import Image
 
 from softcft.data.columns import translate
 from softcft.data.draft import draft_graph
-from softcft.data.reading import read_table
+from softcft.data.own import read_table
 from softcft.data.unused_files import left_out, unread_tables
 from softcft.graph import CausalGraph
 

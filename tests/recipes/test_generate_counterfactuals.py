@@ -18,8 +18,8 @@ from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset, load_dataset
 
 from softcft import DSCMPipeline, HVAEBackbone
+from softcft.data.own import read_table
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
-from softcft.data.reading import read_table
 from softcft.data.schema import ImageAttributeDataset
 from softcft.evaluation import generation
 from softcft.evaluation.effectiveness import image_generators
