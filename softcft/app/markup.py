@@ -49,12 +49,7 @@ def original(pixels: np.ndarray, note: str = "") -> str:
 
 
 def comparison(pixels: np.ndarray, results: Sequence[ModelResult]) -> str:
-    """The original and, for each model, the counterfactual, the effect, the attributes and the classifier's bars.
-
-    Args:
-        pixels: The original, uint8.
-        results: One for each model.
-    """
+    """The original (uint8) and each model's counterfactual, effect, attributes and predictions."""
     factual = "".join(
         f"<li><span>{escape(change.name)}</span><b>{escape(change.before)}</b></li>" for change in results[0][3]
     )

@@ -142,8 +142,7 @@ def _short_names(sources: Sequence[str]) -> list[str]:
 def read_examples(model: Model) -> list[Example]:
     """The folder ``examples`` of a pipeline: pictures, and ``metadata.csv`` with their attributes in natural units.
 
-    Args:
-        model: The pipeline, whose variables are the columns. A cell may be empty, and a column missing.
+    Columns are named as the variables; a cell may be empty, and a column missing.
 
     Returns:
         The first 24 examples; none if there is no such folder.
@@ -182,11 +181,7 @@ def _known(graph: CausalGraph, row: Mapping[str, str]) -> dict[str, Any]:
 
 
 def read_picture(content: bytes, image_format: ImageFormat) -> tuple[np.ndarray, str]:
-    """Make a picture what the model takes: its middle square, scaled, in grey or colour.
-
-    Args:
-        content: A file in any format that Pillow reads.
-        image_format: What the model takes.
+    """Fit a picture file to the model: its middle square, scaled, in grey or colour.
 
     Returns:
         uint8 of shape (H, W) or (H, W, 3), and a text about what was done to it, empty if it fits.

@@ -172,10 +172,7 @@ def explain_unknown(variable: Variable, column: str, wrong: Counter[str]) -> str
 def doubt_places(variable: Variable, column: str, texts: Iterable[str]) -> str | None:
     """A warning if codes that may count from 1 were read as positions of categories, which count from 0.
 
-    Args:
-        variable: The variable.
-        column: The name of its column.
-        texts: Its values that are neither names of categories nor translated.
+    ``texts`` are the values of the column that are neither names of categories nor translated.
     """
     numbers = sorted(filter(str.isdigit, texts), key=int)
     if not numbers or "0" in numbers:

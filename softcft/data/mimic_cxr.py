@@ -65,7 +65,7 @@ class MimicSelection(NamedTuple):
         rows: One row per image: ``image`` (path), ``age`` (years), ``sex`` (male, female), ``race`` (White, Asian,
             Black), ``disease`` (no finding, pleural effusion), ``subject_id``, ``study_id``, ``dicom_id`` (text), and
             ``split`` (train, validation, test).
-        funnel: What each rule leaves, in the order of the rules: columns ``step``, ``images``, ``subjects``.
+        funnel: The numbers that each rule leaves: columns ``step``, ``images``, ``subjects``.
         problems: One message for each row that was left out because it is damaged.
     """
 

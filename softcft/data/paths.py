@@ -30,9 +30,7 @@ BATCH = 1_000  # rows that are looked at together
 def check_files(dataset_name: str, files: list[str]) -> None:
     """Refuse a data set whose own description or table of pictures leads out of it.
 
-    Args:
-        dataset_name: The folder, or the name of a data set of the Hub.
-        files: The files that it consists of, by its folders and its ``README.md``.
+    ``files`` are those that it consists of, by its folders and its ``README.md``.
 
     Raises:
         ValueError: If one is elsewhere, or a ``metadata`` table beside the pictures names one elsewhere. The message
@@ -86,15 +84,7 @@ def stored_pictures(rows: Dataset, column: str) -> Iterator[tuple[str | None, bo
 
 
 def find_repeats(splits: Mapping[str, Dataset], column: str) -> list[str]:
-    """A warning if files are in several rows, one for each finding for instance: each row counts as a picture.
-
-    Args:
-        splits: Tables.
-        column: Their column of pictures.
-
-    Returns:
-        The warning; empty if each picture has one row.
-    """
+    """A warning if files are in several rows, one for each finding for instance; empty if each has one row."""
     places: defaultdict[str, list[str]] = defaultdict(list)
     for split, rows in splits.items():
         for path, _ in stored_pictures(rows, column):

@@ -131,14 +131,9 @@ def _translate(
 
 
 def subjects_of(rows: Dataset, config: DataConfig) -> list[str]:
-    """Who each image is of: images of one subject are alike, and no independent evidence.
+    """The subject of each row of a split of :func:`load_data`: images of one subject are no independent evidence.
 
-    Args:
-        rows: A split of :func:`load_data`.
-        config: Its settings.
-
-    Returns:
-        For each row the value of ``config.subject_column``. Where that is missing, an image has a subject of its own.
+    It is the value of ``config.subject_column``; where that is missing, an image has a subject of its own.
     """
     column = config.subject_column
     subjects = rows[column][:] if column in rows.column_names else [None] * len(rows)

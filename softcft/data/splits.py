@@ -42,9 +42,7 @@ def split_of(name: object) -> str | None:
 def name_splits(names: Iterable[str], kind: str) -> dict[str, str]:
     """Which of some names belong to which split.
 
-    Args:
-        names: Names of folders or files that lie beside each other, or of parts of a data set.
-        kind: What they are, for messages: ``"folders"`` for instance.
+    ``kind`` is what they name, for messages: ``"folders"`` for instance.
 
     Returns:
         The split of each name that means one.

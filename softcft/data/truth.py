@@ -155,7 +155,7 @@ class MorphoMNISTTruth:
 
     Args:
         mnist_dir: Folder with the original ``t10k-images-idx3-ubyte`` of MNIST, with or without ``.gz``.
-        data_dir: Folder of Morpho-MNIST, see :func:`~softcft.data.morphomnist.load_morphomnist`.
+        data_dir: See :func:`~softcft.data.morphomnist.load_morphomnist`.
 
     Raises:
         FileNotFoundError: If a folder or a file is missing.

@@ -22,12 +22,7 @@ IGNORED = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "stat
 
 
 def left_out(dataset_name: str, splits: Mapping[str, Dataset]) -> list[str]:
-    """Warnings about pictures that no row names, and about files that are not read.
-
-    Args:
-        dataset_name: A folder. There are no warnings about a data set of the Hub.
-        splits: What was read of it.
-    """
+    """Warnings about pictures of a folder that no row names, and files that are not read; none about the Hub's."""
     if not os.path.isdir(dataset_name):
         return []
     root, files = Path(dataset_name).resolve(), list_files(dataset_name)
@@ -59,12 +54,7 @@ def left_out(dataset_name: str, splits: Mapping[str, Dataset]) -> list[str]:
 
 
 def unread_tables(dataset_name: str, splits: Mapping[str, Dataset]) -> list[str]:
-    """Files of a folder that may be the table of its pictures, if all that was read of them are names of folders.
-
-    Args:
-        dataset_name: A folder. There are none in a data set of the Hub.
-        splits: What was read of it.
-    """
+    """Files of a folder that may be the table of its pictures, if all that was read of them are names of folders."""
     if not os.path.isdir(dataset_name) or not _has_only_folders(splits):
         return []
     return [file for file in _not_read(list_files(dataset_name), splits) if TABULAR.search(file)]

@@ -115,11 +115,9 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
         return self.causal_graph.expand(per_variable)[0]
 
     def forward(self, image: Tensor, return_dict: bool = True) -> AttributeClassifierOutput | tuple[Tensor, ...]:
-        """Predict attributes.
+        """Predict attributes of images (B, C, H, W) in [-1, 1], with the trunk's channels, or grey where it has three.
 
-        Args:
-            image: Shape (B, C, H, W) in [-1, 1], with the trunk's channels, or grey (C = 1) where it has three.
-            return_dict: Whether to return an :class:`AttributeClassifierOutput` or a plain tuple, logits first.
+        Without ``return_dict`` the result is a plain tuple, logits first.
         """
         embedding = self.trunk(self._prepare(image)).pooler_output.flatten(1)
         raw = self.heads(embedding).float()

@@ -29,15 +29,9 @@ def _log_ndtr_tail(z: Tensor) -> Tensor:
 
 
 def discretised_gaussian_log_prob(image: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
-    """Log probability of 8-bit pixels under a discretised normal distribution.
+    """Log probability of 8-bit pixels in nats under a discretised normal distribution, float32 at least.
 
-    Args:
-        image: Pixels in [-1, 1], any shape; 8-bit values are mapped by ``x / 127.5 - 1``.
-        loc: Mean, same shape.
-        log_scale: Log of the standard deviation, same shape.
-
-    Returns:
-        Log probability in nats for each pixel, same shape, float32 at least.
+    Pixels in [-1, 1] (``x / 127.5 - 1``), mean, log standard deviation and the result have one shape.
     """
     dtype = torch.promote_types(image.dtype, torch.float32)
     image, loc, log_scale = image.to(dtype), loc.to(dtype), log_scale.to(dtype)

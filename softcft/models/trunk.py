@@ -73,12 +73,9 @@ def make_trunk(backbone: Mapping[str, Any], image_size: int | None = None) -> tu
 
 
 def trunk_width(config: PreTrainedConfig, image_size: int | None, where: str) -> int:
-    """The width of a trunk's pooled output, by trial.
+    """The width of a trunk's pooled output, by trial; ``where`` is the argument's name for messages.
 
-    Args:
-        config: The trunk's configuration.
-        image_size: Height and width of the image; the configuration's own, or 64, if None.
-        where: The argument's name, for messages.
+    Images have the height and width ``image_size``; if None, the configuration's own, or 64.
 
     Raises:
         ValueError: If it is no image model, has no pooled output, or takes no such images.

@@ -22,10 +22,6 @@ class SafetensorsOnly:
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
         """Load from a folder or the Hub, as any class of diffusers, but from safetensors only.
 
-        Args:
-            pretrained_model_name_or_path: The folder, or the name of a repository of the Hub.
-            kwargs: As those of diffusers.
-
         Raises:
             ValueError: If there are pickled weights instead, or ``use_safetensors=False``.
             OSError: If there are no weights, or the Hub refuses them: a repository is private, gated or not there.
