@@ -103,6 +103,7 @@ TRAININGS = {  # in the order of the steps
 TAKEN = (*TRAININGS, *CFT_NAMES, "data", "figures", "metrics", "logs", "counterfactuals")
 TRIAL = 100  # steps; a run of so few shows that all works, and learns nothing
 TAIL = 20  # lines of the log of a job that failed
+OWN_CFT = ("none", "soft", "matched")
 
 Jobs = dict[str, list[str]]  # what Python is to run, by the name of its logs
 
@@ -123,8 +124,11 @@ class RunConfig:
         },
     )
     cft: list[str] = field(
-        default_factory=lambda: list(PUBLISHED_CFT),
-        metadata={"help": f"Kinds of fine-tuning to compare, of {', '.join(CFT_NAMES)}."},
+        default_factory=list,
+        metadata={
+            "help": f"Kinds of fine-tuning to compare, of {', '.join(CFT_NAMES)}. Left out: {' '.join(PUBLISHED_CFT)}; "
+            f"where the settings have matched targets, as those for your own data, {' '.join(OWN_CFT)}."
+        },
     )
     utility: bool = field(
         default=False,
@@ -132,7 +136,7 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
-        if not self.cft or len(set(self.cft)) < len(self.cft) or not set(self.cft) <= set(CFT_NAMES):
+        if len(set(self.cft)) < len(self.cft) or not set(self.cft) <= set(CFT_NAMES):
             raise ValueError(f"--cft must be different ones of {', '.join(CFT_NAMES)}, got {self.cft}.")
         check_fields(self)
 
@@ -199,6 +203,8 @@ def read_settings() -> tuple[dict[str, Any], RunConfig, list[str]]:
     given, flags = parser.parse_args_into_dataclasses(
         ["--output_dir", "", *sys.argv[1:]], return_remaining_strings=True, look_for_args_file=False
     )
+    is_matched = (sections.get("cft") or {}).get("cft") == "matched"
+    settings.cft = settings.cft or list(OWN_CFT if is_matched else PUBLISHED_CFT)
     seed = f"-seed{settings.seed}" if settings.seed and not given.output_dir else ""
     settings.output_dir = f"{Path(settings.output_dir)}{seed}"
     return sections, settings, [*flags, "--output_dir", settings.output_dir]

@@ -13,11 +13,12 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from softcft.data.columns import column_values, doubt_places, explain_unknown, find_columns, read_column
 from softcft.data.config import BUILT_IN, DataConfig
 from softcft.data.report_pictures import DataReport, Example, check_pictures
+from softcft.data.schema import FEWEST_SUBJECTS
 from softcft.data.splits import SPLITS, make_splits
 from softcft.data.tables import as_text, is_missing
 from softcft.data.unused_files import left_out
@@ -74,6 +75,7 @@ def check_data(
             report.errors.append(explain_unknown(variable, column, wrong))
         found = values[variable.name] = {split: understood for split, (understood, _) in read.items()}
         _check_doubts(splits, column, variable, report)
+        _check_validation(variable, found["validation"], splits["validation"], config, report)
         named = "" if column == variable.name else f", column {column!r}"
         report.lines += ["", f"{variable.name} ({variable.kind}{named})"]
         if variable.kind == "continuous":
@@ -129,6 +131,26 @@ def _check_groups(splits: DatasetDict, config: DataConfig, report: DataReport) -
                 f"{min(shared, key=str)!r}: results would be too good. Remove their rows from one of them, or merge "
                 "the splits into one, which --group_column then parts."
             )
+
+
+def _check_validation(
+    variable: Variable, values: list[Any], rows: Dataset, config: DataConfig, report: DataReport
+) -> None:
+    """Warn of too few validation images, or subjects, to tell whether a classifier sees a variable."""
+    is_grouped = config.group_column in rows.column_names
+    subjects = rows[config.group_column][:] if is_grouped else range(len(rows))
+    known = [(value, subject) for value, subject in zip(values, subjects, strict=True) if value is not None]
+    having = [{subject for value, subject in known if value == category} for category in variable.categories]
+    others = [{subject for value, subject in known if value != category} for category in variable.categories]
+    is_enough = len({subject for _, subject in known}) >= 2 * FEWEST_SUBJECTS
+    if variable.kind != "continuous":
+        is_enough &= any(min(len(a), len(b)) >= FEWEST_SUBJECTS for a, b in zip(having, others, strict=True))
+    if not is_enough:
+        whose = f"values of {config.group_column!r}" if is_grouped else "images"
+        report.warnings.append(
+            f"'{variable.name}': validation has too few {whose} to tell whether a classifier sees it, and what is not "
+            f"seen is not fine-tuned. Pass --num_validation (now {len(rows)} images), with a few times as many."
+        )
 
 
 def _check_doubts(splits: DatasetDict, column: str, variable: Variable, report: DataReport) -> None:

@@ -8,17 +8,14 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from softcft.data.schema import FEWEST_SUBJECTS
 from softcft.evaluation.bootstrap import bootstrap_weights, interval, numbered
 from softcft.evaluation.metrics import log_odds, roc_auc, weighted_mean
 from softcft.evaluation.tables import RESULT
 from softcft.graph import CausalGraph, Variable
 from softcft.models.sight import Sight, not_seen
 
-__all__ = ["FEWEST", "measure_sight", "sight_rows", "sight_warnings"]
-
-FEWEST = 3
-"""So many subjects at least have a category, and so many have not. With 3 and 3 to 7 a blind guess passes the margin in
-1 of 20 cases; with 2 and 2 its AUC is 1 in 1 of 6, and so in all resamples."""
+__all__ = ["measure_sight", "sight_rows", "sight_warnings"]
 
 NUMBERS = RESULT[4:]
 
@@ -42,9 +39,9 @@ def measure_sight(
         seed: Of the bootstrap.
 
     Returns:
-        By the variable's name. Of a categorical variable the mean over those categories that :data:`FEWEST` subjects
-        have and as many have not. Where no category is such, or there are fewer than twice as many subjects, there is
-        no interval.
+        By the variable's name. Of a categorical variable the mean over those categories that at least
+        :data:`~softcft.data.schema.FEWEST_SUBJECTS` subjects have and as many have not. Where no category is such, or
+        there are fewer than twice as many subjects, there is no interval.
 
     Raises:
         ValueError: If the id of a subject is missing, or not each of the images has one.
@@ -57,7 +54,7 @@ def measure_sight(
         columns = graph.slices[variable.name]
         known = ~parents[:, columns].isnan().any(dim=1)
         whose = numbers[known.cpu().numpy()]
-        is_enough = len(set(whose)) >= 2 * FEWEST
+        is_enough = len(set(whose)) >= 2 * FEWEST_SUBJECTS
         weights = bootstrap_weights(whose, num_resamples, seed) if is_enough else np.ones((1, len(whose)))
         values = _values(variable, logits[known][:, columns], parents[known][:, columns], whose, weights)
         metric = "skill" if variable.kind == "continuous" else "auc"
@@ -82,7 +79,7 @@ def _values(
         areas = [
             roc_auc(odds[:, k], truth[:, k], weights) / 100
             for k in range(variable.width)
-            if min(len(set(subjects[truth[:, k] == value])) for value in (0, 1)) >= FEWEST
+            if min(len(set(subjects[truth[:, k] == value])) for value in (0, 1)) >= FEWEST_SUBJECTS
         ]
         if not areas:
             return np.full(len(weights), np.nan)

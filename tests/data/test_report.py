@@ -97,7 +97,8 @@ def test_rare_categories_and_odd_ranges_are_warned_of() -> None:
     table = splits(200, sex=lambda i: "female" if i % 30 == 0 else "male", age=lambda i: 99.0 if i == 0 else 1 + i % 4)
     report = check(table)
     assert report.errors == []
-    narrow, train, test = report.warnings
+    narrow, validation, train, test = report.warnings
+    assert validation.startswith("'sex': validation")
     assert "98 % of the values of 'age' lie in 3 % of its range" in narrow
     assert "4 images of train are 'female'" in train
     assert "2 images of test are 'female'" in test
@@ -109,6 +110,8 @@ def test_splits_are_drawn_and_groups_kept() -> None:
     report = check(table, group_column="patient")
     assert "drawn at random" in report.lines[0]
     assert report.lines[1].startswith("patient: train 35, validation 5, test 10")
+    assert [text[:5] for text in report.warnings if "--num_validation" in text] == ["'age'", "'sex'"]  # 5 patients
+    report = check(table, group_column="patient", num_validation=60)
     assert not any("patient" in text for text in report.warnings)
     report = check(splits(200, patient=lambda i: i // 4 % 40), group_column="patient")
     assert "10 values of 'patient' are in both train and test" in report.warnings[0]

@@ -187,6 +187,17 @@ def test_matched_fine_tuning_has_the_further_guides_of_the_settings(
     assert not [flags for _, *flags in calls(tmp_path) if "guide_2" in flags or "--more_guides" in flags]
 
 
+def test_settings_with_matched_targets_are_compared_with_soft_ones(
+    run_all: Callable[..., None], folder: Path, tmp_path: Path
+) -> None:
+    config = yaml.safe_load((folder / "tiny.yaml").read_text())
+    config["cft"] = {**config["cft"], "cft": "matched"}
+    (folder / "own.yaml").write_text(yaml.safe_dump(config))
+    run_all("--config", "own.yaml")
+    made = [value(flags, "--cft") for script, *flags in calls(tmp_path) if script.endswith("soft_cft.py")]
+    assert sorted(made) == ["matched", "none", "soft"]
+
+
 def test_other_kinds_of_fine_tuning_are_compared(run_all: Callable[..., None], tmp_path: Path) -> None:
     run_all("--cft", "soft", "matched", "--utility")
     made = {Path(script).stem: [] for script, *_ in calls(tmp_path)}
