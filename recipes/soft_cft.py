@@ -123,7 +123,7 @@ class PretrainedConfig:
             if not Path(folder, "config.json").is_file():
                 raise SystemExit(
                     f"No trained model in --more_guides {folder}. Make it, with the same flags, by\n"
-                    f"    accelerate launch recipes/{makers['guide']}_2"
+                    f"    accelerate launch recipes/train_classifier.py --role {Path(folder).name}"
                 )
         if watched:
             for taken in (folders["guide"], *self.more_guides, Path(output_dir, "judge")):
