@@ -150,7 +150,9 @@ def reach_verdict(looks: Sequence[Seen]) -> Verdict:
         )
     saved = f"The model of step {best.step} is saved."
     if best.step == 0:
-        saved = "Fine-tuning helped nothing that the watcher can see: the pretrained model is saved, untouched."
+        is_lower = any(look.means()["watcher"] < then["watcher"] for look in looks)
+        why = "Images of all later models are far from real ones" if is_lower else "The watcher saw no improvement"
+        saved = f"{why}: the pretrained model is saved, untouched."
     ended = " Fine-tuning ended there." if is_lost(looks) else ""
     return Verdict(best.step, last.step, attack, f"{what}{ended} {saved}")
 
