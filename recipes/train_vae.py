@@ -93,6 +93,7 @@ def main() -> None:
         print(f"Saved to {training.output_dir}")
         if hub.push_to_hub:
             print(f"Published as {hub.publish(training.output_dir, config)}")
+    this_process().destroy_process_group()  # else a process of several may abort at its exit
 
 
 if __name__ == "__main__":
