@@ -50,7 +50,7 @@ from softcft.training.config import (
     make_backbone,
 )
 from softcft.training.lora import adapters
-from softcft.training.parsing import parse_config
+from softcft.training.parsing import FURTHER_GUIDE, parse_config
 from softcft.training.preparation import begin_training, main_process_first
 from softcft.training.processes import this_process
 from softcft.training.watch import Watch, WatchConfig
@@ -121,9 +121,10 @@ class PretrainedConfig:
             raise SystemExit(f"No trained model in {named}. Make it, with the same flags, by\n{commands}{without}")
         for folder in self.more_guides:
             if not Path(folder, "config.json").is_file():
+                role = Path(folder).name if FURTHER_GUIDE.fullmatch(Path(folder).name) else "guide_2"
                 raise SystemExit(
                     f"No trained model in --more_guides {folder}. Make it, with the same flags, by\n"
-                    f"    accelerate launch recipes/train_classifier.py --role {Path(folder).name}"
+                    f"    accelerate launch recipes/train_classifier.py --role {role}"
                 )
         if watched:
             for taken in (folders["guide"], *self.more_guides, Path(output_dir, "judge")):

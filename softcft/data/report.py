@@ -149,7 +149,8 @@ def _check_validation(
         whose = f"values of {config.group_column!r}" if is_grouped else "images"
         report.warnings.append(
             f"'{variable.name}': validation has too few {whose} to tell whether a classifier sees it, and what is not "
-            f"seen is not fine-tuned. Pass --num_validation (now {len(rows)} images), with a few times as many."
+            f"seen is not fine-tuned. Give it a few times as many images (now {len(rows)}); where it is drawn from the "
+            "training images, by --num_validation."
         )
 
 
