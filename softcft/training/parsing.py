@@ -4,6 +4,7 @@ The file has one section per recipe (``scm``, ``guide``, ``judge``, ``watcher``,
 ``cft``, ``evaluate``, ``generate``, ``utility``; ``guidance`` has one for each evaluation of a diffusion model), the
 ``data`` that all of them read, the folder of the run, and the ``graph`` as a list of variables. Several guides are a
 list ``guides`` in place of ``guide``: their sections are then ``guide``, ``guide_2``, ``guide_3`` and so on.
+``base: FILE`` takes from another file the sections, and in them the keys, that this one does not have.
 
 .. code-block:: yaml
 
@@ -23,15 +24,13 @@ With ``--graph FILE`` the graph and its ``columns`` (:mod:`softcft.data.columns`
 With ``--dataset_name`` and no ``--config`` the settings are those of ``recipes/configs/own_data.yaml``, which suit most
 data.
 
-Files are read by the scalar rules of YAML 1.2: ``1e-3`` is a number, and ``no`` is a word. (By YAML 1.1, PyYAML's, the
-first is a string and the second is false.)
+Files are read by the rules of YAML 1.2 (:mod:`softcft.training.yaml_files`).
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
-import math
 import re
 import sys
 import types
@@ -43,11 +42,11 @@ from os.path import isfile  # unlike Path.is_file, False of what cannot be the n
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
 
 from softcft.arguments import is_finite, shown
 from softcft.training.checkpoints import CONFIG, replace_file
+from softcft.training.yaml_files import dump_yaml, load_yaml
 
 __all__ = [
     "FURTHER_GUIDE",
@@ -60,6 +59,7 @@ __all__ = [
 ]
 
 SECTIONS = (
+    "base",
     "output_dir",
     "data",
     "graph",
@@ -94,20 +94,6 @@ REPLACED = {"trunk_dir": ("backbone", "image_mean", "image_std")}
 """Flags that replace arguments of the model. A file must not have both."""
 
 OWN_DATA = "own_data.yaml"
-SCALARS = {
-    "null": ("~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": ("true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": ("[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
-    "float": (
-        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
-        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
-    "merge": ("<<", ["<"]),
-}
-"""What is no word, by the rules of YAML 1.2, and how it begins. Codes such as 007 and dates are words."""
-
-MOST_ENTRIES = 100_000  # of a YAML file: a few lines of aliases can stand for more than any memory holds
 
 
 def parse_config(  # noqa: C901  # file, section, flags: one reading, in order
@@ -225,7 +211,7 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, in order
 def write_config(config: Mapping[str, Any], output_dir: str | Path) -> None:
     """Write the resolved settings as ``config.yaml`` into a run's folder; as ``--config`` they repeat the run."""
     Path(output_dir).mkdir(parents=True, exist_ok=True)
-    replace_file(Path(output_dir, CONFIG), yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False))
+    replace_file(Path(output_dir, CONFIG), dump_yaml(config))
 
 
 def model_arguments(config: Mapping[str, Any], section: str, model_class: type) -> dict[str, Any]:
@@ -246,78 +232,50 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     """Shows each default, and the description with its line breaks."""
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalars of YAML 1.2, see :data:`SCALARS`."""
+def read_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The sections of a YAML file and its ``base``; those of a list ``guides`` are ``guide``, ``guide_2`` and so on.
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012  # PyYAML reads this class attribute
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """A node's value. PyYAML raises many kinds of errors for a bad one, such as KeyError for ``!!bool maybe``."""
-        try:
-            return super().construct_object(node, deep=True)  # then one that contains itself is refused, too
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"this is no {node.tag.rpartition(':')[2]}", node.start_mark
-            ) from error
-
-
-class _Dumper(yaml.SafeDumper):
-    """Puts what :class:`_Loader` would take for something else in quotes."""
-
-    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
-
-
-for kind, (pattern, first) in SCALARS.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{pattern})$"), first)
-
-
-def _load(path: Path) -> Any:
-    content = path.read_bytes()
-    try:
-        loader = _Loader(content.decode())
-        node = loader.get_single_node()
-        if _entries(node, {}) > MOST_ENTRIES:
-            raise ValueError(
-                f"{path} has more than {MOST_ENTRIES:,} entries, with those that aliases (*name) repeat; write fewer."
-            )
-        return None if node is None else loader.construct_document(node)
-    except (RecursionError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-
-
-def _entries(node: Any, known: dict[int, float]) -> float:
-    """How many entries a node has. An alias counts as many as what it repeats."""
-    if id(node) not in known:
-        known[id(node)] = math.inf  # until it is known: a node that contains itself has no end
-        content = node.value if isinstance(node, yaml.CollectionNode) else []
-        parts = [part for entry in content for part in (entry if isinstance(entry, tuple) else (entry,))]
-        known[id(node)] = 1 + sum(_entries(part, known) for part in parts)
-    return known[id(node)]
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The sections of a YAML file. Those of a list ``guides`` are named ``guide``, ``guide_2`` and so on.
+    ``above`` are the files that name this one as their base.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If there is no such file, or no such ``base``.
         ValueError: If it is no YAML, too large a one, or has a section of another name than those of :data:`SECTIONS`;
-            or if ``guides`` is no list of up to 9 sections, or one of its guides has a section of its own, too.
+            if ``guides`` is no list of up to 9 sections, or one of its guides has a section of its own, too; or if
+            ``base`` is no file's name, or leads back to the file.
     """
     if not isfile(path):
-        raise FileNotFoundError(f"--config {path}: there is no such file.")
-    config = _mapping(_load(path), str(path))
+        raise FileNotFoundError(f"{f'{above[-1]}: base' if above else '--config'} {path}: there is no such file.")
+    config = _mapping(load_yaml(path), str(path))
     for name in config:
         if name not in SECTIONS and not FURTHER_GUIDE.fullmatch(name):
             raise ValueError(f"{path}: unknown section '{name}'{_suggest(name, SECTIONS)}")
+    name, replaces_guides = config.pop("base", None), "guides" in config
+    config.update(_named_guides(path, config))
+    if name is None:
+        return config
+    if not isinstance(name, str) or path.resolve() in above:
+        raise ValueError(f"{path}: base must be the name of another YAML file, got {shown(name)}.")
+    base = read_config(path.parent / name, (*above, path.resolve()))
+    if "graph" in config:  # its columns are not those of another graph
+        base.pop("columns", None)
+    for name, section in base.items():
+        if replaces_guides and (name == "guide" or FURTHER_GUIDE.fullmatch(name)):
+            continue
+        if name in config and name != "columns" and isinstance(section, Mapping):
+            config[name] = {**section, **_mapping(config[name], f"{path}: section '{name}'")}
+        config.setdefault(name, section)
+    return config
+
+
+def _named_guides(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Take the list ``guides`` out of a file's sections, and name its entries."""
     guides = config.pop("guides", [])
     if not isinstance(guides, list) or len(guides) > 9:
         raise ValueError(f"{path}: guides must be a list of up to 9 sections, one for each guide, got {shown(guides)}.")
-    for number, guide in enumerate(guides, start=1):
-        name = "guide" if number == 1 else f"guide_{number}"
-        if name in config:
-            raise ValueError(f"{path}: guides and the section '{name}' are both settings of guide {number}; keep one.")
-        config[name] = guide
-    return config
+    named = {"guide" if number == 1 else f"guide_{number}": guide for number, guide in enumerate(guides, start=1)}
+    if twice := named.keys() & config.keys():
+        raise ValueError(f"{path}: guides and the section '{min(twice)}' are both settings of one guide; keep one.")
+    return named
 
 
 def further_guides(sections: Iterable[str]) -> list[str]:
@@ -337,7 +295,7 @@ def _read_graph(path: Path) -> dict[str, Any]:
     """Sections ``graph`` and ``columns`` from a file of their own."""
     if not isfile(path):
         raise FileNotFoundError(f"--graph {path}: there is no such file.")
-    content = _load(path)
+    content = load_yaml(path)
     sections = {"graph": content} if isinstance(content, list) else _mapping(content, f"--graph {path}")
     if "graph" not in sections or not set(sections) <= {"graph", "columns"}:
         raise ValueError(

@@ -21,7 +21,8 @@ from softcft.training.config import (
     SolverConfig,
     TrainingConfig,
 )
-from softcft.training.parsing import SECTIONS, _Dumper
+from softcft.training.parsing import SECTIONS
+from softcft.training.yaml_files import _Dumper
 from softcft.training.validation import ValidationConfig
 from softcft.training.watch import WatchConfig
 from tests.recipes.small_pipeline import load_recipe

@@ -121,6 +121,44 @@ def test_guides_that_are_no_list_or_given_twice_are_refused(path, text):
         read_config(path)
 
 
+@pytest.fixture
+def base(path, tmp_path):
+    """A file whose base has other settings, another graph and two guides."""
+    tmp_path.joinpath("base.yaml").write_text(
+        "data: {sample_size: 32, data_seed: 1}\ngraph: [a]\ncolumns: {a: A}\nguides: [{seed: 1}, {seed: 2}]\n"
+        "hvae: {seed: 3, model: {z_dim: 1, beta: 2}}\n"
+    )
+    return lambda text: path.write_text(f"base: base.yaml\n{text}") and read_config(path)
+
+
+def test_a_file_has_what_it_says_and_else_what_its_base_says(base):
+    config = base("data: {sample_size: 16}\nhvae: {model: {z_dim: 4}}\nscm: {seed: 5}\n")
+    assert config["data"] == {"sample_size": 16, "data_seed": 1}
+    assert config["hvae"] == {"seed": 3, "model": {"z_dim": 4}}
+    assert config["scm"] == {"seed": 5}
+    assert (config["graph"], config["columns"], config["guide_2"]) == (["a"], {"a": "A"}, {"seed": 2})
+    assert "base" not in config
+
+
+def test_columns_of_a_base_belong_to_its_graph(base):
+    assert base("graph: [b]\n")["graph"] == ["b"]
+    assert "columns" not in base("graph: [b]\n")
+
+
+def test_guides_replace_all_those_of_the_base(base):
+    config = base("guides: [{seed: 9}]\n")
+    assert config["guide"] == {"seed": 9}
+    assert "guide_2" not in config
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "toy.yaml", "[base.yaml]", "sub"])
+def test_a_base_that_is_no_other_file_is_refused(path, tmp_path, name):
+    tmp_path.joinpath("sub").mkdir()
+    path.write_text(f"base: {name}\n")
+    with pytest.raises((FileNotFoundError, ValueError), match="base"):
+        read_config(path)
+
+
 def test_further_guides_are_in_the_order_of_their_numbers():
     assert further_guides(["guide_9", "guide", "guide_2", "hvae"]) == ["guide_2", "guide_9"]
 
