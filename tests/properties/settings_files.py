@@ -22,9 +22,9 @@ from softcft.training.config import (
     TrainingConfig,
 )
 from softcft.training.parsing import SECTIONS
-from softcft.training.yaml_files import _Dumper
 from softcft.training.validation import ValidationConfig
 from softcft.training.watch import WatchConfig
+from softcft.training.yaml_files import _Dumper
 from tests.recipes.small_pipeline import load_recipe
 
 RECIPES: dict[str, tuple[type, ...]] = {
