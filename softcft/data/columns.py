@@ -1,16 +1,19 @@
-"""From the columns of any table to the variables of a graph.
+r"""From the columns of any table to the variables of a graph.
 
-Where the table has other names or values than the graph, ``columns`` translates:
+Where the table has other names or values than the graph, ``columns`` translates (:mod:`softcft.data.entries` has all
+keys of an entry):
 
 .. code-block:: yaml
 
     graph:
       - {name: age, kind: continuous, low: 18, high: 92, unit: years}
       - {name: sex, kind: binary, categories: [male, female]}
+      - {name: effusion, kind: binary, categories: ["no", "yes"]}
     columns:
-      age: PatientAge                                            # another name
+      age: {column: PatientAge, pattern: "(\\d+)Y"}               # another name, and 058Y
       sex: {column: gender, values: {0: male, 1: female, 9: null}}  # other values; null is a missing one
-      image: scan                                                # the pictures
+      effusion: {column: Finding Labels, contains: [Effusion]}      # a set of labels: Effusion|Mass
+      image: scan                                                   # the pictures
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 
+from softcft.data.entries import REFUSED, Entry, label_separator, read_entry, split_labels
 from softcft.data.tables import TRUTH, as_text, is_missing
+from softcft.data.value_patterns import mean_nothing, spelled_alike
 from softcft.graph import CausalGraph, Variable
 
 __all__ = [
@@ -57,8 +62,8 @@ def translate(
     Args:
         rows: The table.
         graph: The causal graph.
-        columns: For some variables, and for ``image``, the name of the column if it is another one, or a dict of
-            ``column`` and ``values``, a mapping from the values of the table to those of the graph.
+        columns: For some variables, and for ``image``, the name of the column if it is another one, or a dict with the
+            keys of :mod:`softcft.data.entries`.
         keep: Other columns to keep as they are, unless a variable has that name.
 
     Returns:
@@ -68,81 +73,96 @@ def translate(
         ValueError: If ``columns`` has an unknown key, the table lacks a column, or a value cannot be understood. The
             message names them.
     """
-    sources, mappings = find_columns(graph, columns)
-    lacking = [name for name in sources.values() if name not in rows.column_names]
+    entries = find_columns(graph, columns)
+    lacking = [entry.column for entry in entries.values() if entry.column not in rows.column_names]
     if lacking:
         raise ValueError(
             f"The data set has no column {lacking}; it has {rows.column_names}. Rename variables of the graph, or add "
-            f"'columns: {{{next(n for n, c in sources.items() if c in lacking)}: NAME_OF_THE_COLUMN}}' to its file."
+            f"'columns: {{{next(n for n, e in entries.items() if e.column in lacking)}: NAME_OF_THE_COLUMN}}' to its "
+            "file."
         )
     translated: dict[str, list[Any]] = {}
     for variable in graph.variables:
-        source = sources[variable.name]
-        translated[variable.name], wrong = read_column(rows, variable, source, mappings.get(variable.name))
+        entry = entries[variable.name]
+        translated[variable.name], wrong = read_column(rows, variable, entry)
         if wrong:
-            raise ValueError(explain_unknown(variable, source, wrong))
+            raise ValueError(explain_unknown(variable, entry.column, wrong, translated[variable.name]))
     attributes = Dataset.from_dict(translated, features=Features(graph_features(graph)))
     kept = [name for name in keep if name in rows.column_names and name not in ("image", *graph.names)]
-    pictures = rows.select_columns([sources["image"], *kept])
-    if sources["image"] != "image":
-        pictures = pictures.rename_column(sources["image"], "image")
+    image = entries["image"].column
+    pictures = rows.select_columns([image, *kept])
+    if image != "image":
+        pictures = pictures.rename_column(image, "image")
     return concatenate_datasets([pictures, attributes], axis=1)
 
 
-def find_columns(
-    graph: CausalGraph, columns: Mapping[str, Any] | None = None
-) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
-    """Read a section ``columns``, see :func:`translate`.
-
-    Returns:
-        For ``image`` and each variable the name of its column, and for some a mapping of their values, by their texts.
+def find_columns(graph: CausalGraph, columns: Mapping[str, Any] | None = None) -> dict[str, Entry]:
+    """How ``image`` and each variable are read, by a section ``columns``, see :func:`translate`.
 
     Raises:
-        ValueError: If ``columns`` has an unknown key or an entry is neither a name nor ``column`` and ``values``.
+        ValueError: If ``columns`` has an unknown key, or an entry that does not suit its variable.
     """
-    sources = {name: name for name in ("image", *graph.names)}
-    mappings = {}
+    entries = {name: Entry(name) for name in ("image", *graph.names)}
     for name, entry in (columns or {}).items():
-        if name not in sources:
+        if name not in entries:
             raise ValueError(
-                f"columns: there is no variable {name!r}; the graph has {list(graph.names)}, and there is image."
+                f"columns: there is no variable {name!r}; the graph has {list(graph.names)}, and there is image. A "
+                "column of patients or of splits is described here if --group_column or --split_column names it."
             )
-        entry = {"column": entry} if isinstance(entry, str) else entry
-        if not isinstance(entry, Mapping) or not set(entry) <= {"column", "values"}:
-            raise ValueError(
-                f"columns: {name} must be the name of a column or {{column: ..., values: ...}}, got {entry!r}."
-            )
-        sources[name] = str(entry.get("column", name))
-        values = entry.get("values", {})
-        if not isinstance(values, Mapping):
-            raise ValueError(f"columns: {name}: values must be a mapping from old to new values, got {values!r}.")
-        mappings[name] = {as_text(old): new for old, new in values.items()}
-    return sources, mappings
+        entries[name] = read_entry(name, entry)
+        if name != "image":
+            _check_entry(graph[name], entries[name])
+    return entries
 
 
-def read_column(
-    rows: Dataset, variable: Variable, column: str, mapping: Mapping[str, Any] | None = None
-) -> tuple[list[Any], Counter[str]]:
+def _check_entry(variable: Variable, entry: Entry) -> None:
+    """Raise ValueError if an entry does not suit the kind or the categories of its variable."""
+    where, categories = f"columns: {variable.name}", variable.categories
+    if variable.kind == "continuous":
+        if entry.contains:
+            raise ValueError(f"{where}: contains is for categories, but '{variable.name}' is continuous.")
+        given = [entry.default]
+    else:
+        if entry.factor != 1 or any(factor != 1 for _, factor in entry.patterns):
+            raise ValueError(f"{where}: factors are for numbers, but '{variable.name}' is {variable.kind}.")
+        if entry.contains and not isinstance(entry.contains, Mapping) and len(categories) != 2:
+            raise ValueError(
+                f"{where}: a list in contains is for two categories, but '{variable.name}' has {list(categories)}; say "
+                "which label is which, by contains: {LABEL: CATEGORY}."
+            )
+        given = [entry.default, *(entry.contains.values() if isinstance(entry.contains, Mapping) else ())]
+    for value in given:
+        if value is not REFUSED:
+            _known(variable, value)
+
+
+def _known(variable: Variable, value: Any) -> Any:
+    """A value that ``columns`` gives a variable: a number, or the name of a category."""
+    try:
+        return _reader(variable, [], Entry(variable.name))(value)
+    except KeyError:
+        known = "a number" if variable.kind == "continuous" else f"one of {list(variable.categories)}"
+        raise ValueError(f"columns: {variable.name}: {value!r} must be {known}, or null.") from None
+
+
+def read_column(rows: Dataset, variable: Variable, entry: Entry) -> tuple[list[Any], Counter[str]]:
     """Read a column as the values of its variable, as :func:`translate` does.
-
-    ``mapping`` goes from texts of the table's values to values of the variable, for those that differ.
 
     Returns:
         Numbers or category names, None where a value is missing or unknown; and how often each unknown value occurs.
     """
-    mapping = mapping or {}
-    raws = column_values(rows, column)
-    categories = _categories(variable, raws, mapping)
-    read: Callable[[Any], Any] = _number if variable.kind == "continuous" else lambda v: categories[as_text(v)]
+    raws = column_values(rows, entry.column)
+    read = _reader(variable, raws, entry)
+    default = None if entry.default is REFUSED else _known(variable, entry.default)
     understood: list[Any] = []
     wrong: Counter[str] = Counter()
     for raw in raws:
-        value = mapping.get(as_text(raw), raw)
         try:
-            understood.append(None if is_missing(value) else read(value))
-        except (KeyError, TypeError, ValueError):
-            understood.append(None)
-            wrong[as_text(value)] += 1
+            understood.append(read(raw))
+        except KeyError as error:
+            understood.append(default)
+            if entry.default is REFUSED:
+                wrong[str(error.args[0])] += 1
     return understood, wrong
 
 
@@ -155,33 +175,101 @@ def column_values(rows: Dataset, column: str) -> list[Any]:
     return values
 
 
-def explain_unknown(variable: Variable, column: str, wrong: Counter[str]) -> str:
-    """The message about values of a column that its variable does not know."""
-    examples = ", ".join(f"{value!r} ({count} rows)" for value, count in wrong.most_common(5))
+def explain_unknown(variable: Variable, column: str, wrong: Counter[str], found: Iterable[Any] = ()) -> str:
+    """The message about values of a column that its variable does not know; ``found`` are those that it knows."""
+    most = [value for value, _ in wrong.most_common(5)]
+    examples = ", ".join(f"{value!r} ({wrong[value]} rows)" for value in most)
     if variable.kind == "continuous":
-        fix = f"translate or null them by columns: {{{variable.name}: {{column: {column}, values: {{...}}}}}}"
+        fix = (
+            f"translate or null them by columns: {{{variable.name}: {{column: {column}, values: {{...}}}}}}, or make "
+            "all that are no numbers missing by default: null"
+        )
+        if any(any(map(str.isdigit, value)) for value in most):
+            fix += '; where a number is in the text, as in 58Y, by pattern: "(\\d+)Y"'
     else:
-        values = ", ".join(f"{value}: ..." for value, _ in wrong.most_common(5))
+        meant = _suggest(variable, wrong, found)
+        values = ", ".join(f"{value}: {meant[value]}" for value in most)
         fix = (
             f"the categories are {list(variable.categories)}: add them, or say which of these, or null, each value "
-            f"stands for, by columns: {{{variable.name}: {{column: {column}, values: {{{values}}}}}}}"
+            f"stands for, by columns: {{{variable.name}: {{column: {column}, values: {{{values}}}}}}}, or by default: "
+            "null for all others"
         )
     return f"Column {column!r} has {len(wrong)} values that '{variable.name}' does not know: {examples}; {fix}."
 
 
-def doubt_places(variable: Variable, column: str, texts: Iterable[str]) -> str | None:
-    """A warning if codes that may count from 1 were read as positions of categories, which count from 0.
+def _suggest(variable: Variable, wrong: Counter[str], found: Iterable[Any]) -> dict[str, str]:
+    """What each unknown value may stand for: a category of another spelling, ``null``, or what only the user knows."""
+    nothing = mean_nothing(list(wrong))
+    unseen = len(set(variable.categories) - set(found))
+    meant = {}
+    for value in wrong:
+        alike = [group for group in spelled_alike([*variable.categories, value]) if value in group]
+        known = [category for group in alike for category in group if category in variable.categories]
+        if len(known) == 1:
+            meant[value] = known[0]
+        else:
+            meant[value] = "null" if value in nothing or len(wrong) - len(nothing) > unseen else "..."
+    return meant
 
-    ``texts`` are the values of the column that are neither names of categories nor translated.
-    """
-    numbers = sorted(filter(str.isdigit, texts), key=int)
+
+def doubt_places(splits: Mapping[str, Dataset], variable: Variable, entry: Entry) -> str | None:
+    """What is wrong if codes that may count from 1 were read as positions of categories, which count from 0."""
+    if variable.kind == "continuous" or entry.patterns or entry.contains:
+        return None
+    values = [value for rows in splits.values() for value in column_values(rows, entry.column)]
+    categories = _categories(variable, values, entry)
+    numbers = [text for text in categories if text not in variable.categories and text.isdigit()]
     if not numbers or "0" in numbers:
         return None
-    read = ", ".join(f"{text} is {variable.categories[int(text)]}" for text in numbers)
+    read = ", ".join(f"{text} would be {categories[text]}" for text in sorted(numbers, key=int))
     return (
-        f"Column {column!r} has numbers but no 0, read as places in {list(variable.categories)}, from 0 on: {read}. "
-        f"If they count from 1, translate them by columns: {{{variable.name}: {{column: {column}, values: {{...}}}}}}."
+        f"Column {entry.column!r} has numbers but no 0, and places in {list(variable.categories)} count from 0: {read}."
+        f" Say what they stand for by columns: {{{variable.name}: {{column: {entry.column}, values: "
+        f"{{{', '.join(f'{text}: ...' for text in sorted(numbers, key=int))}}}}}}}."
     )
+
+
+def _reader(variable: Variable, raws: Sequence[Any], entry: Entry) -> Callable[[Any], Any]:
+    """What reads a value of a column; it raises KeyError, with its text, for one that is unknown."""
+    if entry.contains:
+        return _label_reader(variable, raws, entry)
+    is_number = variable.kind == "continuous"
+    categories = {} if is_number else _categories(variable, raws, entry)
+
+    def read(raw: Any) -> Any:
+        value, factor = entry.meaning(raw, whole=is_number)
+        if is_missing(value):
+            return None
+        try:
+            if not is_number:
+                return categories[as_text(value)]
+            return _number(value) * (1 if factor is None else factor)
+        except (KeyError, TypeError, ValueError):
+            raise KeyError(as_text(value)) from None
+
+    return read
+
+
+def _label_reader(variable: Variable, raws: Sequence[Any], entry: Entry) -> Callable[[Any], Any]:
+    separator = label_separator(raws)
+    default = None if entry.default is REFUSED else _known(variable, entry.default)
+    if isinstance(entry.contains, Mapping):
+        meant = {label: _known(variable, category) for label, category in entry.contains.items()}
+    else:
+        meant = dict.fromkeys(entry.contains, variable.categories[1])
+
+    def read(raw: Any) -> Any:
+        if is_missing(raw):
+            return default
+        labels = split_labels(raw, separator)
+        for label, category in meant.items():
+            if label in labels:
+                return category
+        if isinstance(entry.contains, Mapping):
+            raise KeyError(as_text(raw))
+        return variable.categories[0]
+
+    return read
 
 
 def _number(value: Any) -> float:
@@ -190,16 +278,17 @@ def _number(value: Any) -> float:
     return number
 
 
-def _categories(variable: Variable, values: Sequence[Any], mapping: Mapping[str, Any]) -> dict[str, str]:
+def _categories(variable: Variable, values: Sequence[Any], entry: Entry) -> dict[str, str]:
     """The category that each text of a column's values means.
 
-    Numbers are positions, unless a category's name is a number, ``mapping`` gives names, a number is no position, or
-    the categories are yes and no in this order, where 1 may be the position of no and mean yes.
+    Numbers are positions, unless a category's name is a number, ``values`` gives names, a number is no position, or the
+    categories are yes and no in this order, where 1 may be the position of no and mean yes.
     """
+    mapping = entry.values
     names = {category: category for category in variable.categories}
     names |= {str(TRUTH[c.casefold()]): c for c in names if c.casefold() in TRUTH}  # true or TRUE in a table is True
     are_names = any(map(_is_number, names)) or any(not is_missing(new) for new in mapping.values())
-    if are_names or _is_yes_and_no(variable.categories):
+    if are_names or entry.patterns or _is_yes_and_no(variable.categories):
         return names
     known = [value for value in values if not is_missing(value) and as_text(value) not in {*names, *mapping}]
     numbers = [value for value in known if isinstance(value, int | float)]

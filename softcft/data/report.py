@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from difflib import get_close_matches
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from datasets import Dataset, DatasetDict
 
 from softcft.data.columns import column_values, doubt_places, explain_unknown, find_columns, read_column
 from softcft.data.config import BUILT_IN, DataConfig
+from softcft.data.entries import Entry
 from softcft.data.report_pictures import DataReport, Example, check_pictures
 from softcft.data.schema import FEWEST_SUBJECTS
 from softcft.data.splits import SPLITS, make_splits
@@ -58,36 +59,38 @@ def check_data(
     report = DataReport()
     if config.dataset_name not in BUILT_IN:
         report.warnings += left_out(config.dataset_name, table)
-    sources, mappings = find_columns(graph, columns)
+    entries = find_columns(graph, columns)
     splits = _split(table, config, report)
     _check_groups(splits, config, report)
     if empty := [name for name, rows in splits.items() if not len(rows)]:
         report.errors.append(f"There are no rows in {' and '.join(empty)}.")
         return report
-    available = _check_columns(sources, splits, report)
+    available = _check_columns(entries, splits, report)
     values: Values = {}
     for variable in graph.variables:
-        column, mapping = sources[variable.name], mappings.get(variable.name)
+        entry, column = entries[variable.name], entries[variable.name].column
         if column not in available:
             continue
-        read = {split: read_column(rows, variable, column, mapping) for split, rows in splits.items()}
-        if wrong := sum((unknown for _, unknown in read.values()), Counter[str]()):
-            report.errors.append(explain_unknown(variable, column, wrong))
+        read = {split: read_column(rows, variable, entry) for split, rows in splits.items()}
         found = values[variable.name] = {split: understood for split, (understood, _) in read.items()}
-        _check_doubts(splits, column, variable, report)
+        if wrong := sum((unknown for _, unknown in read.values()), Counter[str]()):
+            report.errors.append(explain_unknown(variable, column, wrong, chain(*found.values())))
+        if doubt := doubt_places(splits, variable, entry):
+            report.errors.append(doubt)
+        _check_doubts(splits, entry, variable, report)
         _check_validation(variable, found["validation"], splits["validation"], config, report)
         named = "" if column == variable.name else f", column {column!r}"
         report.lines += ["", f"{variable.name} ({variable.kind}{named})"]
         if variable.kind == "continuous":
             _check_numbers(variable, found, report)
         else:
-            _note_translation(splits, column, mapping, found, variable, report)
+            _note_translation(splits, column, found, report)
             _check_categories(variable, found, report)
     if len(values) == len(graph):  # otherwise nothing is complete
         _check_complete(graph, values, report)
-    if sources["image"] in available:
+    if entries["image"].column in available:
         shown = _choose(graph, {name: found["train"] for name, found in values.items()}) if "train" in splits else {}
-        check_pictures(splits, sources["image"], config, report, all_images=all_images, shown=shown)
+        check_pictures(splits, entries["image"].column, config, report, all_images=all_images, shown=shown)
     return report
 
 
@@ -105,10 +108,10 @@ def _split(table: DatasetDict, config: DataConfig, report: DataReport) -> Datase
     return splits
 
 
-def _check_columns(sources: Mapping[str, str], splits: DatasetDict, report: DataReport) -> list[str]:
+def _check_columns(entries: Mapping[str, Entry], splits: DatasetDict, report: DataReport) -> list[str]:
     """The columns that all splits have."""
     available = [name for name in splits["train"].column_names if all(name in s.column_names for s in splits.values())]
-    for name, column in sources.items():
+    for name, column in ((name, entry.column) for name, entry in entries.items()):
         if column not in available:
             near = get_close_matches(column, available, n=1)
             report.errors.append(
@@ -154,10 +157,11 @@ def _check_validation(
         )
 
 
-def _check_doubts(splits: DatasetDict, column: str, variable: Variable, report: DataReport) -> None:
+def _check_doubts(splits: DatasetDict, entry: Entry, variable: Variable, report: DataReport) -> None:
     """Warn of values that seem to be neither quantities nor categories, and of spellings of one category."""
+    column = entry.column
     values = [as_text(v) for rows in splits.values() for v in column_values(rows, column) if not is_missing(v)]
-    if doubt := looks_like(values):
+    if not (entry.patterns or entry.contains) and (doubt := looks_like(values)):
         report.warnings.append(f"Column {column!r} of '{variable.name}' has {doubt}.")
     if nothing := mean_nothing(variable.categories):
         report.warnings.append(
@@ -233,22 +237,13 @@ def _check_categories(variable: Variable, values: Mapping[str, list[Any]], repor
         report.lines.append(f"  {category or '(missing)':<24}" + "".join(f"{cell:>18}" for cell in cells))
 
 
-def _note_translation(
-    splits: DatasetDict,
-    column: str,
-    mapping: Mapping[str, Any] | None,
-    values: Mapping[str, list[Any]],
-    variable: Variable,
-    report: DataReport,
-) -> None:
+def _note_translation(splits: DatasetDict, column: str, values: Mapping[str, list[Any]], report: DataReport) -> None:
     """Report how values were read that are no names of categories, positions for instance."""
     pairs = {}
     for split, rows in splits.items():
         for raw, value in zip(column_values(rows, column), values[split], strict=True):
             if value is not None and as_text(raw) != value:
                 pairs[as_text(raw)] = value
-    if doubt := doubt_places(variable, column, set(pairs) - set(mapping or {})):
-        report.warnings.append(doubt)
     if pairs:
         report.lines.append("  read as: " + ", ".join(f"{raw} -> {value}" for raw, value in sorted(pairs.items())[:20]))
 

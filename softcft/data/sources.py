@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from softcft.data.columns import column_values, doubt_places, find_columns, translate
+from softcft.data.columns import doubt_places, find_columns, translate
 from softcft.data.config import FOLDERS, GRAPHS, DataConfig
 from softcft.data.mimic_cxr import read_mimic_cxr, select_mimic_cxr
 from softcft.data.morphomnist import load_morphomnist
@@ -112,7 +112,7 @@ def _warn(name: str, notes: list[str]) -> None:
 def _translate(
     splits: DatasetDict, config: DataConfig, graph: CausalGraph, columns: Mapping[str, Any] | None
 ) -> DatasetDict:
-    """Translate all splits, and warn of codes that may not be positions of categories."""
+    """Translate all splits, and refuse codes that may not be positions of categories."""
     keep = [config.subject_column] if config.subject_column else []
     result = DatasetDict()
     for split, rows in splits.items():
@@ -120,13 +120,10 @@ def _translate(
             result[split] = translate(rows, graph, columns, keep)
         except ValueError as error:  # another split may be right
             raise ValueError(f"In the {split} split: {error}") from None
-    sources, mappings = find_columns(graph, columns)
+    entries = find_columns(graph, columns)
     for variable in graph.variables:
-        column, known = sources[variable.name], {*variable.categories, *mappings.get(variable.name, {})}
-        if variable.kind != "continuous":
-            texts = {as_text(value) for rows in splits.values() for value in column_values(rows, column)}
-            if doubt := doubt_places(variable, column, texts - known):
-                logger.warning("%s", doubt)
+        if doubt := doubt_places(splits, variable, entries[variable.name]):
+            raise ValueError(doubt)
     return result
 
 

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 
-from softcft.data.columns import find_columns, read_column, translate
+from softcft.data.columns import translate
 from softcft.data.own import read_table
 from softcft.data.splits import make_splits
-from softcft.data.tables import as_text
-from softcft.graph import CausalGraph, Variable
+from softcft.graph import CausalGraph
 
 GRAPH = CausalGraph(
     [
@@ -210,141 +209,3 @@ def test_all_splits_have_the_column_of_subjects(lacking: str) -> None:
     splits = {name: numbered(4, **({} if name == lacking else {"patient": [0, 0, 1, 1]})) for name in names}
     with pytest.raises(ValueError, match=f"--group_column patient: {lacking} "):
         make_splits(DatasetDict(splits), group_column="patient")
-
-
-# ---- values -------------------------------------------------------------------------------------------------------
-
-
-def test_a_table_that_agrees_with_the_graph() -> None:
-    rows = translate(full(patient=["a", "b", "c", "d"], other=[0] * 4), GRAPH, keep=["patient", "age", "nothing"])
-    assert rows.column_names == ["image", "patient", "age", "sex", "grade"]
-    assert rows["age"][:] == [1.0, 2.0, 3.0, 4.0]
-    assert rows["sex"][:] == ["male"] * 4
-    assert rows["patient"][:] == ["a", "b", "c", "d"]
-
-
-def test_other_names_and_values() -> None:
-    rows = table(years=["1", "2.5", "", "-9"], gender=[0, 1, 9, None], grade=[1, 2, 3, 3]).rename_column(
-        "image", "scan"
-    )
-    columns = {
-        "age": {"column": "years", "values": {-9: None}},
-        "sex": {"column": "gender", "values": {0: "female", 1: "male", 9: None}},
-        "image": "scan",
-    }
-    translated = translate(rows, GRAPH, columns)
-    assert translated["age"][:] == [1.0, 2.5, None, None]
-    assert translated["sex"][:] == ["female", "male", None, None]
-    assert translated["grade"][:] == ["1", "2", "3", "3"]
-    assert np.asarray(translated[3]["image"])[0, 0] == 3
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (["male", None, "", "female"], ["male", None, None, "female"]),
-        ([0, 1, 0, None], ["male", "female", "male", None]),  # positions
-        ([0.0, 1.0, float("nan"), 1.0], ["male", "female", None, "female"]),  # as a column of integers with a gap is
-        ([False, True, True, None], ["male", "female", "female", None]),
-    ],
-    ids=["names", "integers", "floats", "bools"],
-)
-def test_binary_values(values: list[Any], expected: list[Any]) -> None:
-    understood, wrong = read_column(Dataset.from_dict({"sex": values}), SEX, "sex")
-    assert (understood, dict(wrong)) == (expected, {})
-
-
-@pytest.mark.parametrize("categories", [("yes", "no"), ("Present", "absent"), ("pneumonia", "no finding")])
-@pytest.mark.parametrize("values", [[0, 1], [0.0, 1.0, None], [False, True]])
-def test_numbers_are_no_positions_of_yes_and_no(categories: tuple[str, str], values: list[Any]) -> None:
-    rows, variable = Dataset.from_dict({"x": values}), Variable(name="x", kind="binary", categories=categories)
-    assert set(read_column(rows, variable, "x")[1]) == {as_text(value) for value in values if value is not None}
-    turned = Variable(name="x", kind="binary", categories=categories[::-1])
-    assert read_column(rows, turned, "x")[0][:2] == list(turned.categories)
-
-
-@pytest.mark.parametrize("categories", [("true", "false"), ("FALSE", "TRUE"), ("True", "False")])
-def test_truth_values_are_categories_of_that_name(categories: tuple[str, str]) -> None:
-    variable = Variable(name="x", kind="binary", categories=categories)
-    understood, _ = read_column(Dataset.from_dict({"x": [True, False]}), variable, "x")
-    assert [str(category).lower() for category in understood] == ["true", "false"]
-
-
-def test_class_labels_are_read_by_their_names() -> None:
-    rows = Dataset.from_dict(
-        {"sex": [1, 0, -1, None]}, features=Features({"sex": ClassLabel(names=["female", "male"])})
-    )
-    assert read_column(rows, SEX, "sex")[0] == ["male", "female", None, None]
-    assert read_column(rows, SEX, "sex", {"male": None})[0] == [None, "female", None, None]
-
-
-def test_numbers_that_are_names_are_no_positions() -> None:
-    grade = GRAPH["grade"]
-    understood, wrong = read_column(Dataset.from_dict({"grade": [1.0, 3.0, 0.0, 2.5]}), grade, "grade")
-    assert understood == ["1", "3", None, None]
-    assert dict(wrong) == {"0": 1, "2.5": 1}
-
-
-@pytest.mark.parametrize("values", [[0.5, 1.0], [1, 2, None], [1.0, 2.0, float("nan")], [-1, 1], [0, 1, 9], [1, 2, 3]])
-def test_numbers_are_positions_only_if_all_of_them_are(values: list[Any]) -> None:
-    rows = Dataset.from_dict({"sex": values})
-    understood, wrong = read_column(rows, SEX, "sex")
-    known = [value for value in values if value is not None and value == value]
-    assert understood == [None] * len(values)
-    assert sorted(map(float, wrong)) == known
-    # Nor is what is left, once one of them has been given a name.
-    understood, wrong = read_column(rows, SEX, "sex", {as_text(known[-1]): "male"})
-    assert {*understood} == {"male", None}
-    assert len(wrong) == len(known) - 1
-
-
-def test_numbers_that_stand_for_a_missing_value_are_no_codes() -> None:
-    rows = Dataset.from_dict({"sex": [0, 1, 9]})
-    assert read_column(rows, SEX, "sex", {"9": None})[0] == ["male", "female", None]
-
-
-@pytest.mark.parametrize(
-    ("values", "wrong"), [(["x", "1", "nan"], {"x": 1, "nan": 1}), ([True, False, None], {"True": 1, "False": 1})]
-)
-def test_what_is_no_number(values: list[Any], wrong: dict[str, int]) -> None:
-    assert dict(read_column(Dataset.from_dict({"age": values}), GRAPH["age"], "age")[1]) == wrong
-
-
-def test_dates_and_lists_are_no_numbers() -> None:
-    rows = Dataset.from_dict({"age": [[1], [2]]}, features=Features({"age": [Value("int64")]}))
-    assert read_column(rows, GRAPH["age"], "age")[0] == [None, None]
-
-
-@pytest.mark.parametrize(
-    ("columns", "named"),
-    [
-        ({"hight": "x"}, "'hight'"),
-        ({"sex": 3}, "columns: sex .* 3"),
-        ({"sex": {"colum": "x"}}, "columns: sex"),
-        ({"sex": {"values": ["a"]}}, "columns: sex: values"),
-        ({"sex": "gender"}, "'gender'"),
-        ({"image": "scan"}, "'scan'"),
-    ],
-)
-def test_columns_that_cannot_be_understood(columns: dict[str, Any], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        translate(full(), GRAPH, columns)
-
-
-def test_unknown_values_are_counted_and_the_fix_is_named() -> None:
-    with pytest.raises(ValueError, match=r"'m' \(2 rows\), 'f' \(1 rows\).*{sex: {column: sex, values: "):
-        translate(full(sex=["m", "f", "m", "male"]), GRAPH)
-    with pytest.raises(ValueError, match=r"'\?' \(1 rows\).*{age: {column: age, val"):
-        translate(full(age=["1", "2", "?", "4"]), GRAPH)
-
-
-def test_rows_that_were_selected_keep_their_pictures() -> None:
-    rows = translate(full().select([3, 1]), GRAPH)
-    assert [np.asarray(image)[0, 0] for image in rows["image"]] == [3, 1]
-    assert rows["age"][:] == [4, 2]
-
-
-def test_the_columns_of_a_graph() -> None:
-    sources, mappings = find_columns(GRAPH, {"sex": {"values": {1.0: "male", False: "female"}}, "age": "years"})
-    assert sources == {"image": "image", "age": "years", "sex": "sex", "grade": "grade"}
-    assert mappings["sex"] == {"1": "male", "False": "female"}
