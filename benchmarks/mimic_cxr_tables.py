@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from softcft.data.mimic_cxr import select_mimic_cxr
+from softcft.data.chest_xrays import mimic_cxr
 
 IMAGES, SUBJECTS, STUDIES = 377_110, 65_379, 227_827
 ADMISSIONS, PATIENTS = 431_231, 299_712
@@ -70,7 +70,7 @@ def main() -> None:
 def measure(root: Path) -> tuple[float, float, pd.DataFrame]:
     """Seconds, peak GiB of this process, and the funnel."""
     start = time.perf_counter()
-    funnel = select_mimic_cxr(root).funnel
+    funnel = mimic_cxr.select(root).funnel
     seconds = time.perf_counter() - start
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, funnel  # KiB on Linux
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from softcft.arguments import Count, Natural, check_fields
+from softcft.data.chest_xrays import SOURCES
 from softcft.data.morphomnist import MORPHOMNIST_GRAPH
 from softcft.data.phantom import PHANTOM_GRAPH
 from softcft.data.splits import SPLITS
@@ -17,7 +18,7 @@ GRAPHS = {"phantom": PHANTOM_GRAPH, "morphomnist": MORPHOMNIST_GRAPH}
 """Data sets that come with a causal graph."""
 FOLDERS = {
     "morphomnist": "the downloaded files",
-    "mimic_cxr": "PhysioNet's files, or what prepare_mimic_cxr.py made of them",
+    **dict.fromkeys(SOURCES, "what prepare_chest_xrays.py made"),
 }
 """Data sets that are read from ``data_dir``, and what that holds."""
 BUILT_IN = {*GRAPHS, *FOLDERS}
@@ -35,7 +36,7 @@ class DataConfig:
         metadata={
             "help": "Your own data: a local folder (pictures with metadata.csv or .jsonl, Parquet or WebDataset files, "
             "or what save_to_disk made) or the name of a data set of the Hub, owner/name. Or one that comes with "
-            "softcft: phantom (procedural chest X-rays, made on first use), morphomnist, mimic_cxr."
+            f"softcft: phantom (procedural chest X-rays, made on first use), morphomnist, {', '.join(SOURCES)}."
         }
     )
     dataset_config_name: str | None = field(
@@ -44,9 +45,8 @@ class DataConfig:
     data_dir: str | None = field(
         default=None,
         metadata={
-            "help": "morphomnist: folder of the downloaded files; mimic_cxr: folder of PhysioNet's files, or what "
-            "prepare_mimic_cxr.py made of them. Others: folder that keeps the prepared images, the cache of Hugging "
-            "Face datasets if left out."
+            "help": f"morphomnist: folder of the downloaded files; {', '.join(SOURCES)}: what prepare_chest_xrays.py "
+            "made. Others: folder that keeps the prepared images, the cache of Hugging Face datasets if left out."
         },
     )
     sample_size: int = field(
@@ -127,7 +127,7 @@ class DataConfig:
     @property
     def subject_column(self) -> str | None:
         """The column that says whom an image is of."""
-        return self.group_column or ("subject_id" if self.dataset_name == "mimic_cxr" else None)
+        return self.group_column or ("subject_id" if self.dataset_name in SOURCES else None)
 
 
 @dataclass(kw_only=True)

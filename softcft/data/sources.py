@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset
 
+from softcft.data.chest_xrays import SOURCES
+from softcft.data.chest_xrays.prepared import check_prepared
 from softcft.data.columns import doubt_places, find_columns, translate
 from softcft.data.config import FOLDERS, GRAPHS, DataConfig
-from softcft.data.mimic_cxr import read_mimic_cxr, select_mimic_cxr
 from softcft.data.morphomnist import load_morphomnist
 from softcft.data.own import read_table
 from softcft.data.paths import check_paths, find_repeats
@@ -66,7 +66,7 @@ def load_data(
             )
     if config.streaming:
         return stream_splits(config, graph, columns)
-    name = str(config.data_dir) if config.dataset_name == "mimic_cxr" else config.dataset_name
+    name = str(config.data_dir) if config.dataset_name in SOURCES else config.dataset_name
     splits = _translate(_read(config, name), config, graph, columns)
     for rows in splits.values():
         check_paths(rows, "image", name)
@@ -94,9 +94,8 @@ def _read(config: DataConfig, name: str) -> DatasetDict:
         return load_phantom(config.sample_size, seed=config.data_seed, cache_dir=config.data_dir, **made)
     if config.dataset_name == "morphomnist":
         return load_morphomnist(str(config.data_dir), seed=config.data_seed, **made)
-    if config.dataset_name == "mimic_cxr" and not Path(name, "dataset_dict.json").is_file():
-        selection = select_mimic_cxr(name, on_error=config.on_error)
-        return read_mimic_cxr(selection, config.sample_size, on_error=config.on_error)[0]
+    if config.dataset_name in SOURCES:
+        check_prepared(name, config.dataset_name, config.sample_size)
     splits = read_table(name, config.dataset_config_name)
     _warn(name, left_out(name, splits))
     if drawn := [split for split in SPLITS if split not in splits]:

@@ -1,19 +1,21 @@
+import shutil
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pytest
-import torch
 import yaml
 
+from softcft.data.chest_xrays import mimic_cxr
+from softcft.data.chest_xrays.prepared import read_pictures, save_prepared
 from softcft.data.config import GRAPHS, DataConfig
-from softcft.data.mimic_cxr import read_mimic_cxr, select_mimic_cxr
 from softcft.data.phantom import PHANTOM_GRAPH
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import load_data, subjects_of, training_images
 from softcft.graph import CausalGraph
 from softcft.training.parsing import parse_config
-from tests.data.mimic_cxr_tree import make_mimic_tree
+from tests.data.chest_xrays.mimic_cxr_tree import make_mimic_tree
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,25 +93,42 @@ MIMIC_GRAPH = CausalGraph(yaml.safe_load((ROOT / "recipes" / "configs" / "mimic_
 
 @pytest.fixture
 def mimic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> datasets.DatasetDict:
-    """What is read from a tree of MIMIC-CXR in the folder ``tree``."""
+    """The rows of a tree of MIMIC-CXR, prepared in the folder ``prepared``."""
     make_mimic_tree(tmp_path / "tree", num_subjects=30, size=(40, 30))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    return read_mimic_cxr(select_mimic_cxr(tmp_path / "tree"), 24)[0]
+    selection = mimic_cxr.select(tmp_path / "tree")
+    prepared = read_pictures(selection, 24)
+    save_prepared(selection, prepared, tmp_path / "prepared")
+    return prepared.splits
 
 
-def test_mimic_cxr_may_be_the_tree_or_what_was_prepared(mimic: datasets.DatasetDict, tmp_path: Path) -> None:
-    mimic.save_to_disk(tmp_path / "prepared")
-    found = {}
-    for folder, size in (("tree", 24), ("prepared", 24), ("prepared", 16)):
-        config = DataConfig(dataset_name="mimic_cxr", sample_size=size, data_dir=str(tmp_path / folder))
+def test_chest_xrays_are_what_was_prepared(mimic: datasets.DatasetDict, tmp_path: Path) -> None:
+    for size in (24, 16):
+        config = DataConfig(dataset_name="mimic_cxr", sample_size=size, data_dir=str(tmp_path / "prepared"))
         splits = load_data(config, MIMIC_GRAPH)
         for name, rows in splits.items():
             assert subjects_of(rows, config) == mimic[name]["subject_id"][:]
-        found[folder, size] = ImageAttributeDataset(splits["train"], MIMIC_GRAPH)
-    tree, prepared, smaller = found.values()
-    assert (tree.image_channels, tree.sample_size, smaller.sample_size) == (1, 24, 16)
-    assert torch.equal(tree.parents, prepared.parents)
-    assert all(torch.equal(tree[i]["image"], prepared[i]["image"]) for i in range(len(tree)))
+        images = ImageAttributeDataset(splits["train"], MIMIC_GRAPH)
+        assert (images.image_channels, images.sample_size) == (1, size)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "named"),
+    [
+        ({"sample_size": 32}, ValueError, "--sample_size .*24.*32"),  # pictures are never enlarged unasked
+        ({"dataset_name": "nih"}, ValueError, "--dataset_name nih.*mimic_cxr"),
+        ({"data_dir": "tree"}, FileNotFoundError, "--data_dir .*tree .*prepare_chest_xrays.py"),
+        ({"data_dir": "nowhere"}, FileNotFoundError, "--data_dir .*nowhere .*prepare_chest_xrays.py"),
+    ],
+)
+def test_what_is_not_the_prepared_source_is_refused(
+    mimic: datasets.DatasetDict, tmp_path: Path, changes: dict[str, Any], error: type[Exception], named: str
+) -> None:
+    settings: dict[str, Any] = {"dataset_name": "mimic_cxr", "sample_size": 24, "data_dir": "prepared", **changes}
+    settings["data_dir"] = str(tmp_path / settings["data_dir"])
+    graph = CausalGraph([variable for variable in MIMIC_GRAPH.to_list() if variable["name"] != "race"])
+    with pytest.raises(error, match=named):
+        load_data(DataConfig(**settings), graph)
 
 
 @pytest.mark.parametrize("order", ["together", "scattered"])
@@ -121,8 +140,9 @@ def test_halves_share_no_subject(kind: str, order: str, tmp_path: Path, request:
         made["train"] = datasets.concatenate_datasets([made["train"]] * 3)  # several images of each
         if order == "together":
             made["train"] = made["train"].select(np.argsort(made["train"]["subject_id"][:], kind="stable"))
-        made.save_to_disk(tmp_path / "prepared")
-        config = DataConfig(dataset_name="mimic_cxr", sample_size=24, data_dir=str(tmp_path / "prepared"))
+        made.save_to_disk(tmp_path / "more")
+        shutil.copy(tmp_path / "prepared" / "provenance.json", tmp_path / "more")
+        config = DataConfig(dataset_name="mimic_cxr", sample_size=24, data_dir=str(tmp_path / "more"))
     else:
         graph = PHANTOM_GRAPH
         made = load_data(DataConfig(**PHANTOM, data_dir=str(tmp_path / "cache")), graph)["train"]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from softcft import DSCMPipeline
-from tests.data.mimic_cxr_tree import make_mimic_tree
+from tests.data.chest_xrays.mimic_cxr_tree import make_mimic_tree
 from tests.processes import python, run_command
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -41,8 +41,12 @@ def test_every_recipe_runs_on_the_tree(config: Path, tmp_path: Path) -> None:
     make_mimic_tree(tmp_path / "tree", num_subjects=30, size=(90, 70))
     outputs = tmp_path / "outputs" / "mimic_cxr_224"
 
+    prepare = ["--source", "mimic_cxr", "--root", str(tmp_path / "tree"), "--output_dir", str(tmp_path / "prepared")]
+    result = run_command(*python(RECIPES / "prepare_chest_xrays.py", *prepare), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-4000:]
+
     def start(script: str, *flags: str) -> subprocess.CompletedProcess[str]:
-        settings = ["--config", str(config), "--data_dir", str(tmp_path / "tree"), "--max_train_steps", "1"]
+        settings = ["--config", str(config), "--data_dir", str(tmp_path / "prepared"), "--max_train_steps", "1"]
         return run_command(*python(RECIPES / script, *settings, *flags), cwd=tmp_path)
 
     result = start("run_all.py", "--cft", "none")
