@@ -17,7 +17,6 @@ from statistics import median
 
 import numpy as np
 import torch
-import yaml
 from datasets import Dataset, Features, Image, Value
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -26,6 +25,7 @@ from softcft import CausalGraph, HVAEModel
 from softcft.data.pixels import encode_pixels
 from softcft.data.schema import ImageAttributeDataset, scale_pixels
 from softcft.training.objectives import HVAEObjective
+from softcft.training.parsing import read_config
 
 CONFIG = Path(__file__).parents[1] / "recipes" / "configs" / "mimic_cxr_224.yaml"
 SIZE = 224
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="passes and steps (default: 5)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    config = read_config(CONFIG)
     graph = CausalGraph(config["graph"])
 
     with tempfile.TemporaryDirectory() as folder:

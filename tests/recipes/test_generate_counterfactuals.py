@@ -304,7 +304,9 @@ def test_a_missing_pipeline_is_told_with_the_command_that_makes_it(generate: Gen
         generate("refused", "--pipelines", "gone/hard")
 
 
-@pytest.mark.parametrize("name", ["phantom", "morphomnist", "mimic_cxr_224", "mimic_cxr_224_diffusion", "own_data"])
+@pytest.mark.parametrize(
+    "name", ["phantom", "morphomnist", "mimic_cxr_224", "mimic_cxr_224_diffusion", "nih_64", "own_data"]
+)
 def test_shipped_configs_have_the_section(name: str) -> None:
     recipe = load_recipe("generate_counterfactuals")
     own = ["--dataset_name", "folder", "--graph", str(TINY.with_name("graph.yaml"))] if name == "own_data" else []

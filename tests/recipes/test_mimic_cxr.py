@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from softcft import DSCMPipeline
+from softcft.training.parsing import read_config
 from tests.data.chest_xrays.mimic_cxr_tree import make_mimic_tree
 from tests.processes import python, run_command
 
@@ -18,7 +19,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     """The shipped file with narrower and shallower networks, and batches of 2."""
-    config = yaml.safe_load((RECIPES / "configs" / "mimic_cxr_224.yaml").read_text())
+    config = read_config(RECIPES / "configs" / "mimic_cxr_224.yaml")
     for section in ("scm", "guide", "judge", "watcher", "hvae", "vae", "cft"):
         config[section] |= {"train_batch_size": 2, "gradient_accumulation_steps": 1, "checkpointing_steps": 0}
     stages = len(config["hvae"]["model"]["resolutions"])

@@ -27,7 +27,9 @@ def test_the_vae_is_trained_and_loads(tmp_path: Path) -> None:
     assert all({"loss", "nll", "kl"} <= line.keys() and np.isfinite(list(line.values())).all() for line in lines)
 
 
-@pytest.mark.parametrize("name", ["phantom", "morphomnist", "mimic_cxr_224", "mimic_cxr_224_diffusion", "own_data"])
+@pytest.mark.parametrize(
+    "name", ["phantom", "morphomnist", "mimic_cxr_224", "mimic_cxr_224_diffusion", "nih_64", "own_data"]
+)
 def test_the_shipped_models_can_be_built(name: str) -> None:
     shipped = RECIPES / "configs" / f"{name}.yaml"
     own = ["--dataset_name", "folder", "--graph", str(TINY.with_name("graph.yaml"))]

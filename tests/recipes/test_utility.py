@@ -202,7 +202,9 @@ def test_evaluation_refuses_bad_numbers(run: Run) -> None:
             run("evaluate_utility", flag, value)
 
 
-@pytest.mark.parametrize("name", ["phantom", "morphomnist", "mimic_cxr_224", "mimic_cxr_224_diffusion", "own_data"])
+@pytest.mark.parametrize(
+    "name", ["phantom", "morphomnist", "mimic_cxr_224", "mimic_cxr_224_diffusion", "nih_64", "own_data"]
+)
 def test_shipped_configs_have_the_section(name: str) -> None:
     own = ["--dataset_name", "folder", "--graph", str(TINY.with_name("graph.yaml"))] if name == "own_data" else []
     command = ["--config", str(RECIPES / "configs" / f"{name}.yaml"), "--data_dir", "data", *own]
