@@ -78,8 +78,8 @@ SOURCES = {
     "nih": _Source(
         "NIH ChestX-ray14",
         "Chest X-rays of patients with their attributes, provided by the NIH Clinical Center: "
-        "https://nihcc.app.box.com/v/ChestXray-NIHCC (Wang et al., ChestX-ray8: Hospital-scale Chest X-ray Database and "
-        "Benchmarks, CVPR 2017). Their use is not restricted, with this link, this citation and this acknowledgement, "
+        "https://nihcc.app.box.com/v/ChestXray-NIHCC (Wang et al., ChestX-ray8: Hospital-scale Chest X-ray Database "
+        "and Benchmarks, CVPR 2017). Their use is not restricted, with this link, this citation and this acknowledgement, "
         "which whoever shares the model has to keep.",
         {
             "license": "other",
@@ -90,9 +90,9 @@ SOURCES = {
     ),
     "chexpert": _Source(
         "CheXpert",
-        "Chest X-rays of patients of Stanford Hospital with their attributes (Irvin et al., AAAI 2019), under the Stanford "
-        "University Dataset Research Use Agreement: for research that is not commercial; they, and copies of them or of "
-        "parts, may not be passed on.",
+        "Chest X-rays of patients of Stanford Hospital with their attributes (Irvin et al., AAAI 2019), under the "
+        "Stanford University Dataset Research Use Agreement: for research that is not commercial; they, and copies of "
+        "them or of parts, may not be passed on.",
         {
             "license": "other",
             "license_name": "stanford-university-dataset-research-use-agreement",
@@ -102,9 +102,9 @@ SOURCES = {
     ),
     "padchest": _Source(
         "PadChest",
-        "Chest X-rays of patients of San Juan Hospital, Spain, with their attributes (Bustos et al., Medical Image Analysis "
-        "2020), under the PadChest Dataset Research Use Agreement of BIMCV: for research that is not commercial; they, and "
-        "copies of them or of parts, may not be passed on.",
+        "Chest X-rays of patients of San Juan Hospital, Spain, with their attributes (Bustos et al., Medical Image "
+        "Analysis 2020), under the PadChest Dataset Research Use Agreement of BIMCV: for research that is not "
+        "commercial; they, and copies of them or of parts, may not be passed on.",
         {
             "license": "other",
             "license_name": "padchest-dataset-research-use-agreement",
