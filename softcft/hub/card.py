@@ -79,8 +79,8 @@ SOURCES = {
         "NIH ChestX-ray14",
         "Chest X-rays of patients with their attributes, provided by the NIH Clinical Center: "
         "https://nihcc.app.box.com/v/ChestXray-NIHCC (Wang et al., ChestX-ray8: Hospital-scale Chest X-ray Database "
-        "and Benchmarks, CVPR 2017). Their use is not restricted, with this link, this citation and this acknowledgement, "
-        "which whoever shares the model has to keep.",
+        "and Benchmarks, CVPR 2017). Their use is not restricted, with this link, this citation and this "
+        "acknowledgement, which whoever shares the model has to keep.",
         {
             "license": "other",
             "license_name": "nih-clinical-center-unrestricted-with-acknowledgement",
