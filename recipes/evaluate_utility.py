@@ -6,7 +6,7 @@ Needs what train_classifier.py --role utility made of the real images and of set
 that are found below OUTPUT_DIR/utility are tested. Reads the sections data and graph. Writes
 OUTPUT_DIR/metrics/utility.csv, which evaluate.py and report.py make tables of:
 the AUC (or mean absolute error) of each predictor on each variable, and its change from the predictor that learned from
-real images, with 95 % intervals of a bootstrap over subjects.
+real images, with 95 % intervals of a bootstrap over subjects (images where no subject is known).
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from softcft.arguments import Count, Natural, check_fields
 from softcft.data.config import DataConfig
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import load_data, subjects_of
-from softcft.evaluation.bootstrap import bootstrap_weights
+from softcft.evaluation.bootstrap import bootstrap_weights, resampled_unit
 from softcft.evaluation.measuring import run_batches
 from softcft.evaluation.tables import CFT_NAMES
 from softcft.evaluation.utility import REAL, utility_rows
@@ -115,11 +115,12 @@ def main() -> None:
     if not accelerator.is_main_process:
         return
 
-    subjects = subjects_of(rows, data)
-    weights = bootstrap_weights([subjects[row] for row in images.complete], settings.num_resamples, settings.seed)
+    everyone = subjects_of(rows, data)
+    subjects = [everyone[row] for row in images.complete]
+    weights = bootstrap_weights(subjects, settings.num_resamples, settings.seed)
     table = utility_rows(graph, logits, labels, weights)
     run = {"table": "utility", "dataset": data.dataset_name, "seed": settings.seed}
-    table = pd.DataFrame(run, index=table.index).join(table)
+    table = pd.DataFrame(run, index=table.index).join(table).assign(resampled=resampled_unit(subjects))
     path = Path(settings.output_dir, "metrics", "utility.csv")
     path.parent.mkdir(exist_ok=True)
     table.to_csv(path, index=False)

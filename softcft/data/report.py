@@ -13,11 +13,12 @@ from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Image
 
 from softcft.data.columns import column_values, doubt_places, explain_unknown, find_columns, read_column
 from softcft.data.config import BUILT_IN, DataConfig
 from softcft.data.entries import Entry
+from softcft.data.lost_rows import absent_pictures, complete_rows, explain_lost
 from softcft.data.report_pictures import DataReport, Example, check_pictures
 from softcft.data.schema import FEWEST_SUBJECTS
 from softcft.data.splits import SPLITS, make_splits
@@ -87,7 +88,7 @@ def check_data(
             _note_translation(splits, column, found, report)
             _check_categories(variable, found, report)
     if len(values) == len(graph):  # otherwise nothing is complete
-        _check_complete(graph, values, report)
+        _check_complete(graph, splits, entries["image"].column, values, report)
     if entries["image"].column in available:
         shown = _choose(graph, {name: found["train"] for name, found in values.items()}) if "train" in splits else {}
         check_pictures(splits, entries["image"].column, config, report, all_images=all_images, shown=shown)
@@ -248,17 +249,19 @@ def _note_translation(splits: DatasetDict, column: str, values: Mapping[str, lis
         report.lines.append("  read as: " + ", ".join(f"{raw} -> {value}" for raw, value in sorted(pairs.items())[:20]))
 
 
-def _check_complete(graph: CausalGraph, values: Values, report: DataReport) -> None:
-    """Count the rows without a missing value, which image models and the evaluation use, and their categories."""
-    complete = {
-        split: [None not in row for row in zip(*(found[split] for found in values.values()), strict=True)]
-        for split in next(iter(values.values()))
-    }
+def _check_complete(graph: CausalGraph, splits: DatasetDict, image: str, values: Values, report: DataReport) -> None:
+    """Count the rows that image models and the evaluation use, say why others are lost, and count categories."""
+    of_split = {split: {name: found[split] for name, found in values.items()} for split in splits}
+    has_pictures = isinstance(splits["train"].features.get(image), Image)
+    absent = {split: absent_pictures(rows, image) if has_pictures else set() for split, rows in splits.items()}
+    complete = {split: complete_rows(found, absent[split]) for split, found in of_split.items()}
     report.lines += [
         "",
         "Complete rows, which image models and the evaluation use: "
         + ", ".join(f"{split} {sum(rows):,} of {len(rows):,}" for split, rows in complete.items()),
     ]
+    lost = {split: explain_lost(found, absent[split]) for split, found in of_split.items()}
+    report.lines += [f"  {split}: {why}" for split, why in lost.items() if why]
     for split in sorted({"train", "test"} & set(complete)):
         if sum(complete[split]) < 2:
             report.errors.append(

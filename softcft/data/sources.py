@@ -12,6 +12,7 @@ from softcft.data.chest_xrays import SOURCES
 from softcft.data.chest_xrays.prepared import check_prepared
 from softcft.data.columns import doubt_places, find_columns, translate
 from softcft.data.config import FOLDERS, GRAPHS, DataConfig
+from softcft.data.lost_rows import absent_pictures, complete_rows, explain_lost
 from softcft.data.morphomnist import load_morphomnist
 from softcft.data.own import read_table
 from softcft.data.paths import check_paths, find_repeats
@@ -84,6 +85,7 @@ def load_data(
             logger.warning(
                 "%d of %d %s images are left out:%s", len(problems), len(rows), split, list_problems(problems)
             )
+        _note_lost(split, rows, prepared[split], len(problems), graph)
     return prepared
 
 
@@ -101,6 +103,15 @@ def _read(config: DataConfig, name: str) -> DatasetDict:
     if drawn := [split for split in SPLITS if split not in splits]:
         logger.warning("%s: %s drawn at random from the training images.", name, " and ".join(drawn))
     return splits
+
+
+def _note_lost(split: str, rows: Dataset, prepared: Dataset, num_problems: int, graph: CausalGraph) -> None:
+    """Log how many rows image models and the evaluation cannot use, and why."""
+    absent = absent_pictures(rows, "image") if num_problems else set()
+    why = explain_lost({name: rows[name][:] for name in graph.names}, absent, max(0, num_problems - len(absent)))
+    if why:
+        usable = sum(complete_rows({name: prepared[name][:] for name in graph.names}))
+        logger.warning("%s: image models and the evaluation use %d of %d rows: %s.", split, usable, len(rows), why)
 
 
 def _warn(name: str, notes: list[str]) -> None:

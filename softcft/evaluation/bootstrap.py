@@ -8,11 +8,12 @@ images are paired, and have intervals of their own.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-__all__ = ["bootstrap_weights", "halves", "interval", "numbered"]
+__all__ = ["bootstrap_weights", "halves", "interval", "numbered", "resampled_unit"]
 
 MAX_UNDEFINED = 0.05
 """The share of resamples in which a metric may be undefined and still get an interval."""
@@ -61,6 +62,11 @@ def numbered(subjects: Sequence[Hashable] | np.ndarray) -> np.ndarray:
             "subject, one of its own if that is unknown."
         )
     return numbers
+
+
+def resampled_unit(subjects: Sequence[Hashable]) -> Literal["subject", "image"]:
+    """What a resample draws: ``"image"`` if each image has a subject of its own, as where no subject is known."""
+    return "subject" if len(set(subjects)) < len(subjects) else "image"
 
 
 def halves(subjects: Sequence[Hashable], seed: int) -> np.ndarray:

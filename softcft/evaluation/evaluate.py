@@ -28,7 +28,7 @@ from softcft.arguments import Count, Natural, Range, check_fields
 from softcft.data.schema import ImageAttributeDataset, random_part, scale_pixels
 from softcft.data.truth import PhantomTruth, TrueCounterfactuals
 from softcft.evaluation.axioms import axiom_rows
-from softcft.evaluation.bootstrap import bootstrap_weights
+from softcft.evaluation.bootstrap import bootstrap_weights, resampled_unit
 from softcft.evaluation.effectiveness import effectiveness_rows, plan_counterfactuals
 from softcft.evaluation.embeddings import attribute_modes, shift_rows
 from softcft.evaluation.figures.gallery import draw_counterfactuals, draw_interpolations
@@ -250,7 +250,8 @@ class Evaluation:
             tables.append(sight.assign(table="sight", cft="real"))
         # Each model was compared with the same real images.
         metrics = pd.concat(tables, ignore_index=True).drop_duplicates(["table", "cft", *RESULT[:4]])
-        return metrics.assign(dataset=dataset_name, seed=self.settings.seed)[list(COLUMNS)].reset_index(drop=True)
+        metrics = metrics.assign(dataset=dataset_name, seed=self.settings.seed, resampled=resampled_unit(self.subjects))
+        return metrics[list(COLUMNS)].reset_index(drop=True)
 
     def _rows(self, cft: str, result: Mapping[str, Tensor]) -> list[tuple[str, pd.DataFrame]]:
         """The results of one model, with the tables they belong to."""

@@ -16,8 +16,10 @@ variable      variable whose predictions are measured, or image
 predictor     guide, judge or gap (guide - judge), where one is involved
 metric        what ``value`` is
 value         the number
-low, high     95 % interval over subjects, empty where there is none; by bootstrap, that of
-              frechet_excess by jackknife
+low, high     95 % interval, empty where there is none; by bootstrap, that of frechet_excess by
+              jackknife
+resampled     what intervals and tests draw: subject, or image where no image is known to share
+              its subject with another one
 ============  ==================================================================================
 """
 
@@ -50,7 +52,8 @@ ROW_NAMES = {"real": "Real images", **CFT_NAMES, "truth": "True counterfactuals"
 RESULT = ["intervention", "variable", "predictor", "metric", "value", "low", "high"]
 """The columns of what is measured of one model."""
 KEY = ["table", "dataset", "seed", "cft", *RESULT[:4]]
-COLUMNS = (*KEY, *RESULT[4:])
+COLUMNS = (*KEY, *RESULT[4:], "resampled")
+RESAMPLED = ("subject", "image")
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Layout:
     """What one table shows: rows are interventions and models, columns variables and metrics."""
 
     title: str
-    caption: str
+    caption: str  # {unit} is what was resampled, subject or image
     table: str
     metrics: Mapping[str, str]  # by metric without [group], the heading of its columns
     predictor: str = ""
@@ -67,7 +70,7 @@ class Layout:
 
 
 CHANGES = {"auc": "auc_change", "mae": "mae_change", "ece": "ece_change"}
-INTERVAL = "In square brackets the 95 % bootstrap interval, resampled by subject."
+INTERVAL = "In square brackets the 95 % bootstrap interval, resampled by {unit}."
 JUDGE = "The judge had no part in fine-tuning."
 GUIDE = "The guide steered fine-tuning, so its word counts less."
 ACCURACY = {"auc": "{variable}, AUC (%)", "mae": "{variable}, MAE ({unit})"}
@@ -143,7 +146,7 @@ LAYOUTS = (
         "Distribution shift of embeddings",
         "Energy distance of the judge's embeddings along the principal component that encodes the variable, "
         "counterfactual against real images of a subgroup; in round brackets the p-value of a permutation test, "
-        "of whole subjects.",
+        "of whole {unit}s.",
         "shift",
         {"energy": "{variable}: {group}"},
         "judge",
@@ -166,13 +169,13 @@ LAYOUTS = (
     ),
     Layout(
         "Realism: Fréchet distance to real images of the same attributes",
-        "In the judge's embedding. Subjects are divided into halves; counterfactual and real images of both halves "
+        "In the judge's embedding. The {unit}s are divided into halves; counterfactual and real images of both halves "
         "that should all show the same (equal categories, continuous variables as near as there are images) are "
         "compared between the halves, as many of each; means of 8 divisions. Distances grow where images are few, "
         "also that of real to real images, the floor. The excess does not: it is the distance of counterfactual to "
         "real images less the mean of those of real to real and of counterfactual to counterfactual images. 0 is as "
         "real as real images; it may be a little below by chance. In square brackets its 95 % interval, by a jackknife "
-        "of 20 groups of subjects.",
+        "of 20 groups of {unit}s.",
         "axioms",
         {
             "frechet_excess": "Excess",
@@ -214,7 +217,7 @@ class ReportTable(NamedTuple):
 
 def read_metrics(path: Path) -> pd.DataFrame:
     """A tidy table from its CSV file. Empty cells of text are empty text, not NaN; "none" is a word here."""
-    text = dict.fromkeys(KEY, str) | {"seed": int}
+    text = dict.fromkeys([*KEY, "resampled"], str) | {"seed": int}
     return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=dict.fromkeys(RESULT[4:], ""))
 
 
@@ -232,7 +235,8 @@ def report_tables(metrics: pd.DataFrame, graph: CausalGraph) -> list[ReportTable
         The tables that there are numbers for, Table 1 first.
 
     Raises:
-        ValueError: If a column is missing, ``cft`` is unknown, a result is given twice, or there are no results.
+        ValueError: If a column is missing, ``cft`` or ``resampled`` is unknown, a result is given twice, or there are
+            no results.
     """
     _check(metrics)
     tables = []
@@ -244,7 +248,8 @@ def report_tables(metrics: pd.DataFrame, graph: CausalGraph) -> list[ReportTable
         if len(frame):
             seeds = rows["seed"].nunique()
             note = f" Means of {seeds} seeds; an interval holds those of all." if seeds > 1 else ""
-            tables.append(ReportTable(layout.title, layout.caption + note, frame))
+            unit = " or ".join(sorted(set(rows["resampled"])))
+            tables.append(ReportTable(layout.title, layout.caption.format(unit=unit) + note, frame))
     return tables
 
 
@@ -253,8 +258,9 @@ def _check(metrics: pd.DataFrame) -> None:
         raise ValueError(f"metrics lacks the columns {missing}; it needs {list(COLUMNS)}.")
     if metrics.empty:
         raise ValueError("metrics has no rows: there are no results to show.")
-    if unknown := sorted(set(metrics["cft"]) - set(ROW_NAMES)):
-        raise ValueError(f"metrics['cft'] must be one of {list(ROW_NAMES)}, got {unknown}.")
+    for column, known in (("cft", tuple(ROW_NAMES)), ("resampled", RESAMPLED)):
+        if unknown := sorted(set(metrics[column]) - set(known)):
+            raise ValueError(f"metrics[{column!r}] must be one of {list(known)}, got {unknown}.")
     if (twice := metrics.duplicated(KEY)).any():
         raise ValueError(f"metrics has more than one result for {metrics.loc[twice, KEY].iloc[0].to_dict()}.")
     if (datasets := sorted(set(metrics["dataset"]))) and len(datasets) > 1:

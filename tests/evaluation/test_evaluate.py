@@ -47,6 +47,7 @@ def test_the_table_has_the_results_of_each_pipeline(
     pd.testing.assert_frame_equal(table, again)
     assert tuple(table.columns) == COLUMNS
     assert set(table["dataset"]) == {"toy"}
+    assert set(table["resampled"]) == {"subject"}
     assert set(table["cft"]) == {"real", "none", "soft"}
     assert set(table["table"]) == {"effectiveness", "shift", "axioms"}
     assert set(table["intervention"]) == {"none", "sex"}

@@ -11,9 +11,9 @@ from softcft.evaluation.tables import COLUMNS, report_tables
 NAN = float("nan")
 
 
-def results(*rows, seed=0):
+def results(*rows, seed=0, resampled="subject"):
     """Rows of (table, cft, intervention, variable, predictor, metric, value, low, high)."""
-    return pd.DataFrame([(table, "toy", seed, *rest) for table, *rest in rows], columns=COLUMNS)
+    return pd.DataFrame([(table, "toy", seed, *rest, resampled) for table, *rest in rows], columns=COLUMNS)
 
 
 def table1(seed=0, shift=0.0, predictor="judge"):
@@ -50,6 +50,18 @@ def test_seeds_are_averaged_and_the_interval_holds_all_of_them():
     assert first.frame.iloc[2]["Race, AUC (%)"] == "98.2 (↑ 4.4 [3.6, 5.2])"
     assert "Means of 2 seeds" in first.caption
     assert "seeds" not in report_tables(table1(), PHANTOM_GRAPH)[0].caption
+
+
+@pytest.mark.parametrize(("resampled", "other"), [("subject", "image"), ("image", "subject")])
+def test_captions_say_what_was_resampled(resampled, other):
+    rows = [("axioms", "none", "race", "image", "", "frechet_excess", 1.0, 0.5, 1.5)]
+    rows.append(("shift", "none", "race", "sex", "judge", "energy[sex female]", 0.2, NAN, NAN))
+    metrics = pd.concat([table1().assign(resampled=resampled), results(*rows, resampled=resampled)])
+    captions = {table.title.partition(":")[0]: table.caption for table in report_tables(metrics, PHANTOM_GRAPH)}
+    drawn = ("Table 1", "Distribution shift of embeddings", "Realism")
+    words = ("resampled by {}.", "of whole {}s.", "groups of {}s.")
+    assert all(word.format(resampled) in captions[name] for name, word in zip(drawn, words, strict=True))
+    assert not any(word.format(other) in captions[name] for name in drawn for word in words)
 
 
 def test_a_change_that_is_not_seen_has_no_arrow():
@@ -146,8 +158,10 @@ def test_the_excess_of_a_small_error_is_as_precise_as_the_error():
     ("change", "message"),
     [
         (lambda df: df.drop(columns="low"), r"lacks the columns \['low'\]"),
+        (lambda df: df.drop(columns="resampled"), r"lacks the columns \['resampled'\]"),
         (lambda df: df.iloc[:0], "no rows"),
         (lambda df: df.assign(cft="medium"), r"must be one of .*got \['medium'\]"),
+        (lambda df: df.assign(resampled="row"), r"'resampled'.* got \['row'\]"),
         (lambda df: pd.concat([df, df]), "more than one result for .*'race'"),
         (lambda df: pd.concat([df, df.assign(dataset="other")]), r"one data set, got \['other', 'toy'\]"),
     ],

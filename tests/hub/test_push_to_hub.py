@@ -63,7 +63,7 @@ def run(tmp_path: Path) -> Path:
             rows += [(*key, "judge", metric, 10.125 + number, 10.0 + number, 10.5 + number)]
             rows += [(*key, "guide", metric, 77.7, 77.1, 77.9)]
     rows += [("truth", "phantom", 0, cft, "sex", "image", "", "error", 3.25, 3.0, 3.5) for cft in ("none", "soft")]
-    pd.DataFrame(rows, columns=COLUMNS).to_csv(run / "metrics.csv", index=False)
+    pd.DataFrame([(*row, "image") for row in rows], columns=COLUMNS).to_csv(run / "metrics.csv", index=False)
     return run
 
 
