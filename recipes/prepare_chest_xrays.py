@@ -32,8 +32,9 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=224, help="Height and width of the pictures (default: 224).")
     parser.add_argument(
         "--sample_csv_dir",
-        help="mimic_cxr: folder with mimic.sample.train.csv, .val.csv and .test.csv of chexploration, for exactly the "
-        "paper's splits.",
+        help="Folder with lists of chexploration, for exactly the published splits. mimic_cxr: mimic.sample.train.csv, "
+        ".val.csv and .test.csv. chexpert: chexpert_split_2021_08_20.csv, or chexpert.sample.train.csv, .val.csv and "
+        ".test.csv.",
     )
     parser.add_argument(
         "--on_error",

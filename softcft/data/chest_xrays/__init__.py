@@ -7,10 +7,15 @@ Each source is a module with a function ``select``, which reads tables and no pi
 
 from collections.abc import Callable
 
-from softcft.data.chest_xrays import mimic_cxr, nih
+from softcft.data.chest_xrays import chexpert, mimic_cxr, nih, padchest
 from softcft.data.chest_xrays.common import Selection
 
 __all__ = ["SOURCES"]
 
-SOURCES: dict[str, Callable[..., Selection]] = {"mimic_cxr": mimic_cxr.select, "nih": nih.select}
+SOURCES: dict[str, Callable[..., Selection]] = {
+    "mimic_cxr": mimic_cxr.select,
+    "nih": nih.select,
+    "chexpert": chexpert.select,
+    "padchest": padchest.select,
+}
 """The sources by the name that ``--source`` and ``dataset_name`` have for them."""

@@ -153,14 +153,18 @@ class Funnel:
 
 
 def find_tables(
-    root: Path, needed: Sequence[str | tuple[str, ...]], optional: Sequence[str] = (), *, skip: str = r"(?!)"
+    root: Path,
+    needed: Sequence[str | tuple[str, ...]],
+    optional: Sequence[str | tuple[str, ...]] = (),
+    *,
+    skip: str = r"(?!)",
 ) -> dict[str, Path]:
     """The path of each file, packed (``.gz``) or not, wherever it is in ``root`` or up to five folders below.
 
     Args:
         root: Where to look.
         needed: Names that must be there. Of a tuple of names, one: those are versions of one table.
-        optional: Names that may be there.
+        optional: Names that may be there, likewise.
         skip: Regular expression of the names of folders that hold nothing but pictures.
 
     Returns:
@@ -308,19 +312,20 @@ def read_list(path: Path) -> list[str]:
     return names
 
 
-def split_by_subject(subjects: Sequence[str], shares: Mapping[str, float], rest: str) -> dict[str, str]:
-    """Draw subjects into splits, in an order shuffled by NumPy's seed 42.
+def split_by_subject(subjects: Sequence[str], shares: Mapping[str, float], rest: str, seed: int = 42) -> dict[str, str]:
+    """Draw subjects into splits, in an order shuffled by NumPy.
 
     Args:
         subjects: Each once; their order counts.
         shares: The share of subjects of each split, rounded to whole ones.
         rest: Split of all others.
+        seed: Of the shuffling.
 
     Returns:
         The split of each subject.
     """
     # The legacy generator is what the notebooks of chexploration draw from, by shuffle of scikit-learn.
-    order = np.random.RandomState(42).permutation(len(subjects))
+    order = np.random.RandomState(seed).permutation(len(subjects))
     splits = [split for split, share in shares.items() for _ in range(round(share * len(subjects)))]
     splits += [rest] * (len(subjects) - len(splits))
     return {subjects[i]: split for i, split in zip(order, splits, strict=True)}
