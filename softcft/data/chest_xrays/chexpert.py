@@ -46,6 +46,7 @@ __all__ = ["select"]
 RULES = 1
 TRAIN, VALID = "train.csv", "valid.csv"
 DEMOGRAPHICS = ("CHEXPERT DEMO.xlsx", "CHEXPERT DEMO.csv", "CHEXPERT_DEMO.csv")
+DEMOGRAPHICS_URL = "https://stanfordaimi.azurewebsites.net/datasets/192ada7c-4d43-466e-b8bb-b81992bb80cf"
 LIST = "chexpert_split_2021_08_20.csv"
 SAMPLES = {split: f"chexpert.sample.{name}.csv" for split, name in zip(SPLITS, ("train", "val", "test"), strict=True)}
 SEED = 2021
@@ -169,9 +170,8 @@ def _find(root: Path) -> dict[str, Path]:
     files = find_tables(root, [TRAIN], [VALID, DEMOGRAPHICS], skip=r"train|valid|test|patient\d+")
     if DEMOGRAPHICS[0] not in files:
         raise FileNotFoundError(
-            f"root {root} has no {' or '.join(DEMOGRAPHICS[:2])}, which tells race. It comes beside CheXpert "
-            "(https://stanfordmlgroup.github.io/competitions/chexpert/). For a graph without race, read train.csv as a "
-            "table of your own: see docs/your_data.md."
+            f"root {root} has no {' or '.join(DEMOGRAPHICS[:2])}, which tells race; get it from {DEMOGRAPHICS_URL}. For "
+            "a graph without race, read train.csv as a table of your own: see docs/your_data.md."
         )
     return files
 
