@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from softcft.data.columns import column_values
 from softcft.data.folders import examples
+from softcft.data.keys import is_key
 from softcft.data.tables import as_text, is_missing
 from softcft.data.value_patterns import are_codes, are_years, looks_like, mean_nothing, spelled_alike
 
@@ -20,9 +21,6 @@ __all__ = ["draft_graph"]
 
 FEW_NUMBERS = 10  # so many different whole numbers are categories, more are a quantity
 FEW_WORDS = 20
-IDENTIFIER = re.compile(
-    r"(?i:^(__.*__|unnamed.*|id|idx|index|key|uuid|file_?name|path)$|[_ -](id|index)$|_(path|name)$)|[a-z]I[Dd]$"
-)
 
 
 def draft_graph(table: DatasetDict, unread: Sequence[str] = ()) -> str:
@@ -112,11 +110,12 @@ def _guess(rows: Sequence[Dataset], column: str) -> dict[str, Any] | str:  # noq
         return f"always {next(iter(different))!r}" if different else "no values"
     if isinstance(feature, ClassLabel):
         return _discrete([name for name in feature.names if name in different])
+    texts = list(map(as_text, values))
     keep = f"; if it is a patient's, --group_column {column} keeps all their rows in one split"
     keep = keep if len(different) < len(values) else ""
-    if IDENTIFIER.search(column.rpartition(".")[2]):
+    if is_key(column, texts):
         return f"an identifier, it seems{keep}"
-    if doubt := looks_like([as_text(value) for value in values]):
+    if doubt := looks_like(texts):
         return doubt
     if isinstance(values[0], bool):
         return _discrete(sorted(different))

@@ -18,6 +18,7 @@ from datasets import Dataset, DatasetDict, Image
 from softcft.data.columns import column_values, doubt_places, explain_unknown, find_columns, read_column
 from softcft.data.config import BUILT_IN, DataConfig
 from softcft.data.entries import Entry
+from softcft.data.keys import lacks_group
 from softcft.data.lost_rows import absent_pictures, complete_rows, explain_lost
 from softcft.data.report_pictures import DataReport, Example, check_pictures
 from softcft.data.schema import FEWEST_SUBJECTS
@@ -124,6 +125,8 @@ def _check_columns(entries: Mapping[str, Entry], splits: DatasetDict, report: Da
 
 def _check_groups(splits: DatasetDict, config: DataConfig, report: DataReport) -> None:
     column = config.group_column
+    if column is None and config.dataset_name not in BUILT_IN and (doubt := lacks_group(splits)):
+        report.warnings.append(doubt)
     if column is None or any(column not in rows.column_names for rows in splits.values()):
         return
     groups = {split: set(rows[column]) - {None} for split, rows in splits.items()}

@@ -12,6 +12,7 @@ from softcft.data.chest_xrays import SOURCES
 from softcft.data.chest_xrays.prepared import check_prepared
 from softcft.data.columns import doubt_places, find_columns, translate
 from softcft.data.config import FOLDERS, GRAPHS, DataConfig
+from softcft.data.keys import lacks_group
 from softcft.data.lost_rows import absent_pictures, complete_rows, explain_lost
 from softcft.data.morphomnist import load_morphomnist
 from softcft.data.own import read_table
@@ -100,6 +101,8 @@ def _read(config: DataConfig, name: str) -> DatasetDict:
         check_prepared(name, config.dataset_name, config.sample_size)
     splits = read_table(name, config.dataset_config_name)
     _warn(name, left_out(name, splits))
+    if config.subject_column is None and (doubt := lacks_group(splits)):
+        logger.warning("%s: %s", name, doubt)
     if drawn := [split for split in SPLITS if split not in splits]:
         logger.warning("%s: %s drawn at random from the training images.", name, " and ".join(drawn))
     return splits

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import date
 
-__all__ = ["are_codes", "are_years", "looks_like", "mean_nothing", "spelled_alike"]
+__all__ = ["are_codes", "are_years", "is_date", "looks_like", "mean_nothing", "spelled_alike"]
 
 YEARS = (1850, 2100)
 DATE = re.compile(r"(\d{4})([-/.]?)(\d\d)\2(\d\d)([ T].*)?")
@@ -29,7 +29,7 @@ def looks_like(texts: Sequence[str]) -> str | None:
     different = set(texts)
     if len(different) < 2:
         return None
-    if all(map(_is_date, different)):
+    if all(map(is_date, different)):
         return "dates, it seems; make a number of them, an age for instance"
     if any("," in text for text in different) and all(
         DECIMAL_COMMA.fullmatch(text) or re.fullmatch(r"[+-]?\d+", text) for text in different
@@ -75,7 +75,8 @@ def spelled_alike(categories: Sequence[str]) -> list[list[str]]:
     return [group for group in groups if len(group) > 1]
 
 
-def _is_date(text: str) -> bool:
+def is_date(text: str) -> bool:
+    """Whether a text is a date, with or without a time: 20140915, 2014-09-15 or 15.09.2014."""
     if DAY_FIRST.fullmatch(text):
         return True
     found = DATE.fullmatch(text)
