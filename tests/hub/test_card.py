@@ -122,7 +122,7 @@ def test_a_data_set_that_is_not_sure_has_no_card(folder: Path) -> None:
 
 
 def test_every_data_set_that_comes_with_softcft_is_described() -> None:
-    assert set(SOURCES) >= {*GRAPHS, *FOLDERS}
+    assert set(SOURCES) == {*GRAPHS, *FOLDERS}
     assert [name for name in SOURCES if not has_people(name)] == ["phantom", "morphomnist"]
 
 

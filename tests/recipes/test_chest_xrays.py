@@ -11,12 +11,19 @@ import yaml
 from softcft import AttributeSCM, CausalGraph, DSCMPipeline
 from softcft.data.chest_xrays import SOURCES
 from softcft.training.parsing import read_config
+from tests.data.chest_xrays.chexpert_tree import make_chexpert_tree
 from tests.data.chest_xrays.mimic_cxr_tree import make_mimic_tree
 from tests.data.chest_xrays.nih_tree import make_nih_tree
+from tests.data.chest_xrays.padchest_tree import make_padchest_tree
 from tests.processes import python, run_command
 from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe, run_recipe
 
-TREES: dict[str, Callable[[Path], Path]] = {"mimic_cxr": make_mimic_tree, "nih": make_nih_tree}
+TREES: dict[str, Callable[[Path], Path]] = {
+    "mimic_cxr": make_mimic_tree,
+    "nih": make_nih_tree,
+    "chexpert": make_chexpert_tree,
+    "padchest": make_padchest_tree,
+}
 
 
 def prepare(source: str, folder: Path) -> Path:
