@@ -170,8 +170,8 @@ def _find(root: Path) -> dict[str, Path]:
     files = find_tables(root, [TRAIN], [VALID, DEMOGRAPHICS], skip=r"train|valid|test|patient\d+")
     if DEMOGRAPHICS[0] not in files:
         raise FileNotFoundError(
-            f"root {root} has no {' or '.join(DEMOGRAPHICS[:2])}, which tells race; get it from {DEMOGRAPHICS_URL}. For "
-            "a graph without race, read train.csv as a table of your own: see docs/your_data.md."
+            f"root {root} has no {' or '.join(DEMOGRAPHICS[:2])}, which tells race; get it from {DEMOGRAPHICS_URL}. "
+            "For a graph without race, read train.csv as a table of your own: see docs/your_data.md."
         )
     return files
 
