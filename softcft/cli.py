@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 # softcft is imported where it is used: it takes seconds, which --help and most mistakes need not wait for.
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    import numpy as np
 
     from softcft import DiffusionDSCMPipeline, DSCMPipeline
     from softcft.graph import CausalGraph
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         "counterfactual", help="a counterfactual of a picture", description=COUNTERFACTUAL, **style
     )
     ask.set_defaults(run=_counterfactual)
-    ask.add_argument("image", metavar="IMAGE", type=Path, help="the picture, of the size that the model takes")
+    ask.add_argument("image", metavar="IMAGE", type=Path, help="the picture, of any kind and size (DICOM too)")
     ask.add_argument("--model", help=MODEL_HELP)
     pairs: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "NAME=VALUE"}
     ask.add_argument("--parents", default=[], help="what is known of the picture, in natural units", **pairs)
@@ -115,7 +115,7 @@ def _whole(least: int) -> Any:
 def _counterfactual(arguments: argparse.Namespace) -> None:
     known, do = _pairs("--parents", arguments.parents), _pairs("--do", arguments.do)
     _check_output(arguments.output)
-    image = _open(arguments.image)
+    _check_picture(arguments.image)
     pipeline = _load(arguments.model)
     settings: dict[str, Any] = {}
     if (steps := arguments.num_inference_steps) is not None:
@@ -129,7 +129,7 @@ def _counterfactual(arguments: argparse.Namespace) -> None:
     parents = _typed(graph, known)
     try:
         output: Any = pipeline(
-            image,
+            _fit(arguments.image, pipeline),
             parents=parents,
             do=_typed(graph, do),
             generator=seeded_generator(arguments.seed),
@@ -168,20 +168,29 @@ def _typed(graph: CausalGraph, pairs: dict[str, str]) -> dict[str, str | float]:
     return typed
 
 
-def _open(path: Path) -> Image:
-    from PIL import Image
-
-    from softcft.data.pictures import check_bits
+def _check_picture(path: Path) -> None:
+    """Refuse a picture that cannot be read, before the model is loaded."""
+    from softcft.data.pictures import read_picture, why_unread
 
     try:
-        with Image.open(path) as image:
-            check_bits(image)  # of 16 bits Pillow may load 8
-            image.load()
+        read_picture(path)
     except Exception as error:  # of many kinds, which Pillow does not list
         raise ValueError(
-            f"IMAGE {path} cannot be read: {error}. Give a picture that is whole, such as a PNG."
+            f"IMAGE {path} cannot be read: {why_unread(error)}. Give a picture that is whole, such as a PNG."
         ) from error
-    return image
+
+
+def _fit(path: Path, pipeline: Pipeline) -> np.ndarray:
+    """The picture as the model takes it, as in training. What was done to it is printed."""
+    from softcft.data.pictures import COLOURS, fit_file
+
+    channels, size = pipeline.image_format
+    if channels not in COLOURS:
+        raise ValueError(f"--model takes images of {channels} channels, and a picture has 1 or 3; call it from Python.")
+    pixels, done = fit_file(path, channels, size)
+    if done:
+        print(f"{_plain(str(path))}: {done}\n")
+    return pixels
 
 
 def _check_output(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,10 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
-from PIL import Image
 
 from softcft.arguments import is_hub_name
 from softcft.data.paths import check_files
-from softcft.data.pictures import fit_picture, is_grey
+from softcft.data.pictures import COLOURS, fit_file, why_unread
 from softcft.example import example_model
 from softcft.graph import CausalGraph
 from softcft.models.sight import not_seen
@@ -30,15 +28,14 @@ from softcft.pipelines.query import DSCMPipelineOutput, ImageFormat, Values
 __all__ = [
     "Example",
     "Model",
+    "fit_upload",
     "load_models",
     "propose",
     "read_examples",
-    "read_picture",
     "steps_choices",
     "warn_of_unseen",
 ]
 
-COLOURS = {1: "grey", 3: "colour (RGB)"}
 MOST_EXAMPLES = 24  # what a page can show
 PICTURES = ("metadata.csv", "*.png", "*.jpg", "*.jpeg")
 STEPS = (5, 10, 20, 25, 50, 100, 200)  # of a diffusion model, for people to choose from
@@ -163,7 +160,7 @@ def read_examples(model: Model) -> list[Example]:
     examples = []
     for number, row in enumerate(rows, start=2):
         try:
-            picture, _ = read_picture((table.parent / (row.get("file_name") or "")).read_bytes(), model.image_format)
+            picture, _ = fit_upload((table.parent / (row.get("file_name") or "")).read_bytes(), model.image_format)
             examples.append(Example(picture, _known(model.graph, row)))
         except (ValueError, OSError) as error:
             raise ValueError(f"examples/metadata.csv, line {number}: {error}") from error
@@ -180,31 +177,17 @@ def _known(graph: CausalGraph, row: Mapping[str, str]) -> dict[str, Any]:
     return parents
 
 
-def read_picture(content: bytes, image_format: ImageFormat) -> tuple[np.ndarray, str]:
-    """Fit a picture file to the model: its middle square, scaled, in grey or colour.
-
-    Returns:
-        uint8 of shape (H, W) or (H, W, 3), and a text about what was done to it, empty if it fits.
+def fit_upload(content: bytes, image_format: ImageFormat) -> tuple[np.ndarray, str]:
+    """Fit a picture file to the model, see :func:`~softcft.data.pictures.fit_file`.
 
     Raises:
-        ValueError: If it cannot be read, or has more than 8 bits per channel.
+        ValueError: If it cannot be read.
     """
     channels, size = image_format
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            width, height = picture.size
-            had = COLOURS[1 if is_grey(picture) else 3]
-            pixels = fit_picture(picture, size, channels)
+        return fit_file(content, channels, size)
     except Exception as error:  # of many kinds, which Pillow does not list
-        reason = str(error) if type(error) is ValueError else "it is damaged, or no picture"
-        raise ValueError(f"The picture cannot be used: {reason}.") from error
-    done = []
-    if (width, height) != (size, size):
-        cut = "its middle square was cut out and scaled" if width != height else "it was scaled"
-        done.append(f"It has {width} x {height} pixels and the model takes {size} x {size}: {cut}.")
-    if had != COLOURS[channels]:
-        done.append(f"It was {had} and is now {COLOURS[channels]}.")
-    return pixels, " ".join(done)
+        raise ValueError(f"The picture cannot be used: {why_unread(error)}.") from error
 
 
 def propose(models: Sequence[Model], picture: np.ndarray) -> dict[str, Any]:

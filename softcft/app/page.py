@@ -15,7 +15,8 @@ import numpy as np
 
 from softcft.app import markup
 from softcft.app.changes import changes, curves, sweep_values
-from softcft.app.models import Example, Model, propose, read_picture, steps_choices, warn_of_unseen
+from softcft.app.models import Example, Model, fit_upload, propose, steps_choices, warn_of_unseen
+from softcft.data.dicom import ENDINGS
 from softcft.escaping import as_markdown
 from softcft.graph import CausalGraph, Variable
 
@@ -68,7 +69,7 @@ def build(models: Sequence[Model], examples: Sequence[Example]) -> gr.Blocks:
                     visible=bool(examples),
                 )
                 upload = gr.UploadButton(
-                    "Upload a picture", type="binary", file_types=["image"], size="sm", elem_id="upload"
+                    "Upload a picture", type="binary", file_types=["image", *ENDINGS], size="sm", elem_id="upload"
                 )
                 chosen = gr.HTML()
                 gr.HTML('<div class="softcft step">2 · Its attributes <span>as they are</span></div>')
@@ -113,7 +114,7 @@ def build(models: Sequence[Model], examples: Sequence[Example]) -> gr.Blocks:
             return _subject(models, example.picture, "", example.parents)
 
         def receive(content: bytes) -> list[Any]:
-            return _subject(models, *read_picture(content, image_format), {})
+            return _subject(models, *fit_upload(content, image_format), {})
 
         def first() -> list[Any]:
             return _subject(models, examples[0].picture, "", examples[0].parents)

@@ -1,16 +1,258 @@
-"""How a picture is read: by training, which resizes and crops it, and by a pipeline, which takes it as it is."""
+"""How a picture is read: by training, evaluation, pipelines, the command ``softcft`` and the app.
+
+What is white, in pictures of any kind:
+
+- 8 bits per channel: 255.
+- Integers of more bits, as in PNG, TIFF and PGM: ``2**b - 1``, where b is the smallest of :data:`BITS` that holds the
+  picture's largest value. So 12 bits that lie in 16 have white at 4,095, and each of the 256 shades that remain stands
+  for 16 values.
+- Floats: 1. Floats above 1 are read as integers, if all of them are whole.
+- DICOM: what the file says, see :mod:`softcft.data.dicom`.
+
+Black is 0 in all but DICOM. What fits none of this (negative values, floats above 1 that are not whole) is refused.
+"""
 
 from __future__ import annotations
 
+import io
+import os
 import re
+import sys
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["check_bits", "fit_picture", "is_grey", "plain_picture"]
+from softcft.data.dicom import is_dicom, is_named_dicom, read_dicom
 
+__all__ = [
+    "eight_bits",
+    "fit_file",
+    "fit_picture",
+    "is_grey",
+    "open_file",
+    "plain_picture",
+    "read_picture",
+    "scale_to_eight_bits",
+    "white_of",
+    "why_unread",
+]
+
+BITS = (8, 10, 12, 14, 16, 24, 32)
 MODES = {1: "L", 3: "RGB"}
-DEEP = re.compile(r";16[BLN]|^L;16")  # raw modes of 16 bits, of which Pillow keeps the upper 8
+COLOURS = {1: "grey", 3: "colour (RGB)"}
+ORIENTATION = 0x0112  # tag of EXIF
+BITS_PER_SAMPLE = 258  # tag of TIFF
+DEEP = re.compile(r"(LA|RGB|RGBA);16([BLN])")  # raw modes of which Pillow keeps the upper 8 bits
+
+File = str | os.PathLike[str] | bytes
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def read_picture(
+    source: File | Image.Image | np.ndarray, channels: int | None = None, size: int | None = None
+) -> Image.Image:
+    """Read a picture of any kind as training does.
+
+    Args:
+        source: A path, the content of a file, a picture of Pillow, or an array (H, W) or (H, W, 3).
+        channels: 1 (grey) or 3 (RGB); as the picture is, if left out.
+        size: Height and width of the result, whose middle square is then cut out and resized; as the picture is, if
+            left out. ``read_picture("scan.dcm", *pipe.image_format)`` is what ``pipe`` takes.
+
+    Returns:
+        8 bits per channel, of mode L or RGB: upright, on white where it was transparent.
+
+    Raises:
+        OSError: If there is no such file, or it cannot be read.
+        ValueError: If its values have no white point (see above), or it is a DICOM file of several pictures.
+        Exception: Of other kinds, which Pillow does not list, if it is damaged.
+    """
+    if isinstance(source, np.ndarray):
+        source = Image.fromarray(scale_to_eight_bits(source)[0])
+    with source if isinstance(source, Image.Image) else open_file(source) as picture:
+        if size is None:
+            return plain_picture(picture, channels)
+        return Image.fromarray(fit_picture(picture, size, channels or (1 if is_grey(picture) else 3)))
+
+
+def fit_file(source: File, channels: int, size: int) -> tuple[np.ndarray, str]:
+    """Read a picture and fit it to a model, see :func:`fit_picture`.
+
+    Returns:
+        uint8 of shape (H, W) or (H, W, 3), and a text about what was done to it, empty if it fits.
+
+    Raises:
+        Exception: As :func:`read_picture`.
+    """
+    with open_file(source) as opened:
+        had = COLOURS[1 if is_grey(opened) else 3]
+        picture = eight_bits(opened)
+        (width, height), white = picture.size, picture.info.get("white")
+        pixels = fit_picture(picture, size, channels)
+    done = [] if white is None else [f"{white[0].upper()}{white[1:]}."]
+    if (width, height) != (size, size):
+        cut = "its middle square was cut out and scaled" if width != height else "it was scaled"
+        done.append(f"It has {width} x {height} pixels and the model takes {size} x {size}: {cut}.")
+    if had != COLOURS[channels]:
+        done.append(f"It was {had} and is now {COLOURS[channels]}.")
+    return pixels, " ".join(done)
+
+
+def open_file(source: File, name: str | None = None) -> Image.Image:
+    """Open a picture, by its content and not by its name.
+
+    Args:
+        source: A path, or the content of a file.
+        name: Of the file that the content is from, if known. One that ends in .dcm may be DICOM without a preamble.
+
+    Returns:
+        A picture that is not decoded yet; one of DICOM is, to 8 bits.
+
+    Raises:
+        Exception: As :func:`read_picture`.
+    """
+    if isinstance(source, bytes):
+        head = source[:132]
+    else:
+        with Path(source).open("rb") as file:
+            head = file.read(132)
+    if is_dicom(head):
+        return read_dicom(source)
+    try:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except UnidentifiedImageError:
+        if is_named_dicom(str(name or "") if isinstance(source, bytes) else os.fspath(source)):
+            return read_dicom(source)
+        raise
+
+
+def why_unread(error: Exception) -> str:
+    """What is wrong with a picture, without its path."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no picture of a kind that can be read"
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+
+
+# ---- what is white --------------------------------------------------------------------------------------------------
+
+
+def white_of(picture: Image.Image) -> str:
+    """What is white in a picture that :func:`eight_bits` gave, in words."""
+    return picture.info.get("white", "8 bits: white is 255")
+
+
+def scale_to_eight_bits(values: np.ndarray, visible: np.ndarray | None = None) -> tuple[np.ndarray, str]:
+    """Values of any type to 8 bits, by the rule of this module.
+
+    Args:
+        values: Of any shape.
+        visible: Which of them are to be seen, of the same shape: the others may be anything. All, if left out.
+
+    Returns:
+        uint8 of the same shape, and what was white, in words.
+
+    Raises:
+        ValueError: If values are negative, not finite, or above 1 and not whole.
+    """
+    if values.dtype == np.uint8:
+        return values, "8 bits: white is 255"
+    if values.dtype.kind not in "iuf" or values.size == 0:
+        raise ValueError(f"it has {values.size} values of type {values.dtype}; pixels must be integers or floats")
+    seen = values if visible is None else np.where(visible, values, 0)
+    if values.dtype.kind == "f" and not (finite := np.isfinite(seen)).all():
+        raise ValueError(f"it has {int((~finite).sum())} pixels that are NaN or infinite")
+    low, high = seen.min().item(), seen.max().item()
+    if low < 0:
+        raise ValueError(f"it has values from {low:,g} to {high:,g}, and black is 0; shift or scale them")
+    if values.dtype.kind == "f":
+        if high <= 1:
+            return (255 * seen.astype(np.float32)).round().astype(np.uint8), "floats: white is 1"
+        if high >= 2 ** BITS[-1] or (seen != seen.round()).any():
+            raise ValueError(
+                f"it has values from {low:,g} to {high:,g}; floats must lie in [0, 1] or be whole numbers below 2**32"
+            )
+        seen = seen.astype(np.uint32)
+    bits = next((bits for bits in BITS if high < 2**bits), None)
+    if bits is None:
+        raise ValueError(f"it has values from {low:,} to {high:,}; pixels must be below 2**{BITS[-1]}")
+    stored = "floats" if values.dtype.kind == "f" else str(8 * values.dtype.itemsize)
+    within = "" if stored == str(bits) else f" in {stored}"
+    return (seen >> (bits - 8)).astype(np.uint8), f"{bits} bits{within}: white is {2**bits - 1:,}"
+
+
+def eight_bits(picture: Image.Image) -> Image.Image:
+    """Bring a picture of more than 8 bits per channel to 8, by the rule of this module; others stay as they are.
+
+    Colours of 16 bits, of which Pillow keeps the upper 8, are read in full, if the picture was not decoded before.
+
+    Raises:
+        ValueError: If its values have no white point, or are of a kind that Pillow reads wrongly.
+    """
+    raw = [str((tile[3] if isinstance(tile[3], tuple) else (tile[3],))[0]) for tile in getattr(picture, "tile", ())]
+    tagged = getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)) if raw else (8,)
+    if picture.mode.startswith(("I", "F")):
+        values = np.asarray(picture)
+    elif raw and all(map(DEEP.fullmatch, raw)):
+        values = _deep_colours(picture, raw[0])
+    elif any(";16" in mode for mode in raw) or max(tagged) > 8:
+        raise ValueError(
+            f"it has more than 8 bits per channel in a form that Pillow reads wrongly (mode {picture.mode}, {raw[0]}); "
+            "save it as PNG, or scale it to 8 bits"
+        )
+    else:
+        return picture
+    alpha = None
+    if values.ndim == 3 and values.shape[2] in (2, 4):
+        values, alpha = values[..., :-1], (values[..., -1:] >> 8).astype(np.uint8)
+    elif "transparency" in picture.info and picture.mode != "F":  # one value or colour stands for nothing
+        hidden = np.atleast_3d(values) == np.asarray(picture.info["transparency"])
+        alpha = np.where(hidden.all(axis=2, keepdims=True), 0, 255).astype(np.uint8)
+    values = np.atleast_3d(values)
+    scaled, white = scale_to_eight_bits(values, None if alpha is None else np.broadcast_to(alpha > 0, values.shape))
+    pixels = scaled if alpha is None else np.concatenate([scaled, alpha], axis=2)
+    result = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    if (turn := picture.getexif().get(ORIENTATION)) is not None:
+        result.getexif()[ORIENTATION] = turn
+    result.info["white"] = white
+    return result
+
+
+def _deep_colours(picture: Image.Image, raw_mode: str) -> np.ndarray:
+    """All 16 bits of a picture that is not decoded yet, uint16 of shape (H, W, C): two bytes, read one after the other.
+
+    What Pillow takes for the upper byte depends on the order of bytes that its raw mode names.
+    """
+    form, order = raw_mode.split(";16")
+    file = getattr(picture, "fp", None)
+    if file is None:
+        raise ValueError("its file was closed too early")
+    place = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(place)
+
+    def read(mode: str) -> np.ndarray:
+        with Image.open(io.BytesIO(content)) as again:
+            again.seek(picture.tell())
+            again.tile = [
+                tile._replace(args=(mode, *tile.args[1:]) if isinstance(tile.args, tuple) else mode)
+                for tile in again.tile
+            ]
+            return np.asarray(again).astype(np.uint16)
+
+    if form == "LA":  # four bytes, which fill the four channels that Pillow has for it
+        both = read("RGBA")
+        first, second = both[..., 0::2], both[..., 1::2]
+    else:
+        first, second = read(f"{form};16B"), read(f"{form};16L")
+    is_big = order == "B" or (order == "N" and sys.byteorder == "big")
+    return 256 * first + second if is_big else 256 * second + first
+
+
+# ---- colours, position, size ----------------------------------------------------------------------------------------
 
 
 def is_grey(picture: Image.Image) -> bool:
@@ -18,38 +260,37 @@ def is_grey(picture: Image.Image) -> bool:
     if picture.mode == "P":
         colours = np.asarray(picture.convert("RGB"))
         return bool((colours == colours[..., :1]).all())
-    return picture.mode in ("1", "L", "LA", "I", "F") or picture.mode.startswith("I;16")
+    tiles = getattr(picture, "tile", None) or [(None, None, None, "")]
+    if str(tiles[0][3]).startswith("LA;16"):  # which Pillow opens as RGBA
+        return True
+    return picture.mode in ("1", "L", "LA", "La", "I", "F") or picture.mode.startswith("I;16")
 
 
-def check_bits(picture: Image.Image) -> None:
-    """Raise ValueError if a picture, not decoded yet, has more than 8 bits per channel: Pillow would clip them."""
-    stored = (tile[3] for tile in getattr(picture, "tile", None) or [])
-    raw_modes = [arguments if isinstance(arguments, str) else str((arguments or [""])[0]) for arguments in stored]
-    if picture.mode.startswith(("I", "F")) or any(map(DEEP.search, raw_modes)):
-        raise ValueError(
-            f"more than 8 bits per channel (PIL mode {picture.mode!r}), of unknown white point; scale it to 8 bits"
-        )
-
-
-def plain_picture(picture: Image.Image, channels: int) -> Image.Image:
-    """Turn a picture as its EXIF tag says, put it on white where it is transparent, and make it grey or colour.
+def plain_picture(picture: Image.Image, channels: int | None = None) -> Image.Image:
+    """Turn as its EXIF tag says, put on white where transparent, bring to 8 bits, and make grey or colour.
 
     Args:
-        picture: In any mode of 8 bits per channel.
-        channels: 1 (mode L) or 3 (mode RGB).
+        picture: Of any kind.
+        channels: 1 (mode L) or 3 (mode RGB); as the picture is, if left out.
+
+    Raises:
+        ValueError: See :func:`eight_bits`.
     """
-    picture = ImageOps.exif_transpose(picture)
+    own = MODES[1 if is_grey(picture) else 3]
+    picture = ImageOps.exif_transpose(eight_bits(picture))
     if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:  # the pixels below may be of any colour
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture if picture.mode == MODES[channels] else picture.convert(MODES[channels])
+    for mode in (own, MODES[channels] if channels else own):  # in two steps, so that it does not matter who does which
+        picture = picture if picture.mode == mode else picture.convert(mode)
+    return picture
 
 
 def fit_picture(picture: Image.Image, size: int, channels: int) -> np.ndarray:
     """Resize so that the shorter side has ``size`` pixels, with antialiasing, and cut out the middle square.
 
     Args:
-        picture: In any mode of 8 bits per channel, not decoded yet; see :func:`plain_picture`.
+        picture: Of any kind, not decoded yet; see :func:`plain_picture`.
         size: Height and width of the result.
         channels: 1 (grey) or 3 (RGB).
 
@@ -57,10 +298,10 @@ def fit_picture(picture: Image.Image, size: int, channels: int) -> np.ndarray:
         uint8 of shape (size, size) or (size, size, 3); the same pixels if the picture has this size and mode.
 
     Raises:
-        ValueError: If the picture has more than 8 bits per channel.
+        ValueError: See :func:`eight_bits`.
     """
-    check_bits(picture)
-    picture.draft(MODES[channels], (2 * size, 2 * size))  # a large JPEG is decoded at a half or a quarter
+    # A large JPEG is decoded at a half or a quarter; in its own colours, as another decoder would turn into grey.
+    picture.draft(None, (2 * size, 2 * size))
     picture = plain_picture(picture, channels)
     if picture.size != (size, size):
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)

@@ -8,7 +8,6 @@ file by cutting off the headers, see :func:`read_pixels`.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,12 +22,11 @@ from datasets import Dataset, Features, Image, Value, concatenate_datasets
 from datasets.packaged_modules.generator.generator import Generator
 from datasets.utils.file_utils import xopen
 from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from softcft.data.integrity import file_state, read_cache
 from softcft.data.paths import stored_pictures
-from softcft.data.pictures import fit_picture, is_grey
+from softcft.data.pictures import fit_picture, is_grey, open_file, why_unread
 
 __all__ = [
     "encode_pixels",
@@ -41,7 +39,7 @@ __all__ = [
 
 CHUNK = 1_000  # pictures that are prepared and cached together: what an interruption may cost
 AHEAD = 64  # pictures that are in memory together before they are prepared
-VERSION = 3  # of the pixels: raise it with any change of them, so that cached ones are made anew
+VERSION = 4  # of the pixels: raise it with any change of them, so that cached ones are made anew
 SHOWN = 20  # problems that a message names
 MAGIC = {1: "P5", 3: "P6"}
 
@@ -92,17 +90,18 @@ def open_picture(stored: Mapping[str, Any] | None) -> PILImage.Image:
 
     Raises:
         ValueError: If there is none.
-        Exception: Of many kinds, which Pillow does not list, if it is missing or damaged.
+        Exception: As :func:`~softcft.data.pictures.open_file`, if it is missing or damaged.
     """
     stored = stored or {}
+    path = stored.get("path")
     if stored.get("bytes") is not None:
-        return PILImage.open(io.BytesIO(stored["bytes"]))
-    if stored.get("path") is None:
+        return open_file(stored["bytes"], path)
+    if path is None:
         raise ValueError("it has no image")
-    if "://" not in stored["path"]:
-        return PILImage.open(stored["path"])
-    with xopen(stored["path"], "rb") as file:
-        return PILImage.open(io.BytesIO(file.read()))
+    if "://" not in path:
+        return open_file(path)
+    with xopen(path, "rb") as file:
+        return open_file(file.read(), path)
 
 
 def picture_shape(rows: Dataset) -> tuple[int, int, int]:
@@ -234,13 +233,6 @@ def _prepare_one(row: dict[str, Any], size: int, channels: int) -> dict[str, Any
             return {"image": encode_pixels(fit_picture(picture, size, channels)), "problem": None}
     except Exception as error:  # of many kinds; one picture must not end it all
         return {"image": None, "problem": why_unread(error)}
-
-
-def why_unread(error: Exception) -> str:
-    """What is wrong with a picture, without its path."""
-    if isinstance(error, UnidentifiedImageError):
-        return "it is no picture of a kind that can be read"
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
 
 
 def _paths(pictures: Dataset) -> list[str | None]:

@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 from softcft.data.config import DataConfig
 from softcft.data.negatives import find_negatives, thumbnail
 from softcft.data.paths import check_paths, find_repeats, stored_pictures
-from softcft.data.pictures import fit_picture, is_grey
-from softcft.data.pixels import list_problems, open_picture, picture_shape, why_unread
+from softcft.data.pictures import eight_bits, fit_picture, is_grey, white_of, why_unread
+from softcft.data.pixels import list_problems, open_picture, picture_shape
 
 __all__ = ["DataReport", "Example", "check_pictures"]
 
@@ -60,6 +60,8 @@ class _Picture(NamedTuple):
     size: tuple[int, int] = (0, 0)
     mode: str = ""
     grey: bool = False
+    white: str = ""
+    photometric: str | None = None
     digest: bytes = b""
     small: np.ndarray | None = None
     pixels: np.ndarray | None = None
@@ -168,7 +170,9 @@ def _read_picture(stored: Mapping[str, Any] | None, size: int, channels: int) ->
     try:
         with open_picture(stored) as opened:
             picture = picture._replace(size=opened.size, mode=opened.mode, grey=is_grey(opened))
-            pixels = fit_picture(opened, size, channels)
+            eight = eight_bits(opened)
+            picture = picture._replace(white=white_of(eight), photometric=eight.info.get("photometric"))
+            pixels = fit_picture(eight, size, channels)
             digest = hashlib.blake2b(pixels.tobytes()).digest()
             return picture._replace(pixels=pixels, digest=digest, small=thumbnail(pixels))
     except Exception as error:  # of many kinds; one picture must not end it all
@@ -188,11 +192,15 @@ def _note_pictures(
         common = f"{width} x {height} ({number:,} of them)"
         others = f", others with sides from {min(sides)} to {max(sides)}" if len(sizes) > 1 else ""
         modes = ", ".join(f"{mode} {n:,}" for mode, n in Counter(picture.mode for picture in opened).most_common())
+        tags = Counter(picture.photometric for picture in opened if picture.photometric is not None)
+        whites = Counter(picture.white for picture in opened if picture.white)
         enlarged = sum(min(picture.size) < config.sample_size for picture in opened)
         cropped = [1 - min(picture.size) / max(picture.size) for picture in opened]
         report.lines += [
             f"  size in pixels: {common}{others}",
             f"  PIL modes: {modes}",
+            *(f"  DICOM, {tag}: {n:,}{', inverted' * (tag == 'MONOCHROME1')}" for tag, n in tags.most_common()),
+            *(f"  {white} ({n:,} of them)" for white, n in whites.most_common()),
             f"  become {config.sample_size} x {config.sample_size}, {'grey' if channels == 1 else 'RGB'}; {enlarged:,} "
             "are enlarged",
         ]
@@ -219,6 +227,13 @@ def _check_read(
             report.errors.append(f"{text}. Repair them, or leave their rows out:{named}")
         else:
             report.warnings.append(f"{text}, and their rows would be left out. Repair them, if they are needed:{named}")
+    whites = Counter(picture.white for picture in pictures if picture.white)
+    if len(whites) > 1:
+        kinds = "".join(f"\n  {white} ({n:,} of them)" for white, n in whites.most_common())
+        report.warnings.append(
+            "White is not the same in all pictures, so that one shade may stand for several values. Look at the "
+            f"examples; if some are too dark or too bright, bring all to one range before:{kinds}"
+        )
     grey = sum(picture.grey for picture in pictures if picture.mode)
     coloured = sum(not picture.grey for picture in pictures if picture.mode)
     if grey and coloured and config.image_channels is None:

@@ -22,8 +22,8 @@ from softcft.data.columns import translate
 from softcft.data.config import DataConfig
 from softcft.data.own import read_table
 from softcft.data.paths import check_paths
-from softcft.data.pictures import fit_picture
-from softcft.data.pixels import list_problems, open_picture, picture_shape, prepare_images, why_unread
+from softcft.data.pictures import fit_picture, why_unread
+from softcft.data.pixels import list_problems, open_picture, picture_shape, prepare_images
 from softcft.data.schema import encode_rows
 from softcft.graph import CausalGraph
 

@@ -104,10 +104,11 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
         ``do={"age": [20, 40, 60]}``; these share the image's abducted noise, unless ``generator`` is a list.
 
         Args:
-            image: One or several factual images of the model's size: a PIL image of 8 bits per channel, which is turned
-                as its EXIF tag says, put on white where it is transparent, and made grey or colour, as in training; an
-                array (H, W), (H, W, C) or (B, H, W, C); a tensor (C, H, W) or (B, C, H, W); or a list of single ones.
-                Arrays and tensors are uint8 in 0..255 or floats in [0, 1].
+            image: One or several factual images of the model's size: a PIL image, which is turned as its EXIF tag says,
+                put on white where it is transparent, and made grey or colour, as in training; an array (H, W),
+                (H, W, C) or (B, H, W, C); a tensor (C, H, W) or (B, C, H, W); or a list of single ones. Tensors are
+                uint8 in 0..255 or floats in [0, 1]. PIL images and arrays may also be of more bits: what is white in
+                them is said in :mod:`softcft.data.pictures`, whose ``read_picture`` reads files and fits them.
             parents: Factual attributes in natural units: a dict of scalars or of lists with one value per image, or a
                 list with one dict per image.
             do: The intervention in natural units, in the same forms; in a list of dicts each image may have other

@@ -1,8 +1,8 @@
 """Images of PIL, NumPy or PyTorch to and from the tensors that models take.
 
 diffusers' ``VaeImageProcessor`` resizes, converts or rescales what it does not expect. On medical images a silent
-change is worse than an error, so every mismatch is an error here. PIL images are read as in training
-(:mod:`softcft.data.pictures`).
+change is worse than an error, so every mismatch is an error here. PIL images and arrays are read as in training; what
+is white in them is the rule of :mod:`softcft.data.pictures`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from softcft.arguments import check_choice
-from softcft.data.pictures import MODES, check_bits, plain_picture
+from softcft.data.pictures import MODES, plain_picture, scale_to_eight_bits
 
 __all__ = ["Images", "OutputType", "check_output_type", "from_tensor", "to_numpy", "to_tensor"]
 
@@ -87,7 +87,8 @@ def _pixels(name: str, image: Any, channels: int, size: int) -> Tensor:
         image = _channels_first(name, image)
     if not isinstance(image, Tensor):
         raise ValueError(
-            f"{name} must be a PIL image, an array, a tensor, or a list of them, got {type(image).__name__}."
+            f"{name} must be a PIL image, an array, a tensor, or a list of them, got {type(image).__name__}; "
+            "softcft.data.pictures.read_picture reads files."
         )
     if image.ndim != 3:
         raise ValueError(f"{name} must be a tensor of shape (C, H, W) or (B, C, H, W), got {tuple(image.shape)}.")
@@ -102,8 +103,8 @@ def _pixels(name: str, image: Any, channels: int, size: int) -> Tensor:
     height, width = image.shape[1:]
     if (height, width) != (size, size):
         raise ValueError(
-            f"{name} is {height} x {width} pixels (height x width), but the model takes {size} x {size}. Crop or "
-            f"resize it as the training images were, for example with PIL's image.resize(({size}, {size}))."
+            f"{name} is {height} x {width} pixels (height x width), but the model takes {size} x {size}. Fit it "
+            f"as the training images were: softcft.data.pictures.read_picture(image, {channels}, {size})."
         )
     pixels = image.float() / 255 if image.dtype == torch.uint8 else image.float()
     _check_range(name, pixels)
@@ -113,11 +114,9 @@ def _pixels(name: str, image: Any, channels: int, size: int) -> Tensor:
 def _read(name: str, image: Image.Image, channels: int) -> np.ndarray:
     """The pixels of a picture, which may still lie in its file."""
     try:
-        check_bits(image)
-    except ValueError as error:
-        raise ValueError(f"{name} has {error}, or to an array of floats in [0, 1].") from error
-    try:
         return np.asarray(plain_picture(image, channels))
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be read: {error}.") from error
     except Exception as error:  # of many kinds, which Pillow does not list
         raise ValueError(f"{name} cannot be read: {error}. Its file is damaged, or was closed too early.") from error
 
@@ -125,8 +124,13 @@ def _read(name: str, image: Image.Image, channels: int) -> np.ndarray:
 def _channels_first(name: str, image: np.ndarray) -> Tensor:
     if image.ndim not in (2, 3):
         raise ValueError(f"{name} must be an array of shape (H, W), (H, W, C) or (B, H, W, C), got {image.shape}.")
-    _check_dtype(name, image.dtype, image.dtype == np.uint8 or image.dtype.kind == "f")
+    _check_dtype(name, image.dtype, image.dtype.kind in "iuf")
     image = np.asarray(image)  # of subclasses that index or compute in their own way
+    if image.dtype.kind in "iu" or (image > 1).any():
+        try:
+            image, _ = scale_to_eight_bits(image)
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be used: {error}.") from error
     image = image[:, :, None] if image.ndim == 2 else image
     # A copy: PyTorch wants neither read-only nor flipped arrays, nor foreign byte order or exotic floats.
     with np.errstate(over="ignore"):  # what is too large for float32 is refused as infinite
@@ -135,7 +139,9 @@ def _channels_first(name: str, image: np.ndarray) -> Tensor:
 
 def _check_dtype(name: str, dtype: Any, is_valid: bool) -> None:
     if not is_valid:
-        raise ValueError(f"{name} must be uint8 in 0..255 or floats in [0, 1], got {dtype}; rescale it first.")
+        raise ValueError(
+            f"{name} must be of integers (tensors: uint8) or floats in [0, 1], got {dtype}; rescale it first."
+        )
 
 
 def _check_range(name: str, pixels: Tensor) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from softcft import DSCMPipeline
 from softcft.app import main
-from softcft.app.models import Model, load_models, propose, read_examples, read_picture, steps_choices
+from softcft.app.models import Model, fit_upload, load_models, propose, read_examples, steps_choices
 from softcft.pipelines.query import ImageFormat
 from tests.pipelines.test_diffusion_dscm import build
 from tests.recipes.small_pipeline import make_pipeline
@@ -48,31 +48,32 @@ def write_examples(model: Model, table: str) -> None:
 
 def test_a_picture_that_fits_is_not_touched() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
-    read, note = read_picture(file(Image.fromarray(pixels)), GREY)
+    read, note = fit_upload(file(Image.fromarray(pixels)), GREY)
     assert (read == pixels).all()
     assert note == ""
 
 
 def test_another_size_and_colour_are_made_to_fit_and_told() -> None:
-    read, note = read_picture(file(Image.new("RGBA", (40, 30), "red")), GREY)
+    read, note = fit_upload(file(Image.new("RGBA", (40, 30), "red")), GREY)
     assert read.shape == (16, 16)
     assert "40 x 30" in note
     assert "middle square" in note
     assert "colour" in note
-    read, note = read_picture(file(Image.new("L", (32, 32))), COLOUR)
+    read, note = fit_upload(file(Image.new("L", (32, 32))), COLOUR)
     assert read.shape == (16, 16, 3)
     assert "grey" in note
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", file(Image.new("L", (64, 64)))[:60]])
 def test_what_is_no_picture_is_refused(content: bytes) -> None:
-    with pytest.raises(ValueError, match="damaged, or no picture"):
-        read_picture(content, GREY)
+    with pytest.raises(ValueError, match="picture cannot be used"):
+        fit_upload(content, GREY)
 
 
-def test_more_than_8_bits_are_refused() -> None:
-    with pytest.raises(ValueError, match="8 bits"):
-        read_picture(file(Image.fromarray(np.zeros((16, 16), np.uint16))), GREY)
+def test_what_is_white_in_more_than_8_bits_is_told() -> None:
+    read, note = fit_upload(file(Image.fromarray(np.full((16, 16), 2048, np.uint16))), GREY)
+    assert (read == 128).all()
+    assert "white is 4,095" in note
 
 
 # ---- examples -----------------------------------------------------------------------------------------------------

@@ -394,11 +394,12 @@ def with_pixel(value: float) -> np.ndarray:
         (np.zeros((SIZE, SIZE, 3), np.uint8), "image has 3 channels, .*1 channel "),
         (torch.zeros(SIZE, SIZE, 1), "image has 16 channels.*first in tensors"),
         (np.zeros(SIZE, np.float32), r"image .*\(16,\)"),
-        ([GREY, Image.new("F", (SIZE, SIZE))], r"image\[1\] .*8 bits"),
+        ([GREY, Image.new("F", (SIZE, SIZE), -1)], r"image\[1\] .*from -1 to -1"),
         (with_pixel(float("nan")), "image .*1 pixels"),
         (with_pixel(-1), r"-1 to 0.5.*\[0, 1\]"),
         (255 * GREY, "127.5"),
-        (GREY.astype(np.int64), "int64"),
+        (GREY.astype(np.int64) - 3, "image .*from -3 to -3"),
+        (GREY.astype(bool), "bool"),
     ],
 )
 def test_bad_images(pipe, image, named):
