@@ -23,6 +23,7 @@ from huggingface_hub import metadata_load
 from PIL import Image as PILImage
 from yaml import YAMLError
 
+from softcft.data.dicom import is_named_dicom
 from softcft.data.integrity import check_whole, file_state
 from softcft.data.paths import check_files
 from softcft.data.splits import split_files, split_of
@@ -164,11 +165,11 @@ def examples(files: Sequence[str]) -> str:
 
 
 def is_picture(file: str) -> bool:
-    """Whether a file, by its name, is a picture that Pillow reads."""
+    """Whether a file, by its name, is a picture that Pillow reads, or DICOM."""
     endings = PILImage.registered_extensions()
     if file.lower().endswith(NOT_READ):  # as .h5, which Pillow knows and cannot read
         return False
-    return endings.get(os.path.splitext(file)[1].lower()) in PILImage.OPEN
+    return is_named_dicom(file) or endings.get(os.path.splitext(file)[1].lower()) in PILImage.OPEN
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------

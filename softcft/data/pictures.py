@@ -18,10 +18,12 @@ import io
 import os
 import re
 import sys
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from softcft.data.dicom import is_dicom, is_named_dicom, read_dicom
 
@@ -72,7 +74,7 @@ def read_picture(
     """
     if isinstance(source, np.ndarray):
         source = Image.fromarray(scale_to_eight_bits(source)[0])
-    with source if isinstance(source, Image.Image) else open_file(source) as picture:
+    with nullcontext(source) if isinstance(source, Image.Image) else open_file(source) as picture:
         if size is None:
             return plain_picture(picture, channels)
         return Image.fromarray(fit_picture(picture, size, channels or (1 if is_grey(picture) else 3)))
@@ -186,22 +188,16 @@ def scale_to_eight_bits(values: np.ndarray, visible: np.ndarray | None = None) -
 def eight_bits(picture: Image.Image) -> Image.Image:
     """Bring a picture of more than 8 bits per channel to 8, by the rule of this module; others stay as they are.
 
-    Colours of 16 bits, of which Pillow keeps the upper 8, are read in full, if the picture was not decoded before.
+    Colours of 16 bits, of which Pillow keeps the upper 8, are read in full from their file.
 
     Raises:
-        ValueError: If its values have no white point, or are of a kind that Pillow reads wrongly.
+        ValueError: If its values have no white point, are of a kind that Pillow reads wrongly, or colours of 16 bits
+            were decoded before.
     """
-    raw = [str((tile[3] if isinstance(tile[3], tuple) else (tile[3],))[0]) for tile in getattr(picture, "tile", ())]
-    tagged = getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)) if raw else (8,)
     if picture.mode.startswith(("I", "F")):
         values = np.asarray(picture)
-    elif raw and all(map(DEEP.fullmatch, raw)):
-        values = _deep_colours(picture, raw[0])
-    elif any(";16" in mode for mode in raw) or max(tagged) > 8:
-        raise ValueError(
-            f"it has more than 8 bits per channel in a form that Pillow reads wrongly (mode {picture.mode}, {raw[0]}); "
-            "save it as PNG, or scale it to 8 bits"
-        )
+    elif isinstance(picture, ImageFile.ImageFile) and _is_deep(picture):
+        picture, values = _deep_colours(picture)
     else:
         return picture
     alpha = None
@@ -220,36 +216,77 @@ def eight_bits(picture: Image.Image) -> Image.Image:
     return result
 
 
-def _deep_colours(picture: Image.Image, raw_mode: str) -> np.ndarray:
-    """All 16 bits of a picture that is not decoded yet, uint16 of shape (H, W, C): two bytes, read one after the other.
+def _tiles(picture: ImageFile.ImageFile) -> list[Any]:
+    """How Pillow reads the parts of a picture that is not decoded yet; PPM of 16 bits as it is, and not scaled to 8."""
+    tiles: list[Any] = [*picture.tile]
+    if picture.mode == "RGB" and tiles and tiles[0].codec_name == "ppm" and tiles[0].args[1] > 255:
+        return [tile._replace(codec_name="raw", args=("RGB;16B", 0, 1)) for tile in tiles]
+    return tiles
+
+
+def _raw_modes(picture: ImageFile.ImageFile) -> list[str]:
+    """The orders of bits and bytes in these parts."""
+    return [str((tile.args if isinstance(tile.args, tuple) else (tile.args,))[0]) for tile in _tiles(picture)]
+
+
+def _is_deep(picture: ImageFile.ImageFile) -> bool:
+    """Whether a picture's file has more than 8 bits per channel, of which Pillow keeps 8.
+
+    Raises:
+        ValueError: If it has, and was decoded already.
+    """
+    if picture.tile:
+        tagged = getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))
+        return max(tagged) > 8 or any(";16" in mode for mode in _raw_modes(picture))
+    if isinstance(picture.filename, str) and os.path.isfile(picture.filename):
+        with suppress(UnidentifiedImageError), Image.open(picture.filename) as again:
+            if again.size == picture.size and again.mode == picture.mode and _is_deep(again):
+                raise ValueError("it was decoded before, to 8 of its 16 bits; open it anew, or by read_picture(path)")
+    return False
+
+
+def _deep_colours(picture: ImageFile.ImageFile) -> tuple[Image.Image, np.ndarray]:
+    """All 16 bits of a picture that is not decoded yet: two bytes, read one after the other.
 
     What Pillow takes for the upper byte depends on the order of bytes that its raw mode names.
+
+    Returns:
+        The picture, opened another time so that this one stays as it is, and uint16 of shape (H, W, C).
     """
-    form, order = raw_mode.split(";16")
-    file = getattr(picture, "fp", None)
-    if file is None:
+    raw = _raw_modes(picture)[0]
+    if any(DEEP.fullmatch(mode) is None for mode in _raw_modes(picture)):
+        raise ValueError(
+            f"it has more than 8 bits per channel in a form that Pillow reads wrongly (mode {picture.mode}, {raw}); "
+            "save it as PNG, or scale it to 8 bits"
+        )
+    if picture.fp is None:
         raise ValueError("its file was closed too early")
-    place = file.tell()
-    file.seek(0)
-    content = file.read()
-    file.seek(place)
+    place = picture.fp.tell()
+    picture.fp.seek(0)
+    content = picture.fp.read()
+    picture.fp.seek(place)
+
+    def open_again() -> Any:
+        again = Image.open(io.BytesIO(content))
+        again.seek(picture.tell())
+        return again
 
     def read(mode: str) -> np.ndarray:
-        with Image.open(io.BytesIO(content)) as again:
-            again.seek(picture.tell())
-            again.tile = [
-                tile._replace(args=(mode, *tile.args[1:]) if isinstance(tile.args, tuple) else mode)
-                for tile in again.tile
-            ]
-            return np.asarray(again).astype(np.uint16)
+        again = open_again()
+        again.tile = [
+            tile._replace(args=(mode, *tile.args[1:]) if isinstance(tile.args, tuple) else mode)
+            for tile in _tiles(again)
+        ]
+        return np.asarray(again).astype(np.uint16)
 
+    form, order = raw.split(";16")
     if form == "LA":  # four bytes, which fill the four channels that Pillow has for it
         both = read("RGBA")
         first, second = both[..., 0::2], both[..., 1::2]
     else:
         first, second = read(f"{form};16B"), read(f"{form};16L")
     is_big = order == "B" or (order == "N" and sys.byteorder == "big")
-    return 256 * first + second if is_big else 256 * second + first
+    return open_again(), 256 * first + second if is_big else 256 * second + first
 
 
 # ---- colours, position, size ----------------------------------------------------------------------------------------

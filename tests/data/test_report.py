@@ -10,6 +10,7 @@ from PIL import Image as PILImage
 from softcft.data.config import DataConfig
 from softcft.data.report import DataReport, check_data
 from softcft.graph import CausalGraph
+from tests.data.picture_files import deep_png, dicom
 
 GRAPH = CausalGraph(
     [
@@ -121,20 +122,44 @@ def test_splits_are_drawn_and_groups_kept() -> None:
 
 
 def test_pictures_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    deep = io.BytesIO()
-    PILImage.fromarray(np.full((8, 8), 4000, "u2")).save(deep, "PNG")
+    odd = io.BytesIO()
+    PILImage.new("F", (8, 8), -1).save(odd, "TIFF")
     pictures = {
         3: {"bytes": b"no picture", "path": "broken.png"},
-        4: {"bytes": deep.getvalue(), "path": "deep.png"},
+        4: {"bytes": odd.getvalue(), "path": "odd.tif"},
         5: {"bytes": None, "path": str(tmp_path / "where.png")},
     }
     report = check(splits(200, pictures), dataset_name=str(tmp_path))
     assert report.errors == []
     (unreadable,) = report.warnings
-    for named in ("3 of 200 pictures", "broken.png: ", "deep.png: ", f"{tmp_path}/where.png: "):
+    for named in ("3 of 200 pictures", "broken.png: ", "odd.tif: ", f"{tmp_path}/where.png: "):
         assert named in unreadable
     assert check(splits(200, pictures), dataset_name=str(tmp_path), on_error="raise").errors[0].startswith("3 of 200")
     assert "40 of 40 pictures" in check(splits(40, {i: pictures[4] for i in range(40)})).errors[-1]
+
+
+def test_what_is_white_is_told_and_mixtures_are_warned_of() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 8, 8))
+    pixels[:, 0, 0] = 255
+    twelve = {i: {"bytes": deep_png(pixels[i] << 4), "path": None} for i in range(200)}
+    report = check(splits(200, twelve))
+    assert report.warnings == []
+    assert any("12 bits in 16: white is 4,095 (200" in line for line in report.lines)
+
+    tags = [("MONOCHROME1", "MONOCHROME2")[i % 2] for i in range(200)]
+    window = {"WindowCenter": 2048, "WindowWidth": 4096}
+    scans = [dicom(pixels[i] << 4 if tag[-1] == "2" else 4095 - (pixels[i] << 4), 12, tag, **window)
+             for i, tag in enumerate(tags)]  # fmt: skip
+    report = check(splits(200, {i: {"bytes": scan, "path": None} for i, scan in enumerate(scans)}))
+    assert report.warnings == []
+    for tag in ("MONOCHROME1: 100, inverted", "MONOCHROME2: 100", "first window (200"):
+        assert any(tag in line for line in report.lines), tag
+
+    mixed = twelve | {i: {"bytes": deep_png(pixels[i] << 8), "path": None} for i in range(0, 200, 3)}
+    mixed |= {i: {"bytes": scans[i], "path": None} for i in range(0, 200, 20)}
+    (warning,) = check(splits(200, mixed)).warnings
+    for white in ("4,095 (", "65,535 (", "first window (10 "):
+        assert white in warning
 
 
 def test_files_that_are_not_there_are_looked_for_beyond_the_sample(
