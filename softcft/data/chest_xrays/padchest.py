@@ -19,8 +19,8 @@ The pair of diseases is that of the paper, which has it from MIMIC-CXR.
 
 The PNG files have 16 bits. The authors have already applied the window of the DICOM header and stretched the result,
 so ``WindowCenter_DICOM`` and ``WindowWidth_DICOM`` must not be applied again: the rule for pictures of 16 bits in
-:mod:`softcft.data.pixels` holds. Nothing is inverted here: of X-rays with ``MONOCHROME1`` the authors say that many of
-these entries are wrong. Their number is told, for a look at them.
+:mod:`softcft.data.pictures` holds. Nothing is inverted. The authors' code leaves out X-rays with ``MONOCHROME1``, for
+many of these entries are wrong; if the table has some, they stay as they are, and their number is told, for a look.
 """
 
 from __future__ import annotations

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.utils import shuffle
 
 from softcft.data.chest_xrays.padchest import select
+from softcft.data.chest_xrays.prepared import read_pictures
 from tests.data.chest_xrays.funnels import lost, split_of
 from tests.data.chest_xrays.mimic_cxr_tree import split_sizes
 from tests.data.chest_xrays.padchest_tree import PATIENT, TABLE, PadchestTree, make_padchest_tree
@@ -30,6 +32,26 @@ def tree(tmp_path: Path) -> PadchestTree:
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tree of 40 patients, which no test changes."""
     return make_padchest_tree(tmp_path_factory.mktemp("complete"), 40)
+
+
+def test_columns_and_values(complete: Path, tmp_path: Path) -> None:
+    splits = read_pictures(select(complete), 16, cache_dir=tmp_path).splits
+    assert [len(splits[name]) for name in ("train", "validation", "test")] == split_sizes(40)
+    for rows in splits.values():
+        assert rows[0]["image"].size == (16, 16)
+        assert rows[0]["image"].mode == "L"
+        assert set(rows["sex"]) == {"male", "female"}
+        assert set(rows["disease"]) == {"no finding", "pleural effusion"}
+        assert all(len(patient) == 36 and patient.isdigit() for patient in rows["subject_id"])
+        assert all(2014 - 1990 < age <= 2014 - 1930 for age in rows["age"])
+
+
+def test_sixteen_bits_become_eight(complete: Path, tmp_path: Path) -> None:
+    """65,535 is white, though no picture reaches it: the window has been applied already."""
+    row = read_pictures(select(complete), 20, cache_dir=tmp_path).splits["train"][0]
+    with Image.open(next(complete.rglob(row["image_id"]))) as picture:  # 20 high and 24 wide: its middle as it is
+        expected = np.asarray(picture)[:, 2:22] / 65_535 * 255
+    np.testing.assert_allclose(np.asarray(row["image"]), expected, atol=1)
 
 
 def test_split_by_patient(complete: Path) -> None:
