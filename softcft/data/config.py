@@ -142,7 +142,7 @@ class SubsetConfig:
         default="all",
         metadata={
             "help": "Training images to learn from: those of every other subject (value of --group_column, or patient "
-            "of MIMIC-CXR; where none is known, every other image), or all."
+            "of a set of chest X-rays; where none is known, every other image), or all."
         },
     )
 

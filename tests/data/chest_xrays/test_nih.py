@@ -12,9 +12,12 @@ from PIL import Image
 from softcft.data.chest_xrays.common import Selection
 from softcft.data.chest_xrays.nih import OLDEST, select
 from softcft.data.chest_xrays.prepared import read_pictures, save_prepared
+from softcft.graph import CausalGraph
+from softcft.training.parsing import read_config
 from tests.data.chest_xrays.nih_tree import NIHTree, make_nih_tree
 
-REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "nih1000"
+ROOT = Path(__file__).resolve().parents[3]
+REAL = ROOT.parent / "shared" / "data" / "nih1000"
 
 
 @pytest.fixture(params=["first", "v2020"])
@@ -129,6 +132,17 @@ def test_columns_and_values(tree: NIHTree, tmp_path: Path) -> None:
     row = rows.set_index("image_id").loc["00000003_001.png"]
     assert (row["age"], row["sex"], row["view"], row["subject_id"]) == (63, "male", "AP", "3")
     assert all(Path(image).name == name for image, name in zip(rows["image"], rows["image_id"], strict=True))
+
+
+@pytest.mark.parametrize("size", [224, 64])
+def test_the_shipped_graph_holds_all_that_the_rules_let_through(tree: NIHTree, size: int) -> None:
+    config = read_config(ROOT / "recipes" / "configs" / f"nih_{size}.yaml")
+    tree.add("20", age="000Y" if tree.release == "first" else "0", split="test")
+    tree.add("21", sex="M", age=f"{OLDEST}Y" if tree.release == "first" else f"{OLDEST}", split="test")
+    graph, rows = CausalGraph(config["graph"]), select(tree.write()).rows
+    encoded = graph.encode({name: rows[name].tolist() for name in graph.names})
+    assert len(encoded) == len(rows) == 14
+    assert "race" not in graph.names
 
 
 # ---- splits --------------------------------------------------------------------------------------------------------
