@@ -24,7 +24,7 @@ from datasets import DatasetDict
 from softcft import CausalGraph
 from softcft.data.config import BUILT_IN, DataConfig
 from softcft.data.draft import draft_graph
-from softcft.data.own import read_table
+from softcft.data.own import read_own
 from softcft.data.report import DataReport, check_data
 from softcft.data.schema import scale_pixels
 from softcft.data.sources import load_data
@@ -90,12 +90,13 @@ def main() -> None:
             table = DatasetDict(load_data(data, CausalGraph(config["graph"]), config["columns"]))
             config["columns"] = {}  # it has the graph's names already
         else:
-            table = read_table(data.dataset_name, data.dataset_config_name)
+            table, config["columns"] = read_own(data.dataset_name, data, config["columns"])
         if drafting:
             try:
                 text = draft_graph(table, unread_tables(data.dataset_name, table))
             except ValueError as error:  # the table may be in a file that is not read
-                raise ValueError("\n".join([str(error), *left_out(data.dataset_name, table)])) from error
+                notes = left_out(data.dataset_name, table, data.table_file or ())
+                raise ValueError("\n".join([str(error), *notes])) from error
             config |= {"columns": {}, **yaml.safe_load(text)}
         graph = CausalGraph(config["graph"])
         output_dir.mkdir(parents=True, exist_ok=True)

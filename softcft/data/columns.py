@@ -10,7 +10,7 @@ keys of an entry):
       - {name: sex, kind: binary, categories: [male, female]}
       - {name: effusion, kind: binary, categories: ["no", "yes"]}
     columns:
-      age: {column: PatientAge, pattern: "(\\d+)Y"}               # another name, and 058Y
+      age: {column: PatientAge, pattern: '(\d+)Y'}                # another name, and 058Y
       sex: {column: gender, values: {0: male, 1: female, 9: null}}  # other values; null is a missing one
       effusion: {column: Finding Labels, contains: [Effusion]}      # a set of labels: Effusion|Mass
       image: scan                                                   # the pictures
@@ -185,7 +185,7 @@ def explain_unknown(variable: Variable, column: str, wrong: Counter[str], found:
             "all that are no numbers missing by default: null"
         )
         if any(any(map(str.isdigit, value)) for value in most):
-            fix += '; where a number is in the text, as in 58Y, by pattern: "(\\d+)Y"'
+            fix += "; where a number is in the text, as in 58Y, by pattern: '(\\d+)Y'"
     else:
         meant = _suggest(variable, wrong, found)
         values = ", ".join(f"{value}: {meant[value]}" for value in most)

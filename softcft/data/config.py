@@ -42,6 +42,13 @@ class DataConfig:
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "Configuration of a data set of the Hub that has several."}
     )
+    table_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "The table of the pictures in a local folder, if it is not called metadata: a .csv, .tsv, .txt, "
+            ".xlsx, .jsonl or .parquet file. Several that are called train, valid and so on are those splits."
+        },
+    )
     data_dir: str | None = field(
         default=None,
         metadata={
@@ -83,6 +90,13 @@ class DataConfig:
             "are made. A data set that has its splits keeps them."
         },
     )
+    split_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column with the names of splits; columns: {NAME: {values: {0: train}}} translates others. Left "
+            "out: a column called split, if there is one."
+        },
+    )
     data_seed: Natural = field(
         default=0, metadata={"help": "Seed of the phantom's images, and of the choice of rows that is made here."}
     )
@@ -106,6 +120,11 @@ class DataConfig:
         if self.dataset_name == "morphomnist" and self.sample_size != 32:
             raise ValueError(
                 f"--sample_size must be 32 for morphomnist (28 x 28 pixels, padded), got {self.sample_size}."
+            )
+        if self.dataset_name in BUILT_IN and (self.table_file or self.split_column is not None):
+            raise ValueError(
+                f"--table_file and --split_column are for your own data, and {self.dataset_name} has its table and its "
+                f"splits; got {self.table_file} and {self.split_column}."
             )
         unfit = self.group_column is not None or self.on_error == "raise"
         if self.streaming and (self.dataset_name in BUILT_IN or unfit):

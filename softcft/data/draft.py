@@ -12,8 +12,8 @@ import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from softcft.data.columns import column_values
-from softcft.data.folders import examples
 from softcft.data.keys import is_key
+from softcft.data.picture_tables import examples
 from softcft.data.tables import as_text, is_missing
 from softcft.data.value_patterns import are_codes, are_years, looks_like, mean_nothing, spelled_alike
 
@@ -55,7 +55,7 @@ def draft_graph(table: DatasetDict, unread: Sequence[str] = ()) -> str:
         if unread and isinstance(features[column], ClassLabel):
             variable = (
                 f"the names of the pictures' folders; their attributes may be in {examples(unread)}, which is not "
-                f"read. If it is what you mean, write {column} into a graph of your own"
+                f"read: name it by --table_file. If it is what you mean, write {column} into a graph of your own"
             )
         if isinstance(variable, str):
             left_out[column] = variable

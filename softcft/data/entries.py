@@ -7,7 +7,7 @@ An entry is the name of a column, or a mapping with some of these keys:
   cell.
 - ``pattern``: a regular expression with one group, which is searched in the text and whose group is read in its place.
   Of a number it must cover all of the text, so that ``10Y5`` is not 10. Or a mapping from such expressions to factors,
-  for units: ``{"(\d+)Y": 1, "(\d+)M": 0.0833}``.
+  for units: ``{'(\d+)Y': 1, '(\d+)M': 0.0833}``.
 - ``factor``: what a number is multiplied by: 0.001 makes kilograms of grams.
 - ``contains``: the cell is a set of labels. A mapping from labels to categories, of which the first that the cell has
   counts; or a list of labels, for a binary variable: its second category if the cell has any of them, else its first.

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from zipfile import ZipFile
 
 import pyarrow as pa
@@ -26,13 +24,13 @@ from yaml import YAMLError
 from softcft.data.dicom import is_named_dicom
 from softcft.data.integrity import check_whole, file_state
 from softcft.data.paths import check_files
+from softcft.data.picture_tables import TABLES, PictureTables, examples, read_pictures
 from softcft.data.splits import split_files, split_of
-from softcft.data.tables import Table, join_tables, read_file
+from softcft.data.table_files import TABLE_ENDINGS, read_file
+from softcft.data.tables import join_tables
 
 __all__ = [
     "NOT_READ",
-    "TABLES",
-    "examples",
     "find_builder",
     "has_readme",
     "is_picture",
@@ -41,12 +39,10 @@ __all__ = [
     "zipped_pictures",
 ]
 
-TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 PACKED = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".zip": "imagefolder"}
 PLAIN = (".csv", ".jsonl")
 NOT_READ = (*PACKED, *PLAIN, ".tsv", ".xls", ".xlsx", ".ods", ".json", ".gz", ".npz", ".h5", ".hdf5")
 MADE_BY_MACHINES = ("__MACOSX", "__pycache__")  # folders
-EXAMPLES = 5
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +73,14 @@ def list_files(folder: str | Path) -> list[str]:
     return sorted(Path(path).relative_to(root).as_posix() for path in found)
 
 
-def read_folder(folder: str | Path) -> DatasetDict | DatasetBuilder:
+def read_folder(folder: str | Path, wanted: PictureTables | None = None) -> DatasetDict | DatasetBuilder:
     """Read a folder of pictures, with tables or with folders as labels, or of data files.
 
     Args:
-        folder: With ``metadata.csv``, ``.jsonl`` or ``.parquet``; or with pictures only, in folders of their classes;
-            or with ``.csv``, ``.jsonl``, ``.parquet``, ``.arrow``, WebDataset ``.tar`` or ``.zip`` files.
+        folder: With ``metadata.csv``, ``.tsv``, ``.xlsx``, ``.jsonl`` or ``.parquet``; or with pictures only, in
+            folders of their classes; or with ``.csv``, ``.jsonl``, ``.parquet``, ``.arrow``, WebDataset ``.tar`` or
+            ``.zip`` files.
+        wanted: Which files are the table of the pictures, and what is in it.
 
     Returns:
         The splits by the names of folders (or data files), see :mod:`softcft.data.splits`, else all in ``train``; for
@@ -92,7 +90,13 @@ def read_folder(folder: str | Path) -> DatasetDict | DatasetBuilder:
         ValueError: If a file cannot be read, is cut short or is elsewhere, or if names leave open what is a split.
     """
     root, files = Path(folder).resolve(), list_files(folder)
-    tables = [file for file in files if os.path.basename(file) in TABLES]
+    wanted = wanted or PictureTables()
+    tables = list(wanted.files) or [file for file in files if os.path.basename(file) in TABLES]
+    if unknown := [file for file in tables if not os.path.isfile(root / file)]:
+        raise ValueError(
+            f"--table_file {' '.join(unknown)}: there is no such file in {root}. It has the tables "
+            f"{examples([file for file in files if file.lower().endswith(TABLE_ENDINGS)]) or 'none'}."
+        )
     pictures = [file for file in files if is_picture(file)]
     packed = {ending: [file for file in files if file.lower().endswith(ending)] for ending in (*PACKED, *PLAIN)}
     ending, data = max(packed.items(), key=lambda item: len(item[1]))
@@ -101,7 +105,7 @@ def read_folder(folder: str | Path) -> DatasetDict | DatasetBuilder:
         logger.warning("%s: only its %s files are read, and not %s.", root, ending, examples(others))
     check_files(str(root), [str(root / file) for file in tables or (pictures and ()) or data])
     if tables:
-        return _read_pictures(root, tables, files)
+        return read_pictures(root, replace(wanted, files=tables), files, pictures)
     if len(pictures) >= max(1, len(data)):
         return _classes(root, pictures)
     if not data:
@@ -145,7 +149,8 @@ def find_builder(dataset_name: str, config_name: str | None = None) -> DatasetDi
     if builder.name == "imagefolder" and (tables := [file for file in listed if os.path.basename(file) in TABLES]):
         if sum(map(len, used.values())) > len(listed):
             raise ValueError(f"{dataset_name}: its README.md has some files in several of the splits {list(used)}.")
-        return _read_pictures(Path(root).resolve(), tables, list_files(root), listed)
+        files = list_files(root)
+        return read_pictures(Path(root).resolve(), PictureTables(tables), files, filter(is_picture, files), listed)
     return load_dataset_builder(dataset_name, config_name, data_files=_as_they_are(splits))
 
 
@@ -157,11 +162,6 @@ def has_readme(folder: str | Path) -> bool:
     except (ValueError, YAMLError) as error:  # not in UTF-8, or its head is no YAML
         raise ValueError(f"its README.md cannot be read; correct or remove it: {error}") from error
     return any("data_files" in config for config in configs or ())
-
-
-def examples(files: Sequence[str]) -> str:
-    """The first files of several."""
-    return ", ".join(files[:EXAMPLES]) + (", ..." if len(files) > EXAMPLES else "")
 
 
 def is_picture(file: str) -> bool:
@@ -196,78 +196,6 @@ def _classes(root: Path, pictures: Sequence[str]) -> DatasetDict:
             for split, found in places.items()
         }
     )
-
-
-def _read_pictures(
-    root: Path, tables: Sequence[str], files: Sequence[str], listed: Mapping[str, str] | None = None
-) -> DatasetDict:
-    """Tables of pictures, each with a column ``file_name`` (or ``scan_file_name``, which becomes ``scan``).
-
-    ``listed`` has the splits of the pictures; without it the names of folders say which they are.
-    """
-    if twice := [place for place, number in Counter(map(os.path.dirname, tables)).items() if number > 1]:
-        raise ValueError(f"{root / twice[0]} has several of {', '.join(TABLES)}; keep one of them.")
-    known = {unicodedata.normalize("NFC", file): file for file in files}
-    read: list[Table] = []
-    named: list[tuple[str, list[str | None]]] = []  # each table's pictures
-    columns: set[str] = set()  # of pictures
-    places: list[str] = []  # of each row's picture
-    for file in tables:
-        folder, table = os.path.dirname(file), read_file(root / file)
-        names = {name: name[: -len("_file_name")] or "image" for name in table if name.endswith("_file_name")}
-        names |= {"file_name": "image"} if "file_name" in table else {}
-        if not names:
-            raise ValueError(f"{root / file} has no column file_name, of the pictures' names; it has {list(table)}.")
-        for name, column in names.items():
-            if column in table:
-                raise ValueError(f"{root / file} has the columns {name} and {column}; rename {column}.")
-        paths = {name: [_find(root, folder, cell, known) for cell in table[name]] for name in names}
-        main = paths["file_name" if "file_name" in names else next(iter(names))]
-        places += [os.path.join(folder, "") if path is None else path for path in main]
-        named.append((file, main))
-        pictures = {name: [path and str(root / path) for path in found] for name, found in paths.items()}
-        read.append({names.get(name, name): pictures.get(name, cells) for name, cells in table.items()})
-        columns |= set(names.values())
-    if listed is None:
-        splits = {row: split for split, rows in split_files(places, by_name=False).items() for row in rows}
-    else:
-        splits = {row: listed[place] for row, place in enumerate(places) if place in listed}
-    _check_rows(root, named, [place for row, place in enumerate(places) if row not in splits])
-    parts, start = [], 0
-    for table in read:
-        end = start + len(next(iter(table.values())))
-        for split in dict.fromkeys(splits[row] for row in range(start, end) if row in splits):
-            rows = [row - start for row in range(start, end) if splits.get(row) == split]
-            parts.append((split, {name: [cells[row] for row in rows] for name, cells in table.items()}))
-        start = end
-    return join_tables(parts, columns)
-
-
-def _check_rows(root: Path, named: Sequence[tuple[str, Sequence[str | None]]], unused: Sequence[str]) -> None:
-    """Refuse pictures that several tables name; warn of rows that are in no split and whose pictures are missing."""
-    table_of: dict[str, str] = {}
-    for file, paths in named:
-        for path in filter(None, paths):
-            if (other := table_of.setdefault(path, file)) != file:
-                raise ValueError(f"{root / path} has rows in two tables, {other} and {file}; leave it in one of them.")
-    if lost := [place or "''" for place in unused if not os.path.isfile(root / place)]:
-        logger.warning(
-            "%s: %d rows are left out, for they are in no split, and their pictures are not there: %s.",
-            root,
-            len(lost),
-            examples(lost),
-        )
-
-
-def _find(root: Path, folder: str, name: Any, known: Mapping[str, str]) -> str | None:
-    """The path below the root of a picture that a table names; None for an empty cell."""
-    if name is None or name == "":
-        return None
-    path = os.path.normpath(os.path.join(folder, str(name)))
-    if not os.path.lexists(root / path):
-        path = os.path.normpath(os.path.join(folder, str(name).replace("\\", "/")))
-        path = known.get(unicodedata.normalize("NFC", path), path)  # é may be written as one letter or as two
-    return path
 
 
 # ---- data files -----------------------------------------------------------------------------------------------------

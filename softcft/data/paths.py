@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Image, config
 from huggingface_hub.constants import HF_HUB_CACHE
 
-__all__ = ["check_files", "check_paths", "find_repeats", "stored_pictures"]
+__all__ = ["check_files", "check_paths", "find_repeats", "refuse_outside", "stored_pictures"]
 
 FIX = "Correct it or leave it out: what a data set names must be inside of it."
 BATCH = 1_000  # rows that are looked at together
@@ -47,9 +47,19 @@ def check_files(dataset_name: str, files: list[str]) -> None:
                 names = list(_file_names(Path(file)))
             except (csv.Error, ValueError):  # no table: datasets refuses it
                 continue
-            for row, name in ((row, name.strip(' "')) for row, name in names):  # as after a comma and a space
-                if "://" in name or os.path.isabs(name) or os.path.normpath(name.replace("\\", "/")).startswith(".."):
-                    raise ValueError(f"{file}, {row}: the picture {name!r} is not in the folder of this table. {FIX}")
+            for row, name in names:
+                refuse_outside(name.strip(' "'), f"{file}, {row}")  # as after a comma and a space
+
+
+def refuse_outside(name: str, where: str) -> str:
+    """The name of a picture in a table, if it does not lead out of the table's folder.
+
+    Raises:
+        ValueError: If it does. The message has ``where`` the name stands.
+    """
+    if "://" in name or os.path.isabs(name) or os.path.normpath(name.replace("\\", "/")).startswith(".."):
+        raise ValueError(f"{where}: the picture {name!r} is not in the folder of this table. {FIX}")
+    return name
 
 
 def check_paths(rows: Dataset, column: str, dataset_name: str, first: int = 0) -> None:

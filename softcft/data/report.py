@@ -60,7 +60,7 @@ def check_data(
     """
     report = DataReport()
     if config.dataset_name not in BUILT_IN:
-        report.warnings += left_out(config.dataset_name, table)
+        report.warnings += left_out(config.dataset_name, table, config.table_file or ())
     entries = find_columns(graph, columns)
     splits = _split(table, config, report)
     _check_groups(splits, config, report)

@@ -15,7 +15,7 @@ from softcft.data.config import FOLDERS, GRAPHS, DataConfig
 from softcft.data.keys import lacks_group
 from softcft.data.lost_rows import absent_pictures, complete_rows, explain_lost
 from softcft.data.morphomnist import load_morphomnist
-from softcft.data.own import read_table
+from softcft.data.own import read_own
 from softcft.data.paths import check_paths, find_repeats
 from softcft.data.phantom import load_phantom
 from softcft.data.pixels import list_problems, picture_shape, prepare_images
@@ -69,7 +69,8 @@ def load_data(
     if config.streaming:
         return stream_splits(config, graph, columns)
     name = str(config.data_dir) if config.dataset_name in SOURCES else config.dataset_name
-    splits = _translate(_read(config, name), config, graph, columns)
+    splits, columns = _read(config, name, columns)
+    splits = _translate(splits, config, graph, columns)
     for rows in splits.values():
         check_paths(rows, "image", name)
     splits = make_splits(splits, config.numbers, config.group_column, config.data_seed)
@@ -90,22 +91,24 @@ def load_data(
     return prepared
 
 
-def _read(config: DataConfig, name: str) -> DatasetDict:
-    """The rows as they are, in the splits that the data set has."""
+def _read(
+    config: DataConfig, name: str, columns: Mapping[str, Any] | None
+) -> tuple[DatasetDict, Mapping[str, Any] | None]:
+    """The rows as they are, in the splits that the data set has, and what of ``columns`` is about variables."""
     made = {f"num_{split}": number for split, number in config.numbers.items()}
     if config.dataset_name == "phantom":
-        return load_phantom(config.sample_size, seed=config.data_seed, cache_dir=config.data_dir, **made)
+        return load_phantom(config.sample_size, seed=config.data_seed, cache_dir=config.data_dir, **made), columns
     if config.dataset_name == "morphomnist":
-        return load_morphomnist(str(config.data_dir), seed=config.data_seed, **made)
+        return load_morphomnist(str(config.data_dir), seed=config.data_seed, **made), columns
     if config.dataset_name in SOURCES:
         check_prepared(name, config.dataset_name, config.sample_size)
-    splits = read_table(name, config.dataset_config_name)
-    _warn(name, left_out(name, splits))
+    splits, columns = read_own(name, config, columns)
+    _warn(name, left_out(name, splits, config.table_file or ()))
     if config.subject_column is None and (doubt := lacks_group(splits)):
         logger.warning("%s: %s", name, doubt)
     if drawn := [split for split in SPLITS if split not in splits]:
         logger.warning("%s: %s drawn at random from the training images.", name, " and ".join(drawn))
-    return splits
+    return splits, columns
 
 
 def _note_lost(split: str, rows: Dataset, prepared: Dataset, num_problems: int, graph: CausalGraph) -> None:

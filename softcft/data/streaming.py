@@ -20,7 +20,7 @@ from torch import Tensor
 
 from softcft.data.columns import translate
 from softcft.data.config import DataConfig
-from softcft.data.own import read_table
+from softcft.data.own import read_own, variable_columns
 from softcft.data.paths import check_paths
 from softcft.data.pictures import fit_picture, why_unread
 from softcft.data.pixels import list_problems, open_picture, picture_shape, prepare_images
@@ -66,7 +66,8 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
         graph: CausalGraph,
         columns: Mapping[str, Any] | None = None,
     ) -> None:
-        self._rows, self._config, self._graph, self._columns = rows, config, graph, columns
+        self._rows, self._config, self._graph = rows, config, graph
+        self._columns = variable_columns(config, columns, rows.features)
         self._half: Literal["even", "odd", "all"] = "all"
         self._only_complete = False
         self._skipped = 0
@@ -185,7 +186,7 @@ def stream_splits(
         ValueError: If the data set cannot be read, has no split ``train``, or has a value that the graph does not know.
     """
     name, numbers = config.dataset_name, HELD_OUT | config.numbers
-    splits = read_table(name, config.dataset_config_name, streaming=True)
+    splits, variables = read_own(name, config, columns)
     train = splits["train"]
     held_out = {}
     for split in HELD_OUT:
@@ -200,7 +201,7 @@ def stream_splits(
     prepared = {}
     for split, rows in held_out.items():
         parts = []
-        for table in _tables(rows, BUFFER, config, graph, columns):
+        for table in _tables(rows, BUFFER, config, graph, variables):
             part, problems = prepare_images(
                 table, config.sample_size, channels, cache_dir=config.data_dir, desc=f"{split} images"
             )

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Image
 
-from softcft.data.folders import NOT_READ, TABLES, examples, is_picture, list_files, zipped_pictures
+from softcft.data.folders import NOT_READ, is_picture, list_files, zipped_pictures
 from softcft.data.paths import stored_pictures
+from softcft.data.picture_tables import TABLES, examples
 
 __all__ = ["left_out", "unread_tables"]
 
@@ -21,8 +22,11 @@ ABOUT = re.compile(r"(readme|licen[cs]e|citation|changelog)", re.IGNORECASE)
 IGNORED = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 
 
-def left_out(dataset_name: str, splits: Mapping[str, Dataset]) -> list[str]:
-    """Warnings about pictures of a folder that no row names, and files that are not read; none about the Hub's."""
+def left_out(dataset_name: str, splits: Mapping[str, Dataset], read: Sequence[str] = ()) -> list[str]:
+    """Warnings about pictures of a folder that no row names, and files that are not read; none about the Hub's.
+
+    ``read`` are the files of ``--table_file``.
+    """
     if not os.path.isdir(dataset_name):
         return []
     root, files = Path(dataset_name).resolve(), list_files(dataset_name)
@@ -44,11 +48,12 @@ def left_out(dataset_name: str, splits: Mapping[str, Dataset]) -> list[str]:
             f"used: {examples(unused)} ({most}). If they are needed, add rows for them to a table; if they are in a "
             "folder beside those of the splits, move them into one of these."
         )
-    tables = [] if any(is_held for _, is_held in stored) or not used else _not_read(files, splits)
+    unread = [] if any(is_held for _, is_held in stored) or not used else _not_read(files, splits)
+    tables = [file for file in unread if file not in map(os.path.normpath, read)]
     if tables := [file for file in tables if str(root / file) not in archives]:
         notes.append(
             f"{len(tables)} files are left out, for beside pictures only {', '.join(TABLES)} are read: "
-            f"{examples(tables)}. Rename or convert one, if it is the table."
+            f"{examples(tables)}. If one is the table, name it by --table_file."
         )
     return notes
 

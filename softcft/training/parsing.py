@@ -20,7 +20,8 @@ A recipe describes its flags by flat dataclasses. Each of their fields takes, in
 value under ``data``, the value under the recipe's section, the flag. ``model`` holds the arguments of the model, which
 are no flags.
 
-With ``--graph FILE`` the graph and its ``columns`` (:mod:`softcft.data.columns`) come from a file of their own.
+With ``--graph FILE`` the graph, its ``columns`` (:mod:`softcft.data.columns`) and ``rows``, the values that rows of the
+table must have in some columns, come from a file of their own.
 With ``--dataset_name`` and no ``--config`` the settings are those of ``recipes/configs/own_data.yaml``, which suit most
 data.
 
@@ -64,6 +65,7 @@ SECTIONS = (
     "data",
     "graph",
     "columns",
+    "rows",
     "scm",
     "guide",
     "guides",
@@ -79,6 +81,9 @@ SECTIONS = (
     "utility",
 )
 """The sections that a YAML file may have."""
+
+OF_TABLES = ("columns", "rows")
+"""Sections that belong to a graph and a table; a recipe finds ``rows`` as an entry of ``columns``."""
 
 FURTHER_GUIDE = re.compile("guide_[2-9]")
 """Sections of further guides, which a file has as the entries of ``guides`` after the first."""
@@ -141,7 +146,8 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, in order
         "--graph",
         metavar="FILE",
         help="YAML file with the causal graph, in place of that in --config: a list of variables, or a section 'graph' "
-        "with this list and a section 'columns' that says where the table differs from it.",
+        "with this list, a section 'columns' that says where the table differs from it, and 'rows', which of its rows "
+        "to use.",
     )
     first = argparse.ArgumentParser(parents=[flags], add_help=False, allow_abbrev=False)
     first.add_argument("--dataset_name")
@@ -149,7 +155,8 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, in order
     path = _default_config(files.dataset_name, Path(default_config)) if files.config is None else Path(files.config)
     config = read_config(path)
     if files.graph is not None:
-        config = {name: value for name, value in config.items() if name != "columns"} | _read_graph(Path(files.graph))
+        config = {name: value for name, value in config.items() if name not in OF_TABLES}
+        config |= _read_graph(Path(files.graph))
     if section not in config:
         raise ValueError(f"{path} has no section '{section}'; it has {sorted(config)}.")
 
@@ -186,6 +193,8 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, in order
             "recipes/check_data.py --dataset_name NAME drafts it."
         )
     config["columns"] = _mapping(config.get("columns"), f"{path}: section 'columns'")
+    if rows := _mapping(config.pop("rows", None), f"{path}: section 'rows'"):  # with what else is read of the table
+        config["columns"]["rows"] = rows
     parser.set_defaults(**values)
     for action in parser._actions:
         action.required = action.required and action.dest not in values
@@ -257,11 +266,11 @@ def read_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"{path}: base must be the name of another YAML file, got {shown(name)}.")
     base = read_config(path.parent / name, (*above, path.resolve()))
     if "graph" in config:  # its columns are not those of another graph
-        base.pop("columns", None)
+        base = {name: section for name, section in base.items() if name not in OF_TABLES}
     for name, section in base.items():
         if replaces_guides and (name == "guide" or FURTHER_GUIDE.fullmatch(name)):
             continue
-        if name in config and name != "columns" and isinstance(section, Mapping):
+        if name in config and name not in OF_TABLES and isinstance(section, Mapping):
             config[name] = {**section, **_mapping(config[name], f"{path}: section '{name}'")}
         config.setdefault(name, section)
     return config
@@ -292,15 +301,15 @@ def _default_config(dataset_name: str | None, default_config: Path) -> Path:
 
 
 def _read_graph(path: Path) -> dict[str, Any]:
-    """Sections ``graph`` and ``columns`` from a file of their own."""
+    """Sections ``graph``, ``columns`` and ``rows`` from a file of their own."""
     if not isfile(path):
         raise FileNotFoundError(f"--graph {path}: there is no such file.")
     content = load_yaml(path)
     sections = {"graph": content} if isinstance(content, list) else _mapping(content, f"--graph {path}")
-    if "graph" not in sections or not set(sections) <= {"graph", "columns"}:
+    if "graph" not in sections or not set(sections) <= {"graph", *OF_TABLES}:
         raise ValueError(
-            f"--graph {path} must be a list of variables, or have a section 'graph' with this list and perhaps a "
-            f"section 'columns'; it has {sorted(sections)}."
+            f"--graph {path} must be a list of variables, or have a section 'graph' with this list and perhaps "
+            f"sections 'columns' and 'rows'; it has {sorted(sections)}."
         )
     return sections
 
@@ -319,8 +328,8 @@ def _cast(value: Any, hint: Any, where: str) -> Any:
             return None
         (hint,) = (option for option in get_args(hint) if option is not type(None))
     is_number = is_finite(value) or (isinstance(value, float) and hint is float)  # infinity turns a limit off
-    if get_origin(hint) is list and isinstance(value, list):
-        return [_cast(entry, get_args(hint)[0], where) for entry in value]
+    if get_origin(hint) is list and isinstance(value, list | str):  # one word is a list of one
+        return [_cast(entry, get_args(hint)[0], where) for entry in ([value] if isinstance(value, str) else value)]
     if hint is float and is_number:
         return float(value)
     if hint is int and is_number and float(value).is_integer() and abs(value) < 2**63:

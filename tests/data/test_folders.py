@@ -490,17 +490,17 @@ def test_texts_may_be_the_table_where_there_is_none(name: str, has_table: bool, 
 
 
 @pytest.mark.parametrize(("first", "values"), [(1, {}), (0, {}), (1, {1: "a", 2: "b"})])
-def test_codes_that_may_count_from_one_are_told_in_training(
-    first: int, values: dict[int, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_codes_that_may_count_from_one_are_refused(first: int, values: dict[int, str], tmp_path: Path) -> None:
     put(tmp_path / "mine", [f"{i}.png" for i in range(20)])
     rows = [{"file_name": f"{i}.png", "grade": first + i % 2} for i in range(20)]
     write_csv(tmp_path / "mine" / "metadata.csv", rows)
     graph = CausalGraph([{"name": "grade", "kind": "categorical", "categories": ["a", "b", "c"]}])
     columns = {"grade": {"values": values}} if values else None
-    splits = load_data(config(tmp_path / "mine"), graph, columns)
-    assert {*splits["train"]["grade"]} == ({"b", "c"} if first == 1 and not values else {"a", "b"})
-    assert ("count from 1" in caplog.text) == (first == 1 and not values)
+    if first == 1 and not values:
+        with pytest.raises(ValueError, match="grade"):
+            load_data(config(tmp_path / "mine"), graph, columns)
+    else:
+        assert {*load_data(config(tmp_path / "mine"), graph, columns)["train"]["grade"]} == {"a", "b"}
 
 
 # ---- one type for a column ------------------------------------------------------------------------------------------
@@ -562,13 +562,15 @@ def test_a_column_that_one_table_lacks_is_missing_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        (b"file_name;size\n0.png;1\n", "';'"),
-        (b"file_name\tsize\n0.png\t1\n", "separated"),
-        ("file_name,town\n0.png,K\u00f6ln\n".encode("latin-1"), "UTF-8"),
+        ("file_name,town\n0.png,K\u00f6ln\n1.png,".encode() + "K\u00f6ln\n".encode("latin-1"), "UTF-8"),
+        (b"file_name,size\n0.png,\x00\n", "no text"),
+        ("file_name,size\n0.png,1\n".encode("utf-16")[:-1], "UTF-16"),
+        (b"file_name,a;b\n0.png,1;2\n", "commas or semicolons"),
         (b"file_name,size\n0.png,1,2\n", "line 2"),
         (b'file_name,size\n0.png,"1\n', "damaged"),
         (b"file_name,size,size\n0.png,1,2\n", "size"),
-        (b"filename,size\n0.png,1\n", "file_name"),
+        (b"filename,size\n1.png,1\n", "file_name"),
+        (b"one,other\n0.png,0\n", "one"),
         (b"file_name,image\n0.png,1\n", "image"),
         (b"file_name,size\n", "no rows"),
         (b"", "no rows"),
