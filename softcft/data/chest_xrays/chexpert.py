@@ -96,6 +96,7 @@ def select(
     """
     funnel = Funnel(root, on_error)
     files = _find(funnel.root)
+    lists = [] if sample_csv_dir is None else _find_lists(Path(sample_csv_dir))
     rows = _read(files)
 
     def where(row: Any) -> str:
@@ -115,8 +116,8 @@ def select(
         "one row per image", rows, ~rows.duplicated("image_id"), lambda row: f"{where(row)}: Path {row.image} again"
     )
     rows = funnel.keep("in train.csv", rows, rows["table"] == TRAIN)
-    if sample_csv_dir is not None:
-        rows["split"] = rows["image_id"].map(_read_split(Path(sample_csv_dir), rows))
+    if lists:
+        rows["split"] = rows["image_id"].map(_read_split(lists, rows))
         rows = funnel.keep("in the published split", rows, rows["split"].notna())
 
     people = read_unique(files[DEMOGRAPHICS[0]], ["PATIENT"], ["PRIMARY_RACE", "ETHNICITY"], funnel)
@@ -136,7 +137,7 @@ def select(
 
     # The split comes before anything is left out as damaged, missing or for its disease: that moves no patient into
     # another split.
-    if sample_csv_dir is None:
+    if not lists:
         patients = list(rows["subject_id"].unique())
         drawn = split_by_subject(patients, {"train": 0.6, "validation": 0.1}, "test", seed=SEED)
         rows["split"] = rows["subject_id"].map(drawn)
@@ -162,7 +163,7 @@ def select(
             f"{rows['image'].iloc[0]}. Put the folders of the patients there."
         )
     rows = funnel.keep("image is there", rows, there, lambda row: f"{row.image}: not below {root}")
-    return funnel.select("chexpert", RULES, list(files.values()), rows[COLUMNS])
+    return funnel.select("chexpert", RULES, [*files.values(), *lists], rows[COLUMNS])
 
 
 def _find(root: Path) -> dict[str, Path]:
@@ -236,31 +237,38 @@ def _find_patients(root: Path) -> dict[str, str]:
     return found
 
 
-def _read_split(folder: Path, rows: pd.DataFrame) -> pd.Series:
-    """Splits by ``image_id``, as chexploration lists them: in its own list, or in the three that its notebook writes.
+def _find_lists(folder: Path) -> list[Path]:
+    """The list of chexploration, or the three that its notebook writes, in the order of SPLITS."""
+    if (folder / LIST).is_file():
+        return [folder / LIST]
+    for name in SAMPLES.values():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"sample_csv_dir {folder} has neither {LIST}, which is in the repository chexploration, nor {name}; "
+                f"needed are the first, or {', '.join(SAMPLES.values())}, as its notebook writes them."
+            )
+    return [folder / name for name in SAMPLES.values()]
+
+
+def _read_split(lists: list[Path], rows: pd.DataFrame) -> pd.Series:
+    """Splits by ``image_id``.
 
     Args:
-        folder: Where the lists are.
+        lists: From :func:`_find_lists`.
         rows: Those of ``train.csv``.
     """
-    if (folder / LIST).is_file():
-        # It has no names, but the numbers of the rows of train.csv, from 0.
-        path, listed = folder / LIST, read_table(folder / LIST, ["index", "split"])
+    path = lists[0]
+    if path.name == LIST:  # it has no names, but the numbers of the rows of train.csv, from 0
+        listed = read_table(path, ["index", "split"])
         views = rows[(rows["direction"] == "Frontal") & rows["view"].isin(VIEWS)]
         names = pd.Series(views["image_id"].to_numpy(), index=(views["line"] - 2).astype(str))
         listed["image_id"] = listed["index"].map(names)
         listed["split"] = listed["split"].replace("validate", "validation")
         what = f"the numbers of frontal views, AP or PA, in the published {TRAIN} of 223,414 rows"
     else:
-        path = folder
-        for name in SAMPLES.values():
-            if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"sample_csv_dir {folder} has neither {LIST}, which is in the repository chexploration, nor "
-                    f"{name}; needed are the first, or {', '.join(SAMPLES.values())}, as its notebook writes them."
-                )
-        parts = [read_table(folder / name, ["Path"]).assign(split=split) for split, name in SAMPLES.items()]
+        parts = [read_table(path, ["Path"]).assign(split=split) for split, path in zip(SPLITS, lists, strict=True)]
         listed = pd.concat(parts, ignore_index=True)
+        path = path.parent
         listed["image_id"] = _name(listed["Path"])
         listed["image_id"] = listed["image_id"].where(listed["image_id"].isin(rows["image_id"]))
         what = f"the paths of X-rays of {TRAIN}"

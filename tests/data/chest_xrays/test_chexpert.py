@@ -283,6 +283,7 @@ def test_the_list_of_the_repository(tree: ChexpertTree, tmp_path: Path) -> None:
     selection = select(tree.write(), sample_csv_dir=lists)
     assert split_of(selection) == {KEPT[0]: "train", KEPT[1]: "test", KEPT[2]: "validation", KEPT[4]: "test"}
     assert lost(selection) == {"in the published split": 7}
+    assert lists / "chexpert_split_2021_08_20.csv" in selection.tables  # which the prepared folder tells
 
 
 def test_the_lists_of_the_notebook(complete: Path, tmp_path: Path) -> None:
