@@ -4,7 +4,7 @@ from softcft.data.chest_xrays.common import Selection
 
 
 def lost(selection: Selection) -> dict[str, int]:
-    """How many images each step of the funnel left out, of those that left out some; these are the ones that are named."""
+    """How many images each step of the funnel left out, of those that did; these are the ones that are named."""
     lost = -selection.funnel["images"].diff().fillna(0).astype(int)
     steps = {step: number for step, number in zip(selection.funnel["step"], lost, strict=True) if number}
     assert selection.left_out["step"].value_counts().to_dict() == steps
