@@ -70,7 +70,7 @@ def test_every_page_is_in_the_index() -> None:
 
 def saved_by_your_data(folder: Path) -> None:
     """The pictures and the pipeline that docs/your_data.md has made before it asks."""
-    (plain,) = [yaml.safe_load(block["code"])["graph"] for block in blocks("docs/your_data.md", "yaml")]
+    plain, *_ = [yaml.safe_load(block["code"])["graph"] for block in blocks("docs/your_data.md", "yaml")]
     sizes = {"resolutions": [8, 1], "channels": [4, 4], "encoder_blocks": [1, 1], "decoder_blocks": [1, 1]}
     parts = HVAEModel(plain, sample_size=8, z_dim=2, **sizes), AttributeSCM(plain), AttributeClassifier(plain, TRUNK)
     DSCMPipeline(*parts).save_pretrained(folder / "outputs/shapes/matched")

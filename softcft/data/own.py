@@ -75,7 +75,8 @@ def variable_columns(
     others = (ROWS, config.split_column, config.group_column)
     left = {name: entry for name, entry in (columns or {}).items() if name not in others}
     image = read_entry("image", left["image"]).column if "image" in left else "image"
-    if features and isinstance(features.get("image"), Image) and not isinstance(features.get(image), Image):
+    pictures = {name for name, feature in (features or {}).items() if isinstance(feature, Image)}
+    if "image" in pictures and (image == "image" or image not in pictures):
         left.pop("image", None)  # the column of names has become that of pictures
     return left
 
