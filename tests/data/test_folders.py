@@ -19,12 +19,14 @@ from datasets import Dataset, Image
 from PIL import Image as PILImage
 
 from softcft.data.config import DataConfig
-from softcft.data.folders import list_files
+from softcft.data.folders import list_files, read_folder
 from softcft.data.own import read_table
+from softcft.data.pixels import prepare_images
 from softcft.data.report import check_data
 from softcft.data.sources import load_data
 from softcft.data.unused_files import left_out
 from softcft.graph import CausalGraph
+from tests.data.picture_files import dicom
 
 GRAPH = CausalGraph([{"name": "size", "kind": "continuous", "low": 0, "high": 255}])
 # datasets leaves files open when it reads a folder.
@@ -777,3 +779,14 @@ def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     settings = DataConfig(sample_size=64, dataset_name="~/pictures", data_dir="~/cache")
     assert (settings.dataset_name, settings.data_dir) == (str(tmp_path / "pictures"), str(tmp_path / "cache"))
+
+
+def test_dicom_files_count_as_pictures_in_folders_of_classes(tmp_path: Path) -> None:
+    """With a table they may have any name, see tests/recipes/test_kinds_of_pictures.py."""
+    for place in ("ill/a.dcm", "ill/b.DCM", "well/c.dicom"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_bytes(dicom(np.arange(64).reshape(8, 8)))
+    rows = read_folder(tmp_path)["train"]
+    assert rows.features["label"].names == ["ill", "well"]
+    prepared, problems = prepare_images(rows, 8, 1, cache_dir=tmp_path / "cache")
+    assert (len(prepared), problems) == (3, [])
