@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset
-from PIL import Image
+from PIL import Image, ImageOps
 
 from softcft import DSCMPipeline
 from softcft.app.models import fit_upload
@@ -169,6 +169,15 @@ def test_shrinking_averages_and_does_not_pick() -> None:
     image = np.indices((128, 128)).sum(axis=0) % 2 * 255  # a chess board of single pixels
     fitted = fit_picture(Image.fromarray(image.astype(np.uint8)), 16, 1).astype(float)
     assert abs(fitted[1:-1, 1:-1] - 127.5).max() < 3
+
+
+@pytest.mark.parametrize("shape", [(600, 600), (613, 887), (599, 601)])
+@pytest.mark.parametrize("size", [64, 150, 200])
+def test_what_is_averaged_first_looks_as_if_it_were_not(shape: tuple[int, int], size: int) -> None:
+    picture = Image.fromarray(noise(12, 15)).resize(shape, Image.Resampling.BICUBIC)
+    direct = np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)).astype(int)
+    difference = abs(fit_picture(picture, size, 1).astype(int) - direct)
+    assert difference.max() <= (2 if 4 * size <= min(shape) else 0)
 
 
 def test_a_large_jpeg_looks_as_if_it_were_not() -> None:
