@@ -118,6 +118,11 @@ def select(root: str | Path, *, on_error: Literal["skip", "raise"] = "skip") -> 
     )
     age = rows["written_age"].str.extract(r"^\s*(\d+(?:\.\d+)?)\s*([YMWD]?)\s*$")
     rows["age"] = pd.to_numeric(age[0]) * age[1].replace("", "Y").map(YEARS)
+    young = rows["written_age"][age[1].isin(["M", "W", "D"])]
+    if len(young):
+        logger.warning(
+            "%d ages are in months, weeks or days, such as %s; they became years.", len(young), young.iloc[0]
+        )
     rows = funnel.keep(
         "age is known",
         rows,

@@ -94,7 +94,7 @@ def test_the_funnel_of_one_row_for_each_rule(tree: NIHTree, tmp_path: Path) -> N
         ("Y", None),
     ],
 )
-def test_ages(tmp_path: Path, written: str, years: float | None) -> None:
+def test_ages(tmp_path: Path, caplog: pytest.LogCaptureFixture, written: str, years: float | None) -> None:
     tree = NIHTree(tmp_path, "first")
     for number in range(1, 13):
         tree.add(str(number), split="train_val" if number <= 8 else "test")
@@ -104,6 +104,7 @@ def test_ages(tmp_path: Path, written: str, years: float | None) -> None:
     assert ages.get("20") == (None if years is None else pytest.approx(years, rel=0.02))
     assert len(selection.problems) == (years is None)
     assert (ages <= OLDEST).all()
+    assert ("became years" in caplog.text) == (written[-1:] in ("M", "W", "D"))
 
 
 @pytest.mark.parametrize(
