@@ -145,6 +145,14 @@ def test_columns_of_a_base_belong_to_its_graph(base):
     assert "columns" not in base("graph: [b]\n")
 
 
+def test_rows_of_a_base_belong_to_its_graph(tmp_path):
+    (tmp_path / "rows.yaml").write_text("graph: [a]\nrows: {view: PA}\n")
+    (tmp_path / "other.yaml").write_text("base: rows.yaml\n")
+    assert read_config(tmp_path / "other.yaml")["rows"] == {"view": "PA"}
+    (tmp_path / "other.yaml").write_text("base: rows.yaml\ngraph: [b]\n")
+    assert "rows" not in read_config(tmp_path / "other.yaml")
+
+
 def test_guides_replace_all_those_of_the_base(base):
     config = base("guides: [{seed: 9}]\n")
     assert config["guide"] == {"seed": 9}
@@ -183,6 +191,19 @@ def test_a_graph_of_its_own_replaces_that_of_the_file(path, tmp_path):
         assert config["columns"] == {}  # they were those of the other graph
     graph.write_text("graph: [{name: age}]\ncolumns: {age: {column: years, values: {0: null}}}")
     assert parse(path, ["--graph", str(graph)])[0]["columns"] == {"age": {"column": "years", "values": {0: None}}}
+
+
+def test_rows_travel_with_the_columns_and_are_saved(path, tmp_path):
+    path.write_text(FILE + "columns: {smoker: cigarettes}\nrows: {view: [PA, AP]}\n")
+    config = parse(path)[0]
+    assert config["columns"] == {"smoker": "cigarettes", "rows": {"view": ["PA", "AP"]}}
+    write_config(config, tmp_path / "run")
+    assert parse(tmp_path / "run" / "config.yaml")[0] == config
+    graph = tmp_path / "graph.yaml"
+    graph.write_text("graph: [{name: age}]")
+    assert parse(path, ["--graph", str(graph)])[0]["columns"] == {}
+    graph.write_text("graph: [{name: age}]\nrows: {site: 1}")
+    assert parse(path, ["--graph", str(graph)])[0]["columns"] == {"rows": {"site": 1}}
 
 
 @pytest.mark.parametrize(
