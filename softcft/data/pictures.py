@@ -135,7 +135,8 @@ def why_unread(error: Exception) -> str:
     """What is wrong with a picture, without its path."""
     if isinstance(error, UnidentifiedImageError):
         return "it is no picture of a kind that can be read"
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(said.split()) or type(error).__name__  # in a single line
 
 
 # ---- what is white --------------------------------------------------------------------------------------------------
