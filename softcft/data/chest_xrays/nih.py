@@ -7,7 +7,7 @@ has it from MIMIC-CXR.
 
 1. Pictures of ``Data_Entry_2017.csv`` (first release) or ``Data_Entry_2017_v2020.csv``, each once, with a patient.
 2. ``train_val_list.txt`` and ``test_list.txt`` are the splits; validation is an eighth of the patients of the first,
-   drawn in the order of their numbers, shuffled by NumPy's seed 42. Without the lists patients are split 60 : 10 : 30,
+   drawn in the order of their numbers, shuffled by NumPy's seed 42. Without the lists patients are split 60 : 20 : 20,
    in the same order.
 3. Views PA and AP: both, which are all that there are.
 4. ``Finding Labels`` with ``Effusion``, whatever else there is: pleural effusion. ``No Finding``: no finding. Pictures
@@ -148,8 +148,8 @@ def _split(rows: pd.DataFrame, files: dict[str, Path], funnel: Funnel) -> pd.Dat
     lists = {name: files[name] for name in LISTS if name in files}
     if not lists:
         numbers = sorted(rows["subject_id"].unique(), key=int)  # not in the order of a release
-        logger.warning("%s has no %s: patients are split at random, 60 : 10 : 30.", funnel.root, " and no ".join(LISTS))
-        rows["split"] = rows["subject_id"].map(split_by_subject(numbers, {"train": 0.6, "validation": 0.1}, "test"))
+        logger.warning("%s has no %s: patients are split at random, 60 : 20 : 20.", funnel.root, " and no ".join(LISTS))
+        rows["split"] = rows["subject_id"].map(split_by_subject(numbers, {"train": 0.6, "validation": 0.2}, "test"))
         return rows
     if len(lists) == 1:
         (missing,) = set(LISTS) - set(lists)

@@ -185,7 +185,7 @@ def test_without_lists_patients_are_split_and_it_is_said(tmp_path: Path, caplog:
         rows = select(root).rows
     assert "train_val_list.txt" in caplog.text
     patients = rows.groupby("split")["subject_id"].nunique()
-    assert patients.to_dict() == {"train": 24, "validation": 4, "test": 12}
+    assert patients.to_dict() == {"train": 24, "validation": 8, "test": 8}
     assert (rows.groupby("subject_id")["split"].nunique() == 1).all()
 
 
