@@ -473,7 +473,7 @@ NAMES = ("<script>alert(1)</script>", "a|b", "\\input{/etc/passwd}", "$x$ & $", 
 def test_names_are_text_in_every_form_of_a_report(tmp_path: Path) -> None:
     graph = CausalGraph([Variable(name=name, kind="binary", categories=("no", "yes")) for name in NAMES])
     rows = [
-        ("effectiveness", "evil", 0, cft, intervention, name, "judge", "auc", 90.0, 89.0, 91.0)
+        ("effectiveness", "evil", 0, cft, intervention, name, "judge", "auc", 90.0, 89.0, 91.0, "image")
         for name in NAMES
         for cft, intervention in (("real", "none"), ("soft", name))
     ]
