@@ -7,8 +7,8 @@ has it from MIMIC-CXR.
 
 1. Pictures of ``Data_Entry_2017.csv`` (first release) or ``Data_Entry_2017_v2020.csv``, each once, with a patient.
 2. ``train_val_list.txt`` and ``test_list.txt`` are the splits; validation is an eighth of the patients of the first,
-   drawn in the order of their numbers, shuffled by NumPy's seed 42. Without the lists patients are split 60 : 20 : 20,
-   in the same order.
+   drawn in the order of their numbers, shuffled by NumPy's seed 42. A patient of both lists is only tested; the
+   official ones have none. Without the lists patients are split 60 : 20 : 20, in the same order.
 3. Views PA and AP: both, which are all that there are.
 4. ``Finding Labels`` with ``Effusion``, whatever else there is: pleural effusion. ``No Finding``: no finding. Pictures
    with other findings only are left out.
@@ -76,8 +76,8 @@ def select(root: str | Path, *, on_error: Literal["skip", "raise"] = "skip") -> 
 
     Raises:
         FileNotFoundError: If the folder or the table is missing, or one of the lists only.
-        ValueError: If a table or list is damaged; if both tables are there, or a picture twice; if the lists share a
-            patient; if a split is left without pictures; with ``on_error="raise"``, if a row is damaged.
+        ValueError: If a table or list is damaged; if both tables are there, or a picture twice; if a split is left
+            without pictures; with ``on_error="raise"``, if a row is damaged.
     """
     funnel = Funnel(root, on_error)
     files = find_tables(funnel.root, [RELEASES], LISTS)
@@ -158,18 +158,18 @@ def _split(rows: pd.DataFrame, files: dict[str, Path], funnel: Funnel) -> pd.Dat
             "the other for random ones."
         )
     names = {name: set(read_list(path)) for name, path in lists.items()}
-    train = rows["image"].isin(names[LISTS[0]])
-    both = set(rows["subject_id"][train]) & set(rows["subject_id"][rows["image"].isin(names[LISTS[1]])])
-    if both:
-        raise ValueError(
-            f"{' and '.join(map(str, lists.values()))} both have pictures of {len(both)} patients, the first with "
-            f"Patient ID {min(both, key=int)}; get them anew."
-        )
-    beside = len(set.union(*names.values()) - set(rows["image"]))
-    if beside:
+    if beside := len(set.union(*names.values()) - set(rows["image"])):
         logger.warning("%d names of the lists are not in %s.", beside, files[RELEASES[0]])
     rows = funnel.keep("in one of the lists", rows, rows["image"].isin(set.union(*names.values())))
-    train = train[rows.index]
+    train, test = (rows["image"].isin(names[name]) for name in LISTS)
+    tested = rows["subject_id"].isin(set(rows["subject_id"][test]))
+    rows = funnel.keep(
+        "patient is in one of the lists only",
+        rows,
+        test | ~tested,
+        lambda row: f"{row.image}: {LISTS[1]} has other images of patient {row.subject_id}, who is tested only",
+    )
+    train = train[rows.index] & ~test[rows.index]
     learned = sorted(rows["subject_id"][train].unique(), key=int)
     drawn = split_by_subject(learned, {"train": 7 / 8}, "validation")
     rows["split"] = rows["subject_id"].map(drawn).where(train, "test")

@@ -57,6 +57,7 @@ def test_the_funnel_of_one_row_for_each_rule(tree: NIHTree, tmp_path: Path) -> N
         ("ids are complete", 20, 19),
         ("one row per image", 19, 19),
         ("in one of the lists", 18, 18),
+        ("patient is in one of the lists only", 18, 18),
         ("view PA or AP", 17, 17),
         ("no finding or pleural effusion", 16, 16),
         ("sex is known", 15, 15),
@@ -189,10 +190,14 @@ def test_without_lists_patients_are_split_and_it_is_said(tmp_path: Path, caplog:
     assert (rows.groupby("subject_id")["split"].nunique() == 1).all()
 
 
-def test_a_patient_of_both_lists_is_an_error(tree: NIHTree) -> None:
-    tree.add("3", split="test")
-    with pytest.raises(ValueError, match=r"train_val_list.txt and .*test_list.txt .*3"):
-        select(tree.write())
+def test_a_patient_of_both_lists_is_only_tested(tree: NIHTree) -> None:
+    before = select(tree.write()).rows
+    (learned,) = before["image_id"][before["split"] == "train"].iloc[:1]
+    patient = before.set_index("image_id")["subject_id"][learned]
+    tree.add(patient, split="test")
+    selection = select(tree.write())
+    assert set(selection.rows["split"][selection.rows["subject_id"] == patient]) == {"test"}
+    assert learned in set(selection.left_out["path"])
 
 
 def test_one_list_only_is_an_error(tree: NIHTree) -> None:
