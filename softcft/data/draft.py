@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from softcft.data.columns import column_values
 from softcft.data.keys import is_key
 from softcft.data.picture_tables import examples
+from softcft.data.splits import names_splits
 from softcft.data.tables import as_text, is_missing
 from softcft.data.value_patterns import are_codes, are_years, looks_like, mean_nothing, spelled_alike
 
@@ -21,6 +23,9 @@ __all__ = ["draft_graph"]
 
 FEW_NUMBERS = 10  # so many different whole numbers are categories, more are a quantity
 FEW_WORDS = 20
+FEW_ODD = 0.1  # part of a column of numbers that may be other texts
+NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
+ODD = "odd"  # key of texts that are no numbers, beside the fields of a guessed variable
 
 
 def draft_graph(table: DatasetDict, unread: Sequence[str] = ()) -> str:
@@ -45,7 +50,7 @@ def draft_graph(table: DatasetDict, unread: Sequence[str] = ()) -> str:
     features: Features = next(iter(table.values())).features
     image = _image_column(features)
     variables: list[dict[str, Any]] = []
-    columns = {} if image == "image" else {"image": image}
+    columns: dict[str, Any] = {} if image == "image" else {"image": image}
     left_out = {}
     for column in features:
         if column == image:
@@ -62,9 +67,9 @@ def draft_graph(table: DatasetDict, unread: Sequence[str] = ()) -> str:
         elif name in ("", "image") or name in [other["name"] for other in variables]:
             left_out[column] = f"there is another {name!r}"
         else:
+            odd = variable.pop(ODD, [])
             variables.append({"name": name, **variable})
-            if name != column:
-                columns[name] = column
+            columns[name] = {"column": column, "values": dict.fromkeys(odd)} if odd else column
     reasons = [f"{column}: {reason}" for column, reason in left_out.items()]
     if not variables:
         raise ValueError(
@@ -78,6 +83,7 @@ def draft_graph(table: DatasetDict, unread: Sequence[str] = ()) -> str:
         "graph:",
         *(f"  - {_flow(variable)}{_remark(list(table.values()), columns, variable)}" for variable in variables),
     ]
+    columns = {name: column for name, column in columns.items() if name != column}
     if columns:
         lines += ["columns:", *(f"  {_flow({name: column})[1:-1]}" for name, column in columns.items())]
     if reasons:
@@ -115,6 +121,8 @@ def _guess(rows: Sequence[Dataset], column: str) -> dict[str, Any] | str:  # noq
     keep = keep if len(different) < len(values) else ""
     if is_key(column, texts):
         return f"an identifier, it seems{keep}"
+    if names_splits(column, texts):
+        return f"the split of a row, it seems; to use it, pass --split_column {column}"
     if doubt := looks_like(texts):
         return doubt
     if isinstance(values[0], bool):
@@ -122,6 +130,9 @@ def _guess(rows: Sequence[Dataset], column: str) -> dict[str, Any] | str:  # noq
     try:
         numbers = [float(value) for value in values]
     except ValueError:
+        if odd := _odd_words(texts):
+            numbers = [float(text) for text in texts if text not in odd]
+            return {"kind": "continuous", **_range(min(numbers), max(numbers)), ODD: odd}
         if len(different) > FEW_WORDS:
             return f"{len(different):,} different words; for a variable, merge them by columns{keep}"
         if len(different) == len(values) > FEW_NUMBERS:
@@ -137,11 +148,21 @@ def _guess(rows: Sequence[Dataset], column: str) -> dict[str, Any] | str:  # noq
     return {"kind": "continuous", **_range(min(numbers), max(numbers))}
 
 
-def _remark(rows: Sequence[Dataset], columns: dict[str, str], variable: dict[str, Any]) -> str:
+def _odd_words(texts: Sequence[str]) -> list[str]:
+    """The texts of a column of numbers that are none, such as 90+; none if they are many or the others few."""
+    counts = Counter(texts)
+    odd = [text for text in counts if not NUMBER.fullmatch(text)]
+    are_few = sum(counts[text] for text in odd) <= FEW_ODD * len(texts) and len(odd) <= FEW_NUMBERS
+    return odd if are_few and len(counts) - len(odd) > FEW_NUMBERS else []
+
+
+def _remark(rows: Sequence[Dataset], columns: dict[str, Any], variable: dict[str, Any]) -> str:
     """A comment on what may be wrong with a guessed variable."""
     name = variable["name"]
     if variable["kind"] == "continuous":
         column = columns.get(name, name)
+        if isinstance(column, dict):
+            return f"  # no numbers, and so missing by columns: {', '.join(map(_scalar, column['values']))}"
         values = [value for split in rows for value in column_values(split, column) if not is_missing(value)]
         if are_years([float(value) for value in values]):
             return "  # years, it seems: of birth? An age, at the time of the picture, is what it shows"
@@ -152,6 +173,9 @@ def _remark(rows: Sequence[Dataset], columns: dict[str, str], variable: dict[str
             f"  # not known, it seems: {', '.join(map(_scalar, nothing))}: then take it out, and make it missing by "
             f"columns: {{{_scalar(name)}: {{values: {{{nulls}}}}}}}"
         )
+    if set(variable["categories"]) == {"-1", "1"}:
+        meant = f'{{{_scalar(name)}: {{values: {{"-1": "no", "1": "yes"}}}}}}'
+        return f'  # codes: if they are no and yes, write categories: ["no", "yes"] and columns: {meant}'
     if are_codes(variable["categories"]):
         codes = ", ".join(f"{_scalar(code)}: ..." for code in variable["categories"])
         return f"  # codes: name what they stand for, or null, by columns: {{{_scalar(name)}: {{values: {{{codes}}}}}}}"
@@ -181,6 +205,10 @@ def _flow(fields: dict[str, Any]) -> str:
 def _scalar(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_scalar, value)) + "]"
+    if isinstance(value, dict):
+        return _flow(value)
+    if value is None:
+        return "null"
     if not isinstance(value, str):
         return str(value)
     # In quotes unless it is a word to every version of YAML: "no" is false to some, "1e3" a number to others.

@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from difflib import get_close_matches
 from itertools import chain, combinations
 from typing import Any
@@ -20,9 +21,11 @@ from softcft.data.config import BUILT_IN, DataConfig
 from softcft.data.entries import Entry
 from softcft.data.keys import lacks_group
 from softcft.data.lost_rows import absent_pictures, complete_rows, explain_lost
+from softcft.data.odd_values import far_values
+from softcft.data.paths import stored_pictures
 from softcft.data.report_pictures import DataReport, Example, check_pictures
 from softcft.data.schema import FEWEST_SUBJECTS
-from softcft.data.splits import SPLITS, make_splits
+from softcft.data.splits import SPLITS, make_splits, split_doubts
 from softcft.data.tables import as_text, is_missing
 from softcft.data.unused_files import left_out
 from softcft.data.value_patterns import are_years, looks_like, mean_nothing, spelled_alike
@@ -58,7 +61,7 @@ def check_data(
     Raises:
         ValueError: If ``columns`` cannot be understood.
     """
-    report = DataReport()
+    report = DataReport(warnings=split_doubts(table))
     if config.dataset_name not in BUILT_IN:
         report.warnings += left_out(config.dataset_name, table, config.table_file or ())
     entries = find_columns(graph, columns)
@@ -76,7 +79,8 @@ def check_data(
         read = {split: read_column(rows, variable, entry) for split, rows in splits.items()}
         found = values[variable.name] = {split: understood for split, (understood, _) in read.items()}
         if wrong := sum((unknown for _, unknown in read.values()), Counter[str]()):
-            report.errors.append(explain_unknown(variable, column, wrong, chain(*found.values())))
+            explained = explain_unknown(variable, column, wrong, chain(*found.values()))
+            report.errors.append(f"{explained} The first is in {_first_row(splits, entries, column, found, wrong)}.")
         if doubt := doubt_places(splits, variable, entry):
             report.errors.append(doubt)
         _check_doubts(splits, entry, variable, report)
@@ -85,6 +89,7 @@ def check_data(
         report.lines += ["", f"{variable.name} ({variable.kind}{named})"]
         if variable.kind == "continuous":
             _check_numbers(variable, found, report)
+            _check_far(splits, entries, variable, found, report)
         else:
             _note_translation(splits, column, found, report)
             _check_categories(variable, found, report)
@@ -182,6 +187,64 @@ def _check_doubts(splits: DatasetDict, entry: Entry, variable: Variable, report:
         )
 
 
+def _first_row(
+    splits: DatasetDict,
+    entries: Mapping[str, Entry],
+    column: str,
+    found: Mapping[str, list[Any]],
+    wanted: Container[Any],
+    *,
+    as_read: bool = False,
+) -> str:
+    """The first row with one of some texts that were not understood, or with one of some values as they were read."""
+    for split, rows in splits.items():
+        for row, (raw, value) in enumerate(zip(column_values(rows, column), found[split], strict=True)):
+            is_unknown = value is None and not is_missing(raw)
+            if value in wanted if as_read else is_unknown and as_text(raw) in wanted:
+                return _row_name(rows, entries["image"].column, split, row)
+    return "a row that is not known"
+
+
+def _row_name(rows: Dataset, image: str, split: str, row: int) -> str:
+    """A row by its picture, or by its number where there is no file of the picture."""
+    if isinstance(rows.features.get(image), Image):
+        path = next(stored_pictures(rows.select([row]), image))[0]
+        if path is not None:
+            return f"the row of {path}"
+    return f"row {row} of {split}, from 0 on"
+
+
+def _check_far(
+    splits: DatasetDict,
+    entries: Mapping[str, Entry],
+    variable: Variable,
+    values: Mapping[str, list[Any]],
+    report: DataReport,
+) -> None:
+    """Warn of a few numbers that are far from all others, or stand for missing ones."""
+    known = [value for column in values.values() for value in column if value is not None]
+    usable = [math.log(value) for value in known if value > 0] if variable.log else known
+    if not (far := set(far_values(usable))):
+        return
+    far = {value for value in known if value > 0 and math.log(value) in far} if variable.log else far
+    column = entries[variable.name].column
+    raws = Counter(
+        as_text(raw)
+        for split, rows in splits.items()
+        for raw, value in zip(column_values(rows, column), values[split], strict=True)
+        if value in far
+    )
+    rest = [value for value in known if value not in far]
+    examples = ", ".join(f"{raw} ({number} rows)" for raw, number in raws.most_common(5))
+    nulls = ", ".join(f"{raw}: null" for raw, _ in raws.most_common(5))
+    report.warnings.append(
+        f"{raws.total()} values of '{variable.name}' are far from all others, which go from {min(rest):g} to "
+        f"{max(rest):g}: {examples}; the first is in {_first_row(splits, entries, column, values, far, as_read=True)}. "
+        f"Correct the table, or make them missing by columns: {{{variable.name}: {{column: {column}, values: "
+        f"{{{nulls}}}}}}}."
+    )
+
+
 def _check_numbers(variable: Variable, values: Mapping[str, list[Any]], report: DataReport) -> None:
     least, most = variable.bounds
     slack = 1e-5 * (most - least)  # as Variable.encode allows
@@ -231,6 +294,9 @@ def _check_numbers(variable: Variable, values: Mapping[str, list[Any]], report: 
 def _check_categories(variable: Variable, values: Mapping[str, list[Any]], report: DataReport) -> None:
     counts = {split: Counter(column) for split, column in values.items()}
     report.lines.append(f"  {'':<24}" + "".join(f"{split:>18}" for split in counts))
+    present = set().union(*counts.values()) - {None}
+    if len(present) == 1:
+        report.warnings.append(f"'{variable.name}' is {present.pop()!r} in all rows: leave it out of the graph.")
     for category in [*variable.categories, None]:
         if category is None and not any(count[None] for count in counts.values()):
             continue

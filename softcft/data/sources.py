@@ -20,7 +20,7 @@ from softcft.data.paths import check_paths, find_repeats
 from softcft.data.phantom import load_phantom
 from softcft.data.pixels import list_problems, picture_shape, prepare_images
 from softcft.data.schema import ImageAttributeDataset
-from softcft.data.splits import SPLITS, make_splits
+from softcft.data.splits import SPLITS, make_splits, split_doubts
 from softcft.data.streaming import StreamedImages, stream_splits
 from softcft.data.tables import as_text, is_missing
 from softcft.data.unused_files import left_out
@@ -104,6 +104,7 @@ def _read(
         check_prepared(name, config.dataset_name, config.sample_size)
     splits, columns = read_own(name, config, columns)
     _warn(name, left_out(name, splits, config.table_file or ()))
+    _warn(name, split_doubts(splits))
     if config.subject_column is None and (doubt := lacks_group(splits)):
         logger.warning("%s: %s", name, doubt)
     if drawn := [split for split in SPLITS if split not in splits]:

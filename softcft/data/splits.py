@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from datasets import DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Value
 
 from softcft.data.tables import as_text, is_missing
 
-__all__ = ["SPLITS", "make_splits", "name_splits", "rename_splits", "split_files", "split_of"]
+__all__ = [
+    "SPLITS",
+    "make_splits",
+    "name_splits",
+    "names_splits",
+    "rename_splits",
+    "split_doubts",
+    "split_files",
+    "split_of",
+]
 
 SPLITS = ("train", "validation", "test")
 WORDS = {
@@ -27,6 +37,8 @@ WORDS = {
 NAMES = {word + end: split for split, words in WORDS.items() for word in words for end in ("", "set", "data", "split")}
 # Of both, as published lists often are: validation images are then drawn from it.
 NAMES |= {word + other: "train" for word in WORDS["train"] for other in WORDS["validation"]}
+COLUMN = re.compile(r"(^|[^a-z])(split|splits|partition|fold|folds|subset|usage)([^a-z]|$)")  # of a table, by its name
+FEW = 20  # different values of such a column
 FRACTIONS = {"test": 0.2, "validation": 0.1}
 SHARD = re.compile(r"[-_. ]*\d+([-_ ]of[-_ ]\d+.*)?$")  # of train-00000-of-00003 and train_0
 
@@ -124,6 +136,39 @@ def split_files(files: Sequence[str], *, by_name: bool) -> dict[str, list[int]]:
         if top in splits:
             result[splits[top]].append(i)
     return result
+
+
+def names_splits(column: str, texts: Sequence[str]) -> bool:
+    """Whether a column of a table seems to say which split a row is in: by its name, or as its values name splits."""
+    different = set(texts)
+    if len({split_of(text) for text in different} - {None}) > 1 and None not in map(split_of, different):
+        return True
+    return COLUMN.search(column.casefold()) is not None and 1 < len(different) <= FEW
+
+
+def split_doubts(splits: Mapping[str, Dataset]) -> list[str]:
+    """Warnings about columns that seem to say which split a row is in, and are not what the rows were split by."""
+    doubts = []
+    for column, feature in next(iter(splits.values())).features.items():
+        if not isinstance(feature, Value | ClassLabel):
+            continue
+        found: dict[str, Counter[str]] = {}
+        for split, rows in splits.items():
+            if column in rows.column_names:
+                label = feature.int2str if isinstance(feature, ClassLabel) else as_text
+                found[split] = Counter(label(value) for value in rows[column][:] if not is_missing(value))
+        total = sum(found.values(), Counter[str]())
+        is_used = len(found) > 1 and sum(map(len, found.values())) == len(total)  # each value is in one split only
+        if is_used or not names_splits(column, list(total)):
+            continue
+        counts = ", ".join(f"{text} in {number:,} rows" for text, number in total.most_common(5))
+        values = ", ".join(f"{text}: {split_of(text) or '...'}" for text in list(total)[:5])
+        doubts.append(
+            f"Column {column!r} seems to say which split a row is in ({counts}), and the splits are others: "
+            f"{' and '.join(splits)}. To use it, pass --split_column {column!r}, and say what its values mean by "
+            f"columns: {{{column}: {{column: {column}, values: {{{values}}}}}}}."
+        )
+    return doubts
 
 
 def make_splits(

@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, Image
 from softcft.data.folders import NOT_READ, is_picture, list_files, zipped_pictures
 from softcft.data.paths import stored_pictures
 from softcft.data.picture_tables import TABLES, examples
+from softcft.data.splits import split_of
 
 __all__ = ["left_out", "unread_tables"]
 
@@ -48,6 +49,12 @@ def left_out(dataset_name: str, splits: Mapping[str, Dataset], read: Sequence[st
             f"used: {examples(unused)} ({most}). If they are needed, add rows for them to a table; if they are in a "
             "folder beside those of the splits, move them into one of these."
         )
+        tops = sorted({file.split("/")[0] for file in unused if "/" in file})
+        if named := [top for top in tops if (split := split_of(top)) is not None and split not in splits]:
+            notes.append(
+                f"The folder {' and '.join(named)} has the name of a split, but its pictures have no rows: they are "
+                "not used, and that split is drawn from the training rows. If their attributes are known, add a table."
+            )
     unread = [] if any(is_held for _, is_held in stored) or not used else _not_read(files, splits)
     tables = [file for file in unread if file not in map(os.path.normpath, read)]
     if tables := [file for file in tables if str(root / file) not in archives]:

@@ -15,6 +15,8 @@ DATE = re.compile(r"(\d{4})([-/.]?)(\d\d)\2(\d\d)([ T].*)?")
 DAY_FIRST = re.compile(r"\d{1,2}([-/.])\d{1,2}\1(\d\d)?\d\d([ T].*)?")
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 SEPARATORS = "|;,"
+AGE = re.compile(r"(\d{1,3})([YyMmWwDd])")  # of DICOM: 058Y
+FACTORS = {"y": 1, "m": 0.0833, "w": 0.0192, "d": 0.00274}
 FILE = re.compile(r"\S.*\.(png|jpe?g|tiff?|bmp|gif|webp|dcm|dicom|nii|gz|npy|json|txt)", re.IGNORECASE)
 UNKNOWN = re.compile(
     r"[?-]+|(unknown|uncertain|unclear|unspecified|undetermined|undefined|indeterminate|missing|not? ?(known|reported|"
@@ -38,7 +40,14 @@ def looks_like(texts: Sequence[str]) -> str | None:
     if all(map(FILE.fullmatch, different)):
         return "names of files, it seems"
     if _are_lists(different):
-        return "several labels in one cell, it seems; make a column of yes and no of each label"
+        return (
+            "several labels in one cell, it seems; read some of them by columns: {NAME: {column: ..., contains: "
+            "{LABEL: CATEGORY, OTHER LABEL: OTHER CATEGORY}, default: null}}"
+        )
+    if all(map(AGE.fullmatch, different)):
+        units = sorted({text[-1] for text in different})
+        factors = ", ".join(f'"(\\\\d+){unit}": {FACTORS[unit.casefold()]}' for unit in units)
+        return f"numbers with units, it seems; read them by columns: {{NAME: {{column: ..., pattern: {{{factors}}}}}}}"
     return None
 
 
@@ -55,7 +64,9 @@ def are_codes(categories: Sequence[str]) -> bool:
 
 
 def mean_nothing(categories: Sequence[str]) -> list[str]:
-    """Categories that seem to stand for a missing value: words such as unknown, and -1 or 9 beside 0, 1 and so on."""
+    """Categories that seem to stand for a missing value: words such as unknown, O beside F and M, -1 or 9 beside 0."""
+    if {"f", "m"} < {category.casefold() for category in categories} <= {"f", "m", "o", "u", "x"}:
+        return [category for category in categories if category.casefold() not in ("f", "m")]
     words = [category for category in categories if UNKNOWN.fullmatch(" ".join(category.replace("_", " ").split()))]
     others = [category for category in categories if category not in UNKNOWN_CODES]  # a count, if these are codes
     if words or not others or are_codes(others) or not are_codes(categories):

@@ -68,6 +68,11 @@ def test_class_labels_keep_their_names_and_order() -> None:
         ("labels", lambda i: ["Mass", "Mass|Nodule", "Nodule"][i % 3], "several labels in one cell, it seems"),
         ("source", lambda i: f"site/{i % 4}.png", "names of files, it seems"),
         ("comment", lambda i: f"x{i}" if i < 15 else None, "another one in each row"),
+        ("split", lambda i: i % 3, "the split of a row, it seems"),
+        ("Usage", lambda i: ["Training", "PublicTest"][i % 2], "the split of a row, it seems"),
+        ("cohort", lambda i: ["train", "val", "test"][i % 3], "the split of a row, it seems"),
+        ("RID", lambda i: 4000 + i // 2 * 7, "an identifier, it seems; if it is a patient's, --group_column RID keeps"),
+        ("age", lambda i: f"0{18 + i}Y", "numbers with units, it seems"),
         ("weight", lambda i: f"{i},5", "numbers with decimal commas, it seems"),
     ],
 )
@@ -82,7 +87,9 @@ def test_what_is_left_out_is_said(name: str, column: Any, reason: str) -> None:
     [
         (lambda i: 1930 + 2 * i, "years"),
         (lambda i: 1 + i % 2, "codes"),
-        (lambda i: [-1, 1][i % 2], "codes"),
+        (lambda i: [-1, 1][i % 2], '{"-1": "no", "1": "yes"}'),
+        (lambda i: "FMO"[2 if i == 7 else i % 2], "O: null"),
+        (lambda i: "90+" if i == 7 else str(20 + i), "90+"),
         (lambda i: ["F", "f", "M"][i % 3], "spellings"),
         (lambda i: [-1.0, 0.0, 1.0, None][i % 4], '"-1": null'),
         (lambda i: ["F", "M", "Unknown"][i % 3], "Unknown: null"),
@@ -95,6 +102,15 @@ def test_what_a_variable_stands_for_is_asked(column: Any, word: str | None) -> N
     (line,) = (line for line in text.splitlines() if "name: x" in line)
     assert (word in line.partition("#")[2]) if word else "#" not in line
     assert [variable["name"] for variable in yaml.safe_load(text)["graph"]] == ["x"]
+
+
+@pytest.mark.parametrize("odd", ["90+", "unclear", "?", "45 years"])
+def test_a_few_texts_among_numbers_become_missing(odd: str) -> None:
+    rows = table(x=lambda i: odd if i == 7 else str(20 + i))
+    draft = yaml.safe_load(draft_graph(rows))
+    assert draft["columns"] == {"x": {"column": "x", "values": {odd: None}}}
+    translated = translate(rows["train"], CausalGraph(draft["graph"]), draft["columns"])
+    assert [i for i, value in enumerate(translated["x"]) if value is None] == [7]
 
 
 def test_words_that_make_no_variable_are_not_called_identifiers() -> None:

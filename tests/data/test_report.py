@@ -98,7 +98,8 @@ def test_rare_categories_and_odd_ranges_are_warned_of() -> None:
     table = splits(200, sex=lambda i: "female" if i % 30 == 0 else "male", age=lambda i: 99.0 if i == 0 else 1 + i % 4)
     report = check(table)
     assert report.errors == []
-    narrow, validation, train, test = report.warnings
+    narrow, far, validation, train, test = report.warnings
+    assert "99 (1 rows)" in far
     assert validation.startswith("'sex': validation")
     assert "98 % of the values of 'age' lie in 3 % of its range" in narrow
     assert "4 images of train are 'female'" in train
@@ -267,6 +268,51 @@ def test_doubts_about_categories_are_told(categories, values, translated, told) 
     told_of = [*report.warnings, *(text for text in report.errors if "count from" in text)]
     doubts = ("count from 0", "{'F': 'female'}", "-1: null", "unknown: null")
     assert [doubt for doubt in doubts if doubt in "\n".join(told_of)] == ([told] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("age", "count", "examples"),
+    [
+        (lambda i: 99.0 if i == 30 else 20 + i % 30, 1, ["99 (1 rows)"]),
+        (lambda i: {5: 0, 6: 0}.get(i, 30 + i % 40), 2, ["0 (2 rows)"]),
+        (lambda i: {5: 0, 6: 99}.get(i, 30 + i % 20), 2, ["0 (1 rows)", "99 (1 rows)"]),
+        (lambda i: 20 + i % 70, 0, []),
+        (lambda i: i % 90, 0, []),
+    ],
+)
+def test_numbers_far_from_all_others_are_told(age, count, examples) -> None:
+    told = [text for text in check(splits(200, age=age)).warnings if "far from all others" in text]
+    assert len(told) == bool(count)
+    for text in told:
+        assert text.startswith(f"{count} values of 'age'")
+        assert all(example in text for example in examples)
+        assert "0: null" in text or "99: null" in text
+        assert f"row {5 if '0 (' in examples[0] else 30} of train" in text
+
+
+def test_the_first_row_with_a_value_that_is_unknown_is_told() -> None:
+    pictures = {7: {"bytes": None, "path": "seventh.png"}}
+    report = check(splits(200, pictures, sex=lambda i: "diverse" if i in (7, 9) else ["male", "female"][i % 2]))
+    assert any("'diverse' (2 rows)" in error and "seventh.png" in error for error in report.errors)
+
+
+def test_a_variable_that_is_the_same_everywhere_is_told() -> None:
+    assert any("'sex' is 'male' in all rows" in text for text in check(splits(200, sex=lambda i: "male")).warnings)
+
+
+@pytest.mark.parametrize(
+    ("column", "is_told"),
+    [
+        (lambda i: i % 3, True),  # 0 training, 1 validation, 2 test
+        (lambda i: ["train", "val", "test"][i % 3], True),
+        (lambda i: int(i >= 100) + int(i >= 150), False),  # as the splits are
+        (lambda i: ["train", "val", "test"][int(i >= 100) + int(i >= 150)], False),
+        (lambda i: 1, False),
+    ],
+)
+def test_a_column_of_splits_that_is_not_used_is_told(column, is_told) -> None:
+    told = [text for text in check(splits(200, split=column)).warnings if "--split_column 'split'" in text]
+    assert len(told) == is_told
 
 
 def test_several_rows_of_one_picture_are_told(tmp_path: Path) -> None:

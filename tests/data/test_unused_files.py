@@ -58,6 +58,17 @@ def test_names_of_folders_are_attributes_beside_lists_which_are_named(
     assert is_named == (file not in (None, "README.txt"))
 
 
+@pytest.mark.parametrize(("name", "is_split"), [("test", True), ("val", True), ("masks", False)])
+def test_a_split_without_rows_is_told(name: str, is_split: bool, tmp_path: Path) -> None:
+    folder(tmp_path / "train", "{i}.png")
+    folder(tmp_path / name, "{i}.png")
+    rows = "".join(f"{i}.png,{i}\n" for i in range(6))
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,age\n" + rows)
+    notes = left_out(str(tmp_path), read_table(str(tmp_path)))
+    assert any(f"6 in {name}" in note for note in notes)
+    assert any(f"folder {name} has the name of a split" in note for note in notes) == is_split
+
+
 def test_a_table_that_is_read_is_enough(tmp_path: Path) -> None:
     name = folder(tmp_path, PLACES["classes"])
     (tmp_path / "metadata.csv").write_text(

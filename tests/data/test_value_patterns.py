@@ -19,6 +19,8 @@ from softcft.data.value_patterns import looks_like, mean_nothing, spelled_alike
         (["cough, fever", "fever", "cough"], "several labels"),
         (["p1/view1.jpg", "p2/view1.jpg"], "files"),
         (["a b.PNG", "c.dcm"], "files"),
+        (["058Y", "003M"], '"(\\\\d+)M": 0.0833'),
+        (["Mass", "Mass|Nodule", "Nodule"], "contains"),
     ],
 )
 def test_what_is_neither_a_quantity_nor_a_category_is_named(texts, word):
@@ -70,6 +72,8 @@ def test_spellings_of_one_category_are_put_together(categories, groups):
         (["0", "1", "9"], ["9"]),
         (["0", "1", "2", "-9", "99"], ["-9", "99"]),
         (["Female", "Male", "Unknown"], ["Unknown"]),
+        (["F", "M", "O"], ["O"]),
+        (["m", "f", "U"], ["U"]),
         (["yes", "no", "not reported", "?"], ["not reported", "?"]),
         (["benign", "malignant", "NOT_KNOWN"], ["NOT_KNOWN"]),
         (["-1", "1"], []),  # no and yes, or uncertain and yes
