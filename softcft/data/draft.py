@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -117,12 +118,12 @@ def _guess(rows: Sequence[Dataset], column: str) -> dict[str, Any] | str:  # noq
     if isinstance(feature, ClassLabel):
         return _discrete([name for name in feature.names if name in different])
     texts = list(map(as_text, values))
-    keep = f"; if it is a patient's, --group_column {column} keeps all their rows in one split"
+    keep = f"; if it is a patient's, --group_column {shlex.quote(column)} keeps all their rows in one split"
     keep = keep if len(different) < len(values) else ""
     if is_key(column, texts):
         return f"an identifier, it seems{keep}"
     if names_splits(column, texts):
-        return f"the split of a row, it seems; to use it, pass --split_column {column}"
+        return f"the split of a row, it seems; to use it, pass --split_column {shlex.quote(column)}"
     if doubt := looks_like(texts):
         return doubt
     if isinstance(values[0], bool):

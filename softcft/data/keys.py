@@ -31,7 +31,7 @@ THINGS = (
 NUMBERS = ("id", "ids", "uid", "no", "nr", "num", "number", "nummer", "numero", "key", "code", "index", "name")
 KEYS = (
     *("id", "ids", "uid", "uuid", "guid", "idx", "key", "mrn", "rid", "eid", "pid", "ptid", "iid", "sid"),
-    *("path", "filename", "identifier", "pseudonym", "accession"),
+    *("path", "filename", "identifier", "pseudonym", "accession", "dir", "folder"),
 )
 JOINED = re.compile(f"({'|'.join((*PEOPLE, *THINGS))})({'|'.join(NUMBERS)})")
 WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")

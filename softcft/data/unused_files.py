@@ -19,6 +19,7 @@ __all__ = ["left_out", "unread_tables"]
 
 TABULAR = re.compile(r"\.(csv|tsv|jsonl?|parquet|arrow|xlsx?|ods)(\.gz)?$", re.IGNORECASE)
 TEXTS = (".txt", ".dat", ".mat")  # lists of pictures, or their table
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 ABOUT = re.compile(r"(readme|licen[cs]e|citation|changelog)", re.IGNORECASE)
 IGNORED = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 
@@ -57,7 +58,13 @@ def left_out(dataset_name: str, splits: Mapping[str, Dataset], read: Sequence[st
             )
     unread = [] if any(is_held for _, is_held in stored) or not used else _not_read(files, splits)
     tables = [file for file in unread if file not in map(os.path.normpath, read)]
-    if tables := [file for file in tables if str(root / file) not in archives]:
+    packed = [file for file in tables if file.lower().endswith(ARCHIVES) and str(root / file) not in archives]
+    if packed:
+        notes.append(
+            f"{len(packed)} archives beside pictures or their table are not read: {examples(packed)}. If the pictures "
+            "are in them, unpack them there."
+        )
+    if tables := [file for file in tables if file not in packed and str(root / file) not in archives]:
         notes.append(
             f"{len(tables)} files are left out, for beside pictures only {', '.join(TABLES)} are read: "
             f"{examples(tables)}. If one is the table, name it by --table_file."

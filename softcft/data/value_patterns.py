@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import date
 
+from softcft.data.entries import label_separator, split_labels
+
 __all__ = ["are_codes", "are_years", "is_date", "looks_like", "mean_nothing", "spelled_alike"]
 
 YEARS = (1850, 2100)
@@ -40,9 +42,12 @@ def looks_like(texts: Sequence[str]) -> str | None:
     if all(map(FILE.fullmatch, different)):
         return "names of files, it seems"
     if _are_lists(different):
+        separator = label_separator(different)
+        most = Counter(label for text in texts for label in split_labels(text, separator)).most_common(2)
+        labels = ", ".join(f"{label}: ..." for label, _ in most)
         return (
             "several labels in one cell, it seems; read some of them by columns: {NAME: {column: ..., contains: "
-            "{LABEL: CATEGORY, OTHER LABEL: OTHER CATEGORY}, default: null}}"
+            f"{{{labels}}}, default: null}}}}"
         )
     if all(map(AGE.fullmatch, different)):
         units = sorted({text[-1] for text in different})

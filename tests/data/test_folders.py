@@ -477,7 +477,8 @@ def test_a_split_without_a_table_is_told(tmp_path: Path) -> None:
     """As in competitions."""
     pictures(tmp_path / "mine" / "train", 20)
     put(tmp_path / "mine" / "test", [f"{i}.png" for i in range(7)], 50)
-    (note,) = left_out(str(tmp_path / "mine"), read_table(str(tmp_path / "mine")))
+    note, of_split = left_out(str(tmp_path / "mine"), read_table(str(tmp_path / "mine")))
+    assert "folder test" in of_split
     assert "7 in test" in note
 
 

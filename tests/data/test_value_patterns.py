@@ -20,7 +20,7 @@ from softcft.data.value_patterns import looks_like, mean_nothing, spelled_alike
         (["p1/view1.jpg", "p2/view1.jpg"], "files"),
         (["a b.PNG", "c.dcm"], "files"),
         (["058Y", "003M"], '"(\\\\d+)M": 0.0833'),
-        (["Mass", "Mass|Nodule", "Nodule"], "contains"),
+        (["Mass", "Mass|Nodule", "Mass|Edema", "Nodule"], "contains: {Mass: ..., Nodule: ...}"),
     ],
 )
 def test_what_is_neither_a_quantity_nor_a_category_is_named(texts, word):
