@@ -3,9 +3,9 @@
 What is white, in pictures of any kind:
 
 - 8 bits per channel: 255.
-- Integers of more bits, as in PNG, TIFF and PGM: ``2**b - 1``, where b is the smallest of :data:`BITS` that holds the
-  picture's largest value. So 12 bits that lie in 16 have white at 4,095, and each of the 256 shades that remain stands
-  for 16 values.
+- Integers of more bits, as in PNG, TIFF and PGM: ``2**b - 1``, where b is the smallest of 8, 10, 12, 14, 16, 24 and
+  32 that holds the picture's largest value. So 12 bits that lie in 16 have white at 4,095, and each of the 256 shades
+  that remain stands for 16 values.
 - Floats: 1. Floats above 1 are read as integers, if all of them are whole.
 - DICOM: what the file says, see :mod:`softcft.data.dicom`.
 
