@@ -6,6 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -23,8 +24,12 @@ MISSING = frozenset(
     ]
 )
 WHOLE = re.compile(r"\s*[+-]?\d+\s*")
-COMMA = re.compile(r"\s*[+-]?\d*,\d+\s*")
-THOUSANDS = re.compile(r"\s*[+-]?[1-9]\d{0,2},\d{3}\s*")
+PADDED = re.compile(r"\s*0\d+\s*")
+# Whole numbers and decimals, perhaps with the other sign between thousands.
+DECIMALS = {
+    ".": re.compile(r"\s*[+-]?(\d*|[1-9]\d{0,2}(,\d{3})+)(\.\d+)?\s*"),
+    ",": re.compile(r"\s*[+-]?(\d*|[1-9]\d{0,2}(\.\d{3})+)(,\d+)?\s*"),
+}
 NUMBER = re.compile(r"\s*[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[iI]nf(inity)?)\s*")
 TRUTH = {"true": True, "false": False}
 
@@ -55,16 +60,21 @@ def join_tables(parts: Sequence[tuple[str, Table]], pictures: Iterable[str] = ()
         pictures: Names of columns that hold the paths of pictures.
     """
     sizes = [len(next(iter(table.values()))) for _, table in parts]
-    features, columns, words, commas, unclear = Features(), {}, [], [], []
-    for name in dict.fromkeys(name for _, table in parts for name in table):
-        cells = [cell for (_, table), size in zip(parts, sizes, strict=True) for cell in table.get(name, [None] * size)]
+    cells_of = {
+        name: [cell for (_, table), size in zip(parts, sizes, strict=True) for cell in table.get(name, [None] * size)]
+        for name in dict.fromkeys(name for _, table in parts for name in table)
+    }
+    pictures = set(pictures)
+    marks = {name: _decimal_marks(cells) for name, cells in cells_of.items() if name not in pictures}
+    commas = [name for name, found in marks.items() if found == ","]
+    unclear = [name for name, found in marks.items() if found == ".," or (found == "1.234" and commas)]
+    features, columns, words = Features(), {}, []
+    for name, cells in cells_of.items():
         if name in pictures:
             features[name], columns[name] = Image(), cells
         else:
-            has_commas = _has_decimal_commas(cells)
-            commas += [name] * (has_commas is True)
-            unclear += [name] * (has_commas is None)
-            array = _typed([_with_point(cell) for cell in cells] if has_commas else cells)
+            plain = _plain if name in unclear else partial(_with_point, mark=marks[name])
+            array = _typed(list(map(plain, cells)))
             if pa.types.is_string(array.type):
                 found = Counter(str(cell) for cell in cells if isinstance(cell, Cell) and cell in MISSING)
                 words += [f"{word!r} in {number} cells of {name!r}" for word, number in found.items() if word]
@@ -74,8 +84,8 @@ def join_tables(parts: Sequence[tuple[str, Table]], pictures: Iterable[str] = ()
         logger.warning("Read with decimal commas: %s.", ", ".join(map(repr, commas)))
     if unclear:
         logger.warning(
-            "Columns %s stay text: in 1,234 the comma may part thousands or decimals. Write such numbers with a point, "
-            "or without a comma.",
+            "Columns %s stay text: what parts thousands and what decimals is unclear, as in 1,234. Write such numbers "
+            "without a sign between thousands.",
             ", ".join(map(repr, unclear)),
         )
     if words:
@@ -92,17 +102,29 @@ def join_tables(parts: Sequence[tuple[str, Table]], pictures: Iterable[str] = ()
     return splits
 
 
-def _has_decimal_commas(cells: Sequence[Any]) -> bool | None:
-    """Whether all texts of a column are numbers, some with decimal commas; None if those may part thousands."""
+def _decimal_marks(cells: Sequence[Any]) -> str:
+    """What may part decimals in a column of texts, ``.`` or ``,``; ``.,`` if a comma may be before thousands, too.
+
+    ``1.234`` if points may be that, but commas are not there; empty if nothing is to be changed.
+    """
     texts = [cell for cell in cells if isinstance(cell, Cell) and cell not in MISSING]
-    with_comma = [text for text in texts if COMMA.fullmatch(text)]
-    if not with_comma or not all(COMMA.fullmatch(text) or WHOLE.fullmatch(text) for text in texts):
-        return False
-    return None if all(map(THOUSANDS.fullmatch, with_comma)) else True
+    has_commas = any("," in text for text in texts)
+    if not has_commas and not any("." in text for text in texts):
+        return ""
+    found = "".join(mark for mark, form in DECIMALS.items() if all(map(form.fullmatch, texts)))
+    return found if has_commas else "1.234" if found == ".," else ""
 
 
-def _with_point(cell: Any) -> Any:
-    return Cell(cell.replace(",", ".")) if isinstance(cell, Cell) else cell
+def _plain(cell: Any) -> Any:
+    """Text that stays text."""
+    return (None if cell in MISSING else str(cell)) if isinstance(cell, Cell) else cell
+
+
+def _with_point(cell: Any, mark: str) -> Any:
+    """A number with a decimal point and nothing between thousands."""
+    if not isinstance(cell, Cell) or mark not in DECIMALS:
+        return cell
+    return Cell(cell.replace("." if mark == "," else ",", "").replace(mark, "."))
 
 
 def _typed(cells: Sequence[Any]) -> pa.Array:
@@ -112,7 +134,9 @@ def _typed(cells: Sequence[Any]) -> pa.Array:
     if all(text.lower() in TRUTH for text in texts):
         meant = lambda text: TRUTH[text.lower()]  # noqa: E731
     elif all(WHOLE.fullmatch(text) for text in texts):
-        meant = int if all(abs(int(text)) < 2**63 for text in texts) else str  # so long a number is a name
+        # 0012 and so long a number are names.
+        is_name = any(PADDED.fullmatch(text) or abs(int(text)) >= 2**63 for text in texts)
+        meant = str if is_name else int
     elif all(NUMBER.fullmatch(text) for text in texts):
         meant = float
     values = [cell if not isinstance(cell, Cell) else None if cell in MISSING else meant(cell) for cell in cells]

@@ -89,13 +89,24 @@ def test_what_is_guessed_is_said(content, encoding, said, tmp_path, caplog) -> N
         (["1,234", "56"], ["1,234", "56"]),
         (["1,5", "2.5"], ["1,5", "2.5"]),
         (["1,5", "many"], ["1,5", "many"]),
-        (["1,234,567", "2"], ["1,234,567", "2"]),
+        (["1,234,567", "2"], [1234567, 2]),
+        (["1,234.5", "2,000"], [1234.5, 2000.0]),
+        (["1.234,5", "12"], [1234.5, 12.0]),
+        (["1.234", "56"], [1.234, 56.0]),  # as nothing in the table has decimal commas
+        (["0012", "7"], ["0012", "7"]),
     ],
 )
 def test_commas_in_numbers(cells: list[str], values: list[Any], tmp_path: Path, caplog) -> None:
     (tmp_path / "table.csv").write_text("name;x\n" + "".join(f"a;{cell}\n" for cell in cells))
     assert join_tables([("train", read_file(tmp_path / "table.csv"))])["train"]["x"][:] == values
     assert ("thousands" in caplog.text) == (values[0] == "1,234")
+
+
+def test_points_beside_decimal_commas_are_unclear(tmp_path: Path, caplog) -> None:
+    (tmp_path / "table.csv").write_text("name;x;y;z\na;0,5;1.234;1.5\nb;7;;2\n")
+    rows = join_tables([("train", read_file(tmp_path / "table.csv"))])["train"]
+    assert (rows["x"][:], rows["y"][:], rows["z"][:]) == ([0.5, 7.0], ["1.234", None], [1.5, 2.0])
+    assert "'y'" in caplog.text and "thousands" in caplog.text and "'z'" not in caplog.text
 
 
 @pytest.mark.parametrize(
