@@ -21,7 +21,9 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 
 # Others' classes. Their sites would be asked for over the network.
-nitpick_ignore_regex = [("py:.*", r"(accelerate|collections|datasets|numpy|pandas|pathlib|PIL|re|sklearn|torch)(\..*)?")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(accelerate|collections|datasets|numpy|pandas|pathlib|PIL|re|sklearn|torch)(\..*)?")
+]
 
 html_theme = "furo"
 html_title = "softcft"
