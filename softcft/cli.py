@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 # softcft is imported where it is used: it takes seconds, which --help and most mistakes need not wait for.
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
     from softcft import DiffusionDSCMPipeline, DSCMPipeline
     from softcft.graph import CausalGraph
@@ -87,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--do", required=True, help="the intervention, in natural units", **pairs)
     ask.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="where the counterfactual goes")
     ask.add_argument("--infer_missing_parents", action="store_true", help="let the classifier fill in other attributes")
+    ask.add_argument(
+        "--fit",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="bring a picture of another size or colour to the model's as training does; --no-fit refuses it [--fit]",
+    )
     ask.add_argument("--seed", type=_whole(0), default=0, help="randomness of the abduction [%(default)s]")
     ask.add_argument(
         "--num_inference_steps", type=_whole(1), metavar="N", help="levels of noise of a diffusion model [50]"
@@ -129,7 +136,7 @@ def _counterfactual(arguments: argparse.Namespace) -> None:
     parents = _typed(graph, known)
     try:
         output: Any = pipeline(
-            _fit(arguments.image, pipeline),
+            _read(arguments.image, pipeline, arguments.fit),
             parents=parents,
             do=_typed(graph, do),
             generator=seeded_generator(arguments.seed),
@@ -180,13 +187,15 @@ def _check_picture(path: Path) -> None:
         ) from error
 
 
-def _fit(path: Path, pipeline: Pipeline) -> np.ndarray:
-    """The picture as the model takes it, as in training. What was done to it is printed."""
-    from softcft.data.pictures import COLOURS, fit_file
+def _read(path: Path, pipeline: Pipeline, fit: bool) -> np.ndarray | Image.Image:
+    """The picture; with ``fit`` as the model takes it, as in training. What was done to it is printed."""
+    from softcft.data.pictures import COLOURS, fit_file, read_picture
 
     channels, size = pipeline.image_format
     if channels not in COLOURS:
         raise ValueError(f"--model takes images of {channels} channels, and a picture has 1 or 3; call it from Python.")
+    if not fit:
+        return read_picture(path)
     pixels, done = fit_file(path, channels, size)
     if done:
         print(f"{_plain(str(path))}: {done}\n")
@@ -207,7 +216,7 @@ def _check_output(path: Path) -> None:
 
 def _in_terms_of_flags(message: str, image: Path) -> str:
     """A message of the pipeline with flags in place of its arguments."""
-    message = re.sub(r"\binfer_missing_parents=True\b", "--infer_missing_parents", message)
+    message = re.sub(r"\b(infer_missing_parents|fit)=True\b", r"--\1", message)
     message = re.sub(r"^(parents|do|num_inference_steps)\b", r"--\1", message)
     return re.sub(r"^image\b", lambda _: f"IMAGE {image}", message)
 

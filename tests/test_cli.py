@@ -82,6 +82,18 @@ def test_a_picture_is_fitted_as_in_training_and_that_is_told(model: str, capsys:
     said = capsys.readouterr().out.splitlines()[0]
     assert "white is 4,095" in said
     assert "40 x 30" in said
+    main(["counterfactual", "large.png", "--fit", "--model", model, *KNOWN, "--do", "sex=male", "-o", "same.png"])
+    assert Path("same.png").read_bytes() == Path("out.png").read_bytes()
+
+
+def test_a_picture_of_another_size_may_be_refused(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["--no-fit", "--model", model, *KNOWN, "--do", "sex=male", "-o", "out.png"]
+    main(["counterfactual", "scan.png", *ask])
+    Path("out.png").unlink()
+    Image.new("L", (40, 30)).save("large.png")
+    said = refusal(capsys, "counterfactual", "large.png", *ask)
+    assert "IMAGE large.png " in said
+    assert "--fit" in said
 
 
 def test_what_is_not_known_is_inferred(model: str, capsys: pytest.CaptureFixture[str]) -> None:

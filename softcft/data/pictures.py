@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from softcft.data.dicom import is_dicom, is_named_dicom, read_dicom
 
@@ -59,10 +60,10 @@ def read_picture(
     """Read a picture of any kind as training does.
 
     Args:
-        source: A path, the content of a file, a picture of Pillow, or an array (H, W) or (H, W, 3).
+        source: A path, the content of a file, a picture of Pillow, or an array (H, W), (H, W, 1) or (H, W, 3).
         channels: 1 (grey) or 3 (RGB); as the picture is, if left out.
         size: Height and width of the result, whose middle square is then cut out and resized; as the picture is, if
-            left out. ``read_picture("scan.dcm", *pipe.image_format)`` is what ``pipe`` takes.
+            left out. ``pipe("scan.dcm", ..., fit=True)`` does this with the format of its model.
 
     Returns:
         8 bits per channel, of mode L or RGB: upright, on white where it was transparent.
@@ -73,10 +74,14 @@ def read_picture(
         Exception: Of other kinds, which Pillow does not list, if it is damaged.
     """
     if isinstance(source, np.ndarray):
-        source = Image.fromarray(scale_to_eight_bits(source)[0])
+        scaled, _ = scale_to_eight_bits(source)
+        source = Image.fromarray(scaled[..., 0] if scaled.ndim == 3 and scaled.shape[2] == 1 else scaled)
     with nullcontext(source) if isinstance(source, Image.Image) else open_file(source) as picture:
         if size is None:
             return plain_picture(picture, channels)
+        if picture is source and isinstance(picture, JpegImageFile) and picture.tile:
+            # To decode it at part of its size would shrink the caller's picture, too.
+            picture = _open_again(picture, _content_of(picture))
         return Image.fromarray(fit_picture(picture, size, channels or (1 if is_grey(picture) else 3)))
 
 
@@ -160,10 +165,10 @@ def scale_to_eight_bits(values: np.ndarray, visible: np.ndarray | None = None) -
     Raises:
         ValueError: If values are negative, not finite, or above 1 and not whole.
     """
-    if values.dtype == np.uint8:
-        return values, "8 bits: white is 255"
     if values.dtype.kind not in "iuf" or values.size == 0:
         raise ValueError(f"it has {values.size} values of type {values.dtype}; pixels must be integers or floats")
+    if values.dtype == np.uint8:
+        return values, "8 bits: white is 255"
     seen = values if visible is None else np.where(visible, values, 0)
     if values.dtype.kind == "f" and not (finite := np.isfinite(seen)).all():
         raise ValueError(f"it has {int((~finite).sum())} pixels that are NaN or infinite")
@@ -260,20 +265,10 @@ def _deep_colours(picture: ImageFile.ImageFile) -> tuple[Image.Image, np.ndarray
             f"it has more than 8 bits per channel in a form that Pillow reads wrongly (mode {picture.mode}, {raw}); "
             "save it as PNG, or scale it to 8 bits"
         )
-    if picture.fp is None:
-        raise ValueError("its file was closed too early")
-    place = picture.fp.tell()
-    picture.fp.seek(0)
-    content = picture.fp.read()
-    picture.fp.seek(place)
-
-    def open_again() -> Any:
-        again = Image.open(io.BytesIO(content))
-        again.seek(picture.tell())
-        return again
+    content = _content_of(picture)
 
     def read(mode: str) -> np.ndarray:
-        again = open_again()
+        again = _open_again(picture, content)
         again.tile = [
             tile._replace(args=(mode, *tile.args[1:]) if isinstance(tile.args, tuple) else mode)
             for tile in _tiles(again)
@@ -287,7 +282,25 @@ def _deep_colours(picture: ImageFile.ImageFile) -> tuple[Image.Image, np.ndarray
     else:
         first, second = read(f"{form};16B"), read(f"{form};16L")
     is_big = order == "B" or (order == "N" and sys.byteorder == "big")
-    return open_again(), 256 * first + second if is_big else 256 * second + first
+    return _open_again(picture, content), 256 * first + second if is_big else 256 * second + first
+
+
+def _content_of(picture: ImageFile.ImageFile) -> bytes:
+    """The file of a picture that is not decoded yet, which stays as it is."""
+    if picture.fp is None:
+        raise ValueError("its file was closed too early")
+    place = picture.fp.tell()
+    picture.fp.seek(0)
+    content = picture.fp.read()
+    picture.fp.seek(place)
+    return content
+
+
+def _open_again(picture: ImageFile.ImageFile, content: bytes) -> Any:
+    """A picture another time, from the content of its file, at the same of its frames."""
+    again = Image.open(io.BytesIO(content))
+    again.seek(picture.tell())
+    return again
 
 
 # ---- colours, position, size ----------------------------------------------------------------------------------------

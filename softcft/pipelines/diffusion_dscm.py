@@ -159,13 +159,14 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         generator: Generator = None,
         output_type: OutputType = "pil",
         infer_missing_parents: bool = False,
+        fit: bool = False,
         callback_on_step_end: StepCallback | None = None,
         return_dict: bool = True,
     ) -> DSCMPipelineOutput | tuple[Any, ...]:
         """Predict what images would have been under an intervention, had all else been the same.
 
         Args:
-            image: Factual images of the model's size, see :meth:`softcft.DSCMPipeline.__call__`.
+            image: Factual images of the model's size (with ``fit``: of any), see :meth:`softcft.DSCMPipeline.__call__`.
             parents: Their attributes in natural units, see there.
             do: The intervention in natural units, see there.
             num_inference_steps: Levels of noise of abduction and of prediction; a divisor of the scheduler's training
@@ -178,6 +179,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
                 abduction of images has none.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
             infer_missing_parents: Whether the classifier may fill in the factual attributes that ``parents`` lacks.
+            fit: Whether images, of any size or in files, are brought to the model's size as in training, see there.
             callback_on_step_end: Called after each step with the pipeline, the number of the step, the training step of
                 its noisier end, and ``{"latents": ...}``, float64 of shape (B, C, H, W); returns a dict, whose
                 ``latents``, if any, replace these. The first ``num_inference_steps`` are abduction, the others
@@ -200,7 +202,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         )
         total = 2 * len(backbone.levels) - (abduction == "bdia")  # its noise is the images of two levels
         with self._steps(backbone, total, callback_on_step_end):
-            query = Query(image, parents, do, generator, output_type, infer_missing_parents)
+            query = Query(image, parents, do, generator, output_type, infer_missing_parents, fit)
             output = predict_counterfactuals(self, backbone, query)
         self.maybe_free_model_hooks()
         return output if return_dict else output.to_full_tuple()

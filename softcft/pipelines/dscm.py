@@ -96,6 +96,7 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
         output_type: OutputType = "pil",
         infer_missing_parents: bool = False,
         effect: Effect = "direct",
+        fit: bool = False,
         return_dict: bool = True,
     ) -> DSCMPipelineOutput | tuple[Any, ...]:
         """Predict what images would have been under an intervention, had all else been the same.
@@ -108,7 +109,7 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
                 put on white where it is transparent, and made grey or colour, as in training; an array (H, W),
                 (H, W, C) or (B, H, W, C); a tensor (C, H, W) or (B, C, H, W); or a list of single ones. Tensors are
                 uint8 in 0..255 or floats in [0, 1]. PIL images and arrays may also be of more bits: what is white in
-                them is said in :mod:`softcft.data.pictures`, whose ``read_picture`` reads files and fits them.
+                them is said in :mod:`softcft.data.pictures`. With ``fit`` they may be of any size, and paths of files.
             parents: Factual attributes in natural units: a dict of scalars or of lists with one value per image, or a
                 list with one dict per image.
             do: The intervention in natural units, in the same forms; in a list of dicts each image may have other
@@ -120,20 +121,24 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
                 the most probable category or the predicted mean.
             effect: ``"direct"``, or for a model with a conditional prior, whose latents are a mediator, ``"indirect"``
                 (through them) or ``"total"``, see :class:`~softcft.counterfactuals.hvae_backbone.HVAEBackbone`.
+            fit: Whether images are brought to the model's size as in training: resized with antialiasing so that the
+                shorter side fits, of which the middle square is kept, in 8 bits, and made grey or colour as the model.
+                ``image`` may then also be the path of a file, DICOM too, or a list of paths. An image that has the
+                model's size and channels stays as it is. Otherwise one of another size is refused.
             return_dict: Whether to return a :class:`DSCMPipelineOutput` or a tuple of its attributes.
 
         Raises:
-            ValueError: If an image has the wrong type, size, channels or range; a variable or category is unknown, a
-                value is out of range or missing; numbers of images, values or generators disagree; the model does not
-                have the effect; another argument has the wrong type; or the classifier is needed and missing, or in
-                training mode.
+            ValueError: If an image cannot be read, or has the wrong type, size, channels or range; a variable or
+                category is unknown, a value is out of range or missing; numbers of images, values or generators
+                disagree; the model does not have the effect; another argument has the wrong type; or the classifier is
+                needed and missing, or in training mode.
 
         Example:
             >>> pipe(image, parents={"age": 63}, do={"age": [20, 40, 60]}).images  # doctest: +SKIP
             [<PIL.Image.Image ...>, <PIL.Image.Image ...>, <PIL.Image.Image ...>]
         """
         check_flag("return_dict", return_dict)
-        query = Query(image, parents, do, generator, output_type, infer_missing_parents)
+        query = Query(image, parents, do, generator, output_type, infer_missing_parents, fit)
         output = predict_counterfactuals(self, self.backbone(effect), query)
         self.maybe_free_model_hooks()
         return output if return_dict else output.to_full_tuple()

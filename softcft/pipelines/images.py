@@ -1,12 +1,14 @@
 """Images of PIL, NumPy or PyTorch to and from the tensors that models take.
 
 diffusers' ``VaeImageProcessor`` resizes, converts or rescales what it does not expect. On medical images a silent
-change is worse than an error, so every mismatch is an error here. PIL images and arrays are read as in training; what
-is white in them is the rule of :mod:`softcft.data.pictures`.
+change is worse than an error, so every mismatch is an error here, unless the caller asks for ``fit=True``, which does
+what training did. PIL images and arrays are read as in training; what is white in them is the rule of
+:mod:`softcft.data.pictures`.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,25 +17,28 @@ from PIL import Image
 from torch import Tensor
 
 from softcft.arguments import check_choice
-from softcft.data.pictures import MODES, plain_picture, scale_to_eight_bits
+from softcft.data.pictures import MODES, plain_picture, read_picture, scale_to_eight_bits, why_unread
 
 __all__ = ["Images", "OutputType", "check_output_type", "from_tensor", "to_numpy", "to_tensor"]
 
-SingleImage = Image.Image | np.ndarray | Tensor
-Images = SingleImage | list[Image.Image] | list[np.ndarray] | list[Tensor]
+File = str | os.PathLike[str]
+SingleImage = Image.Image | np.ndarray | Tensor | File
+Images = SingleImage | list[Image.Image] | list[np.ndarray] | list[Tensor] | list[File]
 OutputType = Literal["pil", "np", "pt"]
 
 
-def to_tensor(image: Images, channels: int, size: int) -> Tensor:
+def to_tensor(image: Images, channels: int, size: int, fit: bool = False) -> Tensor:
     """One or several images as float32 in [-1, 1] of shape (B, C, H, W).
 
     Args:
         image: See :meth:`softcft.DSCMPipeline.__call__`.
         channels: Number of channels C that the images must have.
         size: Height and width in pixels that they must have.
+        fit: Whether files are read, and images brought to this size and these channels, as training does.
 
     Raises:
-        ValueError: If there is no image, or one has the wrong type, size, channels or range, or is not finite.
+        ValueError: If there is no image, or one cannot be read, has the wrong type, size, channels or range, or is not
+            finite; or if ``fit`` is set and there are neither 1 nor 3 channels.
     """
     if isinstance(image, list | tuple) or (isinstance(image, np.ndarray | Tensor) and image.ndim == 4):
         named = {f"image[{i}]": single for i, single in enumerate(image)}
@@ -41,6 +46,10 @@ def to_tensor(image: Images, channels: int, size: int) -> Tensor:
         named = {"image": image}
     if not named:
         raise ValueError("image is empty; give at least one image.")
+    if fit:
+        if channels not in MODES:
+            raise ValueError(f"fit=True is for models of 1 or 3 channels; this one takes {_takes(channels)}.")
+        named = {name: _fit(name, single, channels, size) for name, single in named.items()}
     return 2 * torch.stack([_pixels(name, single, channels, size) for name, single in named.items()]) - 1
 
 
@@ -87,28 +96,54 @@ def _pixels(name: str, image: Any, channels: int, size: int) -> Tensor:
         image = _channels_first(name, image)
     if not isinstance(image, Tensor):
         raise ValueError(
-            f"{name} must be a PIL image, an array, a tensor, or a list of them, got {type(image).__name__}; "
-            "softcft.data.pictures.read_picture reads files."
+            f"{name} must be a PIL image, an array, a tensor, or a list of them, got {type(image).__name__}"
+            + ("; fit=True reads files, too." if isinstance(image, str | os.PathLike) else ".")
         )
+    _check_tensor(name, image)
+    if image.shape[0] != channels:
+        raise ValueError(
+            f"{name} has {image.shape[0]} channels, but the model takes {_takes(channels)}. Channels come last in "
+            f"arrays and first in tensors." + " fit=True turns grey into colour and back." * (channels in MODES)
+        )
+    height, width = image.shape[1:]
+    if (height, width) != (size, size):
+        raise ValueError(
+            f"{name} is {height} x {width} pixels (height x width), but the model takes {size} x {size}. "
+            "Give fit=True to have its middle square cut out and resized, as the training images were."
+            if channels in MODES
+            else f"{name} is {height} x {width} pixels (height x width), but the model takes {size} x {size}."
+        )
+    pixels = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    _check_range(name, pixels)
+    return pixels
+
+
+def _fit(name: str, image: Any, channels: int, size: int) -> Any:
+    """An image of any kind and size as training reads it, uint8; one that fits as it is."""
+    if isinstance(image, Tensor):
+        _check_tensor(name, image)
+        if image.shape == (channels, size, size):
+            return image
+        image = image.detach().cpu().movedim(0, -1)
+        image = (image.double() if image.is_floating_point() else image).numpy()
+    shapes = [(size, size, channels), (size, size)][: 2 if channels == 1 else 1]
+    if isinstance(image, np.ndarray) and image.shape in shapes:
+        return image
+    if not isinstance(image, str | os.PathLike | Image.Image | np.ndarray):
+        return image  # which is refused
+    try:
+        return np.asarray(read_picture(image, channels, size))
+    except Exception as error:  # of many kinds, which Pillow does not list
+        file = f" ({image})" if isinstance(image, str | os.PathLike) else ""
+        raise ValueError(f"{name}{file} cannot be read: {why_unread(error)}.") from error
+
+
+def _check_tensor(name: str, image: Tensor) -> None:
     if image.ndim != 3:
         raise ValueError(f"{name} must be a tensor of shape (C, H, W) or (B, C, H, W), got {tuple(image.shape)}.")
     if image.is_meta or image.layout != torch.strided:
         raise ValueError(f"{name} must be a dense tensor with values, got {image.layout} on {image.device}.")
     _check_dtype(name, image.dtype, image.dtype == torch.uint8 or image.is_floating_point())
-    if image.shape[0] != channels:
-        raise ValueError(
-            f"{name} has {image.shape[0]} channels, but the model takes {_takes(channels)}. Channels come last in "
-            f"arrays and first in tensors."
-        )
-    height, width = image.shape[1:]
-    if (height, width) != (size, size):
-        raise ValueError(
-            f"{name} is {height} x {width} pixels (height x width), but the model takes {size} x {size}. Fit it "
-            f"as the training images were: softcft.data.pictures.read_picture(image, {channels}, {size})."
-        )
-    pixels = image.float() / 255 if image.dtype == torch.uint8 else image.float()
-    _check_range(name, pixels)
-    return pixels
 
 
 def _read(name: str, image: Image.Image, channels: int) -> np.ndarray:

@@ -100,6 +100,7 @@ class Query:
     generator: Generator
     output_type: OutputType
     infer_missing_parents: bool
+    fit: bool
 
 
 def predict_counterfactuals(
@@ -121,9 +122,10 @@ def predict_counterfactuals(
     # 1. Check everything before any work.
     check_output_type(query.output_type, image_format.channels)
     check_flag("infer_missing_parents", query.infer_missing_parents)
+    check_flag("fit", query.fit)
     if classifier is not None and classifier.training:
         raise ValueError("The classifier is in training mode and would predict something else; call .eval() on it.")
-    factual = to_tensor(query.image, image_format.channels, image_format.size).to(device)
+    factual = to_tensor(query.image, *image_format, fit=query.fit).to(device)
     known = _encode_values("parents", graph, query.parents, len(factual))
     intervention = _encode_values("do", graph, query.do, len(factual) if len(factual) > 1 else None)
     batch_size = len(intervention.values)

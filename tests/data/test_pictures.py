@@ -307,6 +307,11 @@ def test_all_read_the_same_pixels(model: str, kind: str, tmp_path: Path, monkeyp
     if not kind.startswith("dicom") and "large" not in kind and kind != "turned jpeg":
         with Image.open(path) as picture:
             assert (np.asarray(pipe(picture, parents).images[0]) == expected).all()
+    with open_file(path) as picture:
+        before = picture.size, picture.mode
+        images = pipe([picture, picture], [parents] * 2, fit=True).images + pipe(path, parents, fit=True).images
+        assert (picture.size, picture.mode) == before
+    assert all((np.asarray(image) == expected).all() for image in images)
     assert (np.asarray(pipe(read_picture(path, channels, size), parents).images[0]) == expected).all()
 
 

@@ -18,6 +18,7 @@ from diffusers import (
 from torch import nn
 
 from softcft import AttributeClassifier, AttributeSCM, DiffusionDSCMPipeline, ParentEncoder
+from softcft.data.pictures import read_picture
 from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline as Pipeline
 from tests.models.test_denoiser import GRAPH, make_unet
 
@@ -80,6 +81,15 @@ def test_an_intervention_moves_images_and_descendants(attention: bool, images: n
     assert output.parents["state"] == ["on", "off", "off"]
     assert output.parents["size"] == pytest.approx(PARENTS["size"])
     assert set(output.counterfactual_predictions) == set(GRAPH.names)
+
+
+def test_images_of_another_size_are_fitted_on_request(pipe: Pipeline, images: np.ndarray) -> None:
+    large = [image.repeat(3, axis=0).repeat(2, axis=1) for image in images]
+    fitted = np.stack([read_picture(image, 1, 8) for image in large]) / 255
+    np.testing.assert_allclose(ask(pipe, large, fit=True).images[:, 0], fitted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ask(pipe, images, fit=True).images, ask(pipe, images).images)
+    with pytest.raises(ValueError, match=r"image\[0\] .*fit=True"):
+        ask(pipe, large)
 
 
 def test_guidance_takes_it_further(pipe: Pipeline, images: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from softcft.models.sight import Sight
 from tests.small_models import TRUNK, make_hvae, make_scm, perturb
 
 SIZE = 16
+GREY = np.full((SIZE, SIZE), 0.5, np.float32)
 PARENTS = {
     "age": [30.0, 61.0, 80.0],
     "sex": ["male", "female", "male"],
@@ -257,6 +258,65 @@ def test_colour_images(arrays):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["u1", "u2", "i4", "f4", "f8"])
+@pytest.mark.parametrize(
+    "shape", [(40, 30), (9, 50), (SIZE, 20), (31, 31, 1), (30, 40, 3), (SIZE, SIZE, 3), (SIZE, SIZE)]
+)
+def test_fitted_it_is_as_in_training(shape, kind, channels):
+    """Pictures in files are in tests/data/test_pictures.py."""
+    eight_bits = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    eight_bits.flat[0] = 255
+    expected = fit_picture(Image.fromarray(eight_bits[..., 0] if shape[2:] == (1,) else eight_bits), SIZE, channels)
+    scale = {"u1": 1, "u2": 16, "i4": 2**16, "f4": 1 / 255, "f8": 1 / 255}[kind]
+    image = (eight_bits.astype(float) * scale).astype(kind)
+    forms = [image, [image]]
+    if kind in ("u1", "f4", "f8"):
+        forms.append(torch.from_numpy(image[None] if image.ndim == 2 else np.moveaxis(image, 2, 0)))
+    pipe = build(channels=channels, with_classifier=False)
+    for form in forms:
+        assert (np.asarray(pipe(form, row(0), fit=True).images[0]) == expected).all()
+
+
+def test_what_fits_is_not_fitted(pipe, images, arrays):
+    """Not even to 8 bits."""
+    deep = np.random.default_rng(0).random((SIZE, SIZE)).astype(np.float32)
+    for image in (images[0], arrays[0], deep, deep[..., None], torch.from_numpy(deep)[None]):
+        plain, fitted = (pipe(image, row(0), output_type="np", fit=fit).images for fit in (False, True))
+        np.testing.assert_allclose(fitted, plain, rtol=0, atol=1e-6)
+    many = pipe([images[0], images[1].resize((50, 40))], [row(0), row(1)], fit=True, output_type="np")
+    assert many.images.shape == (2, SIZE, SIZE, 1)
+
+
+@pytest.mark.parametrize(
+    ("image", "named"),
+    [
+        ("nowhere.png", r"image .*nowhere\.png"),
+        ([GREY, "nowhere.png"], r"image\[1\]"),
+        ([GREY, None], r"image\[1\] .*NoneType"),
+        (np.full((9, 9), -1.0), "image .*-1"),
+        (torch.full((1, 9, 9), float("nan")), "image .*NaN"),
+        (torch.zeros(9, 9), r"image .*\(9, 9\)"),
+        (torch.zeros(1, 9, 9, dtype=torch.int64), "image .*int64"),
+        (np.zeros((9, 9, 7), np.uint8), "image "),
+        (np.zeros((0, 9), np.uint8), "image "),
+        (b"scan", "image .*bytes"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(pipe, image, named):
+    with pytest.raises(ValueError, match=named):
+        pipe(image, [row(0), row(1)] if isinstance(image, list) else row(0), fit=True)
+
+
+def test_other_sizes_are_refused_with_the_way_out(pipe, images):
+    for image in (images[0].resize((40, 30)), np.zeros((40, 30), np.uint8), torch.zeros(1, 40, 30)):
+        with pytest.raises(ValueError, match=r"image .*fit=True"):
+            pipe(image, row(0))
+    two = build(channels=2)
+    with pytest.raises(ValueError, match="fit=True"):
+        two(np.zeros((40, 30, 2), np.uint8), row(0), fit=True, output_type="np")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("form", ["RGBA", "P", "turned"])
 def test_a_picture_is_read_as_in_training(form, channels, arrays):
     """See tests/data/test_pixels.py for all forms."""
@@ -374,8 +434,6 @@ def test_sample_under_an_intervention(pipe):
 
 
 # ---- errors -------------------------------------------------------------------------------------------------------
-
-GREY = np.full((SIZE, SIZE), 0.5, np.float32)
 
 
 def with_pixel(value: float) -> np.ndarray:

@@ -204,6 +204,7 @@ SHARED = {
     "generator": BAD_GENERATORS,
     "output_type": BAD_CHOICES,
     "infer_missing_parents": BAD_FLAGS,
+    "fit": BAD_FLAGS,
     "return_dict": BAD_FLAGS,
 }
 HVAE_ARGUMENTS = {**SHARED, "effect": ["indirect", "total", *BAD_CHOICES]}
