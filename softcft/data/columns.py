@@ -19,6 +19,7 @@ keys of an entry):
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -40,8 +41,11 @@ __all__ = [
     "translate",
 ]
 
-YES = ("yes", "y", "true", "present", "positive")
-NO = ("no", "n", "false", "absent", "negative")
+YES = ("yes", "y", "true", "present", "positive", "on", "abnormal", "case", "cases", "affected", "malignant", "sick")
+NO = (
+    *("no", "n", "none", "false", "absent", "negative", "off", "never", "normal", "healthy", "benign", "control"),
+    *("controls", "unaffected"),
+)
 
 
 def graph_features(graph: CausalGraph) -> dict[str, Value]:
@@ -50,7 +54,11 @@ def graph_features(graph: CausalGraph) -> dict[str, Value]:
 
 
 def translate(
-    rows: Dataset, graph: CausalGraph, columns: Mapping[str, Any] | None = None, keep: Sequence[str] = ()
+    rows: Dataset,
+    graph: CausalGraph,
+    columns: Mapping[str, Any] | None = None,
+    keep: Sequence[str] = (),
+    splits: Mapping[str, Dataset] | None = None,
 ) -> Dataset:
     """Give a table the columns of a graph: numbers and category names, None where a value is missing.
 
@@ -65,6 +73,7 @@ def translate(
         columns: For some variables, and for ``image``, the name of the column if it is another one, or a dict with the
             keys of :mod:`softcft.data.entries`.
         keep: Other columns to keep as they are, unless a variable has that name.
+        splits: All splits of the table, which decide together what numbers mean; the rows alone if left out.
 
     Returns:
         ``image``, the variables of the graph and what is kept.
@@ -84,7 +93,7 @@ def translate(
     translated: dict[str, list[Any]] = {}
     for variable in graph.variables:
         entry = entries[variable.name]
-        translated[variable.name], wrong = read_column(rows, variable, entry)
+        translated[variable.name], wrong = read_column(rows, variable, entry, splits)
         if wrong:
             raise ValueError(explain_unknown(variable, entry.column, wrong, translated[variable.name]))
     attributes = Dataset.from_dict(translated, features=Features(graph_features(graph)))
@@ -145,14 +154,20 @@ def _known(variable: Variable, value: Any) -> Any:
         raise ValueError(f"columns: {variable.name}: {value!r} must be {known}, or null.") from None
 
 
-def read_column(rows: Dataset, variable: Variable, entry: Entry) -> tuple[list[Any], Counter[str]]:
+def read_column(
+    rows: Dataset, variable: Variable, entry: Entry, splits: Mapping[str, Dataset] | None = None
+) -> tuple[list[Any], Counter[str]]:
     """Read a column as the values of its variable, as :func:`translate` does.
+
+    Whether numbers are places, and what is between labels, is decided by all ``splits``; by the rows if left out.
 
     Returns:
         Numbers or category names, None where a value is missing or unknown; and how often each unknown value occurs.
     """
     raws = column_values(rows, entry.column)
-    read = _reader(variable, raws, entry)
+    others = [] if splits is None else [split for split in splits.values() if entry.column in split.column_names]
+    seen = [raw for split in others for raw in column_values(split, entry.column)] or raws
+    read = _reader(variable, seen, entry)
     default = None if entry.default is REFUSED else _known(variable, entry.default)
     understood: list[Any] = []
     wrong: Counter[str] = Counter()
@@ -254,14 +269,14 @@ def _label_reader(variable: Variable, raws: Sequence[Any], entry: Entry) -> Call
     separator = label_separator(raws)
     default = None if entry.default is REFUSED else _known(variable, entry.default)
     if isinstance(entry.contains, Mapping):
-        meant = {label: _known(variable, category) for label, category in entry.contains.items()}
+        meant = {label.casefold(): _known(variable, category) for label, category in entry.contains.items()}
     else:
-        meant = dict.fromkeys(entry.contains, variable.categories[1])
+        meant = {label.casefold(): variable.categories[1] for label in entry.contains}
 
     def read(raw: Any) -> Any:
         if is_missing(raw):
             return default
-        labels = split_labels(raw, separator)
+        labels = {label.casefold() for label in split_labels(raw, separator)}
         for label, category in meant.items():
             if label in labels:
                 return category
@@ -282,13 +297,14 @@ def _categories(variable: Variable, values: Sequence[Any], entry: Entry) -> dict
     """The category that each text of a column's values means.
 
     Numbers are positions, unless a category's name is a number, ``values`` gives names, a number is no position, or the
-    categories are yes and no in this order, where 1 may be the position of no and mean yes.
+    categories are yes and no in this order, where 1 may be the position of no and mean yes. A column called male is yes
+    and no, too.
     """
     mapping = entry.values
     names = {category: category for category in variable.categories}
     names |= {str(TRUTH[c.casefold()]): c for c in names if c.casefold() in TRUTH}  # true or TRUE in a table is True
     are_names = any(map(_is_number, names)) or any(not is_missing(new) for new in mapping.values())
-    if are_names or entry.patterns or _is_yes_and_no(variable.categories):
+    if are_names or entry.patterns or _is_turned(variable.categories, entry.column):
         return names
     known = [value for value in values if not is_missing(value) and as_text(value) not in {*names, *mapping}]
     numbers = [value for value in known if isinstance(value, int | float)]
@@ -297,9 +313,14 @@ def _categories(variable: Variable, values: Sequence[Any], entry: Entry) -> dict
     return names
 
 
-def _is_yes_and_no(categories: Sequence[str]) -> bool:
-    words = [category.casefold() for category in categories]
-    return len(words) == 2 and (words[0] in YES or words[1] in NO or words[1].startswith(("no ", "not ")))
+def _is_turned(categories: Sequence[str], column: str) -> bool:
+    """Whether the first of two categories is what 1 rather than 0 means: yes, or what the column is called."""
+    if len(categories) != 2:
+        return False
+    plain = [" ".join(re.findall(r"[^\W_]+", text.casefold())) for text in (*categories, column)]
+    first, second, name = *plain[:2], f" {plain[2]} "
+    is_named = f" {first} " in name and f" {second} " not in name
+    return is_named or first in YES or second in NO or second.startswith(("no ", "not ", "non ", "without "))
 
 
 def _is_number(text: str) -> bool:

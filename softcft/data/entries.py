@@ -11,6 +11,7 @@ An entry is the name of a column, or a mapping with some of these keys:
 - ``factor``: what a number is multiplied by: 0.001 makes kilograms of grams.
 - ``contains``: the cell is a set of labels. A mapping from labels to categories, of which the first that the cell has
   counts; or a list of labels, for a binary variable: its second category if the cell has any of them, else its first.
+  Capitals do not matter.
 - ``default``: what all other values mean, ``null`` for missing ones. Without it they are an error.
 """
 

@@ -76,7 +76,7 @@ def check_data(
         entry, column = entries[variable.name], entries[variable.name].column
         if column not in available:
             continue
-        read = {split: read_column(rows, variable, entry) for split, rows in splits.items()}
+        read = {split: read_column(rows, variable, entry, splits) for split, rows in splits.items()}
         found = values[variable.name] = {split: understood for split, (understood, _) in read.items()}
         if wrong := sum((unknown for _, unknown in read.values()), Counter[str]()):
             explained = explain_unknown(variable, column, wrong, chain(*found.values()))

@@ -133,7 +133,8 @@ def check_labels(splits: Splits, entries: Mapping[str, Entry]) -> None:
         cells = [cell for rows in splits.values() for cell in column_values(rows, entry.column) if not is_missing(cell)]
         separator = label_separator(cells)
         counts = Counter(label for cell in cells for label in split_labels(cell, separator))
-        if unknown := [label for label in entry.contains if label not in counts]:
+        known = set(map(str.casefold, counts))
+        if unknown := [label for label in entry.contains if label.casefold() not in known]:
             raise ValueError(
                 f"columns: {name}: no cell of {entry.column!r} has the label {unknown}; its labels are "
                 f"{_most(counts, 20)}."

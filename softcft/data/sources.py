@@ -134,7 +134,7 @@ def _translate(
     result = DatasetDict()
     for split, rows in splits.items():
         try:
-            result[split] = translate(rows, graph, columns, keep)
+            result[split] = translate(rows, graph, columns, keep, splits)
         except ValueError as error:  # another split may be right
             raise ValueError(f"In the {split} split: {error}") from None
     entries = find_columns(graph, columns)

@@ -87,7 +87,10 @@ def test_binary_values(values: list[Any], expected: list[Any]) -> None:
     assert (understood, dict(wrong)) == (expected, {})
 
 
-@pytest.mark.parametrize("categories", [("yes", "no"), ("Present", "absent"), ("pneumonia", "no finding")])
+@pytest.mark.parametrize(
+    "categories",
+    [("yes", "no"), ("Present", "absent"), ("mass", "no_finding"), ("ill", "healthy"), ("a", "without a")],
+)
 @pytest.mark.parametrize("values", [[0, 1], [0.0, 1.0, None], [False, True]])
 def test_numbers_are_no_positions_of_yes_and_no(categories: tuple[str, str], values: list[Any]) -> None:
     rows, variable = Dataset.from_dict({"x": values}), Variable(name="x", kind="binary", categories=categories)
@@ -101,6 +104,22 @@ def test_truth_values_are_categories_of_that_name(categories: tuple[str, str]) -
     variable = Variable(name="x", kind="binary", categories=categories)
     understood, _ = read_column(Dataset.from_dict({"x": [True, False]}), variable, Entry("x"))
     assert [str(category).lower() for category in understood] == ["true", "false"]
+
+
+@pytest.mark.parametrize(("column", "is_read"), [("Male", False), ("is_male", False), ("female", True), ("x", True)])
+def test_a_column_called_as_the_first_category_has_no_places(column: str, is_read: bool) -> None:
+    rows = Dataset.from_dict({column: [0, 1]})
+    assert read_column(rows, SEX, Entry(column))[0] == (["male", "female"] if is_read else [None, None])
+
+
+def test_all_splits_decide_what_numbers_and_separators_mean() -> None:
+    splits = {"train": Dataset.from_dict({"sex": [0, 1, 9]}), "test": Dataset.from_dict({"sex": [0, 1]})}
+    assert read_column(splits["test"], SEX, Entry("sex"), splits)[0] == [None, None]
+    parts = {"train": ["Mass|Nodule, left"], "test": ["Nodule, left", "mass"]}
+    splits = {split: Dataset.from_dict({"x": cells}) for split, cells in parts.items()}
+    mass = Variable(name="x", kind="binary", categories=("no", "yes"))
+    assert read_column(splits["test"], mass, Entry("x", contains=["Nodule, left"]), splits)[0] == ["yes", "no"]
+    assert read_column(splits["test"], mass, Entry("x", contains=["MASS"]), splits)[0] == ["no", "yes"]
 
 
 def test_class_labels_are_read_by_their_names() -> None:

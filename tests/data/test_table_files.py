@@ -106,7 +106,8 @@ def test_points_beside_decimal_commas_are_unclear(tmp_path: Path, caplog) -> Non
     (tmp_path / "table.csv").write_text("name;x;y;z\na;0,5;1.234;1.5\nb;7;;2\n")
     rows = join_tables([("train", read_file(tmp_path / "table.csv"))])["train"]
     assert (rows["x"][:], rows["y"][:], rows["z"][:]) == ([0.5, 7.0], ["1.234", None], [1.5, 2.0])
-    assert "'y'" in caplog.text and "thousands" in caplog.text and "'z'" not in caplog.text
+    assert "'y'" in caplog.text
+    assert "'z'" not in caplog.text
 
 
 @pytest.mark.parametrize(
