@@ -14,28 +14,10 @@ import numpy as np
 from softcft.graph import CausalGraph, Variable
 from softcft.pipelines.query import DSCMPipelineOutput
 
-__all__ = ["EFFECT_LIMIT", "MOVED", "Bar", "Change", "changes", "curves", "effect_colours", "sweep_values"]
+__all__ = ["MOVED", "Bar", "Change", "changes", "curves", "sweep_values"]
 
 MOVED = 0.1
-EFFECT_LIMIT = 0.3  # of the full grey range: fixed, so that effect maps can be compared
 SWEEP_VALUES = 7
-# Red is brighter, blue darker, white unchanged: ColorBrewer's RdBu, reversed, as in the report's figures, but for its
-# middle, which is white here.
-EFFECT_COLOURS = np.array(
-    [
-        [5, 48, 97],
-        [33, 102, 172],
-        [67, 147, 195],
-        [146, 197, 222],
-        [209, 229, 240],
-        [255, 255, 255],
-        [253, 219, 199],
-        [244, 165, 130],
-        [214, 96, 77],
-        [178, 24, 43],
-        [103, 0, 31],
-    ]
-)
 
 Role = Literal["do", "follows", "untouched"]
 
@@ -117,16 +99,6 @@ def _place(variable: Variable, value: float) -> float:
     """A value's place in the variable's range, in [0, 1], clamped."""
     low, high = variable.bounds
     return (variable.encode(min(max(value, low), high)).item() + 1) / 2
-
-
-def effect_colours(effect: np.ndarray) -> np.ndarray:
-    """Colour the change of pixels (H, W, C) in [-1, 1] by its mean over channels, as uint8 of shape (H, W, 3).
-
-    Brighter is red, darker blue, unchanged white, clamped at :data:`EFFECT_LIMIT` of the grey range.
-    """
-    place = (effect.mean(axis=2) / EFFECT_LIMIT + 1) / 2
-    stops = np.linspace(0, 1, len(EFFECT_COLOURS))
-    return np.stack([np.interp(place, stops, c) for c in EFFECT_COLOURS.T], axis=2).round().astype(np.uint8)
 
 
 def sweep_values(variable: Variable) -> list[float]:

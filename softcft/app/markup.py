@@ -10,7 +10,8 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from softcft.app.changes import EFFECT_COLOURS, EFFECT_LIMIT, MOVED, Bar, Change, effect_colours
+from softcft.app.changes import MOVED, Bar, Change
+from softcft.pipelines.effects import EFFECT_COLOURS, EFFECT_LIMIT, effect_colours
 
 __all__ = ["RULE", "ModelResult", "comparison", "original", "picture", "sweep"]
 

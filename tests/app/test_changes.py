@@ -7,14 +7,13 @@ import pytest
 
 from softcft import CausalGraph, Variable
 from softcft.app.changes import (
-    EFFECT_LIMIT,
     MOVED,
     Change,
     changes,
     curves,
-    effect_colours,
     sweep_values,
 )
+from softcft.pipelines.effects import EFFECT_LIMIT, effect_colours
 from softcft.pipelines.query import DSCMPipelineOutput
 
 GRAPH = CausalGraph(
