@@ -41,14 +41,15 @@ WIDE = 6  # digits that all keys of a register have
 LARGE_GROUP = 20  # rows of one key, on average
 # A part of a name that stands for somebody: patient00012, sub-03, p10000032, 00000001.
 WHO = re.compile(rf"({'|'.join((*PEOPLE, 'case', 'p', 's', 'id'))})[-_ ]?\d+|0\d{{2,}}|\d{{4,}}", re.IGNORECASE)
+CODE = re.compile(r"[A-Za-z]{1,8}(\d*[-_ ])?\d{2,}")  # P012, RAD-0012, BRCA1-0012
 FEWEST_GROUPS = 5
 
 
 def is_key(name: str, texts: Sequence[str]) -> bool:
     """Whether a column seems to hold numbers or names of something, by its name or by the texts of its values.
 
-    Numbers are keys if they have more than 15 digits; if all have the same 6 or more digits, and repeat; or if they
-    count rows or groups of rows, one after the other. Dates are none.
+    More than 10 codes such as P012 are keys. Numbers are keys if they have more than 15 digits; if all have the same 6
+    or more digits, and repeat; or if they count rows or groups of rows, one after the other. Dates are none.
     """
     words, different = _words(name), set(texts)
     if words and (
@@ -57,8 +58,10 @@ def is_key(name: str, texts: Sequence[str]) -> bool:
         return True
     if len(words) > 1 and words[-1] in NUMBERS and words[-2] in (*PEOPLE, *THINGS):
         return True
-    if len(words) == 1 and words[0] in PEOPLE:
+    if len(words) == 1 and words[0] in (*PEOPLE, "case", "name"):
         return len(different) > 2
+    if len(different) > FEW and all(map(CODE.fullmatch, different)):
+        return True
     if len(different) <= FEW or not all(map(str.isdecimal, different)) or all(map(is_date, different)):
         return False
     digits = set(map(len, different))
@@ -153,8 +156,7 @@ def _groups(column: str, texts: Sequence[str]) -> bool:
         return False
     if len(texts) > LARGE_GROUP * len(different) and not _people(column):
         return False
-    are_codes = all(re.fullmatch(r"[A-Za-z]{1,8}[-_ ]?\d{2,}", text) for text in different)
-    return are_codes or is_key(column, texts)
+    return is_key(column, texts) or all(map(CODE.fullmatch, different))
 
 
 def _counts(texts: Sequence[str], different: set[str]) -> bool:

@@ -156,7 +156,8 @@ def _search(finder: _Finder, path: Path, table: Table, image: Entry | None) -> t
         if len(missing) == len(found):
             raise ValueError(
                 f"{path}: none of the pictures that {image.column!r} names is in {finder.root}: {examples(named)}. The "
-                f"pictures there: {examples(finder.pictures) or 'none'}."
+                f"pictures there: {examples(finder.pictures) or 'none'}. A part of the names is read by columns: "
+                f"{{image: {{column: {image.column}, pattern: '...'}}}}."
             )
         logger.warning(
             "%s: %d of %d pictures that %r names are not in the folder: %s.",
@@ -253,7 +254,7 @@ class _Finder:
     def anywhere(self, folder: str, name: str, table: str) -> str | None:
         """The path of a picture: from the table's folder, from the root, or by the end of its path; None if not there.
 
-        A first folder that is not there is left out: CheXpert's tables begin with the name of the data set.
+        First folders that are not there are left out: CheXpert's tables begin with the name of the data set.
         """
         refuse_outside(name, table)
         for place in dict.fromkeys([folder, ""]):
@@ -268,8 +269,11 @@ class _Finder:
         if ends:
             return _one(ends, name, table)
         first, _, rest = path.partition("/")
-        is_folder = any(os.path.isdir(self.root / place / first) for place in (folder, ""))
-        return self._at(rest, table) if rest and not is_folder else None
+        while rest and not any(os.path.isdir(self.root / place / first) for place in (folder, "")):
+            if (found := self._at(rest, table)) is not None:
+                return found
+            first, _, rest = rest.partition("/")
+        return None
 
     def _at(self, path: str, table: str) -> str | None:
         """The file of this path, or the picture of this path and any ending."""

@@ -37,7 +37,10 @@ WORDS = {
 NAMES = {word + end: split for split, words in WORDS.items() for word in words for end in ("", "set", "data", "split")}
 # Of both, as published lists often are: validation images are then drawn from it.
 NAMES |= {word + other: "train" for word in WORDS["train"] for other in WORDS["validation"]}
-COLUMN = re.compile(r"(^|[^a-z])(split|splits|partition|fold|folds|subset|usage)([^a-z]|$)")  # of a table, by its name
+# The name of a table's column that says which split a row is in.
+COLUMN = re.compile(
+    r"(^|[^a-z])(split|splits|partition|folds?|subset|usage|is_?(train|test))([^a-z]|$)"
+)  # of a table, by its name
 FEW = 20  # different values of such a column
 FRACTIONS = {"test": 0.2, "validation": 0.1}
 SHARD = re.compile(r"[-_. ]*\d+([-_ ]of[-_ ]\d+.*)?$")  # of train-00000-of-00003 and train_0

@@ -21,11 +21,13 @@ TABULAR = re.compile(r"\.(csv|tsv|jsonl?|parquet|arrow|xlsx?|ods)(\.gz)?$", re.I
 TEXTS = (".txt", ".dat", ".mat")  # lists of pictures, or their table
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 ABOUT = re.compile(r"(readme|licen[cs]e|citation|changelog)", re.IGNORECASE)
+MASK = re.compile(r"(.+?)[-_ ]+(masks?|seg|segmentation|annotation|contours?|gt)([-_ ]?\d+)?", re.IGNORECASE)
+MASKS = ("mask", "masks", "segmentation", "segmentations", "annotations", "groundtruth")  # folders
 IGNORED = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 
 
 def left_out(dataset_name: str, splits: Mapping[str, Dataset], read: Sequence[str] = ()) -> list[str]:
-    """Warnings about pictures of a folder that no row names, and files that are not read; none about the Hub's.
+    """Warnings about pictures of a folder that no row names, files that are not read, and masks; none about the Hub's.
 
     ``read`` are the files of ``--table_file``.
     """
@@ -69,7 +71,52 @@ def left_out(dataset_name: str, splits: Mapping[str, Dataset], read: Sequence[st
             f"{len(tables)} files are left out, for beside pictures only {', '.join(TABLES)} are read: "
             f"{examples(tables)}. If one is the table, name it by --table_file."
         )
+    tables += map(os.path.normpath, read)
+    if used and (lists := [file for file in files if _names_split(file) and file not in tables]):
+        notes.append(
+            f"{examples(lists)}: not read, and by the names lists of the splits. If they are, give the table a column "
+            "split that says which of train, validation and test each row is in."
+        )
+    if used and _has_only_folders(splits):
+        notes += _about_folders(root, [file for place, file in places.items() if place in used], bool(unread))
     return notes
+
+
+def _names_split(file: str) -> bool:
+    """Whether a file is a text with the name of a split: train_val_list.txt."""
+    stem, ending = os.path.splitext(os.path.basename(file).casefold())
+    return ending == ".txt" and any(map(split_of, re.findall("[a-z]+", stem)))
+
+
+def _about_folders(root: Path, pictures: Sequence[str], has_tables: bool) -> list[str]:
+    """Warnings about pictures without a table: some that are masks of others, and a table in the folder above."""
+    notes = []
+    if masks := _masks(pictures):
+        notes.append(
+            f"{len(masks)} pictures are masks of others, by their names: {examples(masks)}. If they are, move them "
+            "out of the folder, or name the others in a table."
+        )
+    names = os.listdir(root.parent) if os.access(root.parent, os.R_OK) else []
+    if not has_tables and (above := sorted(name for name in names if TABULAR.search(name))):
+        notes.append(
+            f"The folder above has {examples(above)}. If that is the table of these pictures, pass --dataset_name "
+            f"{root.parent} --table_file {above[0]}."
+        )
+    return notes
+
+
+def _masks(files: Sequence[str]) -> list[str]:
+    """Pictures called as another one beside them, with ``_mask`` or the like, or in a folder ``masks``."""
+    stems = Counter(os.path.splitext(file)[0] for file in files)
+    names = Counter(os.path.basename(stem) for stem in stems)
+    masks = []
+    for file in files:
+        folder, name = os.path.split(os.path.splitext(file)[0])
+        found = MASK.fullmatch(name)
+        is_beside = found is not None and os.path.join(folder, found[1]) in stems
+        is_apart = os.path.basename(folder).casefold() in MASKS and names[found[1] if found else name] > (not found)
+        masks += [file] * (is_beside or is_apart)
+    return masks
 
 
 def unread_tables(dataset_name: str, splits: Mapping[str, Dataset]) -> list[str]:

@@ -17,7 +17,8 @@ DATE = re.compile(r"(\d{4})([-/.]?)(\d\d)\2(\d\d)([ T].*)?")
 DAY_FIRST = re.compile(r"\d{1,2}([-/.])\d{1,2}\1(\d\d)?\d\d([ T].*)?")
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 SEPARATORS = "|;,"
-AGE = re.compile(r"(\d{1,3})([YyMmWwDd])")  # of DICOM: 058Y
+# 058Y of DICOM, 45 y, 45 years
+AGE = re.compile(r"\d{1,3}( ?)(y(?:(?:ea)?rs?)?|m(?:o(?:nth)?s?)?|w(?:(?:ee)?ks?)?|d(?:ays?)?)", re.IGNORECASE)
 FACTORS = {"y": 1, "m": 0.0833, "w": 0.0192, "d": 0.00274}
 FILE = re.compile(r"\S.*\.(png|jpe?g|tiff?|bmp|gif|webp|dcm|dicom|nii|gz|npy|json|txt)", re.IGNORECASE)
 UNKNOWN = re.compile(
@@ -49,9 +50,10 @@ def looks_like(texts: Sequence[str]) -> str | None:
             "several labels in one cell, it seems; read some of them by columns: {NAME: {column: ..., contains: "
             f"{{{labels}}}, default: null}}}}"
         )
-    if all(map(AGE.fullmatch, different)):
-        units = sorted({text[-1] for text in different})
-        factors = ", ".join(f'"(\\\\d+){unit}": {FACTORS[unit.casefold()]}' for unit in units)
+    ages = [found for text in different if (found := AGE.fullmatch(text))]
+    if len(ages) == len(different):
+        units = sorted({found[1] + found[2] for found in ages})
+        factors = ", ".join(f'"(\\\\d+){unit}": {FACTORS[unit.strip()[0].casefold()]}' for unit in units)
         return f"numbers with units, it seems; read them by columns: {{NAME: {{column: ..., pattern: {{{factors}}}}}}}"
     return None
 
@@ -113,7 +115,7 @@ def _are_lists(different: set[str]) -> bool:
         except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
             return True  # words without quotes
     for mark in SEPARATORS:
-        cells = [[part.strip() for part in text.split(mark)] for text in different]
+        cells = [[part.strip().casefold() for part in text.split(mark)] for text in different]
         several = [parts for parts in cells if len(parts) > 1 and all(parts)]
         number = Counter(part for parts in cells for part in set(parts))
         shared = [part for parts in several for part in parts if number[part] > 1]

@@ -35,6 +35,10 @@ def table(parts: int = 1, **columns) -> DatasetDict:
         ("number", lambda i: i // 2),  # by its values: 0, 0, 1, 1 and so on
         ("code", lambda i: 839860488694292331637988235681460987 + i // 2),
         ("who", lambda i: 301234 + i // 3 * 17),
+        ("case", lambda i: i % 9),
+        ("who", lambda i: f"RAD-{i // 3:04d}"),
+        ("who", lambda i: f"BRCA1-{i // 3:04d}"),
+        ("who", lambda i: f"P{100 + i // 3}"),
     ],
 )
 def test_keys_are_no_quantities(name, value) -> None:

@@ -76,3 +76,39 @@ def test_a_table_that_is_read_is_enough(tmp_path: Path) -> None:
     )
     (tmp_path / "labels.csv").write_text("a,b\n")
     assert unread_tables(name, read_table(name)) == []
+
+
+@pytest.mark.parametrize("file", ["train_list.txt", "splits/test.txt", "official-val.txt"])
+def test_lists_of_splits_beside_a_table_are_named(file: str, tmp_path: Path) -> None:
+    folder(tmp_path, "{i}.png")
+    (tmp_path / "metadata.csv").write_text("file_name,age\n" + "".join(f"{i}.png,{i}\n" for i in range(6)))
+    assert left_out(str(tmp_path), read_table(str(tmp_path))) == []
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("0.png\n")
+    assert any(file in note for note in left_out(str(tmp_path), read_table(str(tmp_path))))
+
+
+@pytest.mark.parametrize(
+    ("places", "masks"),
+    [
+        (["{label}/{i}.png", "{label}/{i}_mask.png"], 6),
+        (["{label}/x ({i}).png", "{label}/x ({i})_mask_1.png"], 6),
+        (["images/{i}.png", "masks/{i}.png"], 6),
+        (["images/{i}.png", "Segmentations/{i}_seg.png"], 6),
+        (["{label}/{i}.png"], 0),
+        (["with_mask/a{i}.png", "without_mask/b{i}.png"], 0),
+        (["masks/a{i}.png", "faces/b{i}.png"], 0),
+    ],
+)
+def test_masks_among_pictures_of_classes_are_counted(places: list[str], masks: int, tmp_path: Path) -> None:
+    for place in places:
+        folder(tmp_path / "set", place)
+    notes = left_out(str(tmp_path / "set"), read_table(str(tmp_path / "set")))
+    assert [note.startswith(f"{masks} ") for note in notes] == [True] * (masks > 0)
+
+
+def test_a_table_above_the_pictures_is_named(tmp_path: Path) -> None:
+    name = folder(tmp_path / "images", "{i}.png")
+    assert left_out(name, read_table(name)) == []
+    (tmp_path / "labels.csv").write_text("image_id,age\n0,3\n")
+    assert any("labels.csv" in note and str(tmp_path) in note for note in left_out(name, read_table(name)))
