@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from softcft import DiffusionDSCMPipeline, DSCMPipeline
     from softcft.graph import CausalGraph
-    from softcft.pipelines.query import DSCMPipelineOutput
+    from softcft.pipelines.result import DSCMPipelineOutput
     from softcft.variable import Variable
 
     Pipeline = DSCMPipeline | DiffusionDSCMPipeline
@@ -133,11 +133,10 @@ def _counterfactual(arguments: argparse.Namespace) -> None:
     from softcft.noise import seeded_generator
 
     graph = pipeline.causal_graph
-    parents = _typed(graph, known)
     try:
         output: Any = pipeline(
             _read(arguments.image, pipeline, arguments.fit),
-            parents=parents,
+            parents=_typed(graph, known),
             do=_typed(graph, do),
             generator=seeded_generator(arguments.seed),
             infer_missing_parents=arguments.infer_missing_parents,
@@ -149,7 +148,7 @@ def _counterfactual(arguments: argparse.Namespace) -> None:
         output.images[0].save(arguments.output)
     except (OSError, ValueError) as error:
         raise ValueError(f"--output {arguments.output} cannot be written: {error}.") from error
-    print(_comparison(graph, parents, output))
+    print(_comparison(graph, output))
     print(f"Saved to {arguments.output}")
 
 
@@ -221,14 +220,15 @@ def _in_terms_of_flags(message: str, image: Path) -> str:
     return re.sub(r"^image\b", lambda _: f"IMAGE {image}", message)
 
 
-def _comparison(graph: CausalGraph, parents: dict[str, Any], output: DSCMPipelineOutput) -> str:
+def _comparison(graph: CausalGraph, output: DSCMPipelineOutput) -> str:
     rows = [["attribute", "factual", "counterfactual"]]
     if output.factual_predictions is not None:
         rows[0] += ["classifier before", "classifier after"]
+    factual, inferred = output.factual_parents or {}, output.inferred_parents or {}
     for variable in graph.variables:
         name = variable.name
         values = [output.parents, output.factual_predictions, output.counterfactual_predictions]
-        known = _value(variable, parents[name]) if name in parents else "(inferred)"
+        known = _value(variable, factual[name][0]) + " (inferred)" * inferred[name][0]
         rows.append([name, known, *(_value(variable, value[name][0]) for value in values if value is not None)])
     return _table(rows)
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from softcft.graph import CausalGraph, Variable
-from softcft.pipelines.query import DSCMPipelineOutput
+from softcft.pipelines.result import DSCMPipelineOutput
 
 __all__ = ["MOVED", "Bar", "Change", "changes", "curves", "sweep_values"]
 

@@ -23,7 +23,8 @@ from softcft.models.sight import not_seen
 from softcft.models.weights import load_safetensors
 from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
 from softcft.pipelines.images import to_tensor
-from softcft.pipelines.query import DSCMPipelineOutput, ImageFormat, Values
+from softcft.pipelines.query import ImageFormat, Values
+from softcft.pipelines.result import DSCMPipelineOutput
 
 __all__ = [
     "Example",

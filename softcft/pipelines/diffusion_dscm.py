@@ -30,7 +30,6 @@ from softcft.models.vae import latent_stride
 from softcft.models.weights import SafetensorsOnly
 from softcft.pipelines.images import Images, OutputType, check_output_type, from_tensor
 from softcft.pipelines.query import (
-    DSCMPipelineOutput,
     Generator,
     ImageFormat,
     Query,
@@ -39,6 +38,7 @@ from softcft.pipelines.query import (
     draw_attributes,
     predict_counterfactuals,
 )
+from softcft.pipelines.result import DSCMPipelineOutput
 
 __all__ = ["DiffusionDSCMPipeline"]
 
@@ -175,8 +175,8 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
                 :class:`~softcft.counterfactuals.diffusion_backbone.DiffusionBackbone`.
             invariant_guidance_scale: The guidance scale of the attributes that do not change; left out, that of all.
             abduction: ``"bdia"``, which is exact, or ``"ddim"``, the usual one.
-            generator: Randomness of the attributes' abduction: one for all, or a list with one per counterfactual. The
-                abduction of images has none.
+            generator: Randomness of the attributes' abduction, see there: one for all, or a list with one per
+                counterfactual. The abduction of images has none.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
             infer_missing_parents: Whether the classifier may fill in the factual attributes that ``parents`` lacks.
             fit: Whether images, of any size or in files, are brought to the model's size as in training, see there.
@@ -185,7 +185,8 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
                 ``latents``, if any, replace these. The first ``num_inference_steps`` are abduction, the others
                 prediction, as many or (``"bdia"``) one less. If it sets ``pipe._interrupt = True``, the call ends with
                 the noisy images of that step.
-            return_dict: Whether to return a :class:`DSCMPipelineOutput` or a tuple of its attributes.
+            return_dict: Whether to return a :class:`DSCMPipelineOutput` or a tuple of its images, parents, effects,
+                factual and counterfactual predictions.
 
         Raises:
             ValueError: As :meth:`softcft.DSCMPipeline.__call__`, and if a setting of the diffusion model is out of

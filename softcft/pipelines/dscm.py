@@ -16,7 +16,6 @@ from softcft.models.hvae import HVAEModel
 from softcft.models.weights import SafetensorsOnly
 from softcft.pipelines.images import Images, OutputType, check_output_type, from_tensor
 from softcft.pipelines.query import (
-    DSCMPipelineOutput,
     Generator,
     ImageFormat,
     Query,
@@ -25,6 +24,7 @@ from softcft.pipelines.query import (
     draw_attributes,
     predict_counterfactuals,
 )
+from softcft.pipelines.result import DSCMPipelineOutput
 
 __all__ = ["DSCMPipeline", "DSCMPipelineOutput"]
 
@@ -115,7 +115,9 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
             do: The intervention in natural units, in the same forms; in a list of dicts each image may have other
                 variables. Empty or None returns the factual images.
             generator: Randomness of the abduction: one for all, or a list with one per counterfactual, which makes each
-                result independent of the batch.
+                result independent of the batch. Abduction draws the latents of the image, and the noise of discrete
+                attributes, from those that explain what was seen. So the same call another time gives a slightly other
+                answer, unless it has a new generator of the same seed: ``torch.Generator().manual_seed(0)``.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
             infer_missing_parents: Whether the classifier may fill in the factual attributes that ``parents`` lacks, by
                 the most probable category or the predicted mean.
@@ -125,7 +127,8 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
                 shorter side fits, of which the middle square is kept, in 8 bits, and made grey or colour as the model.
                 ``image`` may then also be the path of a file, DICOM too, or a list of paths. An image that has the
                 model's size and channels stays as it is. Otherwise one of another size is refused.
-            return_dict: Whether to return a :class:`DSCMPipelineOutput` or a tuple of its attributes.
+            return_dict: Whether to return a :class:`DSCMPipelineOutput` or a tuple of its images, parents, effects,
+                factual and counterfactual predictions.
 
         Raises:
             ValueError: If an image cannot be read, or has the wrong type, size, channels or range; a variable or

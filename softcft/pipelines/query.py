@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import BaseOutput, logging
-from PIL import Image
+from diffusers.utils import logging
 from torch import Tensor
 
 from softcft.arguments import check_flag, check_generator, check_whole, plain
@@ -24,9 +22,9 @@ from softcft.models.sight import not_seen
 from softcft.models.weights import load_safetensors
 from softcft.noise import Generator
 from softcft.pipelines.images import Images, OutputType, check_output_type, from_tensor, to_numpy, to_tensor
+from softcft.pipelines.result import DSCMPipelineOutput, Predictions
 
 __all__ = [
-    "DSCMPipelineOutput",
     "Generator",
     "ImageFormat",
     "Query",
@@ -38,34 +36,6 @@ __all__ = [
 ]
 
 logger = logging.get_logger(__name__)
-
-Predictions = dict[str, list[Any]]
-
-
-@dataclass
-class DSCMPipelineOutput(BaseOutput):
-    """Counterfactual images and what belongs to them; B is the number of counterfactuals.
-
-    Attributes:
-        images: A list of B PIL images, an array of shape (B, H, W, C) in [0, 1], or a tensor of shape (B, C, H, W) in
-            [0, 1], as ``output_type`` says.
-        parents: For each variable its B counterfactual values in natural units.
-        effects: Counterfactual minus factual image in units of the full grey range, so in [-1, 1]: a tensor
-            (B, C, H, W) for ``output_type="pt"``, else an array (B, H, W, C). None for samples.
-        factual_predictions: The classifier's predictions of the factual images: for each variable B entries, each a
-            dict of category to probability, or the mean in natural units. None without a classifier and for samples.
-        counterfactual_predictions: The same of the counterfactual images.
-    """
-
-    images: list[Image.Image] | np.ndarray | Tensor
-    parents: dict[str, list[Any]] = None  # type: ignore[assignment]  # so that accelerate can make it from a dict
-    effects: np.ndarray | Tensor | None = None
-    factual_predictions: Predictions | None = None
-    counterfactual_predictions: Predictions | None = None
-
-    def to_full_tuple(self) -> tuple[Any, ...]:
-        """All attributes in their order, also those that are None."""
-        return tuple(getattr(self, field.name) for field in fields(self))
 
 
 class ImageFormat(NamedTuple):
@@ -148,12 +118,12 @@ def predict_counterfactuals(
 
     # 2. The factual attributes: known, or inferred by the classifier.
     seen = None if classifier is None else _predict(classifier, factual)
-    values = known.values
+    values, given = known.values, known.mask
     if missing and seen is not None:
         inferred = graph.encode(graph.decode(seen.clamp(-1, 1)))  # from probabilities to the most probable category
         values = torch.where(graph.expand(known.mask), values, inferred)
     factual = factual.expand(batch_size, -1, -1, -1)
-    values = values.expand(batch_size, -1)
+    values, given = values.expand(batch_size, -1), given.expand(batch_size, -1)
 
     # 3. Abduct, act and predict the attributes.
     scm_device = attribute_scm.device
@@ -177,6 +147,8 @@ def predict_counterfactuals(
         effects=effects if query.output_type == "pt" else to_numpy(effects),
         factual_predictions=factual_predictions,
         counterfactual_predictions=counterfactual_predictions,
+        factual_parents=graph.decode(values),
+        inferred_parents=dict(zip(graph.names, (~given).T.tolist(), strict=True)),
     )
 
 

@@ -14,7 +14,7 @@ from softcft.app.changes import (
     sweep_values,
 )
 from softcft.pipelines.effects import EFFECT_LIMIT, effect_colours
-from softcft.pipelines.query import DSCMPipelineOutput
+from softcft.pipelines.result import DSCMPipelineOutput
 
 GRAPH = CausalGraph(
     [

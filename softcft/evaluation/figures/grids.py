@@ -1,24 +1,27 @@
-"""Grids of images: counterfactuals and their effects (the paper's Fig. 1), and examples."""
+"""Grids of images: counterfactuals and their effects (the paper's Fig. 1), results of a pipeline, and examples."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from softcft.evaluation.figures.style import FONT_SIZE, PLAIN_TEXT, VALUE_FONT_SIZE, to_pixels
 
-__all__ = ["cft_comparison", "example_grid"]
+__all__ = ["cft_comparison", "draw_results", "example_grid"]
 
 CELL = 1.25  # inches
 WRAP = 18  # characters to a line over or under an image
 VALUE_WRAP = 22  # the same in the font of values
+MARGIN = 3  # characters left of a table
 # White means no change; the colour-blind, too, tell red from blue.
 EFFECT_COLORS = "RdBu_r"
 GREY_LEVEL = 1 / 255
@@ -48,8 +51,7 @@ def cft_comparison(
     headings = list(counterfactuals[first])
     blocks = [(i, model) for i in range(len(captions)) for model in counterfactuals]
     effects = {(i, m): [_effect(x[i], image[i]) for x in counterfactuals[m].values()] for i, m in blocks}
-    # Less than a grey level is no effect, and must not look like one.
-    limit = max(float(np.quantile(np.abs(list(effects.values())), 0.995)), GREY_LEVEL)
+    limit = _largest(list(effects.values()))
     texts = [[textwrap.fill(values[heading][i], VALUE_WRAP) for heading in headings] for i, _ in blocks]
     lines = sum(max(text.count("\n") + 1 for text in row) for row in texts)
     shape = (2 * len(blocks), 1 + len(headings))
@@ -93,13 +95,77 @@ def example_grid(image: Mapping[str, Tensor], captions: Mapping[str, Sequence[st
     return figure
 
 
+@rc_context(PLAIN_TEXT)
+def draw_results(
+    counterfactual: Tensor, effect: Tensor | None, rows: Sequence[Sequence[Sequence[str]]], left_out: int = 0
+) -> Figure:
+    """Show what a pipeline returned, one counterfactual to a row: original, counterfactual, effect, and a table.
+
+    Args:
+        counterfactual: Images in [-1, 1], shape (B, C, H, W), C 1 or 3.
+        effect: Counterfactual minus original in units of the full grey range, of the same shape; None for samples,
+            which have no original.
+        rows: For each image its table: a head, and rows of as many cells. What differs in the second and the third
+            column is bold.
+        left_out: How many counterfactuals are not shown, which is said below.
+    """
+    letter, line, picture = 0.56 * VALUE_FONT_SIZE / 72, 1.6 * VALUE_FONT_SIZE / 72, 1.3 * CELL  # inches
+    columns = [[max(map(len, column)) + 2 for column in zip(*table, strict=True)] for table in rows]
+    widths = [max(column) for column in zip(*columns, strict=True)]
+    ratios = [picture] * (1 if effect is None else 3) + [letter * (MARGIN + sum(widths))]
+    height = max(picture * counterfactual.shape[2] / counterfactual.shape[3], line * max(map(len, rows))) + 0.1
+    size = (sum(ratios) + 0.9, height * len(rows) + 0.3 + line * bool(left_out))
+    figure, grid = _empty_grid(size, (len(rows), len(ratios)), h_pad=0.03, width_ratios=ratios)
+    if effect is not None:
+        changes = effect.detach().float().cpu().mean(dim=1).numpy()
+        limit = _largest(changes)
+        original = (counterfactual - 2 * effect.to(counterfactual)).clamp(-1, 1)
+        for axes, before, after, change in zip(grid, original, counterfactual, changes, strict=True):
+            _show(axes[0], before, "")
+            _show(axes[1], after, "")
+            mapped = axes[2].imshow(change, cmap=EFFECT_COLORS, vmin=-limit, vmax=limit)
+        for axes, title in zip(grid[0], ["original", "counterfactual", "effect"], strict=False):
+            axes.set_title(title, fontsize=FONT_SIZE)
+        bar = figure.colorbar(mapped, ax=grid[:, 2].tolist(), extend="both", aspect=15, shrink=min(1, 2 / size[1]))
+        bar.ax.yaxis.set_major_locator(MaxNLocator(5))
+        bar.ax.tick_params(labelsize=VALUE_FONT_SIZE)
+    else:
+        for axes, image in zip(grid, counterfactual, strict=True):
+            _show(axes[0], image, "")
+    for axes, table in zip(grid[:, -1], rows, strict=True):
+        _write_table(axes, table, widths)
+    if left_out:
+        figure.supxlabel(f"and {left_out} more, not shown", fontsize=VALUE_FONT_SIZE)
+    return figure
+
+
+def _largest(effects: Any) -> float:
+    """Where the scale of effects ends; less than a grey level is no effect, and must not look like one."""
+    return max(float(np.quantile(np.abs(effects), 0.995)), GREY_LEVEL)
+
+
+def _write_table(axes: Axes, table: Sequence[Sequence[str]], widths: Sequence[int]) -> None:
+    """Words in rows and columns, the head on top; what differs in the second and the third column is bold."""
+    starts = np.cumsum([MARGIN, *widths]) / (MARGIN + sum(widths))
+    for i, row in enumerate(table):
+        is_moved = i > 0 and len(row) > 2 and row[1].removesuffix(" (inferred)") != row[2]
+        for k, (cell, x) in enumerate(zip(row, starts, strict=False)):
+            y = 1 - (i + 0.5) / len(table)
+            text = axes.text(x, y, cell, transform=axes.transAxes, va="center", fontsize=VALUE_FONT_SIZE)
+            text.set(weight="bold" if is_moved and k == 2 else "normal", color="0.4" if i == 0 else "black")
+
+
 def _empty_grid(
-    size: tuple[float, float], shape: tuple[int, int], h_pad: float, height_ratios: Sequence[float] | None = None
+    size: tuple[float, float],
+    shape: tuple[int, int],
+    h_pad: float,
+    height_ratios: Sequence[float] | None = None,
+    width_ratios: Sequence[float] | None = None,
 ) -> tuple[Figure, np.ndarray]:
     """A figure and its axes, without frames."""
     layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=h_pad, wspace=0, hspace=0)
     figure = Figure(figsize=size, layout=layout)
-    grid = figure.subplots(*shape, squeeze=False, height_ratios=height_ratios)
+    grid = figure.subplots(*shape, squeeze=False, height_ratios=height_ratios, width_ratios=width_ratios)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
