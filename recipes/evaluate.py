@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from os.path import isfile  # unlike Path.is_file, False of what cannot be the name of a file
 from pathlib import Path
 
+import pandas as pd
 from diffusers import AutoencoderKL
 
 from softcft import AttributeClassifier, CausalGraph
@@ -27,7 +28,8 @@ from softcft.data.truth import true_counterfactuals
 from softcft.evaluation.evaluate import Evaluation, EvaluationSettings, check_pipelines
 from softcft.evaluation.figures.curves import draw_training_curves
 from softcft.evaluation.report import NOTES, write_report
-from softcft.evaluation.tables import CFT_NAMES, PUBLISHED_CFT
+from softcft.evaluation.tables import CFT_NAMES, COLUMNS, PUBLISHED_CFT
+from softcft.evaluation.verdict import training_rows
 from softcft.models.weights import load_safetensors
 from softcft.pipelines.query import load_pipeline
 from softcft.training.checkpoints import replace_file
@@ -130,13 +132,19 @@ def main() -> None:
     output_dir = Path(parts.output_dir)
     write_config(config, output_dir)
     (output_dir / "metrics").mkdir(exist_ok=True)
-    evaluation.table(data.dataset_name).to_csv(output_dir / "metrics" / "evaluation.csv", index=False)
+    table = evaluation.table(data.dataset_name)
+    training = training_rows(output_dir, config).assign(table="training", cft="none", dataset=data.dataset_name)
+    training = training.assign(seed=settings.seed, resampled=table["resampled"].iloc[0])
+    pd.concat([table, training[list(COLUMNS)]]).to_csv(output_dir / "metrics" / "evaluation.csv", index=False)
     evaluation.draw(output_dir / "figures")
     watched = {CFT_NAMES[Path(folder).name]: read_sentence(folder) for folder in parts.pipelines}
     replace_file(output_dir / "metrics" / NOTES, json.dumps({k: text for k, text in watched.items() if text}))
     draw_training_curves(output_dir)
-    write_report([output_dir], output_dir, graph, f"softcft: {data.dataset_name}")
+    verdict = write_report([output_dir], output_dir, graph, f"softcft: {data.dataset_name}")
     print((output_dir / "report.md").read_text(encoding="utf-8"))
+    print("== In short")
+    print("\n".join(verdict))
+    print(f"\nThe report: {output_dir}/report.html")
 
 
 if __name__ == "__main__":

@@ -31,9 +31,10 @@ def main() -> None:
     for run, config in settings.items():
         if config["graph"] != first["graph"]:
             parser.error(f"--runs: {run} has another graph than {arguments.runs[0]}; make a report of each")
-    write_report(
+    verdict = write_report(
         arguments.runs, arguments.output_dir, CausalGraph(first["graph"]), f"softcft: {setting(first, 'dataset_name')}"
     )
+    print("\n".join(verdict))
     print(f"Wrote {arguments.output_dir}/report.html, report.md, report.tex and metrics.csv")
 
 

@@ -5,8 +5,9 @@ The columns of the tidy table are
 ============  ==================================================================================
 column        meaning
 ============  ==================================================================================
-table         effectiveness, utility, shift, axioms, truth, or sight (what guide and judge see in
-              validation images: :mod:`softcft.evaluation.sight`)
+table         effectiveness, utility, shift, axioms, truth, sight (what guide and judge see in
+              validation images: :mod:`softcft.evaluation.sight`), or training (of image models:
+              :func:`softcft.evaluation.verdict.training_rows`)
 dataset       name of the data set
 seed          seed of the run
 cft           none, hard, soft or matched; real for real images; truth for true counterfactuals

@@ -12,7 +12,7 @@ from tests.recipes.small_pipeline import load_recipe
 
 def make_run(folder: Path, seed: int, settings: dict[str, dict[str, str]], auc: float) -> str:
     (folder / "metrics").mkdir(parents=True)
-    row = ("effectiveness", "toy", seed, "real", "none", "sex", "judge", "auc", auc, auc - 1, auc + 1)
+    row = ("effectiveness", "toy", seed, "real", "none", "sex", "judge", "auc", auc, auc - 1, auc + 1, "subject")
     pd.DataFrame([row], columns=COLUMNS).to_csv(folder / "metrics" / "evaluation.csv", index=False)
     (folder / "config.yaml").write_text(yaml.safe_dump({"graph": PHANTOM_GRAPH.to_list(), **settings}))
     return str(folder)
