@@ -105,7 +105,7 @@ def _markdown(
     for intervention, models in _by_intervention(verdicts).items():
         parts.append(f"### do({as_markdown(intervention)})")
         for verdict in models:
-            lines = [
+            items = [
                 f"- **{as_markdown(answer.question)}** {as_markdown(_reply(answer))}" for answer in verdict.answers
             ]
             parts.append("\n".join([f"{verdict.models}:\n", *items]))
