@@ -27,7 +27,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 
 from softcft.data.entries import REFUSED, Entry, label_separator, read_entry, split_labels
-from softcft.data.tables import TRUTH, as_text, is_missing
+from softcft.data.tables import TRUTH, are_thousands, as_text, is_missing
 from softcft.data.value_patterns import mean_nothing, spelled_alike
 from softcft.graph import CausalGraph, Variable
 
@@ -201,6 +201,8 @@ def explain_unknown(variable: Variable, column: str, wrong: Counter[str], found:
         )
         if any(any(map(str.isdigit, value)) for value in most):
             fix += "; where a number is in the text, as in 58Y, by pattern: '(\\d+)Y'"
+        if are_thousands(most):
+            fix += "; 1.234 may be a thousand or one: say factor: 1000, or write it without a sign between thousands"
     else:
         meant = _suggest(variable, wrong, found)
         values = ", ".join(f"{value}: {meant[value]}" for value in most)
@@ -250,11 +252,14 @@ def _reader(variable: Variable, raws: Sequence[Any], entry: Entry) -> Callable[[
         return _label_reader(variable, raws, entry)
     is_number = variable.kind == "continuous"
     categories = {} if is_number else _categories(variable, raws, entry)
+    is_unclear = is_number and not entry.patterns and entry.factor == 1 and are_thousands(raws)
 
     def read(raw: Any) -> Any:
         value, factor = entry.meaning(raw, whole=is_number)
         if is_missing(value):
             return None
+        if is_unclear and isinstance(value, str) and factor is not None:
+            raise KeyError(value)
         try:
             if not is_number:
                 return categories[as_text(value)]

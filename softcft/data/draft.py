@@ -24,7 +24,7 @@ __all__ = ["draft_graph"]
 
 FEW_NUMBERS = 10  # so many different whole numbers are categories, more are a quantity
 FEW_WORDS = 20
-FEW_ODD = 0.1  # part of a column of numbers that may be other texts
+FEW_ODD = 0.2  # part of a column of numbers that may be other texts
 NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 ODD = "odd"  # key of texts that are no numbers, beside the fields of a guessed variable
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Image
 
-__all__ = ["MISSING", "TRUTH", "Cell", "Table", "as_text", "is_missing", "join_tables"]
+__all__ = ["MISSING", "TRUTH", "Cell", "Table", "are_thousands", "as_text", "is_missing", "join_tables"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ DECIMALS = {
     ".": re.compile(r"\s*[+-]?(\d*|[1-9]\d{0,2}(,\d{3})+)(\.\d+)?\s*"),
     ",": re.compile(r"\s*[+-]?(\d*|[1-9]\d{0,2}(\.\d{3})+)(,\d+)?\s*"),
 }
+THOUSANDS = re.compile(r"\s*[+-]?[1-9]\d{0,2}([.,]\d{3})+\s*")
 NUMBER = re.compile(r"\s*[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[iI]nf(inity)?)\s*")
 TRUTH = {"true": True, "false": False}
 
@@ -50,6 +51,16 @@ def is_missing(value: Any) -> bool:
 def as_text(value: Any) -> str:
     """A value as text, and 1.0 as "1": columns of integers with a missing value hold floats."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def are_thousands(values: Iterable[Any]) -> bool:
+    """Whether texts are numbers such as ``1.234``, which may be a thousand or one, and whole ones.
+
+    In a table that is text, such a column stays text where others have decimal commas.
+    """
+    texts = [value for value in values if isinstance(value, str) and value]
+    marked = [text for text in texts if not WHOLE.fullmatch(text)]
+    return bool(marked) and all(map(THOUSANDS.fullmatch, marked))
 
 
 def join_tables(parts: Sequence[tuple[str, Table]], pictures: Iterable[str] = ()) -> DatasetDict:

@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
 from softcft.data.columns import doubt_places, explain_unknown, find_columns, read_column, translate
-from softcft.data.entries import Entry
+from softcft.data.entries import Entry, read_entry
 from softcft.data.tables import as_text
 from softcft.graph import CausalGraph, Variable
 
@@ -160,6 +160,21 @@ def test_numbers_that_stand_for_a_missing_value_are_no_codes() -> None:
 )
 def test_what_is_no_number(values: list[Any], wrong: dict[str, int]) -> None:
     assert dict(read_column(Dataset.from_dict({"age": values}), GRAPH["age"], Entry("age"))[1]) == wrong
+
+
+@pytest.mark.parametrize(
+    ("values", "entry", "known"),
+    [
+        (["1.234", "20.500", "7", None], {}, [None] * 4),  # a thousand, or one
+        (["1.234", "20.500"], {"factor": 1000}, [1234, 20500]),
+        (["1.234", "20.500"], {"pattern": r"(\d+\.\d+)"}, [1.234, 20.5]),
+        (["1.234", "20.5"], {}, [1.234, 20.5]),
+        ([1.234, 20.5], {}, [1.234, 20.5]),
+    ],
+)
+def test_texts_that_may_be_thousands_are_no_numbers(values: list[Any], entry: dict[str, Any], known: list[Any]) -> None:
+    rows = Dataset.from_dict({"age": values})
+    assert read_column(rows, GRAPH["age"], read_entry("age", entry))[0] == pytest.approx(known)
 
 
 def test_dates_and_lists_are_no_numbers() -> None:
