@@ -9,7 +9,7 @@ Python, softcft.evaluate does the same. True counterfactuals are known of the ph
 
 Reads the sections data, graph and evaluate. Writes into --output_dir: report.html, report.md, report.tex, metrics.csv,
 figures/ (PNG and PDF; GIF where a continuous variable is moved), and metrics.jsonl with the records of all trainings
-below that folder. What it measures does not depend on the number of processes.
+below that folder. It ends with the verdict in short. What it measures does not depend on the number of processes.
 """
 
 import json

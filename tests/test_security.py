@@ -490,6 +490,7 @@ def test_names_are_text_in_every_form_of_a_report(tmp_path: Path) -> None:
     )
     assert "<script" not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "do(&lt;script&gt;alert(1)&lt;/script&gt;)" in html.partition("<table")[0]  # the verdict
 
     assert "<script" not in markdown
     assert "](http" not in markdown

@@ -232,3 +232,16 @@ def test_a_folder_without_results_is_named(runs, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"elsewhere/metrics has no results.*evaluate\.py"):
         write_report([*runs, tmp_path / "elsewhere"], tmp_path / "out", PHANTOM_GRAPH, "Phantom")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_verdict_leads_and_every_part_is_in_the_contents(runs, tmp_path):
+    lines = write_report(runs, tmp_path, PHANTOM_GRAPH, "Phantom")
+    assert any("do(race)" in line for line in lines)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    order = [text.index(part) for part in ("<ul>", "<table class=verdict", "base64", "<div class=scroll>", "<pre>")]
+    assert order == sorted(order)
+    targets = re.findall(r'<h2 id="(\w+)"', text)
+    assert re.findall(r'href="#(\w+)"', text) == targets
+    assert text.count("<table") == text.count("<div class=scroll><table") + text.count("<table class=verdict")
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert markdown.index("do(race)") < markdown.index("| Intervention")
