@@ -6,9 +6,11 @@ Bad input ends in one line on standard error and exit status 2, and nothing is w
 from __future__ import annotations
 
 import argparse
+import csv
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -29,23 +31,28 @@ __all__ = ["main"]
 DESCRIPTION = """\
 What would this picture look like, had its subject been different?
 
-  softcft info                     the example model that comes with softcft, and where its pictures are
+  softcft info                     the example model that comes with softcft, and its pictures
   softcft info MODEL               another one: its attributes, images and parts
   softcft counterfactual --help    how to ask it
 """
 COUNTERFACTUAL = """\
 What would this picture look like under an intervention, everything else as it was?
 
-With the example model that comes with softcft, and one of its pictures (softcft info says where they are):
+The first picture of the example model that comes with softcft, which knows its attributes:
 
-  softcft counterfactual 0.png --parents age=44.6 sex=male race=White "disease=no finding" \\
-      --do sex=female -o female.png
+  softcft counterfactual example:0 --do sex=female -o female.png
 
 With your own, and an attribute that nobody knows:
 
   softcft counterfactual scan.png --model outputs/mine/soft --parents age=63 "disease=no finding" \\
       --infer_missing_parents --do age=80 "disease=pleural effusion" -o ill.png
+
+Several pictures, and several interventions, each with a --do of its own. A row of the grid is a picture, followed by
+its counterfactuals:
+
+  softcft counterfactual example:0 example:3 --do age=30 --do age=70 --do sex=female -o grid.png
 """
+EXAMPLE = "example:"
 MODEL_HELP = "folder of a saved pipeline, or its name on the Hub; left out: the example model that comes with softcft"
 
 
@@ -75,18 +82,39 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     style: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = _Parser(prog="softcft", description=DESCRIPTION, **style)
+    parser.add_argument("--version", action="version", version=f"softcft {version('softcft')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     ask = commands.add_parser(
         "counterfactual", help="a counterfactual of a picture", description=COUNTERFACTUAL, **style
     )
     ask.set_defaults(run=_counterfactual)
-    ask.add_argument("image", metavar="IMAGE", type=Path, help="the picture, of any kind and size (DICOM too)")
+    ask.add_argument(
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="a picture, of any kind and size (DICOM too), or example:0, example:1 and so on of the example model",
+    )
     ask.add_argument("--model", help=MODEL_HELP)
-    pairs: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "NAME=VALUE"}
-    ask.add_argument("--parents", default=[], help="what is known of the picture, in natural units", **pairs)
-    ask.add_argument("--do", required=True, help="the intervention, in natural units", **pairs)
+    pairs: dict[str, Any] = {"nargs": "+", "metavar": "NAME=VALUE"}
+    ask.add_argument(
+        "--do",
+        required=True,
+        action="append",
+        help="the intervention, in natural units; give --do again for another one",
+        **pairs,
+    )
     ask.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="where the counterfactual goes")
+    ask.add_argument(
+        "--effect", type=Path, metavar="FILE", help="where a picture of what changed goes: red is brighter"
+    )
+    ask.add_argument(
+        "--parents",
+        default=[],
+        action="extend",
+        help="what is known of the pictures, in natural units; the example model knows that of its own",
+        **pairs,
+    )
     ask.add_argument("--infer_missing_parents", action="store_true", help="let the classifier fill in other attributes")
     ask.add_argument(
         "--fit",
@@ -120,11 +148,13 @@ def _whole(least: int) -> Any:
 
 
 def _counterfactual(arguments: argparse.Namespace) -> None:
-    known, do = _pairs("--parents", arguments.parents), _pairs("--do", arguments.do)
-    _check_output(arguments.output)
-    _check_picture(arguments.image)
+    known, interventions = _pairs("--parents", arguments.parents), [_pairs("--do", do) for do in arguments.do]
+    files = _outputs(arguments)
+    pictures = {name: _find(name) for name in arguments.images}
+    for path, _ in pictures.values():
+        _check_picture(path)
     pipeline = _load(arguments.model)
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {"infer_missing_parents": arguments.infer_missing_parents}
     if (steps := arguments.num_inference_steps) is not None:
         if "unet" not in pipeline.components:
             raise ValueError(f"--num_inference_steps {steps} is for diffusion models, which this is not; leave it out.")
@@ -132,24 +162,71 @@ def _counterfactual(arguments: argparse.Namespace) -> None:
 
     from softcft.noise import seeded_generator
 
-    graph = pipeline.causal_graph
+    rows: list[tuple[Image.Image, DSCMPipelineOutput]] = []
+    for name, (path, attributes) in pictures.items():
+        # The example's attributes are none of another model's.
+        parents = _typed(pipeline.causal_graph, known if arguments.model else attributes | known)
+        factual = _read(path, pipeline, arguments.fit)
+        try:
+            output: Any = pipeline(
+                factual,
+                parents=parents,
+                do=[_typed(pipeline.causal_graph, do) for do in interventions],
+                generator=seeded_generator(arguments.seed),
+                **settings,
+            )
+        except ValueError as error:
+            raise ValueError(_in_terms_of_flags(str(error), path)) from error
+        for number, do in enumerate(interventions):
+            if len(pictures) * len(interventions) > 1:
+                print(_plain(f"{name}, do({', '.join(f'{key} = {value}' for key, value in do.items())})"))
+            print(_comparison(pipeline.causal_graph, output, number) + "\n")
+        rows.append((_as_picture(factual), output))
+    for flag, path in files.items():
+        _save(flag, path, rows)
+
+
+def _find(name: str) -> tuple[Path, dict[str, str]]:
+    """The file of a picture; of an example of the example model also its attributes."""
+    if not name.startswith(EXAMPLE):
+        return Path(name), {}
+    from softcft.example import example_model
+
+    folder = example_model() / "examples"
+    with (folder / "metadata.csv").open(encoding="utf-8", newline="") as file:
+        rows = {f"{EXAMPLE}{number}": row for number, row in enumerate(csv.DictReader(file))}
+    if name not in rows:
+        raise ValueError(f"IMAGE {name} is none of the examples, which are {', '.join(rows)}.")
+    return folder / rows[name].pop("file_name"), rows[name]
+
+
+def _as_picture(pixels: np.ndarray | Image.Image) -> Image.Image:
+    from PIL import Image
+
+    return pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+
+
+def _save(flag: str, path: Path, rows: Sequence[tuple[Image.Image, DSCMPipelineOutput]]) -> None:
+    """Counterfactuals or their effects: a single one, or a grid whose rows begin with the picture itself."""
+    from diffusers.utils import make_image_grid
+    from PIL import Image
+
+    from softcft.pipelines.effects import EFFECT_LIMIT, effect_colours
+
+    said, cells = f"Saved to {path}", []
+    for factual, output in rows:
+        effects: Any = output.effects
+        row = output.images if flag == "--output" else [Image.fromarray(effect_colours(effect)) for effect in effects]
+        cells += [factual, *row]
+    if flag == "--effect":
+        said += f": red is brighter, blue darker, darkest from {EFFECT_LIMIT:g} of the grey range on"
+    if len(cells) > 2:
+        said += f"; {len(rows)} x {len(cells) // len(rows)}, in each row a picture and its counterfactuals"
     try:
-        output: Any = pipeline(
-            _read(arguments.image, pipeline, arguments.fit),
-            parents=_typed(graph, known),
-            do=_typed(graph, do),
-            generator=seeded_generator(arguments.seed),
-            infer_missing_parents=arguments.infer_missing_parents,
-            **settings,
-        )
-    except ValueError as error:
-        raise ValueError(_in_terms_of_flags(str(error), arguments.image)) from error
-    try:
-        output.images[0].save(arguments.output)
+        (cells[1] if len(cells) == 2 else make_image_grid(cells, len(rows), len(cells) // len(rows))).save(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--output {arguments.output} cannot be written: {error}.") from error
-    print(_comparison(graph, output))
-    print(f"Saved to {arguments.output}")
+        raise ValueError(f"{flag} {path} cannot be written: {error}.") from error
+    print(said)
 
 
 def _pairs(flag: str, given: Sequence[str]) -> dict[str, str]:
@@ -201,26 +278,34 @@ def _read(path: Path, pipeline: Pipeline, fit: bool) -> np.ndarray | Image.Image
     return pixels
 
 
-def _check_output(path: Path) -> None:
+def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:
+    """The files to be written, by their flags, if that can be."""
     from PIL import Image
 
+    files = {"--output": arguments.output, "--effect": arguments.effect}
+    files = {flag: path for flag, path in files.items() if path is not None}
     endings = Image.registered_extensions()
-    if endings.get(path.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"--output {path} must end as a picture does, for example in .png.")
-    if path.is_dir():
-        raise ValueError(f"--output {path} is a folder; name a file in it, such as {path / 'counterfactual.png'}.")
-    if not path.parent.is_dir():
-        raise ValueError(f"--output {path} cannot be written: there is no folder {path.parent}; make it first.")
+    for flag, path in files.items():
+        if endings.get(path.suffix.lower()) not in Image.SAVE:
+            raise ValueError(f"{flag} {path} must end as a picture does, for example in .png.")
+        if path.is_dir():
+            raise ValueError(f"{flag} {path} is a folder; name a file in it, such as {path / 'counterfactual.png'}.")
+        if not path.parent.is_dir():
+            raise ValueError(f"{flag} {path} cannot be written: there is no folder {path.parent}; make it first.")
+    if len({path.resolve() for path in files.values()}) < len(files):
+        raise ValueError(f"--effect {arguments.effect} is the file of --output, too; give it another name.")
+    return files
 
 
 def _in_terms_of_flags(message: str, image: Path) -> str:
     """A message of the pipeline with flags in place of its arguments."""
     message = re.sub(r"\b(infer_missing_parents|fit)=True\b", r"--\1", message)
-    message = re.sub(r"^(parents|do|num_inference_steps)\b", r"--\1", message)
+    message = re.sub(r"^(parents|do|num_inference_steps)\b(\[\d+\])?", r"--\1", message)
     return re.sub(r"^image\b", lambda _: f"IMAGE {image}", message)
 
 
-def _comparison(graph: CausalGraph, output: DSCMPipelineOutput) -> str:
+def _comparison(graph: CausalGraph, output: DSCMPipelineOutput, number: int) -> str:
+    """The attributes before and after, of the counterfactual of that number."""
     rows = [["attribute", "factual", "counterfactual"]]
     if output.factual_predictions is not None:
         rows[0] += ["classifier before", "classifier after"]
@@ -228,8 +313,8 @@ def _comparison(graph: CausalGraph, output: DSCMPipelineOutput) -> str:
     for variable in graph.variables:
         name = variable.name
         values = [output.parents, output.factual_predictions, output.counterfactual_predictions]
-        known = _value(variable, factual[name][0]) + " (inferred)" * inferred[name][0]
-        rows.append([name, known, *(_value(variable, value[name][0]) for value in values if value is not None)])
+        known = _value(variable, factual[name][number]) + " (inferred)" * inferred[name][number]
+        rows.append([name, known, *(_value(variable, value[name][number]) for value in values if value is not None)])
     return _table(rows)
 
 
@@ -282,7 +367,10 @@ def _load(model: str | None) -> Pipeline:
 
     diffusers.utils.logging.disable_progress_bar()  # of loading, which takes a moment
     if model is None:
-        print(f"The example model that comes with softcft; pictures to try are in {example_model() / 'examples'}\n")
+        print(
+            f"The example model that comes with softcft; example:0 and so on are pictures to try, from "
+            f"{example_model() / 'examples'}\n"
+        )
     folder = str(example_model()) if model is None else model
     if not Path(folder).is_dir() and not is_hub_name(folder):
         raise ValueError(f"--model {folder} is neither a folder nor the name of a repository of the Hub (owner/name).")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,62 @@ def test_it_does_what_the_pipeline_does(model: str, capsys: pytest.CaptureFixtur
     assert "pleural effusion  " in rows["disease"]
     assert " %" in rows["sex"]
     assert table[-1] == "Saved to out.png"
+
+
+def cells_of(path: str, size: int) -> dict[tuple[int, int], np.ndarray]:
+    """The pictures of a grid, (size, size, 3), by row and column."""
+    with Image.open(path) as image:
+        grid = np.asarray(image.convert("RGB"))
+    rows, columns = grid.shape[0] // size, grid.shape[1] // size
+    tiles = grid.reshape(rows, size, columns, size, 3).swapaxes(1, 2)
+    return {(row, column): tiles[row, column] for row in range(rows) for column in range(columns)}
+
+
+def test_a_grid_has_what_single_calls_have(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.tile(np.arange(32, dtype=np.uint8) * 8, (40, 1))).save("other.png")
+    do = [["sex=female"], ["sex=female", "age=40"], ["age=80"]]
+    every = [word for pairs in do for word in ("--do", *pairs)]
+    ask = ["counterfactual", "--model", model, *KNOWN]
+    main([*ask, *every, "-o", "grid.png", "--effect", "effects.png", "--", "scan.png", "other.png"])
+    tables = capsys.readouterr().out
+    grid, effects = cells_of("grid.png", 16), cells_of("effects.png", 16)
+    assert len(grid) == len(effects) == 2 * 4
+    for row, name in enumerate(("scan.png", "other.png")):
+        assert (grid[row, 0] == np.asarray(read_picture(name, 3, 16))).all()
+        assert (effects[row, 0] == grid[row, 0]).all()
+        for column, pairs in enumerate(do, start=1):
+            main([*ask, "--do", *pairs, "-o", "one.png", "--effect", "effect.png", "--", name])
+            for cell, path in ((grid, "one.png"), (effects, "effect.png")):
+                assert np.abs(cell[row, column].astype(int) - cells_of(path, 16)[0, 0]).max() <= 2  # batched or not
+            assert f"{name}, do({', '.join(pair.replace('=', ' = ') for pair in pairs)})" in tables
+
+
+def test_an_effect_is_red_where_it_is_brighter(model: str) -> None:
+    ask = ["counterfactual", "scan.png", "--model", model, *KNOWN, "--do", "age=90"]
+    main([*ask, "-o", "out.png", "--effect", "effect.png"])
+    before, after, effect = (cells_of(name, 16)[0, 0].astype(int) for name in ("scan.png", "out.png", "effect.png"))
+    change = (after - before)[..., 0]
+    assert (np.abs(change) > 25).any()
+    assert (effect[change > 25, 0] > effect[change > 25, 2]).all()
+    assert (effect[change < -25, 0] < effect[change < -25, 2]).all()
+
+
+def test_an_example_is_named_from_anywhere_and_its_attributes_are_known(capsys: pytest.CaptureFixture[str]) -> None:
+    known = ["--parents", "age=79.89748", "sex=male", "race=Black", "disease=pleural effusion"]
+    main(["counterfactual", "example:2", "--do", "sex=female", "-o", "named.png"])
+    named = capsys.readouterr().out.replace("named.png", "")
+    path = str(example_model() / "examples" / "2.png")
+    main(["counterfactual", path, *known, "--do", "sex=female", "-o", "found.png"])
+    assert capsys.readouterr().out.replace("found.png", "") == named
+    assert Path("named.png").read_bytes() == Path("found.png").read_bytes()
+    main(["counterfactual", "example:2", "--parents", "age=50", "--do", "sex=male", "-o", "named.png"])
+    assert re.search(r"age +50 years +50 years", capsys.readouterr().out)  # what is given counts
+
+
+def test_another_model_does_not_take_the_example_s_attributes(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["counterfactual", "example:0", "--model", model, "--do", "sex=female", "-o", "out.png"]
+    assert "--parents has no value for" in refusal(capsys, *ask)
+    main([*ask, *KNOWN])
 
 
 def test_a_picture_is_fitted_as_in_training_and_that_is_told(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,6 +197,11 @@ def test_diffusion_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ({"image": "half.png"}, "IMAGE half.png "),
         ({"image": "."}, "IMAGE . "),
         ({"image": "odd.tif"}, "IMAGE odd.tif "),
+        ({"image": "example:8"}, "IMAGE example:8 "),
+        ({"image": "example:"}, "IMAGE example: "),
+        ({"--effect": "out.txt"}, "--effect out.txt "),
+        ({"--effect": "out.png"}, "--effect out.png "),
+        ({"--effect": "no/such/out.png"}, "no/such"),
         ({"-o": "out.txt"}, "--output out.txt "),
         ({"-o": "out"}, "--output out "),
         ({"-o": "no/such/out.png"}, "no/such"),
@@ -220,7 +282,8 @@ def test_a_model_s_names_do_not_command_the_terminal(model: str, capsys: pytest.
 def test_without_a_model_it_is_the_example(capsys: pytest.CaptureFixture[str]) -> None:
     main(["info"])
     said = capsys.readouterr().out
-    assert said.startswith(f"The example model that comes with softcft; pictures to try are in {example_model()}")
+    assert said.startswith("The example model that comes with softcft; example:0")
+    assert str(example_model()) in said
     assert "DSCMPipeline of grey images of 64 x 64 pixels" in said
 
 
@@ -234,7 +297,14 @@ def test_help_is_quick_and_its_examples_have_the_flags_that_there_are(capsys: py
         main(["counterfactual", "--help"])
     assert exit_.value.code == 0
     said = capsys.readouterr().out
-    assert "softcft counterfactual 0.png --parents age=44.6" in said
+    assert "softcft counterfactual example:0 --do" in said
+
+
+def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == f"softcft {version('softcft')}\n"
 
 
 def test_the_entry_point_of_the_package() -> None:
