@@ -1,9 +1,10 @@
 """Read DICOM files as pictures of 8 bits, by pydicom.
 
-What is black and white in a grey one is, in this order: the first VOI LUT of the file; its first window; the
-percentiles 0.5 and 99.5 of its pixels. All are taken after the modality LUT (or rescale slope and intercept).
-``MONOCHROME1`` is then inverted, so that what is to be seen bright is bright in all. Padding (Pixel Padding Value)
-counts for no percentile and becomes black. In a colour file black is 0 and white ``2**BitsStored - 1``.
+What is black and white in a grey one is, in this order: the first VOI LUT of the file; its first window; 0 and
+``2**BitsStored - 1``, if that is at most 8 bits, which are ready to be shown, as in a PNG; the percentiles 0.5 and 99.5
+of its pixels. All are taken after the modality LUT (or rescale slope and intercept), and pixels that it changes are not
+ready to be shown. ``MONOCHROME1`` is then inverted, so that what is to be seen bright is bright in all. Padding (Pixel
+Padding Value) counts for no percentile and becomes black. In a colour file black is 0 and white ``2**BitsStored - 1``.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def read_dicom(source: str | os.PathLike[str] | bytes) -> Image.Image:
     Raises:
         ImportError: If pydicom, or what it needs to decompress the pixels, is not installed.
         OSError: If there is no such file.
-        ValueError: If it has no pixels or several pictures, is deflated as a whole, has all pixels alike, or is larger
+        ValueError: If it has no pixels or several pictures, is deflated as a whole, shows a single shade, or is larger
             than Pillow takes for harmless.
         Exception: Of other kinds, which pydicom does not list, if it is damaged or compressed in a way unknown to it.
     """
@@ -80,7 +81,11 @@ def read_dicom(source: str | os.PathLike[str] | bytes) -> Image.Image:
         white = f"DICOM in colour, {bits} bits: white is {2**bits - 1:,}"
     else:
         padding = _padding(dataset, stored)
-        shown, white = _show(dataset, apply_modality_lut(stored, dataset), padding)
+        shown, white = _show(dataset, stored, apply_modality_lut(stored, dataset), padding)
+        if shown.min() == shown.max():
+            raise ValueError(
+                f"it is DICOM of a single shade; its pixels are {stored.min():g} to {stored.max():g} ({white})"
+            )
         if photometric == "MONOCHROME1":
             shown = 1 - shown
         shown[padding] = 0
@@ -106,18 +111,16 @@ def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
     if value is None:
         return np.zeros(stored.shape, bool)
     limit = dataset.get("PixelPaddingRangeLimit")
-    low, high = sorted((int(value), int(value if limit is None else limit)))
+    # As the pixels are, with a sign or without: files may give the one for the other.
+    low, high = np.sort(np.array([value, value if limit is None else limit]).astype(stored.dtype))
     return (stored >= low) & (stored <= high)
 
 
-def _show(dataset: Dataset, values: np.ndarray, padding: np.ndarray) -> tuple[np.ndarray, str]:
-    """Grey values, after the modality LUT, from 0 (black) to 1 (white), and what was black and white, in words."""
-    from pydicom.pixels import apply_voi
-
+def _show(dataset: Dataset, stored: np.ndarray, values: np.ndarray, padding: np.ndarray) -> tuple[np.ndarray, str]:
+    """Grey values, before and after the modality LUT, from 0 (black) to 1 (white), and what was these, in words."""
     table = (dataset.get("VOILUTSequence") or [None])[0]
     if table is not None and "LUTDescriptor" in table and "LUTData" in table:
-        looked_up = apply_voi(np.round(values).astype(np.int64), dataset)
-        return looked_up / (2.0 ** int(table.LUTDescriptor[2]) - 1), "DICOM: as its first VOI LUT says"
+        return _look_up(dataset, table, values), "DICOM: as its first VOI LUT says"
     centre, width = _first(dataset, "WindowCenter"), _first(dataset, "WindowWidth")
     values = values.astype(np.float32)
     if centre is not None and width is not None and width > 0:
@@ -130,15 +133,29 @@ def _show(dataset: Dataset, values: np.ndarray, padding: np.ndarray) -> tuple[np
         else:
             shown = (values - (centre - 0.5)) / max(width - 1, 1e-6) + 0.5
         return shown.clip(0, 1), "DICOM: black and white are the ends of its first window"
+    if (bits := int(dataset.BitsStored)) <= 8 and stored.dtype.kind == "u" and (values == stored).all():
+        return values / (2**bits - 1), f"{bits} bits: white is {2**bits - 1}"
     seen = values[~padding] if not padding.all() else values
     low, high = np.percentile(seen, PERCENTILES)
     if low == high:
         low, high = seen.min(), seen.max()
-    if low == high:
-        raise ValueError(f"it is DICOM without a window, and all of its pixels are {low:g}")
-    return ((values - low) / (high - low)).clip(0, 1), (
+    return ((values - low) / max(high - low, 1e-6)).clip(0, 1), (
         f"DICOM without a window: black and white are the percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g}"
     )
+
+
+def _look_up(dataset: Dataset, table: Dataset, values: np.ndarray) -> np.ndarray:
+    """Grey values by a VOI LUT, from 0 to 1. pydicom's own takes no table of 8 bits that has more than 256 entries."""
+    entries, first, bits = (int(number) for number in table.LUTDescriptor)
+    entries = entries or 2**16
+    shades = table.LUTData
+    if isinstance(shades, bytes):  # 8 bits may lie in 16: DICOM PS3.3, C.11.1.1.1
+        order = ">" if dataset.original_encoding[1] is False else "<"
+        shades = np.frombuffer(shades, "u1" if bits <= 8 and len(shades) < 2 * entries else f"{order}u2")
+    if len(shades) < entries:
+        raise ValueError(f"it is damaged: its VOI LUT has {len(shades):,} of {entries:,} entries")
+    places = np.round(values).astype(np.int64) - first
+    return np.asarray(shades)[places.clip(0, entries - 1)] / (2.0**bits - 1)
 
 
 def _first(dataset: Dataset, name: str) -> float | None:

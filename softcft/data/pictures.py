@@ -7,9 +7,11 @@ What is white, in pictures of any kind:
   32 that holds the picture's largest value. So 12 bits that lie in 16 have white at 4,095, and each of the 256 shades
   that remain stands for 16 values.
 - Floats: 1. Floats above 1 are read as integers, if all of them are whole.
+- TIFF with ``WhiteIsZero``: these values are inverted.
 - DICOM: what the file says, see :mod:`softcft.data.dicom`.
 
-Black is 0 in all but DICOM. What fits none of this (negative values, floats above 1 that are not whole) is refused.
+Black is 0 in all others. What is opaque has the largest value of as many bits likewise. What fits none of this
+(negative values, floats above 1 that are not whole) is refused.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ BITS = (8, 10, 12, 14, 16, 24, 32)
 MODES = {1: "L", 3: "RGB"}
 COLOURS = {1: "grey", 3: "colour (RGB)"}
 ORIENTATION = 0x0112  # tag of EXIF
-BITS_PER_SAMPLE = 258  # tag of TIFF
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+WHITE_IS_ZERO, UNSIGNED, SIGNED = 0, (1,), (2,)  # their values
 DEEP = re.compile(r"(LA|RGB|RGBA);16([BLN])")  # raw modes of which Pillow keeps the upper 8 bits
 
 File = str | os.PathLike[str] | bytes
@@ -200,20 +203,28 @@ def eight_bits(picture: Image.Image) -> Image.Image:
         ValueError: If its values have no white point, are of a kind that Pillow reads wrongly, or colours of 16 bits
             were decoded before.
     """
-    if picture.mode.startswith(("I", "F")):
+    tags = getattr(picture, "tag_v2", {})
+    sign = tuple(tags.get(SAMPLE_FORMAT, UNSIGNED))
+    if picture.mode == "L" and sign == SIGNED:
+        values = np.asarray(picture).view(np.int8)  # Pillow overlooks the sign
+    elif picture.mode.startswith(("I", "F")):
         values = np.asarray(picture)
+        if picture.mode == "I" and tags and sign == UNSIGNED:
+            values = values.view(np.uint32)  # Pillow adds a sign
     elif isinstance(picture, ImageFile.ImageFile) and _is_deep(picture):
         picture, values = _deep_colours(picture)
     else:
         return picture
     alpha = None
     if values.ndim == 3 and values.shape[2] in (2, 4):
-        values, alpha = values[..., :-1], (values[..., -1:] >> 8).astype(np.uint8)
+        values, (alpha, _) = values[..., :-1], scale_to_eight_bits(values[..., -1:])
     elif "transparency" in picture.info and picture.mode != "F":  # one value or colour stands for nothing
         hidden = np.atleast_3d(values) == np.asarray(picture.info["transparency"])
         alpha = np.where(hidden.all(axis=2, keepdims=True), 0, 255).astype(np.uint8)
     values = np.atleast_3d(values)
     scaled, white = scale_to_eight_bits(values, None if alpha is None else np.broadcast_to(alpha > 0, values.shape))
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # which Pillow inverts in 8 bits, and overlooks in more
+        scaled, white = 255 - scaled, f"{white.partition(':')[0]}, inverted: white is 0"
     pixels = scaled if alpha is None else np.concatenate([scaled, alpha], axis=2)
     result = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     if (turn := picture.getexif().get(ORIENTATION)) is not None:
@@ -257,7 +268,7 @@ def _deep_colours(picture: ImageFile.ImageFile) -> tuple[Image.Image, np.ndarray
     What Pillow takes for the upper byte depends on the order of bytes that its raw mode names.
 
     Returns:
-        The picture, opened another time so that this one stays as it is, and uint16 of shape (H, W, C).
+        The picture, opened and decoded another time so that this one stays as it is, and uint16 of shape (H, W, C).
     """
     raw = _raw_modes(picture)[0]
     if any(DEEP.fullmatch(mode) is None for mode in _raw_modes(picture)):
@@ -267,22 +278,22 @@ def _deep_colours(picture: ImageFile.ImageFile) -> tuple[Image.Image, np.ndarray
         )
     content = _content_of(picture)
 
-    def read(mode: str) -> np.ndarray:
+    def read(mode: str) -> tuple[Image.Image, np.ndarray]:
         again = _open_again(picture, content)
         again.tile = [
             tile._replace(args=(mode, *tile.args[1:]) if isinstance(tile.args, tuple) else mode)
             for tile in _tiles(again)
         ]
-        return np.asarray(again).astype(np.uint16)
+        return again, np.asarray(again).astype(np.uint16)  # a TIFF is put upright here, and its tag removed
 
     form, order = raw.split(";16")
     if form == "LA":  # four bytes, which fill the four channels that Pillow has for it
-        both = read("RGBA")
+        again, both = read("RGBA")
         first, second = both[..., 0::2], both[..., 1::2]
     else:
-        first, second = read(f"{form};16B"), read(f"{form};16L")
+        (again, first), (_, second) = read(f"{form};16B"), read(f"{form};16L")
     is_big = order == "B" or (order == "N" and sys.byteorder == "big")
-    return _open_again(picture, content), 256 * first + second if is_big else 256 * second + first
+    return again, 256 * first + second if is_big else 256 * second + first
 
 
 def _content_of(picture: ImageFile.ImageFile) -> bytes:
@@ -309,7 +320,7 @@ def _open_again(picture: ImageFile.ImageFile, content: bytes) -> Any:
 def is_grey(picture: Image.Image) -> bool:
     """Whether a picture has a single channel, or a palette of greys, transparency aside."""
     if picture.mode == "P":
-        colours = np.asarray(picture.convert("RGB"))
+        colours = np.asarray(picture.convert("RGBA"))[..., :3]  # Pillow warns of transparency on the way to RGB
         return bool((colours == colours[..., :1]).all())
     tiles = getattr(picture, "tile", None) or [(None, None, None, "")]
     if str(tiles[0][3]).startswith("LA;16"):  # which Pillow opens as RGBA

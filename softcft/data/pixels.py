@@ -39,7 +39,7 @@ __all__ = [
 
 CHUNK = 1_000  # pictures that are prepared and cached together: what an interruption may cost
 AHEAD = 64  # pictures that are in memory together before they are prepared
-VERSION = 5  # of the pixels: raise it with any change of them, so that cached ones are made anew
+VERSION = 6  # of the pixels: raise it with any change of them, so that cached ones are made anew
 SHOWN = 20  # problems that a message names
 MAGIC = {1: "P5", 3: "P6"}
 

@@ -63,6 +63,17 @@ def test_a_table_goes_before_a_window() -> None:
     assert abs(read(content) - 255 * np.sqrt(RAMP / 4095)).max() <= 1
 
 
+@pytest.mark.parametrize("wide", [False, True], ids=["8 bits", "8 bits in 16"])
+@pytest.mark.parametrize("first", [0, 100])
+def test_a_table_of_eight_bits(wide: bool, first: int) -> None:
+    shades = np.sqrt(RAMP.ravel() / 4095) * 255
+    item = Dataset()
+    item.LUTDescriptor = [4096, first, 8]
+    item.LUTData = shades.round().astype("<u2" if wide else "u1").tobytes()
+    expected = shades[(RAMP - first).clip(0)]
+    assert abs(read(dicom(RAMP, VOILUTSequence=Sequence([item]))) - expected).max() <= 1
+
+
 def test_a_sigmoid() -> None:
     content = dicom(RAMP, WindowCenter=2000, WindowWidth=1000, VOILUTFunction="SIGMOID")
     assert abs(read(content) - 255 / (1 + np.exp(-4 * (RAMP - 2000) / 1000))).max() <= 1
@@ -84,6 +95,37 @@ def test_padding_is_black_and_counts_for_no_percentile(photometric: str) -> None
     inside = pixels[:, 20:] if photometric == "MONOCHROME2" else 255 - pixels[:, 20:]
     low, high = np.percentile(padded[:, 20:], (0.5, 99.5))
     assert abs(inside - shown(padded[:, 20:], low, high)).max() <= 1
+
+
+def test_padding_may_be_written_without_the_sign_of_the_pixels() -> None:
+    padded = RAMP - 2000
+    padded[:, :20] = -2000
+    data = pydicom.dcmread(BytesIO(dicom(padded, bits=16)))
+    data.add_new("PixelPaddingValue", "US", 2**16 - 2000)
+    file = BytesIO()
+    pydicom.dcmwrite(file, data)
+    assert (read(file.getvalue()) == read(dicom(padded, bits=16, PixelPaddingValue=-2000))).all()
+    low, high = np.percentile(padded[:, 20:], (0.5, 99.5))
+    assert abs(read(file.getvalue())[:, 20:] - shown(padded[:, 20:], low, high)).max() <= 1
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("bits", [1, 6, 8])
+def test_eight_bits_without_a_window_are_as_in_a_png(bits: int, photometric: str) -> None:
+    """They are not stretched: two files of one device would have another brightness each."""
+    most = 2**bits - 1
+    values = np.linspace(0.3 * most, 0.6 * most, 64).round().astype(int).reshape(8, 8)
+    expected = 255 * (most - values if photometric == "MONOCHROME1" else values) / most
+    for rescaled in ({}, {"RescaleSlope": 1, "RescaleIntercept": 0}):
+        assert (
+            abs(read(dicom(values, bits=8, BitsStored=bits, photometric=photometric, **rescaled)) - expected).max() < 1
+        )
+
+
+def test_eight_bits_of_a_quantity_are_stretched() -> None:
+    values = np.arange(100, 164).reshape(8, 8)
+    quantity = read(dicom(values, bits=8, RescaleSlope=10, RescaleIntercept=-1000))
+    assert (quantity.min(), quantity.max()) == (0, 255)
 
 
 def test_colour() -> None:
@@ -144,13 +186,18 @@ def deflated() -> bytes:
     [
         (dicom(RAMP, NumberOfFrames=2), "2 pictures"),
         (dicom(RAMP, Rows=65_000, Columns=65_000), "65,000 x 65,000"),
-        (dicom(np.full((8, 8), 7)), "all of its pixels are 7"),
+        (dicom(np.full((8, 8), 7)), "single shade; its pixels are 7 to 7"),
+        (dicom(RAMP, WindowCenter=-2000, WindowWidth=10), "single shade; its pixels are 0 to 4095"),
+        (
+            dicom(RAMP, VOILUTSequence=table(RAMP.ravel()[:100], 12)).replace(b"d\0\0\0\x0c\0", b"\0\x10\0\0\x0c\0"),
+            "4,096",
+        ),
         (dicom(RAMP)[:-100], "bytes"),
         (dicom(RAMP)[:400], "rows and columns"),
         (deflated(), "deflated"),
         (b"no picture", "rows and columns"),
     ],
-    ids=["frames", "bomb", "constant", "cut short", "cut shorter", "deflated", "text"],
+    ids=["frames", "bomb", "constant", "window", "table", "cut short", "cut shorter", "deflated", "text"],
 )
 def test_what_cannot_be_read_is_refused_with_the_reason(content: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):

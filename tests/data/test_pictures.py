@@ -121,13 +121,58 @@ def test_hidden_pixels_do_not_decide_what_is_white() -> None:
         assert (read[:, 5:] == 255).all()
 
 
-def test_a_deep_picture_is_put_upright() -> None:
-    pixels, exif = noise(8, 8), Image.Exif()
-    exif[0x0112] = 6
-    picture = Image.fromarray(pixels.astype(np.uint16) << 4)
-    for form in ("png", "tiff"):
-        content = saved(picture, form, exif=exif)
-        assert (np.asarray(read_picture(content)) == np.rot90(pixels, -1)).all()
+@pytest.mark.parametrize("most", [1023, 4095, 65_535])
+def test_what_is_opaque_follows_the_same_rule(most: int) -> None:
+    """12 bits in 16 have an alpha of 12 bits, if the same program wrote it."""
+    pixels = noise(8, 8, 3)
+    alpha = np.full((8, 8), most)
+    deep = np.dstack([pixels.astype(np.uint16) << 4, alpha])
+    assert (np.asarray(read_picture(deep_png(deep))) == pixels).all()
+    assert (np.asarray(read_picture(deep_png(deep[..., 2:]))) == pixels[..., 2]).all()
+
+
+@pytest.mark.parametrize(("type_", "shift"), [("u1", 0), ("u2", 8), ("u2", 4), ("u2", 2)])
+def test_a_tiff_whose_white_is_zero_is_not_seen_as_a_negative(type_: str, shift: int) -> None:
+    pixels = noise(8, 8)
+    largest = 2 ** (8 + shift) - 1
+    stored = (largest - (pixels.astype(np.int64) << shift)).astype(type_)
+    read = np.asarray(read_picture(tiff(stored, photometric="miniswhite"))).astype(int)
+    assert abs(read - pixels).max() <= 1
+
+
+@pytest.mark.parametrize("type_", ["i1", "i2", "i4", "u4"])
+def test_a_tiff_has_the_sign_that_it_says(type_: str) -> None:
+    """Pillow overlooks that of 8 bits, and gives one to 32 bits without."""
+    pixels = noise(8, 8)
+    if type_ == "u4":
+        assert (np.asarray(read_picture(tiff(pixels.astype(type_) << 24))) == pixels).all()
+        return
+    assert (np.asarray(read_picture(tiff((pixels // 2).astype(type_)))) == pixels // 2).all()
+    with pytest.raises(ValueError, match="-128"):
+        read_picture(tiff((pixels.astype(int) - 128).astype(type_)))
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("kind", ["png", "jpeg", "tiff", "webp", "PNG, deep", "TIFF, deep", "TIFF, deep colour"])
+def test_pictures_are_put_upright(kind: str, orientation: int) -> None:
+    pixels = np.asarray(Image.fromarray(noise(3, 4)).resize((32, 24))) // 2 + 60
+    pixels = pixels if kind in ("jpeg", "PNG, deep", "TIFF, deep") else pixels[..., None].repeat(3, axis=2)
+    turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if "deep" in kind:
+        turned = np.asarray(Image.fromarray(pixels).transpose(Image.Transpose(turn))).astype(np.uint16) << 4
+        if kind == "PNG, deep":
+            content = saved(Image.fromarray(turned), "png", exif=exif)
+        else:
+            tags = [(0x0112, "H", 1, orientation, True)]
+            content = tiff(turned, photometric="rgb" if "colour" in kind else "minisblack", extratags=tags)
+    else:
+        options = {"quality": 100} if kind == "jpeg" else {"lossless": True} if kind == "webp" else {}
+        content = saved(Image.fromarray(pixels).transpose(Image.Transpose(turn)), kind, exif=exif, **options)
+    read = np.asarray(read_picture(content)).astype(int)
+    assert read.shape == pixels.shape
+    assert abs(read - pixels).max() <= 4
 
 
 @pytest.mark.parametrize("kind", ["PNG, colour", "PNG, grey and alpha", "TIFF, colour, compressed"])
