@@ -163,7 +163,7 @@ pre { background: #f5f5f5; padding: 0.8rem; overflow-x: auto; font-size: 12px; }
 @media (max-width: 800px) {
   .verdict thead { display: none; }
   .verdict tr, .verdict th, .verdict td { display: block; }
-  .verdict tbody th { width: auto; border: 0; padding: 0.8rem 0 0.2rem; }
+  .verdict tbody th:first-child { width: auto; border: 0; padding: 0.8rem 0 0.2rem; }
   .verdict td::before { content: attr(data-question) " "; }
 }
 """
