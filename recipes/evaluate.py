@@ -133,8 +133,8 @@ def main() -> None:
     write_config(config, output_dir)
     (output_dir / "metrics").mkdir(exist_ok=True)
     table = evaluation.table(data.dataset_name)
-    training = training_rows(output_dir, config).assign(table="training", cft="none", dataset=data.dataset_name)
-    training = training.assign(seed=settings.seed, resampled=table["resampled"].iloc[0])
+    training = training_rows(output_dir, config, len(splits["train"])).assign(table="training", cft="none")
+    training = training.assign(dataset=data.dataset_name, seed=settings.seed, resampled=table["resampled"].iloc[0])
     pd.concat([table, training[list(COLUMNS)]]).to_csv(output_dir / "metrics" / "evaluation.csv", index=False)
     evaluation.draw(output_dir / "figures")
     watched = {CFT_NAMES[Path(folder).name]: read_sentence(folder) for folder in parts.pipelines}

@@ -136,12 +136,13 @@ def reach_verdicts(metrics: pd.DataFrame, graph: CausalGraph) -> list[Verdict]:
     return verdicts
 
 
-def training_rows(run: Path, sections: Mapping[str, Any]) -> pd.DataFrame:
+def training_rows(run: Path, sections: Mapping[str, Any], num_train: int) -> pd.DataFrame:
     """How long the image models of a run were trained, and how long its settings say.
 
     Args:
         run: Its folder.
         sections: Its settings.
+        num_train: The number of training images, by which ``max_train_epochs`` is a number of steps.
 
     Returns:
         The columns :data:`~softcft.evaluation.tables.RESULT`, with the metrics ``steps`` and ``steps_planned`` of the
@@ -149,8 +150,11 @@ def training_rows(run: Path, sections: Mapping[str, Any]) -> pd.DataFrame:
     """
     rows = []
     for model in IMAGE_MODELS:
-        path, planned = run / model / "metrics.jsonl", (sections.get(model) or {}).get("max_train_steps")
-        if path.is_file() and planned:
+        path, settings = run / model / "metrics.jsonl", sections.get(model) or {}
+        if path.is_file() and (planned := settings.get("max_train_steps")):
+            if epochs := settings.get("max_train_epochs"):
+                batch = settings.get("train_batch_size", 1) * settings.get("gradient_accumulation_steps", 1)
+                planned = min(planned, math.ceil(epochs * num_train / batch))
             taken = max((json.loads(line)["step"] for line in path.read_text().splitlines()), default=0)
             numbers = {"steps": taken, "steps_planned": planned}
             rows += [("none", model, "", metric, value, math.nan, math.nan) for metric, value in numbers.items()]

@@ -162,11 +162,19 @@ def test_a_model_that_is_barely_trained_is_told(tmp_path, taken: int, planned: i
     (tmp_path / "hvae").mkdir()
     records = [{"step": step} for step in (0, taken // 2, taken)]
     (tmp_path / "hvae" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    rows = training_rows(tmp_path, {"hvae": {"max_train_steps": planned}, "diffusion": {"max_train_steps": 1}})
+    rows = training_rows(tmp_path, {"hvae": {"max_train_steps": planned}, "diffusion": {"max_train_steps": 1}}, 100)
     metrics = rows.assign(table="training", dataset="toy", seed=0, cft="none", resampled="subject")
     (answer,) = answer_training(metrics[list(COLUMNS)])
     assert answer.status == status
     assert str(taken) in answer.sentence
+
+
+def test_fewer_steps_for_few_images_are_enough(tmp_path: Path) -> None:
+    (tmp_path / "hvae").mkdir()
+    (tmp_path / "hvae" / "metrics.jsonl").write_text('{"step": 1500}\n')
+    settings = {"hvae": {"max_train_steps": 6000, "max_train_epochs": 300, "train_batch_size": 32}}
+    rows = training_rows(tmp_path, settings, 160)
+    assert rows.set_index("metric")["value"].to_dict() == {"steps": 1500, "steps_planned": 1500}
 
 
 def test_a_terminal_is_told_what_does_not_work() -> None:
