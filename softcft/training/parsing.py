@@ -116,7 +116,8 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, in order
             of them, and so must each key under ``section``, except ``model``.
         default_config: The file that is read when there is no ``--config FILE``; with ``--dataset_name NAME``, the file
             ``NAME.yaml`` beside it, or if there is none ``own_data.yaml``.
-        description: What ``--help`` says before the flags; recipes pass their ``__doc__``.
+        description: What ``--help`` says before the flags; recipes pass their ``__doc__``. The flags of each config
+            type are a group there, headed by the first line of its docstring.
         argv: The command line without the program's name, by default that of this process.
 
     Returns:
@@ -160,9 +161,13 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, in order
     if section not in config:
         raise ValueError(f"{path} has no section '{section}'; it has {sorted(config)}.")
 
+    for config_type in config_types:  # the attribute that HfArgumentParser makes groups of --help by
+        title = inspect.cleandoc(config_type.__doc__ or config_type.__name__).splitlines()[0].rstrip(".")
+        config_type._argument_group_name = title  # type: ignore[attr-defined]
     parser = HfArgumentParser(
         config_types,  # type: ignore[arg-type]  # any dataclasses will do
         parents=[flags],
+        usage="%(prog)s [--config FILE] [--graph FILE] [--FLAG VALUE ...]",
         description=description,
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
@@ -238,7 +243,16 @@ def model_arguments(config: Mapping[str, Any], section: str, model_class: type) 
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows each default, and the description with its line breaks."""
+    """Shows defaults, but for those that are None, one spelling of each flag, and the description's line breaks."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if action.option_strings and all(flag.startswith("--") for flag in action.option_strings):
+            flag = action.option_strings[0]  # another has hyphens in place of underscores
+            return flag if action.nargs == 0 else f"{flag} {self._format_args(action, 'VALUE')}"
+        return super()._format_action_invocation(action)
 
 
 def read_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 import math
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import pytest
@@ -260,6 +261,13 @@ def test_help_teaches(path, capsys):
     assert "Peak learning rate of AdamW" in shown
     assert "at max_train_steps along a cosine. (default: constant_with_warmup)" in shown
     assert "skipped ones included. (default: 20000)" in shown  # from the file, not from the class
+    assert "default: None" not in shown
+    flags = re.findall(r"(?m)^  (?:-h, )?--([\w-]+)", text)
+    assert not any("-" in flag for flag in flags)  # one spelling of each
+    assert len(flags) == len(set(flags))
+    group = text.partition("\nSettings of the training loop")[2].partition("\n\n")[0]
+    own = [field.name for field in fields(TrainingConfig)]
+    assert re.findall(r"(?m)^  --(\w+)", group) == own
 
 
 @pytest.mark.parametrize(
