@@ -21,7 +21,6 @@ import os
 import re
 import sys
 from contextlib import nullcontext, suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +43,7 @@ __all__ = [
 ]
 
 BITS = (8, 10, 12, 14, 16, 24, 32)
+HEAD = 132  # bytes that tell DICOM
 MODES = {1: "L", 3: "RGB"}
 COLOURS = {1: "grey", 3: "colour (RGB)"}
 ORIENTATION = 0x0112  # tag of EXIF
@@ -124,19 +124,27 @@ def open_file(source: File, name: str | None = None) -> Image.Image:
     Raises:
         Exception: As :func:`read_picture`.
     """
-    if isinstance(source, bytes):
-        head = source[:132]
-    else:
-        with Path(source).open("rb") as file:
-            head = file.read(132)
-    if is_dicom(head):
-        return read_dicom(source)
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except UnidentifiedImageError:
-        if is_named_dicom(str(name or "") if isinstance(source, bytes) else os.fspath(source)):
+        named = str(name or "") if isinstance(source, bytes) else os.fspath(source)
+        if is_dicom(_head(source)) or is_named_dicom(named):
             return read_dicom(source)
         raise
+    if picture.fp is not None and is_dicom(_content_of(picture, HEAD)):  # of DICOM that Pillow takes for TIFF
+        picture.close()
+        return read_dicom(source)
+    return picture
+
+
+def _head(source: File) -> bytes:
+    """The first bytes of a file; none of what is no file, as a pipe, which can be read only once."""
+    if isinstance(source, bytes):
+        return source[:HEAD]
+    if not os.path.isfile(source):
+        return b""
+    with open(source, "rb") as file:
+        return file.read(HEAD)
 
 
 def why_unread(error: Exception) -> str:
@@ -296,13 +304,13 @@ def _deep_colours(picture: ImageFile.ImageFile) -> tuple[Image.Image, np.ndarray
     return again, 256 * first + second if is_big else 256 * second + first
 
 
-def _content_of(picture: ImageFile.ImageFile) -> bytes:
-    """The file of a picture that is not decoded yet, which stays as it is."""
+def _content_of(picture: ImageFile.ImageFile, size: int = -1) -> bytes:
+    """The file of a picture that is not decoded yet, which stays as it is, or its first bytes."""
     if picture.fp is None:
         raise ValueError("its file was closed too early")
     place = picture.fp.tell()
     picture.fp.seek(0)
-    content = picture.fp.read()
+    content = picture.fp.read(size)
     picture.fp.seek(place)
     return content
 
