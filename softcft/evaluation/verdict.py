@@ -47,7 +47,8 @@ __all__ = [
 ]
 
 MARGINS = {"auc": 5.0, "logit": 0.5, "mae": 0.1}
-"""What a difference may be: AUC in percentage points, log-odds in nats, error as a share of that on real images."""
+"""The largest differences that are none, of AUC in percentage points, of log-odds in nats, of errors as a share of that
+on real images."""
 NEAR = 0.5
 """Share of the error of an untouched image below which a counterfactual is near the truth."""
 ENOUGH, BARELY = 0.5, 0.1

@@ -24,7 +24,20 @@ from softcft.training.parsing import parse_config
 from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe, make_pipeline
 
 IMAGES = "40"  # of 64
-COLUMNS = ["table", "dataset", "seed", "cft", "intervention", "variable", "predictor", "metric", "value", "low", "high", "resampled"]
+COLUMNS = [
+    "table",
+    "dataset",
+    "seed",
+    "cft",
+    "intervention",
+    "variable",
+    "predictor",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "resampled",
+]
 
 Run = Callable[..., None]
 
