@@ -61,7 +61,7 @@ def test_what_is_prepared_has_no_problems_and_trains(source: str, tmp_path: Path
 @pytest.mark.parametrize("source", TREES)
 def test_every_step_runs(source: str, tmp_path: Path) -> None:
     settings = prepare(source, tmp_path)
-    flags = ["--config", settings, "--max_train_steps", "2", "--cft", "none"]  # a guide of two steps sees nothing
+    flags = ["--config", settings, "--max_train_steps", "2"]
     result = run_command(*python(RECIPES / "run_all.py", *flags), cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-4000:]
     table = pd.read_csv(tmp_path / "runs" / "metrics.csv", keep_default_na=False)
