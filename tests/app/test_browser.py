@@ -116,7 +116,7 @@ def test_errors_are_sentences(page: Page, address: str) -> None:
     page.click("#run")
     expect(page.get_by_text("nothing to change yet")).to_be_visible()
     upload(page, b"no picture")
-    expect(page.get_by_text("damaged, or no picture")).to_be_visible()
+    expect(page.get_by_text("The picture cannot be used")).to_be_visible()
     for secret in ("Traceback", str(Path.home()), "site-packages"):
         assert secret not in page.inner_text("body")
 

@@ -110,7 +110,7 @@ def test_from_pictures_to_a_table_and_a_pipeline(folder: Path, data: list[str]) 
     )
     assert run.returncode == 0, run.stderr[-3000:]
     steps = ["== 1/5", "== 2/5", "== 3/5", "== 4/5", "by the judge", "== 5/5 Done after", "runs/mine/report.html"]
-    assert sorted(steps, key=run.stdout.index) == steps
+    assert sorted(steps, key=run.stdout.rindex) == steps
     assert "The judge on validation data" in run.stdout
     assert "hvae: 100%" in run.stderr
     out = folder / "runs" / "mine"
