@@ -157,12 +157,7 @@ def select(
         for (patient, study, view), end in zip(ids, ends, strict=True)
     ]
     there = rows["image"].map(os.path.isfile).astype(bool)
-    if len(rows) and not there.any():
-        raise FileNotFoundError(
-            f"root {root} has none of the {len(rows):,} pictures, neither in itself nor below; the first is "
-            f"{rows['image'].iloc[0]}. Put the folders of the patients there."
-        )
-    rows = funnel.keep("image is there", rows, there, lambda row: f"{row.image}: not below {root}")
+    rows = funnel.keep_there(rows, there, "Put the folders of the patients there.")
     return funnel.select("chexpert", RULES, [*files.values(), *lists], rows[COLUMNS])
 
 

@@ -22,6 +22,8 @@ from softcft.data.pixels import list_problems
 from softcft.data.splits import SPLITS
 
 __all__ = [
+    "DIGITS",
+    "FILE",
     "Funnel",
     "Selection",
     "find_pictures",
@@ -35,6 +37,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+DIGITS, FILE = r"\d+", r"[^/\\]+"  # what an id may be: a number, the name of a file
 DEPTH = 5  # of folders below root: physionet.org/files/mimiciv/3.1/hosp, as wget nests them
 
 
@@ -91,6 +94,47 @@ class Funnel:
     def count(self, step: str, rows: pd.DataFrame) -> None:
         """Count the rows that a step leaves."""
         self.steps.append((step, len(rows), rows["subject_id"].nunique()))
+
+    def start(
+        self, step: str, rows: pd.DataFrame, ids: Mapping[str, str], where: Callable[[Any], str], must: str
+    ) -> pd.DataFrame:
+        """The first rules of all sources: ids are complete, and each image has one row.
+
+        Args:
+            step: What the rows are, which are counted first.
+            rows: All of them.
+            ids: For columns the regular expressions that their ids fit, that of the image last.
+            where: Where a row, a named tuple, is written.
+            must: What ids must be, in words.
+        """
+        self.count(step, rows)
+        fits = [rows[name].str.fullmatch(expression, na=False) for name, expression in ids.items()]
+        rows = self.keep(
+            "ids are complete",
+            rows,
+            np.logical_and.reduce(fits),
+            lambda row: f"{where(row)}: {must}, got {', '.join(str(getattr(row, name)) for name in ids)}",
+        )
+        image = list(ids)[-1]
+        return self.keep(
+            "one row per image",
+            rows,
+            ~rows.duplicated(image),
+            lambda row: f"{where(row)}: {image} {getattr(row, image)} again",
+        )
+
+    def keep_there(self, rows: pd.DataFrame, there: pd.Series, put: str) -> pd.DataFrame:
+        """The rows whose picture is there, the last rule.
+
+        Raises:
+            FileNotFoundError: If none is. The message ends with ``put``: what is to be put where.
+        """
+        if len(rows) and not there.any():
+            raise FileNotFoundError(
+                f"root {self.root} has none of the {len(rows):,} pictures, neither in itself nor below; the first is "
+                f"{rows['image'].iloc[0]}. {put}"
+            )
+        return self.keep("image is there", rows, there, lambda row: f"{row.image}: not below {self.root}")
 
     def keep(
         self, step: str, rows: pd.DataFrame, mask: pd.Series, problem: Callable[[Any], str] | None = None

@@ -31,6 +31,8 @@ import numpy as np
 import pandas as pd
 
 from softcft.data.chest_xrays.common import (
+    DIGITS,
+    FILE,
     Funnel,
     Selection,
     find_tables,
@@ -116,24 +118,13 @@ def _filter_tables(tables: dict[str, Path], funnel: Funnel) -> pd.DataFrame:
     rows = read_table(path, [*IDS, "ViewPosition", "StudyDate"])
     _check_ids(path, rows)
     rows["image"] = _image(path, rows)
-    funnel.count("images in the metadata", rows)
-    numbered = rows["subject_id"].str.fullmatch(r"\d+", na=False) & rows["study_id"].str.fullmatch(r"\d+", na=False)
-    rows = funnel.keep(
-        "ids are complete",
+    rows = funnel.start(
+        "images in the metadata",
         rows,
-        numbered & rows["dicom_id"].notna(),
-        lambda row: (
-            f"{path}, line {row.Index + 2}: subject_id and study_id must be numbers and dicom_id given, got "
-            f"{row.subject_id}, {row.study_id}, {row.dicom_id}"
-        ),
+        {"subject_id": DIGITS, "study_id": DIGITS, "dicom_id": FILE},
+        lambda row: f"{path}, line {row.Index + 2}",
+        "subject_id and study_id must be numbers and dicom_id given",
     )
-    rows = funnel.keep(
-        "one row per image",
-        rows,
-        ~rows.duplicated("dicom_id"),
-        lambda row: f"{path}, line {row.Index + 2}: dicom_id {row.dicom_id} again",
-    )
-
     study = ["subject_id", "study_id"]
     labels = read_unique(tables[LABELS], study, list(DISEASES), funnel)
     labels["disease"] = "other"

@@ -24,11 +24,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
 from softcft.data.chest_xrays.common import (
+    DIGITS,
+    FILE,
     Funnel,
     Selection,
     find_pictures,
@@ -84,22 +86,12 @@ def select(root: str | Path, *, on_error: Literal["skip", "raise"] = "skip") -> 
     path = files[RELEASES[0]]
     rows = read_table(path, list(NAMES)).rename(columns=NAMES)
     rows["image_id"] = rows["image"]
-    funnel.count("images in the table", rows)
-    rows = funnel.keep(
-        "ids are complete",
-        rows,
-        rows["subject_id"].str.fullmatch(r"\d+", na=False) & rows["image"].str.fullmatch(r"[^/\\]+", na=False),
-        lambda row: (
-            f"{path}, line {row.Index + 2}: Image Index must be a file name and Patient ID a number, got {row.image}, "
-            f"{row.subject_id}"
-        ),
-    )
-    rows = funnel.keep(
-        "one row per image",
-        rows,
-        ~rows.duplicated("image"),
-        lambda row: f"{path}, line {row.Index + 2}: Image Index {row.image} again",
-    )
+
+    def where(row: Any) -> str:
+        return f"{path}, line {row.Index + 2}"
+
+    must = "Patient ID must be a number and Image Index a file name"
+    rows = funnel.start("images in the table", rows, {"subject_id": DIGITS, "image": FILE}, where, must)
     rows = _split(rows, files, funnel)
     rows = funnel.keep("view PA or AP", rows, rows["view"].isin(["PA", "AP"]))
 
@@ -114,7 +106,7 @@ def select(root: str | Path, *, on_error: Literal["skip", "raise"] = "skip") -> 
         "sex is known",
         rows,
         rows["sex"].notna(),
-        lambda row: f"{path}, line {row.Index + 2}: {row.image}: Patient Gender must be M or F, got {row.gender}",
+        lambda row: f"{where(row)}: {row.image}: Patient Gender must be M or F, got {row.gender}",
     )
     age = rows["written_age"].str.extract(r"^\s*(\d+(?:\.\d+)?)\s*([YMWD]?)\s*$")
     rows["age"] = pd.to_numeric(age[0]) * age[1].replace("", "Y").map(YEARS)
@@ -127,19 +119,11 @@ def select(root: str | Path, *, on_error: Literal["skip", "raise"] = "skip") -> 
         "age is known",
         rows,
         is_age(rows["age"], OLDEST),
-        lambda row: (
-            f"{path}, line {row.Index + 2}: {row.image}: Patient Age must be 0 to {OLDEST} years, got {row.written_age}"
-        ),
+        lambda row: f"{where(row)}: {row.image}: Patient Age must be 0 to {OLDEST} years, got {row.written_age}",
     )
-    rows["image"] = find_pictures(funnel.root, rows["image_id"])
-    there = rows["image"].notna()
-    if len(rows) and not there.any():
-        raise FileNotFoundError(
-            f"root {root} has none of the {len(rows):,} pictures, neither in itself nor below; the first is "
-            f"{rows['image_id'].iloc[0]}. Put the archives' folders images_001 to images_012 there."
-        )
-    rows["image"] = rows["image"].fillna(rows["image_id"])
-    rows = funnel.keep("image is there", rows, there, lambda row: f"{row.image}: not below {root}")
+    found = find_pictures(funnel.root, rows["image_id"])
+    rows["image"] = found.fillna(rows["image_id"])
+    rows = funnel.keep_there(rows, found.notna(), "Put the archives' folders images_001 to images_012 there.")
     return funnel.select("nih", RULES, list(files.values()), rows[COLUMNS])
 
 

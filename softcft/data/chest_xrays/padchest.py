@@ -29,12 +29,14 @@ import ast
 import logging
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from softcft.data.chest_xrays.common import (
+    DIGITS,
+    FILE,
     Funnel,
     Selection,
     find_pictures,
@@ -89,23 +91,13 @@ def select(root: str | Path, *, on_error: Literal["skip", "raise"] = "skip") -> 
     path = files[TABLE]
     rows = read_table(path, list(NAMES)).rename(columns=NAMES)
     rows["image_id"] = rows["image"]
-    funnel.count("images in the table", rows)
+
+    def where(row: Any) -> str:
+        return f"{path}, row {row.Index + 1}"
+
     # 36 digits: a spreadsheet rounds them, to 8.39860488694292E+35, and so makes one patient of several.
-    rows = funnel.keep(
-        "ids are complete",
-        rows,
-        rows["subject_id"].str.fullmatch(r"\d+", na=False) & rows["image"].str.fullmatch(r"[^/\\]+", na=False),
-        lambda row: (
-            f"{path}, row {row.Index + 1}: ImageID must be a file name and PatientID all digits, got {row.image}, "
-            f"{row.subject_id}"
-        ),
-    )
-    rows = funnel.keep(
-        "one row per image",
-        rows,
-        ~rows.duplicated("image"),
-        lambda row: f"{path}, row {row.Index + 1}: ImageID {row.image} again",
-    )
+    must = "PatientID must be all digits and ImageID a file name"
+    rows = funnel.start("images in the table", rows, {"subject_id": DIGITS, "image": FILE}, where, must)
     numbers = sorted(rows["subject_id"].unique(), key=int)  # not in the order of the table
     rows["split"] = rows["subject_id"].map(split_by_subject(numbers, {"train": 0.6, "validation": 0.1}, "test"))
     rows = funnel.keep("view PA or AP", rows, rows["view"].isin(["PA", "AP"]))
@@ -116,9 +108,7 @@ def select(root: str | Path, *, on_error: Literal["skip", "raise"] = "skip") -> 
         "labels are a list",
         rows,
         labels.notna(),
-        lambda row: (
-            f"{path}, row {row.Index + 1}: {row.image}: Labels must be a list such as ['normal'], got {row.labels}"
-        ),
+        lambda row: f"{where(row)}: {row.image}: Labels must be a list such as ['normal'], got {row.labels}",
     )
     labels = labels[rows.index]
     normal = labels.map(lambda found: found == {"normal"}).astype(bool)
@@ -137,19 +127,13 @@ def select(root: str | Path, *, on_error: Literal["skip", "raise"] = "skip") -> 
         rows,
         is_age(rows["age"], OLDEST),
         lambda row: (
-            f"{path}, row {row.Index + 1}: {row.image}: the year of StudyDate_DICOM minus PatientBirth must be 0 to "
+            f"{where(row)}: {row.image}: the year of StudyDate_DICOM minus PatientBirth must be 0 to "
             f"{OLDEST}, got {row.date}, {row.birth}"
         ),
     )
-    rows["image"] = find_pictures(funnel.root, rows["image_id"])
-    there = rows["image"].notna()
-    if len(rows) and not there.any():
-        raise FileNotFoundError(
-            f"root {root} has none of the {len(rows):,} pictures, neither in itself nor below; the first is "
-            f"{rows['image_id'].iloc[0]}. Put the archives' folders 0 to 54 there."
-        )
-    rows["image"] = rows["image"].fillna(rows["image_id"])
-    rows = funnel.keep("image is there", rows, there, lambda row: f"{row.image}: not below {root}")
+    found = find_pictures(funnel.root, rows["image_id"])
+    rows["image"] = found.fillna(rows["image_id"])
+    rows = funnel.keep_there(rows, found.notna(), "Put the archives' folders 0 to 54 there.")
     dark = int((rows["photometric"] == "MONOCHROME1").sum())
     if dark:
         logger.warning(
