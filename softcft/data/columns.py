@@ -18,7 +18,6 @@ keys of an entry):
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,9 +25,9 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 
-from softcft.data.entries import REFUSED, Entry, label_separator, read_entry, split_labels
-from softcft.data.tables import TRUTH, are_thousands, as_text, is_missing
-from softcft.data.value_patterns import mean_nothing, spelled_alike
+from softcft.data.entries import REFUSED, SEPARATORS, Entry, label_separator, read_entry, split_labels
+from softcft.data.tables import TRUTH, are_thousands, as_number, as_text, is_missing
+from softcft.data.value_patterns import looks_like, mean_nothing, spelled_alike
 from softcft.graph import CausalGraph, Variable
 
 __all__ = [
@@ -73,7 +72,8 @@ def translate(
         columns: For some variables, and for ``image``, the name of the column if it is another one, or a dict with the
             keys of :mod:`softcft.data.entries`.
         keep: Other columns to keep as they are, unless a variable has that name.
-        splits: All splits of the table, which decide together what numbers mean; the rows alone if left out.
+        splits: All splits of the table, or the first rows of a stream, which decide together what numbers mean and
+            what is between labels; the rows alone if left out.
 
     Returns:
         ``image``, the variables of the graph and what is kept.
@@ -160,6 +160,7 @@ def read_column(
     """Read a column as the values of its variable, as :func:`translate` does.
 
     Whether numbers are places, and what is between labels, is decided by all ``splits``; by the rows if left out.
+    Rows of a stream that do not agree with its first ones are refused.
 
     Returns:
         Numbers or category names, None where a value is missing or unknown; and how often each unknown value occurs.
@@ -199,7 +200,9 @@ def explain_unknown(variable: Variable, column: str, wrong: Counter[str], found:
             f"translate or null them by columns: {{{variable.name}: {{column: {column}, values: {{...}}}}}}, or make "
             "all that are no numbers missing by default: null"
         )
-        if any(any(map(str.isdigit, value)) for value in most):
+        if doubt := looks_like([*wrong]):
+            fix += f". They are {doubt}"
+        elif any(any(map(str.isdigit, value)) for value in most):
             fix += "; where a number is in the text, as in 58Y, by pattern: '(\\d+)Y'"
         if are_thousands(most):
             fix += "; 1.234 may be a thousand or one: say factor: 1000, or write it without a sign between thousands"
@@ -235,7 +238,8 @@ def doubt_places(splits: Mapping[str, Dataset], variable: Variable, entry: Entry
         return None
     values = [value for rows in splits.values() for value in column_values(rows, entry.column)]
     categories = _categories(variable, values, entry)
-    numbers = [text for text in categories if text not in variable.categories and text.isdigit()]
+    texts = {as_text(value) for value in values if not is_missing(value)} - {*variable.categories, *entry.values}
+    numbers = [text for text in texts if text in categories and text.isdigit()]
     if not numbers or "0" in numbers:
         return None
     read = ", ".join(f"{text} would be {categories[text]}" for text in sorted(numbers, key=int))
@@ -263,7 +267,7 @@ def _reader(variable: Variable, raws: Sequence[Any], entry: Entry) -> Callable[[
         try:
             if not is_number:
                 return categories[as_text(value)]
-            return _number(value) * (1 if factor is None else factor)
+            return as_number(value) * (1 if factor is None else factor)
         except (KeyError, TypeError, ValueError):
             raise KeyError(as_text(value)) from None
 
@@ -281,6 +285,12 @@ def _label_reader(variable: Variable, raws: Sequence[Any], entry: Entry) -> Call
     def read(raw: Any) -> Any:
         if is_missing(raw):
             return default
+        mark = label_separator([raw])
+        if separator is not None and mark is not None and SEPARATORS.index(mark) < SEPARATORS.index(separator):
+            raise ValueError(
+                f"columns: {variable.name}: in the first rows {separator!r} is between labels, and now {mark!r}, in "
+                f"{raw!r}. Write one of them everywhere, or read the data without --streaming."
+            )
         labels = {label.casefold() for label in split_labels(raw, separator)}
         for label, category in meant.items():
             if label in labels:
@@ -290,12 +300,6 @@ def _label_reader(variable: Variable, raws: Sequence[Any], entry: Entry) -> Call
         return variable.categories[0]
 
     return read
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or math.isnan(number := float(value)):  # of the string "nan"
-        raise ValueError(value)
-    return number
 
 
 def _categories(variable: Variable, values: Sequence[Any], entry: Entry) -> dict[str, str]:
@@ -313,8 +317,9 @@ def _categories(variable: Variable, values: Sequence[Any], entry: Entry) -> dict
         return names
     known = [value for value in values if not is_missing(value) and as_text(value) not in {*names, *mapping}]
     numbers = [value for value in known if isinstance(value, int | float)]
-    if all(number in range(len(names)) for number in numbers):
-        names |= {as_text(number): variable.categories[int(number)] for number in numbers}
+    if numbers and all(number in range(len(variable.categories)) for number in numbers):
+        places = range(len(variable.categories)) if not isinstance(numbers[0], bool) else (False, True)
+        names |= {str(place): variable.categories[place] for place in places}
     return names
 
 
@@ -330,7 +335,7 @@ def _is_turned(categories: Sequence[str], column: str) -> bool:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        as_number(text)
     except ValueError:
         return False
     return True

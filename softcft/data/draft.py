@@ -17,7 +17,7 @@ from softcft.data.columns import column_values
 from softcft.data.keys import is_key
 from softcft.data.picture_tables import examples
 from softcft.data.splits import names_splits
-from softcft.data.tables import as_text, is_missing
+from softcft.data.tables import NUMBER, as_number, as_text, is_missing
 from softcft.data.value_patterns import are_codes, are_years, looks_like, mean_nothing, spelled_alike
 
 __all__ = ["draft_graph"]
@@ -25,7 +25,6 @@ __all__ = ["draft_graph"]
 FEW_NUMBERS = 10  # so many different whole numbers are categories, more are a quantity
 FEW_WORDS = 20
 FEW_ODD = 0.2  # part of a column of numbers that may be other texts
-NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 ODD = "odd"  # key of texts that are no numbers, beside the fields of a guessed variable
 
 
@@ -129,7 +128,7 @@ def _guess(rows: Sequence[Dataset], column: str) -> dict[str, Any] | str:  # noq
     if isinstance(values[0], bool):
         return _discrete(sorted(different))
     try:
-        numbers = [float(value) for value in values]
+        numbers = list(map(as_number, values))
     except ValueError:
         if odd := _odd_words(texts):
             numbers = [float(text) for text in texts if text not in odd]

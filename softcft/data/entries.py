@@ -25,13 +25,15 @@ from typing import Any
 from softcft.arguments import is_finite, shown
 from softcft.data.tables import as_text, is_missing
 
-__all__ = ["REFUSED", "Entry", "label_separator", "read_entry", "split_labels"]
+__all__ = ["REFUSED", "SEPARATORS", "Entry", "label_separator", "read_entry", "split_labels"]
 
 KEYS = ("column", "values", "pattern", "factor", "contains", "default")
 REFUSED = object()
 """The ``default`` of an entry without one."""
 
 SEPARATORS = "|;,"
+"""What may be between labels, the strongest first."""
+
 QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
 
 
@@ -170,8 +172,13 @@ def _contains(name: str, given: Any) -> Mapping[str, Any] | Sequence[str]:
 
 
 def label_separator(cells: Iterable[Any]) -> str | None:
-    """What is between the labels of a column's cells: the first of ``|``, ``;`` and ``,`` that any of them has."""
-    marks = {mark for cell in cells if isinstance(cell, str) for mark in SEPARATORS if mark in cell}
+    """What is between the labels of a column's cells: the first of ``|``, ``;`` and ``,`` that any of them has.
+
+    Lists as text do not count.
+    """
+    marks = {
+        mark for cell in cells if isinstance(cell, str) and not _is_list(cell) for mark in SEPARATORS if mark in cell
+    }
     return next((mark for mark in SEPARATORS if mark in marks), None)
 
 
@@ -179,10 +186,14 @@ def split_labels(cell: Any, separator: str | None) -> set[str]:
     """The labels of a cell: of a list, of a list as text, ``"['a', 'b']"``, or of a text with separators."""
     if not isinstance(cell, str):
         parts = [as_text(part) for part in cell if part is not None] if isinstance(cell, Iterable) else [as_text(cell)]
-    elif cell.strip()[:1] + cell.strip()[-1:] in ("[]", "()", "{}"):
+    elif _is_list(cell):
         # Not by a parser of Python: NumPy writes ['a' 'b'], which is one word there, and others leave out the quotes.
         quoted = [one or other for one, other in QUOTED.findall(cell)]
         parts = quoted or re.split(r"[|;,]", cell.strip()[1:-1])
     else:
         parts = cell.split(separator) if separator else [cell]
     return {part.strip() for part in parts} - {""}
+
+
+def _is_list(text: str) -> bool:
+    return text.strip()[:1] + text.strip()[-1:] in ("[]", "()", "{}")

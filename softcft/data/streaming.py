@@ -4,6 +4,9 @@ Nothing is prepared or kept. Each image is decoded and resized (:func:`~softcft.
 needed, so let worker processes do it (``--dataloader_num_workers``). Rows are shuffled within a buffer of
 :data:`BUFFER`, and files are read in random order; in their own order, if the training split has to be cut (for
 validation or test, or by ``--num_train``). So rows that are streamed should be mixed already.
+
+What a table decides as a whole, namely whether numbers are places of categories and what is between labels, the first
+rows of training decide for all, and rows that contradict them are an error.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ import torch
 from datasets import Dataset, Image, concatenate_datasets
 from torch import Tensor
 
-from softcft.data.columns import translate
+from softcft.data.columns import doubt_places, find_columns, translate
 from softcft.data.config import DataConfig
+from softcft.data.entries import Entry
 from softcft.data.own import read_own, variable_columns
 from softcft.data.paths import check_paths
 from softcft.data.pictures import fit_picture, why_unread
 from softcft.data.pixels import list_problems, open_picture, picture_shape, prepare_images
+from softcft.data.rows import check_labels
 from softcft.data.schema import encode_rows
 from softcft.graph import CausalGraph
 
@@ -32,7 +37,7 @@ __all__ = ["StreamedImages", "stream_splits"]
 logger = logging.getLogger(__name__)
 
 BUFFER = 1_000
-BATCH = 64  # rows that are translated at once
+BATCH = 64  # rows that are translated at once, and the first ones, which decide how all are read
 LOST = 64  # images that cannot be read, one after the other, before it ends
 HELD_OUT = {"validation": 2_000, "test": 10_000}
 
@@ -51,6 +56,7 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
         columns: Where the table has other names or values than the graph, see :mod:`softcft.data.columns`.
 
     Attributes:
+        first: The columns of the variables in the first rows, which decide how all rows are read.
         sample_size: Height and width of the images in pixels.
         image_channels: 1 (grey) or 3 (RGB).
 
@@ -72,11 +78,21 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
         self._only_complete = False
         self._skipped = 0
         self._unread = 0  # images one after the other
-        first = next(self._tables(self._rows), None)
-        if first is None:
+        entries = find_columns(graph, self._columns)
+        batch = next(iter(rows.decode(False).iter(BATCH)), None)
+        if batch is None:
             raise ValueError(
-                "rows is empty; if validation and test images were taken off it, lower --num_validation and --num_test."
+                "rows is empty. If validation and test images were taken off it, lower --num_validation and "
+                "--num_test; if the section rows chooses some, see that its values are right."
             )
+        self.first = _table(batch, rows)
+        first = self._translate(self.first)
+        used = {entry.column for name, entry in entries.items() if name != "image"}
+        self.first = self.first.select_columns(sorted(used))  # without pictures, as workers get a copy
+        for variable in graph.variables:
+            if doubt := doubt_places({"train": self.first}, variable, entries[variable.name]):
+                raise ValueError(f"In the first {len(first)} rows: {doubt}")
+        _warn_of_labels(self.first, entries)
         encode_rows(first, graph)
         self.sample_size = config.sample_size
         self.image_channels = config.image_channels or picture_shape(first)[0]
@@ -96,7 +112,7 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
     @property
     def parents(self) -> Tensor:
         """Encoded attributes of all rows, float32 of shape (N, K), NaN where missing. Reads all, decodes no image."""
-        return torch.cat([encode_rows(table, self._graph) for table in self._tables(self._rows)])
+        return torch.cat([encode_rows(table, self._graph) for table in self.tables(self._rows)])
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Go through the rows, again and again. Of several workers each decodes its share of them."""
@@ -109,7 +125,7 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
             seen = given = 0
             # One file at a time: several would be read by threads.
             shuffled = rows.shuffle(seed=self._config.data_seed + epoch, buffer_size=BUFFER, max_buffer_input_shards=1)
-            for table in self._tables(shuffled):
+            for table in self.tables(shuffled):
                 seen += len(table)
                 if to_skip >= len(table):
                     to_skip -= len(table)
@@ -127,8 +143,18 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
                     f"None of the {seen} rows has an image that can be read and all values that are needed."
                 )
 
-    def _tables(self, rows: datasets.IterableDataset) -> Iterator[Dataset]:
-        return _tables(rows, BATCH, self._config, self._graph, self._columns)
+    def tables(self, rows: datasets.IterableDataset, size: int = BATCH) -> Iterator[Dataset]:
+        """Rows of any split in tables of a size, with the columns of the graph and images that are not decoded."""
+        seen = 0
+        for batch in rows.decode(False).iter(size):
+            table = self._translate(_table(batch, rows), seen)
+            seen += len(table)
+            yield table
+
+    def _translate(self, raw: Dataset, seen: int = 0) -> Dataset:
+        table = translate(raw, self._graph, self._columns, splits={"train": self.first})
+        check_paths(table, "image", self._config.dataset_name, seen)
+        return table.cast_column("image", Image(decode=False))
 
     def _example(self, stored: dict[str, Any] | None, parents: Tensor) -> dict[str, Tensor] | None:
         if self._only_complete and parents.isnan().any():
@@ -157,16 +183,16 @@ def _every(rows: datasets.IterableDataset, step: int, first: int) -> datasets.It
     return rows.decode(False).filter(lambda _, index: index % step == first, with_indices=True).decode(True)
 
 
-def _tables(
-    rows: datasets.IterableDataset, size: int, config: DataConfig, graph: CausalGraph, columns: Mapping[str, Any] | None
-) -> Iterator[Dataset]:
-    """The rows in tables of the given size, with the columns of the graph and images that are not decoded."""
-    seen = 0
-    for batch in rows.decode(False).iter(size):
-        table = translate(Dataset.from_dict(batch, features=rows.features).flatten(), graph, columns)
-        check_paths(table, "image", config.dataset_name, seen)
-        seen += len(table)
-        yield table.cast_column("image", Image(decode=False))
+def _table(batch: dict[str, list[Any]], rows: datasets.IterableDataset) -> Dataset:
+    """A batch of rows as a table. What is nested becomes columns such as ``json.age``."""
+    return Dataset.from_dict(batch, features=rows.features).flatten()
+
+
+def _warn_of_labels(first: Dataset, entries: Mapping[str, Entry]) -> None:
+    try:
+        check_labels({"train": first}, entries)
+    except ValueError as error:  # later rows may have them
+        logger.warning("In the first %d rows: %s", len(first), error)
 
 
 def stream_splits(
@@ -186,7 +212,7 @@ def stream_splits(
         ValueError: If the data set cannot be read, has no split ``train``, or has a value that the graph does not know.
     """
     name, numbers = config.dataset_name, HELD_OUT | config.numbers
-    splits, variables = read_own(name, config, columns)
+    splits, _ = read_own(name, config, columns)
     train = splits["train"]
     held_out = {}
     for split in HELD_OUT:
@@ -197,13 +223,13 @@ def stream_splits(
             held_out[split], train = train.take(numbers[split]), train.skip(numbers[split])
     if "train" in numbers:
         train = train.take(numbers["train"])
-    channels = StreamedImages(train, config, graph, columns).image_channels
+    images = StreamedImages(train, config, graph, columns)
     prepared = {}
     for split, rows in held_out.items():
         parts = []
-        for table in _tables(rows, BUFFER, config, graph, variables):
+        for table in images.tables(rows, BUFFER):
             part, problems = prepare_images(
-                table, config.sample_size, channels, cache_dir=config.data_dir, desc=f"{split} images"
+                table, config.sample_size, images.image_channels, cache_dir=config.data_dir, desc=f"{split} images"
             )
             parts.append(part)
             if problems:

@@ -12,7 +12,18 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Image
 
-__all__ = ["MISSING", "TRUTH", "Cell", "Table", "are_thousands", "as_text", "is_missing", "join_tables"]
+__all__ = [
+    "MISSING",
+    "NUMBER",
+    "TRUTH",
+    "Cell",
+    "Table",
+    "are_thousands",
+    "as_number",
+    "as_text",
+    "is_missing",
+    "join_tables",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +62,18 @@ def is_missing(value: Any) -> bool:
 def as_text(value: Any) -> str:
     """A value as text, and 1.0 as "1": columns of integers with a missing value hold floats."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def as_number(value: Any) -> float:
+    """A number, perhaps as text.
+
+    Raises:
+        TypeError: If it is of a kind that is none, as a date.
+        ValueError: If it is none: a truth value, or a text that is no plain number, as 1_000, which Python reads.
+    """
+    if isinstance(value, bool) or (isinstance(value, str) and not NUMBER.fullmatch(value)):
+        raise ValueError(value)
+    return float(value)
 
 
 def are_thousands(values: Iterable[Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -17,8 +18,11 @@ DATE = re.compile(r"(\d{4})([-/.]?)(\d\d)\2(\d\d)([ T].*)?")
 DAY_FIRST = re.compile(r"\d{1,2}([-/.])\d{1,2}\1(\d\d)?\d\d([ T].*)?")
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 SEPARATORS = "|;,"
-# 058Y of DICOM, 45 y, 45 years
-AGE = re.compile(r"\d{1,3}( ?)(y(?:(?:ea)?rs?)?|m(?:o(?:nth)?s?)?|w(?:(?:ee)?ks?)?|d(?:ays?)?)", re.IGNORECASE)
+# 170 cm, 45%; of ages 058Y of DICOM, 45 y, 45.5 years
+UNIT = re.compile(r"[+-]?\d+(?:\.\d+)?(\s?\D{1,12})")
+AGE = re.compile(r"\s?(y(?:(?:ea)?rs?)?|m(?:o(?:nth)?s?)?|w(?:(?:ee)?ks?)?|d(?:ays?)?)", re.IGNORECASE)
+SPECIAL, SLASH = r"([][.^$*+?{}|()\\])", r"\\\1"  # signs of expressions
+FEW = 10  # so many different numbers with one unit may be names of categories, as 1a and 2a
 FACTORS = {"y": 1, "m": 0.0833, "w": 0.0192, "d": 0.00274}
 FILE = re.compile(r"\S.*\.(png|jpe?g|tiff?|bmp|gif|webp|dcm|dicom|nii|gz|npy|json|txt)", re.IGNORECASE)
 UNKNOWN = re.compile(
@@ -50,11 +54,15 @@ def looks_like(texts: Sequence[str]) -> str | None:
             "several labels in one cell, it seems; read some of them by columns: {NAME: {column: ..., contains: "
             f"{{{labels}}}, default: null}}}}"
         )
-    ages = [found for text in different if (found := AGE.fullmatch(text))]
-    if len(ages) == len(different):
-        units = sorted({found[1] + found[2] for found in ages})
-        factors = ", ".join(f'"(\\\\d+){unit}": {FACTORS[unit.strip()[0].casefold()]}' for unit in units)
-        return f"numbers with units, it seems; read them by columns: {{NAME: {{column: ..., pattern: {{{factors}}}}}}}"
+    found = [UNIT.fullmatch(text) for text in different]
+    units = sorted({one[1] for one in found if one is not None})
+    are_ages = all(map(AGE.fullmatch, units))
+    if all(found) and (are_ages or (len(units) == 1 and len(different) > FEW)):
+        number = r"[\d.+-]+" if any(re.search("[.+-]", text) for text in different) else r"\d+"
+        patterns = {unit: json.dumps(f"({number}){re.sub(SPECIAL, SLASH, unit)}", ensure_ascii=False) for unit in units}
+        factors = {unit: FACTORS[unit.strip()[0].casefold()] if are_ages else 1 for unit in units}
+        pairs = ", ".join(f"{pattern}: {factors[unit]}" for unit, pattern in patterns.items())
+        return f"numbers with units, it seems; read them by columns: {{NAME: {{column: ..., pattern: {{{pairs}}}}}}}"
     return None
 
 

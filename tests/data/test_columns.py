@@ -156,7 +156,12 @@ def test_numbers_that_stand_for_a_missing_value_are_no_codes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "wrong"), [(["x", "1", "nan"], {"x": 1, "nan": 1}), ([True, False, None], {"True": 1, "False": 1})]
+    ("values", "wrong"),
+    [
+        (["x", "1", "nan"], {"x": 1, "nan": 1}),
+        ([True, False, None], {"True": 1, "False": 1}),
+        (["1_000", "4_2", "5"], {"1_000": 1, "4_2": 1}),
+    ],
 )
 def test_what_is_no_number(values: list[Any], wrong: dict[str, int]) -> None:
     assert dict(read_column(Dataset.from_dict({"age": values}), GRAPH["age"], Entry("age"))[1]) == wrong

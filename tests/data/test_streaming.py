@@ -14,7 +14,7 @@ from softcft.data.columns import translate
 from softcft.data.config import DataConfig
 from softcft.data.own import read_table
 from softcft.data.pixels import encode_pixels, prepare_images
-from softcft.data.schema import ImageAttributeDataset
+from softcft.data.schema import ImageAttributeDataset, encode_rows
 from softcft.data.sources import load_data, training_images
 from softcft.data.streaming import StreamedImages, stream_splits
 from softcft.graph import CausalGraph
@@ -142,6 +142,69 @@ def test_first_rows_are_checked_at_once(folder: Path) -> None:
     for rows, columns, named in ((table, None, "'age'"), (table, unknown, "'sick'"), (table.take(0), COLUMNS, "rows")):
         with pytest.raises(ValueError, match=named):
             StreamedImages(rows, settings(folder), GRAPH, columns)
+
+
+SITE = CausalGraph([{"name": "site", "kind": "categorical", "categories": ["left", "right", "both"]}])
+MASS = CausalGraph([{"name": "site", "kind": "binary", "categories": ["no", "yes"]}])
+DOSE = CausalGraph([{"name": "site", "kind": "continuous", "low": 0, "high": 100}])
+
+
+@pytest.mark.parametrize(
+    ("graph", "values", "entry"),
+    [
+        (SITE, [0, 1, 2, 1, *[1, 2] * 4], {}),  # later rows are read as the first
+        (SITE, [0, 0, 0, 0, 1, 2, 2, 2], {}),
+        (SITE, [0, None, 0, 0, *[None] * 4, 2, 1, 2, 1], {}),
+        (SITE, ["left", "both", "both", "left", "right", "right"], {}),
+        (SITE, [1, 2, 1, 2, 3, 3, 3, 3], {"values": {1: "left", 2: "right", 3: "both"}}),
+        (
+            MASS,
+            ["mass|node, left", "node", "mass", "node", "node, left", "left", "x", "mass"],
+            {"contains": ["node, left"]},
+        ),
+        (MASS, ["['mass', 'node']", "['node']", "[]", "['mass']", "['mass', 'x']"], {"contains": ["mass"]}),
+        (DOSE, ["1.234", "1.5", "2", "3", "1.234", "2.500", "7", "8"], {}),
+    ],
+)
+def test_a_stream_is_read_as_the_table(graph, values: list, entry: dict, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "BATCH", 4)
+    folder, columns = save(rows(len(values), site=values), tmp_path / "parquet", files=1), {"site": entry}
+    table = translate(read_table(str(folder))["train"], graph, columns)
+    read = StreamedImages(read_table(str(folder), streaming=True)["train"], settings(folder), graph, columns)
+    torch.testing.assert_close(read.parents, encode_rows(table, graph), equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("graph", "values", "entry", "is_late"),
+    [
+        (SITE, [1, 2, 1, 2, 1, 2], {}, False),  # the first category has the number 0, or 1
+        (SITE, [2, 2, 2, 2, 0, 1], {}, False),
+        (SITE, [1, 2, 3, 1, 1, 2], {}, False),
+        (SITE, [0, 1, 0, 1, 3, 3], {}, True),
+        (SITE, [None] * 4 + [0, 1, 2, 2], {}, True),
+        (SITE, [0, 1, 2, 2, -1, 1], {}, True),
+        (MASS, ["mass, node"] * 4 + ["mass|node, left"] * 4, {"contains": ["mass"]}, True),
+        (DOSE, ["1.234", "2.500", "7", "8", "9"], {}, False),
+        (DOSE, ["1.5", "2.5", "7", "8", "9,5"], {}, True),
+    ],
+)
+def test_a_stream_that_may_mean_something_else_is_refused(
+    graph, values: list, entry: dict, is_late: bool, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 4)
+    folder = save(rows(len(values), site=values), tmp_path / "parquet", files=1)
+    table = read_table(str(folder), streaming=True)["train"]
+    images = StreamedImages(table, settings(folder), graph, {"site": entry}) if is_late else None
+    with pytest.raises(ValueError, match="site"):
+        list(images.tables(table)) if images else StreamedImages(table, settings(folder), graph, {"site": entry})
+
+
+def test_labels_that_the_first_rows_lack_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = save(rows(6, site=["mass"] * 6), tmp_path / "parquet", files=1)
+    table = read_table(str(folder), streaming=True)["train"]
+    with caplog.at_level(logging.WARNING):
+        StreamedImages(table, settings(folder), MASS, {"site": {"contains": ["mas"]}})
+    assert "'mas'" in caplog.text
 
 
 def test_splits_are_taken_off_the_training_rows(folder: Path, tmp_path: Path) -> None:

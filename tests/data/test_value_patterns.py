@@ -1,5 +1,8 @@
 import pytest
+import yaml
 
+from softcft.data.entries import read_entry
+from softcft.data.tables import as_number
 from softcft.data.value_patterns import looks_like, mean_nothing, spelled_alike
 
 
@@ -21,6 +24,10 @@ from softcft.data.value_patterns import looks_like, mean_nothing, spelled_alike
         (["a b.PNG", "c.dcm"], "files"),
         (["45 y", "46 y"], '"(\\\\d+) y": 1'),
         (["45 years", "2 months"], '"(\\\\d+) months": 0.0833'),
+        (["3.5 yrs", "090Y"], '"([\\\\d.+-]+) yrs": 1'),
+        ([f"{i} cm" for i in range(150, 170)], '"(\\\\d+) cm": 1'),
+        ([f"{i / 2}%" for i in range(20)], '"([\\\\d.+-]+)%": 1'),
+        ([f"-{i} (HU)" for i in range(20)], '"([\\\\d.+-]+) \\\\(HU\\\\)": 1'),
         (["Effusion| Mass", "Mass ", "effusion | Mass", "none"], "several labels"),
         (["058Y", "003M"], '"(\\\\d+)M": 0.0833'),
         (["Mass", "Mass|Nodule", "Mass|Edema", "Nodule"], "contains: {Mass: ..., Nodule: ...}"),
@@ -44,6 +51,10 @@ def test_what_is_neither_a_quantity_nor_a_category_is_named(texts, word):
         ["1-2", "3-5"],
         ["12", "1,000,000"],
         ["A|B", "C"],
+        ["1a", "1b", "2"],
+        ["1a", "2a", "3a"],  # few: names of categories
+        [f"{i}-{i + 9}" for i in range(20)],
+        [f"20/{i}" for i in range(20)],
     ],
 )
 def test_quantities_and_categories_are_left_alone(texts):
@@ -89,3 +100,14 @@ def test_spellings_of_one_category_are_put_together(categories, groups):
 )
 def test_categories_that_say_that_nothing_is_known(categories, expected):
     assert mean_nothing(categories) == expected
+
+
+@pytest.mark.parametrize(
+    "texts", [[f"{i - 9} (HU)" for i in range(20)], [f"{i / 4}%" for i in range(20)], ["3.5 y", "7 y"]]
+)
+def test_what_is_proposed_for_units_reads_them(texts: list[str]) -> None:
+    proposed = looks_like(texts).partition("pattern: ")[2][:-2]
+    entry = read_entry("x", {"pattern": yaml.safe_load(proposed)})
+    assert [as_number(entry.meaning(text, whole=True)[0]) for text in texts] == [
+        float(text.split()[0].strip("%")) for text in texts
+    ]
