@@ -9,8 +9,9 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 
+import numpy as np
 from datasets import Dataset, Image, Value
 
 from softcft.data.columns import column_values
@@ -18,7 +19,7 @@ from softcft.data.paths import stored_pictures
 from softcft.data.tables import as_text, is_missing
 from softcft.data.value_patterns import YEARS, is_date
 
-__all__ = ["is_key", "lacks_group", "shared_names"]
+__all__ = ["group_doubts", "is_key", "lacks_group", "shared_names"]
 
 PEOPLE = (
     *("patient", "patients", "pat", "pt", "subject", "subj", "sub", "participant", "person", "people", "individual"),
@@ -43,6 +44,7 @@ LARGE_GROUP = 20  # rows of one key, on average
 WHO = re.compile(rf"({'|'.join((*PEOPLE, 'case', 'p', 's', 'id'))})[-_ ]?\d+|0\d{{2,}}|\d{{4,}}", re.IGNORECASE)
 CODE = re.compile(r"[A-Za-z]{1,8}(\d*[-_ ])?\d{2,}")  # P012, RAD-0012, BRCA1-0012
 FEWEST_GROUPS = 5
+MANY = 10  # rows of one patient, and times the usual number
 
 
 def is_key(name: str, texts: Sequence[str]) -> bool:
@@ -111,6 +113,50 @@ def lacks_group(splits: Mapping[str, Dataset]) -> str | None:
         f"patient do, for instance {example!r}. If they are patients, give the table a column of them, and pass its "
         f"name as --group_column: {harm}"
     )
+
+
+def group_doubts(splits: Mapping[str, Dataset], column: str | None) -> list[str]:
+    """Warnings about patients: without a column, in several splits, written in several ways, or not known.
+
+    Args:
+        splits: The splits of a table.
+        column: The column of patients, if one is given.
+    """
+    if column is None:
+        return [doubt] if (doubt := lacks_group(splits)) else []
+    if any(column not in rows.column_names for rows in splits.values()):
+        return []  # which is an error elsewhere
+    rows_of = {
+        split: Counter(as_text(value) for value in rows[column][:] if not is_missing(value))
+        for split, rows in splits.items()
+    }
+    doubts = []
+    for one, other in combinations(rows_of, 2):
+        if shared := rows_of[one].keys() & rows_of[other].keys():
+            doubts.append(
+                f"{len(shared)} values of {column!r} are in both {one} and {other}, for instance {min(shared)!r}: "
+                "results would be too good. Remove their rows from one of them, or merge the splits into one, which "
+                "--group_column then parts."
+            )
+    total = sum(rows_of.values(), Counter[str]())
+    ways: defaultdict[str, list[str]] = defaultdict(list)
+    for key in total:
+        plain = re.sub(r"(?<!\d)0+(?=\d)|\.0+$", "", "_".join(re.split("[-_ ]+", key.strip().casefold())))
+        ways[plain].append(key)
+    if several := [keys for keys in ways.values() if len(keys) > 1]:
+        doubts.append(
+            f"{len(several)} values of {column!r} are written in several ways, it seems, for instance {several[0]}: "
+            "these count as different ones, which may be in different splits. Write each in one way."
+        )
+    for key, number in total.most_common(1):
+        others = total.total() / len(total)
+        if number >= MANY and number > MANY * np.median(list(total.values())):
+            doubts.append(
+                f"{number} rows have the same {column!r}, {key!r}, where others have {others:.2g} on average, and so "
+                f"count as one. If it stands for none, make it missing by columns: {{{column}: {{values: {{{key}: "
+                "null}}}."
+            )
+    return doubts
 
 
 def shared_names(paths: Sequence[str]) -> tuple[str, int] | None:

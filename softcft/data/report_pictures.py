@@ -18,13 +18,14 @@ from tqdm.auto import tqdm
 from softcft.data.config import DataConfig
 from softcft.data.negatives import find_negatives, thumbnail
 from softcft.data.paths import check_paths, find_repeats, stored_pictures
+from softcft.data.picture_tables import examples
 from softcft.data.pictures import eight_bits, fit_picture, is_grey, white_of, why_unread
 from softcft.data.pixels import list_problems, open_picture, picture_shape
 
 __all__ = ["DataReport", "Example", "check_pictures"]
 
 SAMPLE = 1_000  # pictures that are read
-NEGATIVES = 5  # that are named
+FLAT = 0.02  # part of the pictures, at least 3, that may be of a single shade
 AHEAD = 64  # pictures that are in memory together
 
 
@@ -62,8 +63,10 @@ class _Picture(NamedTuple):
     grey: bool = False
     white: str = ""
     photometric: str | None = None
+    frames: int = 1
     digest: bytes = b""
     small: np.ndarray | None = None
+    is_flat: bool = False
     pixels: np.ndarray | None = None
     problem: str | None = None
 
@@ -169,12 +172,15 @@ def _read_picture(stored: Mapping[str, Any] | None, size: int, channels: int) ->
     picture = _Picture(str((stored or {}).get("path") or "an image"))
     try:
         with open_picture(stored) as opened:
-            picture = picture._replace(size=opened.size, mode=opened.mode, grey=is_grey(opened))
+            # A photograph with a smaller one of itself is one picture.
+            frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
+            picture = picture._replace(size=opened.size, mode=opened.mode, grey=is_grey(opened), frames=frames)
             eight = eight_bits(opened)
             picture = picture._replace(white=white_of(eight), photometric=eight.info.get("photometric"))
             pixels = fit_picture(eight, size, channels)
             digest = hashlib.blake2b(pixels.tobytes()).digest()
-            return picture._replace(pixels=pixels, digest=digest, small=thumbnail(pixels))
+            is_flat = int(pixels.max()) - int(pixels.min()) <= 1
+            return picture._replace(pixels=pixels, digest=digest, small=thumbnail(pixels), is_flat=is_flat)
     except Exception as error:  # of many kinds; one picture must not end it all
         return picture._replace(problem=f"{picture.name}: {why_unread(error)}")
 
@@ -234,6 +240,17 @@ def _check_read(
             "White is not the same in all pictures, so that one shade may stand for several values. Look at the "
             f"examples; if some are too dark or too bright, bring all to one range before:{kinds}"
         )
+    if several := [picture for picture in pictures if picture.frames > 1]:
+        report.warnings.append(
+            f"{len(several)} of {len(pictures)} files have several pictures (pages, frames), {several[0].name} has "
+            f"{several[0].frames}: only the first of each is read. Save the one that is meant as a file."
+        )
+    flat = [picture.name for picture in pictures if picture.is_flat]
+    if len(flat) >= max(3, FLAT * len(pictures)):
+        report.warnings.append(
+            f"{len(flat)} of {len(pictures)} pictures are of a single shade, to the eye: {examples(flat)}. If they are "
+            "masks of 0 and 1, or were saved in a wrong range, scale them; else leave their rows out."
+        )
     grey = sum(picture.grey for picture in pictures if picture.mode)
     coloured = sum(not picture.grey for picture in pictures if picture.mode)
     if grey and coloured and config.image_channels is None:
@@ -246,9 +263,9 @@ def _check_read(
 def _check_negatives(pictures: Sequence[_Picture], report: DataReport) -> None:
     found = [pictures[place].name for place in find_negatives([picture.small for picture in pictures])]
     if found:
-        examples = ", ".join(dict.fromkeys(found[:NEGATIVES])) + (", ..." if len(found) > NEGATIVES else "")
+        named = examples(list(dict.fromkeys(found)))
         report.warnings.append(
-            f"{len(found)} of {len(pictures)} pictures look inverted (negatives of the others): {examples}. DICOM "
+            f"{len(found)} of {len(pictures)} pictures look inverted (negatives of the others): {named}. DICOM "
             "files with PhotometricInterpretation MONOCHROME1 become so: invert these, or leave their rows out."
         )
 

@@ -12,7 +12,7 @@ from softcft.data.chest_xrays import SOURCES
 from softcft.data.chest_xrays.prepared import check_prepared
 from softcft.data.columns import doubt_places, find_columns, translate
 from softcft.data.config import FOLDERS, GRAPHS, DataConfig
-from softcft.data.keys import lacks_group
+from softcft.data.keys import group_doubts
 from softcft.data.lost_rows import absent_pictures, complete_rows, explain_lost
 from softcft.data.morphomnist import load_morphomnist
 from softcft.data.own import read_own
@@ -105,8 +105,7 @@ def _read(
     splits, columns = read_own(name, config, columns)
     _warn(name, left_out(name, splits, config.table_file or ()))
     _warn(name, split_doubts(splits))
-    if config.subject_column is None and (doubt := lacks_group(splits)):
-        logger.warning("%s: %s", name, doubt)
+    _warn(name, group_doubts(splits, config.subject_column))
     if drawn := [split for split in SPLITS if split not in splits]:
         logger.warning("%s: %s drawn at random from the training images.", name, " and ".join(drawn))
     return splits, columns

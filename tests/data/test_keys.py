@@ -1,7 +1,7 @@
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
-from softcft.data.keys import is_key, lacks_group, shared_names
+from softcft.data.keys import group_doubts, is_key, lacks_group, shared_names
 
 N = 60
 
@@ -99,6 +99,39 @@ def test_keys_that_repeat_ask_for_a_group_column(parts, column, value) -> None:
 )
 def test_nothing_is_asked_where_nothing_repeats(columns) -> None:
     assert lacks_group(table(**columns)) is None
+
+
+@pytest.mark.parametrize(
+    ("parts", "patient", "named"),
+    [
+        (2, lambda i: f"P{i % 30}", "'P0'"),  # in both splits
+        (1, lambda i: [f"{i // 2:03d}", str(i // 2)][i % 2], "'000', '0'"),
+        (1, lambda i: [f"P{i // 2:02d}", f"p{i // 2:02d} "][i % 2], "'P00', 'p00 '"),
+        (1, lambda i: [f"A-{i // 2}", f"A_{i // 2}"][i % 2], "'A-0', 'A_0'"),
+        (1, lambda i: [str(i // 2), f"{i // 2}.0"][i % 2], "'0', '0.0'"),
+        (1, lambda i: "unknown" if i % 3 == 0 else f"P{i // 2}", "'unknown'"),
+        (1, lambda i: -1 if i % 3 == 0 else i // 2, "'-1'"),
+    ],
+)
+def test_patients_who_are_not_told_apart_as_they_should_be(parts, patient, named) -> None:
+    (doubt,) = group_doubts(table(parts, patient=patient), "patient")
+    assert "'patient'" in doubt
+    assert named in doubt
+
+
+@pytest.mark.parametrize(
+    ("parts", "patient"),
+    [
+        (1, lambda i: i // 3),
+        (2, lambda i: f"P{i // 3:03d}"),
+        (1, lambda i: None if i % 2 else f"P{i}"),
+        (1, lambda i: f"{i // 30}-{i // 3:02d}"),
+        (1, lambda i: f"{i * 7919 % 997:x}"),
+        (1, lambda i: i // 20),
+    ],
+)
+def test_patients_who_are_told_apart(parts, patient) -> None:
+    assert group_doubts(table(parts, patient=patient), "patient") == []
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 from softcft.data.config import DataConfig
 from softcft.data.report import DataReport, check_data
 from softcft.graph import CausalGraph
-from tests.data.picture_files import deep_png, dicom
+from tests.data.picture_files import deep_png, dicom, saved, tiff
 
 GRAPH = CausalGraph(
     [
@@ -59,14 +59,30 @@ def test_good_data_have_no_problems() -> None:
 
 def test_all_problems_are_told_at_once() -> None:
     table = splits(200, age=lambda i: float(i), sex=lambda i: "m" if i % 2 else "male").remove_columns("image")
-    scan, age, unknown, *lacking = check(table, {"age": "age", "image": "scan"}).errors
+    scan, age, unknown = check(table, {"age": "age", "image": "scan"}).errors
     assert "'scan'" in scan
     assert "99 values of 'age'" in age
     assert "'m' (100 rows)" in unknown
-    assert ["no image of validation is 'female'" in lacking[0], "no image of test is 'female'" in lacking[1]] == [
-        True
-    ] * 2
-    assert len(lacking) == 2
+
+
+@pytest.mark.parametrize(
+    "column", [lambda i: "mf"[i % 2], lambda i: ["m", "male"][i % 2], lambda i: 1 + i % 2, lambda i: 1, lambda i: None]
+)
+def test_of_a_variable_that_is_not_understood_only_that_is_told(column) -> None:
+    report = check(splits(60, sex=column))
+    (error,) = report.errors
+    assert "sex" in error
+    assert not any("sex" in text for text in report.warnings)
+    report = check(splits(60, sex=column, age=lambda i: "?"))
+    assert len(report.errors) == 2
+    assert report.warnings == []
+
+
+def test_others_are_checked_beside_what_is_not_understood() -> None:
+    report = check(splits(200, age=lambda i: "?", sex=lambda i: "male"))
+    assert ["'?'" in report.errors[0], *["'female'" in text for text in report.errors[1:]]] == [True] * 3
+    report = check(splits(200, age=None, sex=lambda i: "male"))
+    assert ["age" in report.errors[0], *["'female'" in text for text in report.errors[1:]]] == [True] * 3
 
 
 def test_a_missing_column_is_told_with_the_nearest_one() -> None:
@@ -85,7 +101,9 @@ def test_missing_values_are_counted_and_the_rest_must_suffice() -> None:
     assert "train 50 of 100, validation 25 of 50, test 25 of 50" in text
     report = check(splits(200, age=lambda i: None))
     assert "'age' has no value in any row; leave it out of the graph." in report.errors
-    assert any(text.startswith("0 rows of test have a value for every variable") for text in report.errors)
+    assert len(report.errors) == 1
+    report = check(splits(200, age=lambda i: 40.0 + i % 9 if i < 151 else None))
+    assert any(text.startswith("1 rows of test have a value for every variable") for text in report.errors)
 
 
 def test_categories_of_test_are_counted_in_complete_rows() -> None:
@@ -112,7 +130,8 @@ def test_splits_are_drawn_and_groups_kept() -> None:
     report = check(table, group_column="patient")
     assert "drawn at random" in report.lines[0]
     assert report.lines[1].startswith("patient: train 35, validation 5, test 10")
-    assert [text[:5] for text in report.warnings if "--num_validation" in text] == ["'age'", "'sex'"]  # 5 patients
+    (few,) = [text for text in report.warnings if "--num_validation" in text]  # 5 patients
+    assert few.startswith("'age', 'sex': ")
     report = check(table, group_column="patient", num_validation=60)
     assert not any("patient" in text for text in report.warnings)
     report = check(splits(200, patient=lambda i: i // 4 % 40), group_column="patient")
@@ -189,6 +208,38 @@ def test_grey_and_colour_together_are_told_whichever_is_first(first: str, named:
     table = splits(200, {i: {"bytes": png(i, mode=mode), "path": None} for i, mode in enumerate(modes)})
     assert any(f"{others} of 200" in text and named in text for text in check(table).warnings)
     assert check(table, image_channels=1).warnings == check(table, image_channels=3).warnings == []
+
+
+FORMS = {
+    "TIFF": lambda pages: tiff(np.stack(pages), photometric="minisblack"),
+    "GIF": lambda pages: saved(*map(PILImage.fromarray, pages[:1]), form="gif", **more(pages)),
+    "PNG": lambda pages: saved(*map(PILImage.fromarray, pages[:1]), **more(pages)),
+    "WebP": lambda pages: saved(*map(PILImage.fromarray, pages[:1]), form="webp", **more(pages)),
+}
+
+
+def more(pages: list[np.ndarray]) -> dict[str, Any]:
+    return {"save_all": True, "append_images": list(map(PILImage.fromarray, pages[1:]))}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_files_of_several_pictures_are_told(form: str) -> None:
+    random = np.random.default_rng(0)
+    pages = list(random.integers(0, 256, (3, 16, 16), dtype="u1"))
+    stored = [{"bytes": FORMS[form](some), "path": f"scan.{form}"} for some in (pages, pages[:1])]
+    report = check(splits(200, {i: stored[0] for i in range(8)} | {i: stored[1] for i in range(8, 20)}))
+    (several,) = [text for text in report.warnings if "several pictures" in text]
+    assert several.startswith("8 of 200 files")
+    assert f"scan.{form} has 3" in several
+
+
+@pytest.mark.parametrize("most", [0, 1, 255])
+def test_pictures_that_are_black_to_the_eye_are_told(most: int) -> None:
+    """Masks of 0 and 1 are, among others."""
+    random = np.random.default_rng(0)
+    stored = {"bytes": saved(PILImage.fromarray(random.integers(0, most + 1, (8, 8), dtype="u1"))), "path": "mask.png"}
+    report = check(splits(200, dict.fromkeys(range(40, 60), stored)))
+    assert any("single shade" in text and "mask.png" in text for text in report.warnings) == (most < 255)
 
 
 def test_negatives_are_told_with_their_number() -> None:
