@@ -234,9 +234,11 @@ class _Finder:
 
     def __init__(self, root: Path, files: Iterable[str], pictures: Iterable[str]) -> None:
         self.root, self.pictures = root, list(pictures)
-        self._known = {_normal(file): file for file in files}
+        self._known: defaultdict[str, list[str]] = defaultdict(list)
         self._stems: defaultdict[str, list[str]] = defaultdict(list)  # without their endings
         self._names: defaultdict[str, list[str]] = defaultdict(list)  # without their folders
+        for file in files:
+            self._known[_normal(file)].append(file)
         for file in self.pictures:
             path = _normal(file)
             stem = os.path.splitext(path)[0]
@@ -279,10 +281,9 @@ class _Finder:
         """The file of this path, or the picture of this path and any ending."""
         if os.path.lexists(self.root / path) and not os.path.isdir(self.root / path):
             return path
-        path = _normal(self._slashed(path))  # é may be written as one letter or as two
-        if path in self._known:
-            return self._known[path]
-        return _one(self._stems[path], path, table) if path in self._stems else None
+        path = _normal(self._slashed(path))
+        found = self._known.get(path) or self._stems.get(path)
+        return None if found is None else _one(found, path, table)
 
     @staticmethod
     def _slashed(path: str) -> str:
@@ -299,4 +300,5 @@ def _one(files: Sequence[str], name: str, table: str) -> str:
 
 
 def _normal(path: str) -> str:
-    return unicodedata.normalize("NFC", path)
+    """A path without regard to capitals, and to whether é is one letter or two."""
+    return unicodedata.normalize("NFC", path.casefold())

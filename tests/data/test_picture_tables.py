@@ -77,8 +77,10 @@ FLAT = [f"{i:03d}.png" for i in range(6)]
         (DEEP, lambda file: "D:\\data\\the_set\\" + file.replace("/", "\\")),
         (DEEP, lambda file: f"home/me/the_set/{file}"),
         (["masks/x.png", *FLAT[1:]], lambda file: Path(file).name),
+        (FLAT, str.upper),
+        (DEEP, lambda file: file.title()[:-4]),
     ],
-    ids=range(13),
+    ids=range(15),
 )
 def test_pictures_are_found_by_what_a_column_calls_them(
     column: str, files: list[str], name: Callable[[str], str], tmp_path: Path
@@ -105,6 +107,7 @@ def test_a_pattern_takes_the_name_out_of_a_text(tmp_path: Path) -> None:
     [
         (["a/0.png", "b/0.png"], ["0.png", "0.png"], "a/0.png, b/0.png"),
         (["0.png", "0.jpg"], ["0", "0"], "0.jpg, 0.png"),
+        (["a.png", "A.png"], ["a.PNG", "a.png"], "A.png, a.png"),
         (["a/0.png", "1.png"], ["a/0.png", "0.png"], "twice"),
         (["0.png"], ["1.png"], "none of the pictures"),
         (["0.png"], ["../0.png"], "not in the folder"),
