@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="bring a picture of another size or colour to the model's as training does; --no-fit refuses it [--fit]",
     )
-    ask.add_argument("--seed", type=_whole(0), default=0, help="randomness of the abduction [%(default)s]")
+    ask.add_argument("--seed", type=_whole(0), help="another draw of the noise [that which a picture always has]")
     ask.add_argument(
         "--num_inference_steps", type=_whole(1), metavar="N", help="levels of noise of a diffusion model [50]"
     )
@@ -172,7 +172,7 @@ def _counterfactual(arguments: argparse.Namespace) -> None:
                 factual,
                 parents=parents,
                 do=[_typed(pipeline.causal_graph, do) for do in interventions],
-                generator=seeded_generator(arguments.seed),
+                generator=None if arguments.seed is None else seeded_generator(arguments.seed),
                 **settings,
             )
         except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-__all__ = ["Generator", "noise_generators", "seeded_generator", "spread_evenly", "uniform"]
+__all__ = ["Generator", "noise_generators", "own_generators", "seeded_generator", "spread_evenly", "uniform"]
 
 Generator = torch.Generator | list[torch.Generator] | None
 """One for a batch, a list with one for each image, or PyTorch's global one."""
@@ -33,6 +34,16 @@ def noise_generators(batch: dict[str, Any]) -> Generator:
     seeds = batch.get("seeds")
     device = batch["image"].device
     return None if seeds is None else [seeded_generator(seed, device=device) for seed in seeds]
+
+
+def own_generators(images: Tensor) -> list[torch.Generator]:
+    """A generator for each image (B, C, H, W) in [-1, 1], on the CPU, seeded by its pixels in 8 bits.
+
+    So an image has the same noise whenever, wherever and beside whichever others it is looked at, and two images have
+    unrelated ones.
+    """
+    pixels = ((images.float().cpu() + 1) * 127.5).round().to(torch.uint8).numpy()
+    return [seeded_generator(int.from_bytes(hashlib.sha256(one.tobytes()).digest())) for one in pixels]
 
 
 def uniform(shape: tuple[int, ...], generator: Generator, device: torch.device) -> Tensor:

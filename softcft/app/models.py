@@ -72,15 +72,12 @@ class Model(NamedTuple):
         return isinstance(self.pipeline, DiffusionDSCMPipeline)
 
     def ask(self, picture: np.ndarray, parents: Values, do: Values, steps: int | None) -> DSCMPipelineOutput:
-        """Counterfactuals of one picture, always with the same seed; see :meth:`softcft.DSCMPipeline.__call__`.
+        """Counterfactuals of one picture; see :meth:`softcft.DSCMPipeline.__call__`.
 
         ``steps`` are those of a diffusion model; None is its default.
         """
         settings = {"num_inference_steps": steps} if self.is_diffusion and steps else {}
-        generator = torch.Generator().manual_seed(0)
-        output: DSCMPipelineOutput = self.pipeline(
-            picture, parents=parents, do=do, generator=generator, output_type="np", **settings
-        )
+        output: DSCMPipelineOutput = self.pipeline(picture, parents=parents, do=do, output_type="np", **settings)
         return output
 
 

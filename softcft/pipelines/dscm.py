@@ -114,10 +114,11 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
                 list with one dict per image.
             do: The intervention in natural units, in the same forms; in a list of dicts each image may have other
                 variables. Empty or None returns the factual images.
-            generator: Randomness of the abduction: one for all, or a list with one per counterfactual, which makes each
-                result independent of the batch. Abduction draws the latents of the image, and the noise of discrete
-                attributes, from those that explain what was seen. So the same call another time gives a slightly other
-                answer, unless it has a new generator of the same seed: ``torch.Generator().manual_seed(0)``.
+            generator: Randomness of the abduction, which draws the latents of the image, and the noise of discrete
+                attributes, from all that explain what was seen. Left out, each image has noise of its own, which
+                follows from its pixels: the same question has the same answer, alone or in a batch. Other answers that
+                are as good come with a generator for all, ``torch.Generator().manual_seed(1)``, or a list with one per
+                counterfactual.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
             infer_missing_parents: Whether the classifier may fill in the factual attributes that ``parents`` lacks, by
                 the most probable category or the predicted mean.
@@ -162,7 +163,8 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
             num_images: Number of images B.
             do: The intervention in natural units: a dict of scalars or of lists with one value per image, or a list
                 with one dict per image.
-            generator: Source of randomness: one for all, or a list with one per image.
+            generator: Source of randomness: one for all, or a list with one per image. Left out, that of PyTorch, so
+                each call draws other images.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
 
         Returns:

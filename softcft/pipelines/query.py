@@ -20,7 +20,7 @@ from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.models.sight import not_seen
 from softcft.models.weights import load_safetensors
-from softcft.noise import Generator
+from softcft.noise import Generator, own_generators
 from softcft.pipelines.images import Images, OutputType, check_output_type, from_tensor, to_numpy, to_tensor
 from softcft.pipelines.result import DSCMPipelineOutput, Predictions
 
@@ -100,7 +100,10 @@ def predict_counterfactuals(
     intervention = _encode_values("do", graph, query.do, len(factual) if len(factual) > 1 else None)
     batch_size = len(intervention.values)
     check_generator(generator, batch_size)
-    generators = _share(generator, batch_size) if len(factual) < batch_size else generator
+    if generator is None:
+        generators: Generator = own_generators(factual.expand(batch_size, -1, -1, -1))
+    else:
+        generators = _share(generator, batch_size) if len(factual) < batch_size else generator
     missing = [name for name, is_known in zip(graph.names, known.mask.all(dim=0).tolist(), strict=True) if not is_known]
     if missing and not query.infer_missing_parents:
         raise ValueError(
@@ -243,12 +246,10 @@ def _encode_row(argument: str, graph: CausalGraph, values: Values, batch_size: i
         raise ValueError(f"{argument}: {error}") from error
 
 
-def _share(generator: Generator, batch_size: int) -> list[torch.Generator]:
+def _share(generator: torch.Generator | list[torch.Generator], batch_size: int) -> list[torch.Generator]:
     """Copies of a generator for rows that share one image, so that all draw the same noise."""
     if isinstance(generator, list):
         return generator
-    if generator is None:
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     # The caller's own generator is among them, so that it moves on as in a call with one intervention.
     return [generator.clone_state() for _ in range(batch_size - 1)] + [generator]
 

@@ -135,6 +135,8 @@ def test_the_same_question_has_the_same_answer(model: Model) -> None:
     answers = [model.ask(picture, parents, {"age": [20.0, 90.0]}, None) for _ in range(2)]
     assert answers[0].images.shape == (2, 16, 16, 1)
     assert (answers[0].images == answers[1].images).all()
+    from_python = model.pipeline(picture, parents, {"age": [20.0, 90.0]}, output_type="np")
+    assert (answers[0].images == from_python.images).all()
 
 
 def test_without_a_classifier_nothing_is_proposed(folder: Path) -> None:

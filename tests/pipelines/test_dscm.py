@@ -12,6 +12,7 @@ from softcft import AttributeClassifier, CausalGraph, DSCMPipeline, HVAEBackbone
 from softcft.data.phantom import PHANTOM_GRAPH, draw_block, render
 from softcft.data.pictures import fit_picture
 from softcft.models.sight import Sight
+from softcft.noise import own_generators
 from tests.small_models import TRUNK, make_hvae, make_scm, perturb
 
 SIZE = 16
@@ -172,19 +173,34 @@ def test_one_image_with_several_interventions_shares_its_noise(pipe, images):
     np.testing.assert_allclose(twice[0], twice[1], atol=1e-6)
 
 
-def test_calls_are_reproducible_and_the_noise_matters(pipe, images):
+def test_generators_make_calls_reproducible_and_their_noise_matters(pipe, images):
     def call(seed: int) -> np.ndarray:
         generator = torch.Generator().manual_seed(seed)
         return pipe(images, PARENTS, {"sex": "female"}, generator=generator, output_type="np").images
 
     assert (call(0) == call(0)).all()
     assert (call(0) != call(1)).any()
+
+
+def test_without_a_generator_an_image_has_the_same_noise_in_any_call(pipe, images, arrays):
+    together = pipe(images, PARENTS, {"age": 80}, output_type="pt").images
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        one = pipe(images[0], row(0), {"age": [20, 90]}, output_type="np").images
-        torch.manual_seed(5)
-        assert (pipe(images[0], row(0), {"age": [20, 90]}, output_type="np").images == one).all()
-        assert (pipe(images[0], row(0), {"age": [20, 90]}, output_type="np").images != one).any()
+        again = pipe(images, PARENTS, {"age": 80}, output_type="pt").images
+    assert torch.equal(together, again)
+    floats = torch.from_numpy(arrays.astype(np.float32) / 255)
+    for i, form in enumerate([images[0], arrays[1], floats[None, 2]]):  # alone, and beside another intervention
+        alone = pipe(form, row(i), {"age": [80, 20]}, output_type="pt")
+        torch.testing.assert_close(alone.images[0], together[i], atol=1e-5, rtol=0)
+
+
+def test_noise_of_images_is_unrelated_however_similar_they_are() -> None:
+    image = -torch.ones(1, 1, 4, 4)
+    other = image.clone()
+    other[..., 0, 0] += 2 / 255
+    draws = [torch.randn(1000, generator=generator) for generator in own_generators(torch.cat([image, other, image]))]
+    assert torch.equal(draws[0], draws[2])
+    assert abs(torch.corrcoef(torch.stack(draws[:2]))[0, 1]) < 0.15
 
 
 # ---- forms of input and output ------------------------------------------------------------------------------------
