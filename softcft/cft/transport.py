@@ -41,7 +41,7 @@ NEAREST = 256
 PENALTY = 4
 """Ridge penalty of slopes: as much as this many images at one standard deviation."""
 WINDOW = 1 / 32
-"""Share of peers and donors on either side that count as near in the first log-odds, see docs/matched.md."""
+"""Share of peers and donors on either side that count as near in the first log-odds, see docs/matched_method.md."""
 
 
 class Reference(NamedTuple):
