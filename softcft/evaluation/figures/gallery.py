@@ -11,7 +11,7 @@ from torch import Tensor
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.evaluation.effectiveness import counterfactual_images, image_generators, plan_counterfactuals
 from softcft.evaluation.figures.animation import write_interpolation
-from softcft.evaluation.figures.grids import cft_comparison
+from softcft.evaluation.figures.grids import cft_comparison, counterfactual_grid
 from softcft.evaluation.figures.style import save
 from softcft.evaluation.tables import CFT_NAMES
 from softcft.graph import Intervention
@@ -23,7 +23,6 @@ Model = tuple[AttributeSCM, CounterfactualBackbone]
 """What makes counterfactuals of attributes and of images."""
 
 FRAMES = 12  # values of an interpolation
-COMPARED = 1  # images in the comparison of all models, which must fit on a page
 RANGE = (0.02, 0.98)  # quantiles of the real values that an interpolation runs between
 
 
@@ -49,7 +48,8 @@ def draw_counterfactuals(
         folder: Gets ``counterfactuals_none`` and so on, and ``comparison``.
     """
     own, own_rows = parents[list(examples)], [rows[i] for i in examples]
-    grids, values, captions = {}, {}, []
+    compared: dict[str, dict[str, Tensor]] = {}  # all models must fit on a page: those of the first image
+    values, captions = {}, []
     for cft, (attribute_scm, backbone) in models.items():
         graph = attribute_scm.causal_graph
         factual = zip(*graph.decode(own).values(), strict=True)
@@ -61,10 +61,10 @@ def draw_counterfactuals(
             f"do({v.name})": [v.in_words(value) for value in v.decode(plan[:, i, graph.slices[v.name]])]
             for i, v in enumerate(graph.variables)
         }
-        save(cft_comparison(image, {"": grid}, captions, values), folder / f"counterfactuals_{cft}")
-        grids[CFT_NAMES[cft]] = {do: x[:COMPARED] for do, x in grid.items()}
-    values = {do: texts[:COMPARED] for do, texts in values.items()}
-    save(cft_comparison(image[:COMPARED], grids, captions[:COMPARED], values), folder / "comparison")
+        save(counterfactual_grid(image, grid, captions, values), folder / f"counterfactuals_{cft}")
+        compared[CFT_NAMES[cft]] = {do: x[0] for do, x in grid.items()}
+    first = {do: texts[0] for do, texts in values.items()}
+    save(cft_comparison(image[0], compared, captions[0], first), folder / "comparison")
 
 
 @torch.no_grad()

@@ -10,13 +10,14 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from softcft.evaluation.figures.style import FONT_SIZE, PLAIN_TEXT, VALUE_FONT_SIZE, to_pixels
+from softcft.evaluation.figures.style import FONT_SIZE, PLAIN_TEXT, VALUE_FONT_SIZE, fit_text, to_pixels
 
-__all__ = ["cft_comparison", "draw_results", "example_grid"]
+__all__ = ["cft_comparison", "counterfactual_grid", "draw_results", "example_grid"]
 
 CELL = 1.25  # inches
 WRAP = 18  # characters to a line over or under an image
@@ -28,48 +29,84 @@ GREY_LEVEL = 1 / 255
 
 
 @rc_context(PLAIN_TEXT)
-def cft_comparison(
+def counterfactual_grid(
     image: Tensor,
-    counterfactuals: Mapping[str, Mapping[str, Tensor]],
+    counterfactuals: Mapping[str, Tensor],
     captions: Sequence[str],
     values: Mapping[str, Sequence[str]],
 ) -> Figure:
-    """Show counterfactuals of a few subjects by one or several models, as in Fig. 1 of the paper.
+    """Show counterfactuals of a few subjects by one model, as in Fig. 1 of the paper.
 
-    For each subject and model there are two rows: the original image and its counterfactuals, each over the value that
-    was asked for; below them the effects, counterfactual minus original. One colour scale serves all effects. It ends
-    at the 99.5th percentile of their size, so that the few largest do not pale the others.
+    For each subject there are two rows: the original image and its counterfactuals, each over the value that was asked
+    for; below them the effects, counterfactual minus original. One colour scale serves all effects. It ends at the
+    99.5th percentile of their size, so that the few largest do not pale the others.
 
     Args:
         image: Original images in [-1, 1], shape (B, C, H, W), C 1 or 3.
-        counterfactuals: By model, such as ``"Soft-CFT"``, or ``""`` for no title: by heading, such as ``"do(sex)"``,
-            images of the same shape. All models have the same headings in the same order.
+        counterfactuals: By heading, such as ``"do(sex)"``, images of the same shape.
         captions: The factual attributes of each subject, see :meth:`~softcft.graph.CausalGraph.in_words`.
-        values: By heading, the new value of each subject, such as ``"female"``; the same for all models.
+        values: By heading, the new value of each subject, such as ``"female"``.
     """
-    first = next(iter(counterfactuals))
-    headings = list(counterfactuals[first])
-    blocks = [(i, model) for i in range(len(captions)) for model in counterfactuals]
-    effects = {(i, m): [_effect(x[i], image[i]) for x in counterfactuals[m].values()] for i, m in blocks}
-    limit = _largest(list(effects.values()))
-    texts = [[textwrap.fill(values[heading][i], VALUE_WRAP) for heading in headings] for i, _ in blocks]
+    effects = [[_effect(x[i], image[i]) for x in counterfactuals.values()] for i in range(len(captions))]
+    limit = _largest(effects)
+    texts = [[textwrap.fill(of_all[i], VALUE_WRAP) for of_all in values.values()] for i in range(len(captions))]
     lines = sum(max(text.count("\n") + 1 for text in row) for row in texts)
-    shape = (2 * len(blocks), 1 + len(headings))
+    shape = (2 * len(captions), 1 + len(counterfactuals))
     height, width = image.shape[-2:]
     size = (CELL * shape[1] + 0.9, CELL * height / width * shape[0] + 0.4 + VALUE_FONT_SIZE / 60 * lines)
     figure, grid = _empty_grid(size, shape, h_pad=0.02)
-    for axes, heading in zip(grid[0], ["original", *headings], strict=True):
+    for axes, heading in zip(grid[0], ["original", *counterfactuals], strict=True):
         axes.set_title(textwrap.fill(heading, WRAP, break_long_words=False), fontsize=FONT_SIZE)
-    for (i, model), row, upper, lower in zip(blocks, texts, grid[::2], grid[1::2], strict=True):
-        pictures = [image[i], *(x[i] for x in counterfactuals[model].values())]
+    for i, (row, upper, lower) in enumerate(zip(texts, grid[::2], grid[1::2], strict=True)):
+        pictures = [image[i], *(x[i] for x in counterfactuals.values())]
         for axes, picture, text in zip(upper, pictures, ["", *row], strict=True):
             _show(axes, picture, text)
-        for axes, effect in zip(lower[1:], effects[i, model], strict=True):
-            mapped = axes.imshow(effect, cmap=EFFECT_COLORS, vmin=-limit, vmax=limit)
-        _write(lower[0], model, captions[i] if model == first else "")
-    bar = figure.colorbar(mapped, ax=grid, extend="both", aspect=25, shrink=min(1, 3.5 / size[1]))
-    bar.set_label("change in grey value (full range = 1)", fontsize=FONT_SIZE)
-    bar.ax.tick_params(labelsize=FONT_SIZE - 1)
+        mapped = _show_effects(lower[1:].tolist(), effects[i], limit)
+        lines_of_caption = [textwrap.fill(part, WRAP) for part in captions[i].split(", ")]
+        lower[0].text(0, 0.97, "\n".join(lines_of_caption), transform=lower[0].transAxes, va="top", fontsize=FONT_SIZE)
+    _add_scale(figure, mapped, grid, size[1])
+    return figure
+
+
+@rc_context(PLAIN_TEXT)
+def cft_comparison(
+    image: Tensor,
+    counterfactuals: Mapping[str, Mapping[str, Tensor]],
+    caption: str,
+    values: Mapping[str, str],
+) -> Figure:
+    """Show counterfactuals of one subject by several models side by side, a row for each intervention.
+
+    A row has the original image, and for each model the counterfactual and its effect, all on one colour scale, see
+    :func:`counterfactual_grid`.
+
+    Args:
+        image: The original image in [-1, 1], shape (C, H, W), C 1 or 3.
+        counterfactuals: By model, such as ``"Soft-CFT"``, and by heading, such as ``"do(sex)"``, images of the same
+            shape. All models have the same headings in the same order.
+        caption: The factual attributes.
+        values: By heading, the new value, such as ``"female"``.
+    """
+    effects = {model: [_effect(x, image) for x in images.values()] for model, images in counterfactuals.items()}
+    limit = _largest(list(effects.values()))
+    shape = (len(values), 1 + 2 * len(counterfactuals))
+    height, width = image.shape[-2:]
+    size = (CELL * shape[1] + 1.5, CELL * height / width * shape[0] + 0.6)
+    figure, grid = _empty_grid(size, shape, h_pad=0.02)
+    figure.suptitle(fit_text(caption, size[0], FONT_SIZE), fontsize=FONT_SIZE)
+    grid[0, 0].set_title("original", fontsize=FONT_SIZE)
+    for axes, (heading, value) in zip(grid[:, 0], values.items(), strict=True):
+        label = [textwrap.fill(text, WRAP, break_long_words=False) for text in (heading, value)]
+        _show(axes, image, "")
+        axes.set_ylabel("\n".join(label), fontsize=VALUE_FONT_SIZE)
+    for i, (model, images) in enumerate(counterfactuals.items()):
+        after, change = grid[:, 1 + 2 * i], grid[:, 2 + 2 * i]
+        after[0].set_title(textwrap.fill(model, WRAP), fontsize=FONT_SIZE, weight="bold")
+        change[0].set_title("its effect", fontsize=FONT_SIZE)
+        for axes, picture in zip(after, images.values(), strict=True):
+            _show(axes, picture, "")
+        mapped = _show_effects(change.tolist(), effects[model], limit)
+    _add_scale(figure, mapped, grid, size[1])
     return figure
 
 
@@ -123,7 +160,7 @@ def draw_results(
         for axes, before, after, change in zip(grid, original, counterfactual, changes, strict=True):
             _show(axes[0], before, "")
             _show(axes[1], after, "")
-            mapped = axes[2].imshow(change, cmap=EFFECT_COLORS, vmin=-limit, vmax=limit)
+            mapped = _show_effects([axes[2]], [change], limit)
         for axes, title in zip(grid[0], ["original", "counterfactual", "effect"], strict=False):
             axes.set_title(title, fontsize=FONT_SIZE)
         bar = figure.colorbar(mapped, ax=grid[:, 2].tolist(), extend="both", aspect=15, shrink=min(1, 2 / size[1]))
@@ -178,13 +215,19 @@ def _show(axes: Axes, image: Tensor, text: str) -> None:
     axes.set_xlabel(text, fontsize=VALUE_FONT_SIZE, labelpad=2)
 
 
-def _write(axes: Axes, title: str, text: str) -> None:
-    """A title, and a text with each attribute on a line of its own."""
-    lines = [textwrap.fill(part, WRAP) for part in text.split(", ")]
-    if title:
-        axes.text(0, 0.97, title, transform=axes.transAxes, va="top", fontsize=FONT_SIZE, weight="bold")
-        lines = ["", *lines]  # the title's line
-    axes.text(0, 0.97, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=FONT_SIZE)
+def _show_effects(row: Sequence[Axes], effects: Sequence[np.ndarray], limit: float) -> AxesImage:
+    """Draw effects (H, W) in colours that end at the limit; returns one of them, for a colour bar."""
+    return [
+        axes.imshow(effect, cmap=EFFECT_COLORS, vmin=-limit, vmax=limit)
+        for axes, effect in zip(row, effects, strict=True)
+    ][-1]
+
+
+def _add_scale(figure: Figure, mapped: AxesImage, grid: np.ndarray, height: float) -> None:
+    """The colour bar of all effects, beside them."""
+    bar = figure.colorbar(mapped, ax=grid, extend="both", aspect=25, shrink=min(1, 3.5 / height))
+    bar.set_label("change in grey value (full range = 1)", fontsize=FONT_SIZE)
+    bar.ax.tick_params(labelsize=FONT_SIZE - 1)
 
 
 def _effect(counterfactual: Tensor, image: Tensor) -> np.ndarray:

@@ -7,10 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from softcft.data.phantom import PHANTOM_GRAPH, draw_block, render
 from softcft.evaluation.figures.curves import training_curves
-from softcft.evaluation.figures.grids import (
-    cft_comparison,
-    example_grid,
-)
+from softcft.evaluation.figures.grids import cft_comparison, counterfactual_grid, example_grid
 
 HEADINGS = ["do(sex)", "do(disease)"]
 VALUES = {"do(sex)": ["female", "male"], "do(disease)": ["pleural effusion", "no finding"]}
@@ -32,8 +29,12 @@ def phantom():
     )
 
 
-def counterfactual_grid(image, counterfactuals, captions, values):
-    return cft_comparison(image, {"": counterfactuals}, captions, values)
+def of_first(phantom):
+    """The comparison of two models, on the first subject."""
+    image, counterfactuals, captions = phantom
+    own = {heading: x[0] for heading, x in counterfactuals.items()}
+    values = {heading: VALUES[heading][0] for heading in own}
+    return cft_comparison(image[0], {"No CFT": own, "Soft-CFT": own}, captions[0], values)
 
 
 def pixels(figure):
@@ -63,8 +64,19 @@ def test_each_counterfactual_stands_over_its_value(phantom):
     grid = counterfactual_grid(image, counterfactuals, captions, VALUES)
     shown = [axes.get_xlabel() for axes in grid.axes[:-1]]
     assert shown == ["", "female", "pleural effusion", "", "", "", "", "male", "no finding", "", "", ""]
-    models = cft_comparison(image, {"No CFT": counterfactuals, "Soft-CFT": counterfactuals}, captions, VALUES)
-    assert [axes.get_xlabel() for axes in models.axes[:-1]] == [*shown[:6], *shown[:6], *shown[6:], *shown[6:]]
+
+
+def test_models_stand_side_by_side_and_interventions_below_each_other(phantom):
+    image, counterfactuals, captions = phantom
+    figure = of_first(phantom)
+    grid = np.array(figure.axes[:-1]).reshape(2, 5)
+    assert [axes.get_title() for axes in grid[0]] == ["original", "No CFT", "its effect", "Soft-CFT", "its effect"]
+    assert [axes.get_ylabel() for axes in grid[:, 0]] == ["do(sex)\nfemale", "do(disease)\npleural effusion"]
+    assert figure.get_suptitle() == captions[0]
+    for row, x in zip(grid, counterfactuals.values(), strict=True):
+        effect = torch.tensor(row[2].images[0].get_array().data)
+        torch.testing.assert_close(effect, (x[0, 0] - image[0, 0]) / 2)
+    assert len({axes.images[0].get_clim() for axes in grid[:, [2, 4]].flat}) == 1
 
 
 @pytest.mark.parametrize("size", [32, 64])
@@ -79,16 +91,34 @@ def test_texts_do_not_overlap(phantom, size):
         "do(intensity)": ["67.4 grey levels"] * 2,
         "do(race)": ["Asian, Native or Pacific Islander"] * 2,
     }
-    figure = cft_comparison(image, {"No CFT": counterfactuals, "Soft-CFT": counterfactuals}, captions, values)
+    figure = counterfactual_grid(image, counterfactuals, captions, values)
     FigureCanvasAgg(figure).draw()
     written = [text for axes in figure.axes[:-1] for text in (axes.title, axes.xaxis.label) if text.get_text()]
-    assert len(written) == 5 + 4 * 4
+    assert len(written) == 5 + 2 * 4
     boxes = [text.get_window_extent() for text in written] + [axes.bbox for axes in figure.axes[:-1]]
     for i, box in enumerate(boxes):
         # A hair of overlap is the rounding of the layout.
         assert not any(box.padded(-0.5).overlaps(other) for other in boxes[i + 1 :])
     assert max(box.width for box in boxes[: len(written)]) <= min(box.width for box in boxes[len(written) :])
     assert min(box.height for box in boxes[len(written) :]) > 0.8 * 1.25 * figure.dpi
+
+
+@pytest.mark.parametrize("models", [["Hard-CFT"], ["No CFT", "Hard-CFT", "Soft-CFT", "Matched-CFT"]])
+def test_texts_of_a_comparison_do_not_overlap(phantom, models):
+    image, counterfactuals, _ = phantom
+    values = {f"do({name})": "Asian, Native or Pacific Islander" for name in ("sex", "race", "intensity", "disease")}
+    images = {heading: counterfactuals["do(sex)"][0] for heading in values}
+    caption = "age 63 years, female, Asian, Native or Pacific Islander, pleural effusion, intensity 67.4 grey levels"
+    figure = cft_comparison(image[0], dict.fromkeys(models, images), caption, values)
+    FigureCanvasAgg(figure).draw()
+    pictures = figure.axes[:-1]
+    written = [text for axes in pictures for text in (axes.title, axes.yaxis.label) if text.get_text()]
+    assert len(written) == 1 + 2 * len(models) + len(values)
+    boxes = [text.get_window_extent() for text in [*written, *figure.texts]] + [axes.bbox for axes in pictures]
+    for i, box in enumerate(boxes):
+        assert not any(box.padded(-0.5).overlaps(other) for other in boxes[i + 1 :])
+        assert figure.bbox.padded(4).contains(*box.min)
+        assert figure.bbox.padded(4).contains(*box.max)
 
 
 def test_effects_are_differences_on_one_symmetric_scale(phantom):
