@@ -1,5 +1,12 @@
 """Settings of Sphinx for this site: ``make docs`` builds it, without network."""
 
+import json
+from typing import Any, ClassVar
+
+from docutils import nodes
+from myst_parser.sphinx_ import MystParser
+from sphinx.application import Sphinx
+
 import softcft
 
 project = "softcft"
@@ -27,6 +34,39 @@ nitpick_ignore_regex = [
 
 html_theme = "furo"
 html_title = "softcft"
+html_static_path = ["_static"]
+html_css_files = ["softcft.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
+
+
+class NotebookParser(MystParser):
+    """Reads an executed notebook as a page: its text, its code, and what this has shown."""
+
+    supported: ClassVar[tuple[str, ...]] = ("notebook",)
+
+    def parse(self, inputstring: str, document: nodes.document) -> None:
+        """Parse the source of a notebook into a document of docutils."""
+        cells = json.loads(inputstring)["cells"]
+        super().parse("\n\n".join(part for cell in cells for part in _parts(cell)), document)
+
+
+def _parts(cell: dict[str, Any]) -> list[str]:
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        return [source]
+    parts = [f"```python\n{source}\n```"]
+    for output in cell["outputs"]:
+        shown = output.get("data", {"text/plain": output.get("text")})
+        if "image/png" in shown:  # notebooks show nothing else, then
+            parts.append(f"![what the cell shows](data:image/png;base64,{''.join(shown['image/png'])})")
+        else:
+            parts.append(f"```text\n{''.join(shown['text/plain'])}\n```")
+    return parts
+
+
+def setup(app: Sphinx) -> None:
+    """Let Sphinx read notebooks."""
+    app.add_source_suffix(".ipynb", "notebook")
+    app.add_source_parser(NotebookParser)

@@ -1,10 +1,12 @@
 """What README and docs say: links lead somewhere, code runs, commands have the flags that they are given."""
 
 import csv
+import json
 import re
 import shlex
 import sys
 from ast import literal_eval
+from base64 import b64decode
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
@@ -30,6 +32,8 @@ from softcft import (
 )
 from softcft.data.phantom import PHANTOM_GRAPH
 from tests.models.test_denoiser import make_unet
+from tests.notebook import TOUR
+from tests.notebook import run as run_notebook
 from tests.recipes.small_pipeline import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +42,7 @@ FENCE = re.compile(r"(?:<!-- not run: (?P<reason>.*?) -->\n)?^```(?P<language>\w
 SCRIPT = re.compile(r"\b(?:recipes|benchmarks)/\w+\.py\b")
 TRUNK = {"model_type": "resnet", "num_channels": 1, "embedding_size": 4, "hidden_sizes": [8], "depths": [1]}
 MOST_NOT_RUN = 2
+MOST_BYTES = 150_000  # of the notebook's pictures
 
 
 def read(page: str) -> str:
@@ -63,6 +68,7 @@ def test_files_that_are_named_exist(page: str) -> None:
 def test_every_page_is_in_the_index() -> None:
     listed = re.findall(r"^(?:[\w -]+ <)?([\w/]+)>?$", read("docs/index.md"), flags=re.MULTILINE)
     assert {f"docs/{name}.md" for name in listed} | {"docs/index.md"} >= {p for p in PAGES if p.startswith("docs/")}
+    assert TOUR.stem in listed
 
 
 # ---- code -----------------------------------------------------------------------------------------------------------
@@ -87,7 +93,12 @@ def saved_by_diffusion(folder: Path) -> None:
     Image.new("L", (pipe.image_format.size,) * 2, 100).save(folder / "scan.png")
 
 
+def own_picture(folder: Path) -> None:
+    Image.new("L", (300, 200), 100).save(folder / "scan.png")
+
+
 READER_HAS: dict[str, Callable[[Path], None]] = {
+    "README.md": own_picture,
     "docs/your_data.md": saved_by_your_data,
     "docs/diffusion.md": saved_by_diffusion,
 }
@@ -128,6 +139,49 @@ def test_parents_are_those_of_the_picture(page: str) -> None:
 def test_graphs_are_valid(page: str) -> None:
     for block in blocks(page, "yaml"):
         CausalGraph(yaml.safe_load(block["code"])["graph"])
+
+
+# ---- the notebook ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict[str, Any]:
+    tour: dict[str, Any] = json.loads(TOUR.read_text(encoding="utf-8"))
+    return tour
+
+
+def shown(notebook: dict[str, Any], kind: str) -> list[str]:
+    """What the code cells show of a kind; "" where one shows none."""
+    outputs = [[o.get("data", {"text/plain": o.get("text")}) for o in c.get("outputs", [])] for c in notebook["cells"]]
+    return ["\n".join("".join(data[kind]) for data in datas if kind in data) for datas in outputs]
+
+
+def test_the_tour_shows_what_its_code_shows(
+    committed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words are the same, numbers nearly so: another processor rounds in other places. Pictures are not compared."""
+    monkeypatch.chdir(tmp_path)
+    anew = run_notebook(committed)
+    number = re.compile(r"-?\d+(?:\.\d+)?")
+    for before, after in zip(shown(committed, "text/plain"), shown(anew, "text/plain"), strict=True):
+        assert re.sub(r"[\s-]+", " ", number.sub("N", before)) == re.sub(r"[\s-]+", " ", number.sub("N", after))
+        numbers = [list(map(float, number.findall(text))) for text in (before, after)]
+        assert numbers[1] == pytest.approx(numbers[0], rel=0.02, abs=1.1)  # percents, rounded
+    pictures = [[bool(png) for png in shown(notebook, "image/png")] for notebook in (committed, anew)]
+    assert pictures[0] == pictures[1]
+
+
+def test_the_tour_is_small_and_was_run_from_top_to_bottom(committed: dict[str, Any]) -> None:
+    counts = [cell["execution_count"] for cell in committed["cells"] if cell["cell_type"] == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    assert sum(len(b64decode(png)) for png in shown(committed, "image/png")) < MOST_BYTES
+
+
+def test_links_of_the_tour_exist(committed: dict[str, Any]) -> None:
+    text = "\n".join("".join(cell["source"]) for cell in committed["cells"] if cell["cell_type"] == "markdown")
+    targets = re.findall(r"\]\(([^)#]+)\)", text)
+    assert targets
+    assert [target for target in targets if not (TOUR.parent / target).is_file()] == []
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ class DSCMPipelineOutput(BaseOutput):
         except ValueError:
             return None
         file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=110)
+        figure.savefig(file, format="png", dpi=120)
         return file.getvalue()
 
     def _form(self) -> str:
