@@ -4,7 +4,7 @@ import json
 from typing import Any, ClassVar
 
 from docutils import nodes
-from myst_parser.sphinx_ import MystParser
+from myst_parser.parsers.sphinx_ import MystParser
 from sphinx.application import Sphinx
 
 import softcft
