@@ -21,8 +21,10 @@ import pandas as pd
 from diffusers import AutoencoderKL
 
 from softcft import AttributeClassifier, CausalGraph
+from softcft.arguments import Natural, check_fields
 from softcft.cft.verdict import read_sentence
 from softcft.data.config import DataConfig
+from softcft.data.examples import save_examples
 from softcft.data.sources import load_data, subjects_of
 from softcft.data.truth import true_counterfactuals
 from softcft.evaluation.evaluate import Evaluation, EvaluationSettings, check_pipelines
@@ -64,8 +66,16 @@ class EvaluateConfig:
         metadata={"help": "morphomnist: folder of the original MNIST test images, of which the truth is made."},
     )
     mixed_precision: Precision = field(default="no", metadata={"help": PRECISION_HELP})
+    examples: Natural = field(
+        default=0,
+        metadata={
+            "help": "Test images to save with their attributes beside each pipeline, in PIPELINE/examples: softcft-app "
+            "shows them. Whoever gets the folder has them; push_to_hub.py sends none. 0 saves none."
+        },
+    )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self.judge_dir = self.judge_dir or str(Path(self.output_dir, "judge"))
         self.vae_dir = self.vae_dir or str(Path(self.output_dir, "vae"))
         self.pipelines = self.pipelines or [str(Path(self.output_dir, cft)) for cft in PUBLISHED_CFT]
@@ -142,6 +152,8 @@ def main() -> None:
     draw_training_curves(output_dir)
     verdict = write_report([output_dir], output_dir, graph, f"softcft: {data.dataset_name}")
     print((output_dir / "report.md").read_text(encoding="utf-8"))
+    for folder in parts.pipelines if parts.examples else []:
+        print(f"Saved test images to {save_examples(folder, evaluation.images.images, parts.examples)}")
     print("== In short")
     print("\n".join(verdict))
     print(f"\nThe report: {output_dir}/report.html")

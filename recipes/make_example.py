@@ -5,14 +5,14 @@ their attributes (metadata.csv).
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from softcft import DSCMPipeline, example_model
-from softcft.data.phantom import load_phantom
+from softcft.data.examples import save_examples
+from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
+from softcft.data.schema import ImageAttributeDataset
 from softcft.training.checkpoints import save_whole
 
 MOST_BYTES = 5_000_000  # of weights in the package
@@ -42,18 +42,10 @@ def main() -> None:
 
     folder = example_model()
     save_whole(folder, pipeline)
-    test = load_phantom(pipeline.image_format.size, num_train=1, num_validation=1, num_test=arguments.num_images)[
-        "test"
-    ]
-    examples = folder / "examples"
-    shutil.rmtree(examples, ignore_errors=True)
-    examples.mkdir()
-    rows = []
-    for number, row in enumerate(test):
-        row.pop("image").save(examples / f"{number}.png")
-        rows.append({"file_name": f"{number}.png", **row})
-    pd.DataFrame(rows).to_csv(examples / "metadata.csv", index=False)
-    print(f"Saved to {folder}: {size / 1e6:.1f} MB of weights, {len(rows)} images")
+    number = arguments.num_images
+    splits = load_phantom(pipeline.image_format.size, num_train=1, num_validation=1, num_test=number)
+    save_examples(folder, ImageAttributeDataset(splits["test"], PHANTOM_GRAPH), number)
+    print(f"Saved to {folder}: {size / 1e6:.1f} MB of weights, {number} images")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A page in the browser that shows counterfactuals of saved pipelines: ``softcft-app``.
 
-``changes.py`` describes what changed, ``markup.py`` writes it as HTML, ``page.py`` is the page (gradio).
+``answers.py`` asks the models, ``changes.py`` describes what changed, ``markup.py`` writes it as HTML, ``page.py`` is
+the page (gradio).
 """
 
 from __future__ import annotations

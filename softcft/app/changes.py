@@ -14,7 +14,7 @@ import numpy as np
 from softcft.graph import CausalGraph, Variable
 from softcft.pipelines.result import DSCMPipelineOutput
 
-__all__ = ["MOVED", "Bar", "Change", "changes", "curves", "sweep_values"]
+__all__ = ["MOVED", "Bar", "Change", "another_value", "changes", "curves", "sweep_values"]
 
 MOVED = 0.1
 SWEEP_VALUES = 7
@@ -105,6 +105,14 @@ def sweep_values(variable: Variable) -> list[float]:
     """Values of a continuous variable from its low to its high, in equal steps of its encoding."""
     space = np.geomspace if variable.log else np.linspace
     return [float(v) for v in space(*variable.bounds, SWEEP_VALUES).clip(*variable.bounds)]
+
+
+def another_value(variable: Variable, factual: Any) -> Any:
+    """A value to begin an intervention with: another category, or a number on the other side of the range."""
+    if variable.kind != "continuous":
+        return next(category for category in variable.categories if category != factual)
+    values = sweep_values(variable)
+    return values[-2] if factual is None or factual < values[len(values) // 2] else values[1]
 
 
 def curves(

@@ -12,19 +12,39 @@ from PIL import Image
 
 from softcft.app.changes import MOVED, Bar, Change
 from softcft.pipelines.effects import EFFECT_COLOURS, EFFECT_LIMIT, effect_colours
+from softcft.pipelines.result import DSCMPipelineOutput
 
-__all__ = ["RULE", "ModelResult", "comparison", "original", "picture", "sweep"]
+__all__ = ["RULE", "comparison", "head", "message", "picture", "sweep", "unanswered"]
 
 SMALL = 128  # pixels; images below it are shown without smoothing
 # Okabe and Ito, "Color Universal Design", 2008: those that are seen on white and on black.
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 RULE = (
-    "An untouched attribute, neither intervened on nor caused by what is, is marked ▲ when the classifier sees it "
-    f"move: a probability by more than {MOVED:g}, a predicted value by more than {MOVED:g} of its range."
+    f"▲: neither, but the classifier sees it move, a probability by more than {MOVED:g} or a predicted value by more "
+    f"than {MOVED:g} of its range."
 )
+PHANTOM = (
+    " The phantom of the example model is a drawing: what race or sex looks like in it is an arbitrary pattern and "
+    "says nothing about people."
+)
+ENLARGE = "const d = this.closest('.result').querySelector('dialog'); d.innerHTML = this.innerHTML; d.showModal()"
+DIALOG = '<dialog onclick="this.close()" aria-label="enlarged picture"></dialog>'
+UNCOVER = "this.closest('.result').style.setProperty('--at', this.value + '%')"
+SAVE = "this.href = this.closest('figure').querySelector('img:last-of-type').src"
 
-ModelResult = tuple[str, np.ndarray, np.ndarray, Sequence[Change]]
-"""The model's name, its counterfactual (H, W, C) in [0, 1], the effect (H, W, C) in [-1, 1], and the changes."""
+
+def head(is_phantom: bool) -> str:
+    """The page's heading."""
+    return (
+        '<div class="softcft head"><h1>Image counterfactuals</h1><p>What would this image look like, had an attribute '
+        f"been another, everything else as it was? <small>This is no medical device.{PHANTOM * is_phantom}</small></p>"
+        "</div>"
+    )
+
+
+def message(sentence: str) -> str:
+    """A sentence in the place of a result."""
+    return f'<div class="softcft result"><p class="asked">{escape(sentence)}</p></div>'
 
 
 def picture(pixels: np.ndarray, description: str) -> str:
@@ -40,38 +60,68 @@ def picture(pixels: np.ndarray, description: str) -> str:
     return f'<img{kind} src="data:image/png;base64,{data}" alt="{escape(description)}">'
 
 
-def original(pixels: np.ndarray, note: str = "") -> str:
-    """The chosen picture as the model sees it, and what was done to it."""
-    height, width = pixels.shape[:2]
-    text = escape(
-        f"As the model sees it: {height} x {width} pixels, {'grey' if pixels.ndim == 2 else 'colour'}. {note}"
+def unanswered(pixels: np.ndarray, note: str, sentence: str, models: int) -> str:
+    """The original (uint8) as long as the number of models has no answer, and why."""
+    return (
+        f'<div class="softcft result" data-models="{models}"><p class="asked">{escape(sentence)}</p>'
+        f'<div class="cards">{_original(pixels, note)}</div>{DIALOG}</div>'
     )
-    return f'<div class="softcft chosen">{picture(pixels, "the chosen picture")}<p class="note">{text}</p></div>'
 
 
-def comparison(pixels: np.ndarray, results: Sequence[ModelResult]) -> str:
-    """The original (uint8) and each model's counterfactual, effect, attributes and predictions."""
-    factual = "".join(
-        f"<li><span>{escape(change.name)}</span><b>{escape(change.before)}</b></li>" for change in results[0][3]
-    )
-    do = ", ".join(f"{change.name} = {change.after}" for change in results[0][3] if change.role == "do")
-    cards = "".join(_card(*result) for result in results)
-    has_bars = any(change.bars for _, _, _, changed in results for change in changed)
+def comparison(
+    pixels: np.ndarray,
+    note: str,
+    asked: str,
+    results: Sequence[tuple[str, DSCMPipelineOutput, Sequence[Change]]],
+    warnings: Sequence[str],
+) -> str:
+    """The original and each model's counterfactual, effect, attributes and predictions.
+
+    Args:
+        pixels: The original, uint8.
+        note: What was done to it.
+        asked: The question in words.
+        results: For each model its name, what it returned as arrays, and what changed.
+        warnings: What to know of the question.
+    """
+    cards = "".join(_card(name, pixels, output, changed) for name, output, changed in results)
+    has_bars = any(change.bars for _, _, changed in results for change in changed)
     legend = (
         '<span class="key before"></span> classifier on the original <span class="key after"></span> on the '
         "counterfactual. <b>do</b>: set; <b>follows</b>: caused by what was set. "
     )
     return (
-        f'<div class="softcft result" data-models="{len(results)}">'
-        f'<p class="asked">What if <code>do({escape(do)})</code>, all else as it was?</p>'
-        '<div class="cards">'
-        f'<section class="card original"><h3>Original</h3><figure>{picture(pixels, "original")}</figure>'
-        f'<ul class="facts">{factual}</ul></section>{cards}</div>'
-        f'<p class="note">{legend + escape(RULE) if has_bars else "These models have no classifier."}</p></div>'
+        f'<div class="softcft result" data-models="{len(results)}"><div class="question">{_asked(asked, warnings)}'
+        f'<label class="uncover">original<input type="range" value="100" oninput="{UNCOVER}" '
+        'aria-label="cover the original by the counterfactual">counterfactual</label></div>'
+        f'<div class="cards">{_original(pixels, note)}{cards}</div>'
+        f'<p class="note">{legend + escape(RULE) if has_bars else "These models have no classifier."}</p>{DIALOG}</div>'
     )
 
 
-def _card(name: str, counterfactual: np.ndarray, effect: np.ndarray, changed: Sequence[Change]) -> str:
+def _asked(asked: str, warnings: Sequence[str]) -> str:
+    return f'<p class="asked">What if <code>{escape(asked)}</code>, all else as it was?</p>' + "".join(
+        f'<p class="verdict moved">{escape(warning)}</p>' for warning in warnings
+    )
+
+
+def _original(pixels: np.ndarray, note: str) -> str:
+    figure = _figure(picture(pixels, "original"), escape(note))
+    return f'<section class="card"><header><h3>Original</h3></header>{figure}</section>'
+
+
+def _figure(images: str, caption: str, file: str | None = None, below: str = "") -> str:
+    """A picture that a click enlarges; of two on each other the second is on top. It can be saved as a file."""
+    link = f'<a href="#" download="{escape(file)}.png" onclick="{SAVE}">save</a>' if file else ""
+    return (
+        f'<figure><button class="zoom" title="Enlarge" onclick="{ENLARGE}">{images}</button>'
+        f"<figcaption><span>{caption}</span>{link}{below}</figcaption></figure>"
+    )
+
+
+def _card(name: str, pixels: np.ndarray, output: DSCMPipelineOutput, changed: Sequence[Change]) -> str:
+    assert isinstance(output.images, np.ndarray)
+    assert isinstance(output.effects, np.ndarray)
     marked = [change.name for change in changed if change.is_marked]
     untouched = sum(change.role == "untouched" and bool(change.bars) for change in changed)
     verdict = ""
@@ -79,19 +129,20 @@ def _card(name: str, counterfactual: np.ndarray, effect: np.ndarray, changed: Se
         verdict = f'<p class="verdict moved">▲ moved, though untouched: {escape(", ".join(marked))}</p>'
     elif untouched:
         verdict = '<p class="verdict">✓ the untouched stayed</p>'
+    counterfactual = picture(pixels, "original") + picture(output.images[0], f"counterfactual by {name}")
+    effect = picture(effect_colours(output.effects[0]), f"effect by {name}")
     return (
-        f'<section class="card"><h3>{escape(name)}</h3><div class="pictures">'
-        f"<figure>{picture(counterfactual, f'counterfactual by {name}')}<figcaption>counterfactual</figcaption>"
-        f"</figure><figure>{picture(effect_colours(effect), f'effect by {name}')}<figcaption>{_scale()}</figcaption>"
-        "</figure>"
-        f"</div>{verdict}{''.join(_change(change) for change in changed)}</section>"
+        f'<section class="card"><header><h3>{escape(name)}</h3>{verdict}</header><div class="pictures">'
+        f"{_figure(counterfactual, 'counterfactual', f'{name} counterfactual')}"
+        f"{_figure(effect, 'effect', f'{name} effect', _scale())}"
+        f'</div><div class="changes">{"".join(map(_change, changed))}</div></section>'
     )
 
 
 def _scale() -> str:
     stops = ", ".join(f"rgb({r} {g} {b})" for r, g, b in EFFECT_COLOURS.tolist())
     return (
-        f'effect, in grey range<span class="scale" style="background: linear-gradient(to right, {stops})"></span>'
+        f'<span class="scale" style="background: linear-gradient(to right, {stops})"></span>'
         f'<span class="ends"><span>-{EFFECT_LIMIT:g}</span><span>0</span><span>+{EFFECT_LIMIT:g}</span></span>'
     )
 
@@ -121,26 +172,27 @@ def _bar(bar: Bar, in_marked: bool) -> str:
 
 
 def sweep(
-    heading: str,
+    asked: str,
     values: Sequence[str],
     images: Mapping[str, np.ndarray],
     curves: Mapping[str, Mapping[str, Sequence[float]]],
     scales: Mapping[str, tuple[str, str, str]],
+    warnings: Sequence[str],
 ) -> str:
     """Rows of images over the values of one variable, and the classifier's predictions along them.
 
     Args:
-        heading: What is swept.
+        asked: The question in words.
         values: V values as text.
         images: By model, shape (V, H, W, C) in [0, 1].
         curves: By model with a classifier, for each variable V numbers in [0, 1].
         scales: For each variable what its curve shows, and the words at 0 and at 1.
+        warnings: What to know of the question.
     """
     rows = "".join(
-        f'<section class="card"><h3>{escape(name)}</h3><div class="strip">'
+        f'<section class="card"><header><h3>{escape(name)}</h3></header><div class="strip">'
         + "".join(
-            f"<figure>{picture(image, f'{heading} = {value}')}<figcaption>{escape(value)}</figcaption></figure>"
-            for image, value in zip(row, values, strict=True)
+            _figure(picture(image, f"{name}, {value}"), escape(value)) for image, value in zip(row, values, strict=True)
         )
         + "</div></section>"
         for name, row in images.items()
@@ -154,11 +206,11 @@ def sweep(
         for variable, (title, low, high) in scales.items()
     )
     seen = (
-        f'<h4>What the classifier sees</h4><p class="note">{legend}</p><div class="charts">{charts}</div>'
+        f'<p class="note">What the classifier sees: {legend}</p><div class="charts">{charts}</div>'
         if curves
         else '<p class="note">These models have no classifier.</p>'
     )
-    return f'<div class="softcft result"><p class="asked"><code>{escape(heading)}</code></p>{rows}{seen}</div>'
+    return f'<div class="softcft result">{_asked(asked, warnings)}{rows}{seen}{DIALOG}</div>'
 
 
 def _chart(title: str, low: str, high: str, lines: Mapping[str, Sequence[float]], values: Sequence[str]) -> str:
@@ -172,8 +224,8 @@ def _chart(title: str, low: str, high: str, lines: Mapping[str, Sequence[float]]
 
     drawn = "".join(line(colour, heights) for colour, heights in lines.items())
     return (
-        f'<figure class="chart"><figcaption>{escape(title)}</figcaption><div class="plot"><span>{escape(high)}</span>'
-        f'<span>{escape(low)}</span><svg viewBox="-4 -4 208 98" role="img" aria-label="{escape(title)}">'
-        f'<rect x="0" y="0" width="200" height="90" class="frame"/>{drawn}</svg></div>'
-        f'<p class="ends"><span>{escape(values[0])}</span><span>{escape(values[-1])}</span></p></figure>'
+        f'<figure><figcaption>{escape(title)}</figcaption><div class="plot"><p class="ends"><span>{escape(high)}</span>'
+        f'<span>{escape(low)}</span></p><svg viewBox="-4 -4 208 98" role="img" aria-label="{escape(title)}">'
+        f'<rect x="0" y="0" width="200" height="90" class="frame"/>{drawn}</svg>'
+        f'<p class="ends"><span>{escape(values[0])}</span><span>{escape(values[-1])}</span></p></div></figure>'
     )

@@ -30,6 +30,7 @@ __all__ = [
     "Example",
     "Model",
     "fit_upload",
+    "is_example",
     "load_models",
     "propose",
     "read_examples",
@@ -132,6 +133,11 @@ def _short_names(sources: Sequence[str]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return list(sources)
+
+
+def is_example(model: Model) -> bool:
+    """Whether it is the model that comes with softcft."""
+    return os.path.realpath(model.source) == os.path.realpath(example_model())
 
 
 def read_examples(model: Model) -> list[Example]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -11,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 
 from softcft.app import markup
-from softcft.app.changes import changes, curves, sweep_values
-from softcft.app.models import Example, Model, fit_upload, propose, steps_choices, warn_of_unseen
+from softcft.app.answers import Answer, Answers, Subject
+from softcft.app.changes import another_value
+from softcft.app.models import Example, Model, fit_upload, is_example, steps_choices, warn_of_unseen
 from softcft.data.dicom import ENDINGS
-from softcft.escaping import as_markdown
 from softcft.graph import CausalGraph, Variable
 
 __all__ = ["build", "launch"]
@@ -27,107 +27,121 @@ logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"  # not the network: there is no password, and images may be of patients
 LARGEST_UPLOAD = "50mb"
 HOUR = 3600  # seconds; as long as an upload is kept
-HEAD = """<div class="softcft head"><h1>Image counterfactuals</h1>
-<p>What would this image look like, had an attribute been another, everything else as it was?</p>
-<p class="disclaimer">This is no medical device. The phantom of the example model is a drawing: what race or sex looks
-like in it is an arbitrary pattern and says nothing about people.</p></div>"""
-EMPTY = f"""<div class="softcft result"><p>Choose a picture, check its attributes, switch on one <code>do()</code> or
-several, and press <b>Show the counterfactual</b>.</p><p class="note">{escape(markup.RULE)}</p></div>"""
-EMPTY_SWEEP = """<div class="softcft result"><p class="note">The picture over the range of one attribute, with all
-do() that are switched on.</p></div>"""
-GUESS = "Its attributes are the classifier's guess: correct those that you know."
-# On a phone the results are below the controls, on a laptop perhaps above what is seen.
-SHOW_RESULTS = """() => {
-  const results = document.getElementById("results"), { top } = results.getBoundingClientRect()
-  if (top < 0 || top > innerHeight / 2) results.scrollIntoView({ behavior: "smooth" })
-}"""
+NO_EXAMPLES = "Upload a picture, and its counterfactual is here."
+UNFORESEEN = "This did not work. The terminal in which softcft-app runs says why."
+# The only way to a file that is made when it is asked for.
+SAVE = """(url) => { if (url) Object.assign(document.createElement("a"), { href: url, download: "counterfactual.png" }
+).click() }"""
 FONT, MONOSPACED = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # none from the network
 
 
 def build(models: Sequence[Model], examples: Sequence[Example]) -> gr.Blocks:
     """Lay out the page for models of one graph and image format, with example pictures of that format, if any."""
     graph, image_format = models[0].graph, models[0].image_format
-    has_classifier = any(model.pipeline.classifier is not None for model in models)
     continuous = [variable.name for variable in graph.variables if variable.kind == "continuous"]
 
     with gr.Blocks(title="softcft", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
-        gr.HTML(HEAD)
-        picture = gr.State()
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=4, min_width=300):
-                gr.HTML('<div class="softcft step">1 · Choose a picture</div>')
-                gallery = gr.Gallery(
-                    [example.picture for example in examples],
-                    label="Examples",
-                    show_label=False,
-                    height="auto",
-                    allow_preview=False,
-                    format="png",
-                    interactive=False,
-                    buttons=[],
-                    elem_id="examples",
-                    visible=bool(examples),
-                )
-                upload = gr.UploadButton(
-                    "Upload a picture", type="binary", file_types=["image", *ENDINGS], size="sm", elem_id="upload"
-                )
-                chosen = gr.HTML()
-                gr.HTML('<div class="softcft step">2 · Its attributes <span>as they are</span></div>')
-                with gr.Group():
-                    parents = [
-                        _widget(variable, variable.name, f"parent-{i}") for i, variable in enumerate(graph.variables)
-                    ]
-                guess = gr.Button("Let the classifier propose them", size="sm", visible=has_classifier)
-                gr.HTML('<div class="softcft step">3 · Intervene <span>on one or several</span></div>')
-                switches, values = [], []
-                with gr.Group():
-                    for i, variable in enumerate(graph.variables):
-                        switches.append(
-                            gr.Checkbox(
-                                label=f"do({variable.name})", info=note_of(models, variable.name), elem_id=f"switch-{i}"
+        gr.HTML(markup.head(any(map(is_example, models))))
+        subject, answer = gr.State(), gr.State()
+        with gr.Row(elem_id="choice"):
+            gallery = gr.Gallery(
+                [example.picture for example in examples],
+                label="Examples",
+                show_label=False,
+                height="auto",
+                allow_preview=False,
+                format="png",
+                interactive=False,
+                buttons=[],
+                elem_id="examples",
+                visible=bool(examples),
+                scale=6,
+            )
+            upload = gr.UploadButton(
+                "Upload a picture",
+                type="binary",
+                file_types=["image", *ENDINGS],
+                size="sm",
+                elem_id="upload",
+                scale=1,
+                min_width=140,
+            )
+        with gr.Row(elem_id="desk"):
+            with gr.Column(scale=5, min_width=340, elem_id="controls"):
+                parents, switches, values = [], [], []
+                for i, variable in enumerate(graph.variables):
+                    with gr.Row(elem_classes="variable"):
+                        parents.append(_widget(variable, f"parent-{i}"))
+                        with gr.Column(min_width=130):
+                            do = f"do({variable.name})"
+                            switches.append(gr.Checkbox(label=do, container=False, elem_id=f"switch-{i}"))
+                            value = _widget(
+                                variable, f"do-{i}", label=do, show_label=False, container=False, visible=False
                             )
-                        )
-                        values.append(_widget(variable, f"{variable.name} becomes", f"do-{i}", visible=False))
+                            values.append(value)
                 steps = _steps(models)
-                run = gr.Button("Show the counterfactual", variant="primary", elem_id="run")
-            with gr.Column(scale=8, min_width=320, elem_id="results"), gr.Tabs():
-                with gr.Tab("Counterfactual"):
-                    result = gr.HTML(EMPTY, elem_id="counterfactual")
-                with gr.Tab("Sweep", visible=bool(continuous)):
-                    with gr.Row(equal_height=False):
-                        swept = gr.Dropdown(
-                            continuous, value=continuous[0] if continuous else None, label="over the range of", scale=3
-                        )
-                        run_sweep = gr.Button("Sweep", variant="primary", elem_id="run-sweep", min_width=90)
-                    sweep = gr.HTML(EMPTY_SWEEP, elem_id="sweep")
+                reset = gr.Button("Reset", size="sm", elem_id="reset")
+            with gr.Column(scale=8, min_width=340, elem_id="results"):
+                with gr.Row(elem_id="views"):
+                    view = gr.Radio(
+                        [("one counterfactual", ""), *((f"sweep {name}", name) for name in continuous)],
+                        value="",
+                        show_label=False,
+                        container=False,
+                        visible=bool(continuous),
+                        elem_id="view",
+                        scale=4,
+                    )
+                    save = gr.Button("Save as one page", size="sm", elem_id="save", scale=1, min_width=140)
+                    saved = gr.Textbox(visible=False)
+                result = gr.HTML(markup.message(NO_EXAMPLES), elem_id="result")
 
         answers = Answers(models, graph)
-        # Private: the page is for people; one concurrency_id: a model works on one question at a time.
+        # Private: the page is for people; one concurrency_id: a model works on one question at a time, in their order.
         private: dict[str, Any] = {"api_visibility": "private"}
-        working: dict[str, Any] = {**private, "concurrency_id": "models"}
-        asked = [picture, *parents, *switches, *values, steps]
-        subject = [picture, chosen, *parents]
+        working: dict[str, Any] = {**private, "concurrency_id": "models", "trigger_mode": "always_last"}
+        asking: dict[str, Any] = {
+            "fn": functools.partial(_answer, answers),
+            "inputs": [*parents, *switches, *values, view, steps, subject, answer],
+            "outputs": [result, answer],
+            "js": _clamp(graph),
+            **working,
+        }
 
-        def choose(event: gr.SelectData) -> list[Any]:
+        def choose(event: gr.SelectData, *intervention: Any) -> list[Any]:
             index: Any = event.index  # a pair only where a component has rows and columns
-            example = examples[index]
-            return _subject(models, example.picture, "", example.parents)
+            return _present(answers, Subject(examples[index].picture, "", examples[index].parents), intervention)
 
-        def receive(content: bytes) -> list[Any]:
-            return _subject(models, *fit_upload(content, image_format), {})
+        def receive(content: bytes, *intervention: Any) -> list[Any]:
+            return _present(answers, Subject(*fit_upload(content, image_format), {}), intervention)
 
-        def first() -> list[Any]:
-            return _subject(models, examples[0].picture, "", examples[0].parents)
+        def start() -> list[Any]:
+            return _present(answers, Subject(examples[0].picture, "", examples[0].parents), _first_do(models, graph))
 
-        gallery.select(_show_errors(choose), None, subject, **working)
-        upload.upload(_show_errors(receive), upload, subject, **working)
-        guess.click(_show_errors(answers.guess), picture, parents, **working)
-        for variable, switch, parent, value in zip(graph.variables, switches, parents, values, strict=True):
-            switch.change(functools.partial(_offer, variable), [switch, parent, value], value, queue=False, **private)
-        run.click(_show_errors(answers.compare), asked, result, **working).then(None, js=SHOW_RESULTS)
-        run_sweep.click(_show_errors(answers.sweep), [swept, *asked], sweep, **working)
+        def again(chosen: Subject | None) -> Any:
+            return gr.skip() if chosen is None else _present(answers, chosen, _first_do(models, graph))
+
+        intervention = [*switches, *values]
+        presented = [subject, answer, result, *parents, *intervention]
+        changed = [
+            gallery.select(_show_errors(choose), intervention, presented, **working),
+            upload.upload(_show_errors(receive), [upload, *intervention], presented, **working),
+            reset.click(_show_errors(again), subject, presented, **working),
+        ]
         if examples:
-            page.load(_show_errors(first), None, subject, **working)
+            changed.append(page.load(_show_errors(start), None, presented, **working))
+        for variable, switch, parent, value in zip(graph.variables, switches, parents, values, strict=True):
+            offer = functools.partial(_offer, variable)
+            changed.append(switch.input(offer, [switch, parent, value], value, queue=False, **private))
+        for event in changed:
+            event.then(**asking)
+        moved = [view, *parents, *values, *([] if isinstance(steps, gr.State) else [steps])]
+        # Of a slider at 0, early gradio 6 tells only the release.
+        released = [widget.release for widget in moved if isinstance(widget, gr.Slider)]
+        gr.on([*(widget.input for widget in moved), *released], **asking)
+        save.click(functools.partial(_one_page, answers), answer, saved, **private).success(
+            None, saved, js=SAVE, **private
+        )
     return page
 
 
@@ -152,102 +166,14 @@ def launch(page: gr.Blocks, port: int | None) -> str:
     return address
 
 
-def note_of(models: Sequence[Model], name: str) -> str | None:
-    """The note below the ``do()`` of a variable, as Markdown, if the guide does not see it, else None."""
-    unseen = warn_of_unseen(models, name)
-    return None if unseen is None else as_markdown(unseen)
-
-
-class Answers:
-    """What the buttons do, for models of one causal graph."""
-
-    def __init__(self, models: Sequence[Model], graph: CausalGraph) -> None:
-        self.models = models
-        self.graph = graph
-
-    def guess(self, picture: np.ndarray | None) -> list[Any]:
-        """Propose the attributes of the chosen picture."""
-        seen = propose(self.models, _given(picture))
-        return [_tidy(variable, seen[variable.name]) for variable in self.graph.variables]
-
-    def compare(self, picture: np.ndarray | None, *widgets: Any) -> str:
-        """The counterfactual by each model."""
-        pixels = _given(picture)
-        parents, do, steps = self._read(widgets)
-        if not do:
-            raise ValueError("There is nothing to change yet: switch on do() for one attribute or several.")
-        results = []
-        for model in self.models:
-            output = model.ask(pixels, parents, do, steps)
-            assert isinstance(output.images, np.ndarray)
-            assert isinstance(output.effects, np.ndarray)
-            changed = changes(self.graph, parents, do, output)
-            results.append((model.name, output.images[0], output.effects[0], changed))
-        return markup.comparison(pixels, results)
-
-    def sweep(self, name: str, picture: np.ndarray | None, *widgets: Any) -> str:
-        """Counterfactuals over the range of one variable, by each model."""
-        pixels = _given(picture)
-        parents, do, steps = self._read(widgets)
-        values = sweep_values(self.graph[name])
-        wanted = parents | do
-        images, lines = {}, {}
-        for model in self.models:
-            output = model.ask(pixels, parents, {**do, name: values}, steps)
-            assert isinstance(output.images, np.ndarray)
-            images[model.name] = output.images
-            if output.counterfactual_predictions is not None:
-                rows = [
-                    {v: seen[i] for v, seen in output.counterfactual_predictions.items()} for i in range(len(values))
-                ]
-                lines[model.name] = curves(self.graph, wanted, rows)
-        scales = {}
-        for variable in self.graph.variables:
-            if variable.kind == "continuous":
-                ends = variable.in_words(variable.low), variable.in_words(variable.high)
-                scales[variable.name] = f"{variable.name}, predicted", *ends
-            else:
-                scales[variable.name] = f"probability of {variable.name} = {wanted[variable.name]}", "0", "1"
-        others = "".join(f", {other} = {self.graph[other].in_words(do[other])}" for other in do if other != name)
-        words = [self.graph[name].in_words(value) for value in values]
-        heading = f"do({name} = {words[0]} ... {words[-1]}{others})"
-        return markup.sweep(heading, words, images, lines, scales)
-
-    def _read(self, widgets: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any], int | None]:
-        """The attributes, the intervention and the number of steps, as the widgets have them."""
-        count = len(self.graph)
-        names = self.graph.names
-        parents = dict(zip(names, widgets[:count], strict=True))
-        missing = [name for name, value in parents.items() if value is None]
-        if missing:
-            raise ValueError(f"Set the attributes of the picture first; there is none yet for: {', '.join(missing)}.")
-        switched = zip(names, widgets[count : 2 * count], widgets[2 * count : 3 * count], strict=True)
-        do = {name: value for name, is_on, value in switched if is_on}
-        return parents, do, widgets[-1]
-
-
-def _widget(variable: Variable, label: str, name: str, visible: bool = True) -> Any:
-    """The widget of a variable: a slider over its range, a radio for two categories, a dropdown for more."""
+def _widget(variable: Variable, name: str, **look: Any) -> Any:
+    """The widget of a variable: a slider over its range, or a dropdown of its categories."""
+    look = {"label": variable.name, "elem_id": name, "min_width": 130, **look}
     if variable.kind == "continuous":
         low, high = variable.bounds
-        return gr.Slider(
-            low,
-            high,
-            value=_tidy(variable, (low * high) ** 0.5 if variable.log else _middle(variable)),
-            step=_step(variable),
-            label=f"{label} ({variable.unit})" if variable.unit else label,
-            buttons=[],
-            elem_id=name,
-            visible=visible,
-        )
-    categories = list(variable.categories)
-    if variable.kind == "binary":
-        return gr.Radio(categories, label=label, elem_id=name, visible=visible)
-    return gr.Dropdown(categories, value=None, label=label, elem_id=name, visible=visible)
-
-
-def _middle(variable: Variable) -> float:
-    return sum(variable.bounds) / 2
+        label = f"{look.pop('label')} ({variable.unit})" if variable.unit else look.pop("label")
+        return gr.Slider(low, high, value=low, step=_step(variable), label=label, buttons=[], **look)
+    return gr.Dropdown(list(variable.categories), value=None, **look)
 
 
 def _step(variable: Variable) -> float:
@@ -265,58 +191,83 @@ def _tidy(variable: Variable, value: Any) -> Any:
     return min(max(round(round(value / step) * step, digits), low), high)
 
 
+def _clamp(graph: CausalGraph) -> str:
+    """JavaScript that keeps numbers in their ranges while they are typed; gradio takes no others."""
+    ranges = [variable.bounds if variable.kind == "continuous" else None for variable in graph.variables]
+    limits = json.dumps([*ranges, *(None for _ in ranges), *ranges])
+    return f"""(...values) => {{
+  const limits = {limits}
+  const clamp = (value, [low, high]) => typeof value === "number" ? Math.min(Math.max(value, low), high) : null
+  return values.slice(0, limits.length + 4).map((value, i) => limits[i] ? clamp(value, limits[i]) : value)
+}}"""
+
+
 def _steps(models: Sequence[Model]) -> Any:
     """The widget for the number of steps of diffusion models; an empty state if there are none."""
     choices = steps_choices(models)
     if choices is None:
         return gr.State()
-    with gr.Accordion("Diffusion", open=False):
-        return gr.Dropdown(choices[0], value=choices[1], label="steps (more: closer to the model, slower)")
+    return gr.Dropdown(choices[0], value=choices[1], label="diffusion steps (more: closer to the model, slower)")
 
 
-def _offer(variable: Variable, is_on: bool, parent: Any, value: Any) -> Any:
-    """Show a do() that was switched on, with a category that is not the factual one."""
-    if is_on and variable.kind != "continuous" and value in (None, parent):
-        value = next(category for category in variable.categories if category != parent)
+def _first_do(models: Sequence[Model], graph: CausalGraph) -> list[Any]:
+    """The intervention to begin with: on the first variable with categories, if there is one, that classifiers see."""
+    seen = [variable for variable in graph.variables if warn_of_unseen(models, variable.name) is None]
+    first = min(seen or graph.variables, key=lambda variable: variable.kind == "continuous")
+    return [*(variable is first for variable in graph.variables), *(None for _ in graph.variables)]
+
+
+def _offer(variable: Variable, is_on: bool, factual: Any, value: Any) -> Any:
+    """Show the value of a do() that is on, one that is not the factual value."""
+    if value is None or value == factual:
+        value = _tidy(variable, another_value(variable, factual))
     return gr.update(visible=is_on, value=value)
 
 
-def _subject(models: Sequence[Model], picture: np.ndarray, note: str, known: dict[str, Any]) -> list[Any]:
-    """The chosen picture, its markup, and its attributes; unknown ones are predicted by the classifier."""
-    graph = models[0].graph
-    seen: dict[str, Any] = {}
-    if set(known) != set(graph.names):
-        if any(model.pipeline.classifier is not None for model in models):
-            seen = propose(models, picture)
-            note = f"{note} {GUESS}"
-        else:
-            note = f"{note} Set its attributes below."
-    values = seen | known
-    settings = [
-        _tidy(variable, values.get(variable.name, _middle(variable) if variable.kind == "continuous" else None))
-        for variable in graph.variables
-    ]
-    return [picture, markup.original(picture, note.strip()), *settings]
+def _present(answers: Answers, subject: Subject, intervention: Sequence[Any]) -> list[Any]:
+    """Show a picture with its attributes under the same intervention. Its result follows."""
+    variables, count = answers.graph.variables, len(answers.graph)
+    parents = [_tidy(*pair) for pair in zip(variables, answers.attributes(subject), strict=True)]
+    switched, values = intervention[:count], intervention[count:]
+    offered = [_offer(*row) for row in zip(variables, switched, parents, values, strict=True)]
+    return [subject, None, answers.without(subject, "..."), *parents, *switched, *offered]
 
 
-def _given(picture: np.ndarray | None) -> np.ndarray:
-    if picture is None:
-        raise ValueError("There is no picture yet: choose an example, or upload one.")
-    return picture
+def _answer(answers: Answers, *inputs: Any) -> Any:
+    """The result and its answer; what goes wrong is told in the place of the result."""
+    *widgets, view, steps, subject, last = inputs
+    if subject is None:
+        return gr.skip()
+    try:
+        answer = answers.ask(subject, last, view, steps, widgets)
+    except ValueError as error:
+        sentence = str(error)
+    except Exception:
+        logger.exception("softcft-app")
+        sentence = UNFORESEEN
+    else:
+        return gr.skip() if answer is last else (answer.html, answer)
+    return answers.without(subject, sentence), None
 
 
-def _show_errors(answer: Callable[..., Any]) -> Callable[..., Any]:
-    """Show errors on the page, which stays as it is; unexpected ones are logged to the terminal."""
+def _one_page(answers: Answers, answer: Answer | None) -> str:
+    if answer is None:
+        raise gr.Error("There is no counterfactual yet.", title="Not yet", print_exception=False)
+    return answers.one_page(answer)
 
-    @functools.wraps(answer)
+
+def _show_errors(choose: Callable[..., Any]) -> Callable[..., Any]:
+    """Say why a picture cannot be shown. The page stays as it is; unexpected errors are logged to the terminal."""
+
+    @functools.wraps(choose)
     def call(*arguments: Any) -> Any:
         try:
-            return answer(*arguments)
+            return choose(*arguments)
         except ValueError as error:
             message, title = str(error), "Not yet"
         except Exception:
             logger.exception("softcft-app")
-            message, title = "The terminal in which softcft-app runs says why.", "This did not work"
+            message, title = UNFORESEEN, "Not yet"
         gr.Warning(escape(message), title=title, duration=20)  # gr.Error would lie over all that the button fills
         return gr.skip()
 

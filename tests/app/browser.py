@@ -26,6 +26,7 @@ FLAGS = [
     "--disable-sync",
 ]
 SIZES = {"laptop": {"width": 1366, "height": 768}, "phone": {"width": 390, "height": 844}}
+ANSWERED = "#result .changes"
 PATIENCE = 180_000  # milliseconds: the machine may have other work
 
 
@@ -55,21 +56,18 @@ def browser() -> Iterator[Browser]:
 
 
 def visit(started: Browser, address: str, size: str = "laptop") -> Page:
-    """The page with its first example chosen."""
+    """The page with the counterfactual of its first example."""
     page = started.new_page(viewport=SIZES[size])
     page.set_default_timeout(PATIENCE)
     page.goto(address)
-    page.wait_for_selector(".chosen img")
+    page.wait_for_selector(ANSWERED)
     return page
 
 
-def intervene(page: Page, variable: int) -> None:
-    """Switch on the do() of a variable and show the counterfactual."""
-    page.check(f"#switch-{variable} input")
-    page.wait_for_selector(f"#do-{variable}")
-    page.wait_for_timeout(500)  # until its value is there
-    page.click("#run")
-    page.wait_for_selector("#counterfactual .cards")
+def choose(page: Page, widget: str, category: str) -> None:
+    """Choose a category in a dropdown, by its keys."""
+    page.click(f"{widget} input")
+    page.get_by_role("option", name=category, exact=True).click()
 
 
 def main() -> None:
@@ -77,10 +75,8 @@ def main() -> None:
     with served() as address, browser() as started:
         for size in SIZES:
             page = visit(started, address, size)
-            intervene(page, 1)
-            page.wait_for_timeout(2000)  # until the page is where it scrolls to
-            page.add_style_tag(content="#run, #results { position: static !important; }")  # there is nothing to scroll
-            page.screenshot(path=Path(sys.argv[1]) / f"app_{size}.png", full_page=True)
+            page.wait_for_timeout(1000)  # until nothing moves
+            page.screenshot(path=Path(sys.argv[1]) / f"app_{size}.png", full_page=size == "phone")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ pytest.importorskip("gradio", reason="the app is made with gradio")
 
 from playwright.sync_api import Browser, Page, expect
 
-from tests.app.browser import CHROMIUM, PATIENCE, SIZES, browser, intervene, served, visit
+from tests.app.browser import ANSWERED, CHROMIUM, PATIENCE, SIZES, browser, choose, served, visit
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")]
 
@@ -65,60 +65,127 @@ def png(picture: Image.Image) -> bytes:
     return content.getvalue()
 
 
-def test_an_uploaded_image_is_made_to_fit_and_changed(page: Page) -> None:
-    upload(page, png(Image.radial_gradient("L").resize((40, 30)).convert("RGB")))
-    expect(page.locator(".chosen .note")).to_contain_text("40 x 30")
-    expect(page.locator(".chosen .note")).to_contain_text("guess")
-    page.fill("#parent-0 input[type=number]", "60")
-
-    intervene(page, AGE)
-    page.fill("#do-0 input[type=number]", "90")
-    page.click("#run")
+def test_the_first_page_has_an_answer_and_nothing_to_scroll(page: Page) -> None:
     expect(page.locator(".card h3")).to_have_text(["Original", "hard", "soft"])
+    expect(page.locator(".asked")).to_contain_text("sex = female")
+    for index in range(3):
+        expect(page.locator(".card img").nth(index)).to_be_in_viewport(ratio=1)
+    for control in ("#upload", "#reset", "#save", "#view", "#switch-3"):
+        expect(page.locator(control)).to_be_in_viewport(ratio=1)
+
+
+def test_every_change_asks_again(page: Page) -> None:
     changes = page.locator(".card").last.locator(".change")
-    expect(changes.nth(AGE)).to_contain_text("60 years → 90 years")
+    page.check(f"#switch-{AGE} input")
+    page.fill("#do-0 input[type=number]", "90")
+    expect(changes.nth(AGE)).to_contain_text("44.5 years → 90 years")
     expect(changes.nth(AGE).locator(".tag")).to_have_text("do")
     expect(changes.nth(DISEASE).locator(".tag")).to_have_text("follows")
     expect(changes.nth(RACE).locator(".bar")).to_have_count(3)
-    expect(changes.nth(SEX).locator(".numbers")).to_contain_text("%")
-    before = page.locator(".card").last.locator("img").first.get_attribute("src")
-
-    page.fill("#do-0 input[type=number]", "20")
-    page.click("#run")
-    expect(changes.nth(AGE)).to_contain_text("60 years → 20 years")
-    assert page.locator(".card").last.locator("img").first.get_attribute("src") != before
-
-
-def test_several_attributes_at_once(page: Page) -> None:
-    intervene(page, SEX)
-    intervene(page, RACE)
+    expect(page.locator(".asked")).to_contain_text("age = 90")
     expect(page.locator(".asked")).to_contain_text("sex = female")
-    expect(page.locator(".asked")).to_contain_text("race = White")
-    expect(page.locator(".card").last.locator(".do")).to_have_count(2)
+    before = page.locator(".card").last.locator("img").nth(1).get_attribute("src")
+
+    page.focus("#do-0 input[type=range]")
+    page.keyboard.press("Home")
+    expect(changes.nth(AGE)).to_contain_text("44.5 years → 18 years")
+    assert page.locator(".card").last.locator("img").nth(1).get_attribute("src") != before
+    choose(page, "#parent-1", "female")
+    expect(changes.nth(SEX).locator(".values")).to_have_text("female")
+    page.uncheck(f"#switch-{SEX} input")
+    expect(page.locator(".asked")).not_to_contain_text("sex")
+    page.uncheck(f"#switch-{AGE} input")
+    expect(page.locator(".asked")).to_contain_text("nothing to change yet")
+    expect(page.locator(".card h3")).to_have_text(["Original"])
+
+    page.click("#reset")
+    expect(page.locator(".asked")).to_contain_text("sex = female")
+    expect(page.locator("#parent-1 input")).to_have_value("male")
+    expect(changes.nth(SEX).locator(".values")).to_have_text("male → female")
 
 
-def test_the_classifier_proposes(page: Page) -> None:
-    expect(page.locator("#parent-0 input[type=number]")).to_have_value("44.5")
-    page.get_by_role("button", name="classifier").click()
-    expect(page.locator("#parent-0 input[type=number]")).not_to_have_value("44.5")
+def test_a_typed_number_beyond_the_range_is_its_end(page: Page) -> None:
+    page.check(f"#switch-{AGE} input")
+    page.fill("#do-0 input[type=number]", "9")
+    expect(page.locator(".asked")).to_contain_text("age = 18")
+    page.fill("#do-0 input[type=number]", "90")
+    expect(page.locator(".asked")).to_contain_text("age = 90")
+    expect(page.get_by_text("less than minimum")).to_have_count(0)
 
 
-def test_a_sweep(page: Page) -> None:
-    page.get_by_role("tab", name="Sweep").click()
-    page.click("#run-sweep")
-    expect(page.locator("#sweep .strip")).to_have_count(2)
-    expect(page.locator("#sweep .strip").first.locator("figcaption").last).to_have_text("92 years")
-    expect(page.locator("#sweep svg")).to_have_count(4)
-    expect(page.locator("#sweep svg").first.locator("polyline")).to_have_count(2)
+def test_another_picture_has_never_the_result_of_the_one_before_beside_it(page: Page) -> None:
+    page.evaluate(
+        """() => {
+          const look = () => states.push([...document.querySelectorAll('#result img')].map(image => image.src))
+          window.states = []
+          new MutationObserver(look).observe(document.querySelector('#result'), { childList: true, subtree: true })
+        }"""
+    )
+    before = page.locator("#result img").first.get_attribute("src")
+    upload(page, png(Image.radial_gradient("L").resize((40, 30)).convert("RGB")))
+    expect(page.locator("#result figcaption").first).to_contain_text("40 x 30")
+    expect(page.locator("#result figcaption").first).to_contain_text("guess")
+    page.wait_for_selector(ANSWERED)
+    states = [state for state in page.evaluate("states") if state]
+    assert states[-1][0] != before
+    for original, *answered in states:
+        assert answered[:1] in ([], [original])  # below a counterfactual lies the original
 
 
-def test_errors_are_sentences(page: Page, address: str) -> None:
-    page.click("#run")
-    expect(page.get_by_text("nothing to change yet")).to_be_visible()
+def test_as_long_as_an_answer_takes_the_old_one_is_grey(page: Page) -> None:
+    slow = {"offline": False, "latency": 2000, "downloadThroughput": -1, "uploadThroughput": -1}
+    page.context.new_cdp_session(page).send("Network.emulateNetworkConditions", slow)
+    choose(page, "#parent-2", "Black")
+    expect(page.locator("#result .pending")).to_have_css("opacity", "0.25")
+    expect(page.locator("#result .change").nth(RACE).locator(".values")).to_have_text("Black")
+    expect(page.locator("#result .pending")).to_have_count(0)
+
+
+def test_errors_are_sentences(page: Page) -> None:
+    before = page.inner_html("#result")
     upload(page, b"no picture")
     expect(page.get_by_text("The picture cannot be used")).to_be_visible()
     for secret in ("Traceback", str(Path.home()), "site-packages"):
         assert secret not in page.inner_text("body")
+    assert page.inner_html("#result .cards") in before
+
+
+def test_pictures_are_saved_enlarged_and_uncovered(page: Page, tmp_path: Path) -> None:
+    card = page.locator(".card").last
+    for link, name in enumerate(("soft counterfactual.png", "soft effect.png")):
+        with page.expect_download() as download:
+            card.locator("figcaption a").nth(link).click()
+        assert download.value.suggested_filename == name
+        download.value.save_as(tmp_path / name)
+        with Image.open(tmp_path / name) as picture:
+            assert picture.format == "PNG"
+            assert picture.size == (16, 16)
+    with page.expect_download() as download:
+        page.click("#save")
+    download.value.save_as(tmp_path / "page.png")
+    with Image.open(tmp_path / "page.png") as picture:
+        assert picture.width > picture.height > 200
+
+    button = card.locator(".zoom").first
+    button.press("Enter")
+    expect(page.locator("dialog img").first).to_be_visible()
+    assert page.locator("dialog").bounding_box()["width"] > 2 * button.bounding_box()["width"]
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog img").first).not_to_be_visible()
+    page.locator(".uncover input").press("Home")
+    assert card.locator("img").nth(1).evaluate("image => getComputedStyle(image).clipPath") == "inset(0px 100% 0px 0px)"
+
+
+def test_a_sweep_follows_the_question(page: Page) -> None:
+    page.get_by_label("sweep age").check()
+    expect(page.locator("#result .strip")).to_have_count(2)
+    expect(page.locator("#result .strip").first.locator("figcaption").last).to_have_text("92 years")
+    expect(page.locator("#result svg")).to_have_count(4)
+    expect(page.locator("#result svg").first.locator("polyline")).to_have_count(2)
+    expect(page.locator(".asked")).to_contain_text("sex = female")
+    page.uncheck(f"#switch-{SEX} input")
+    expect(page.locator(".asked")).not_to_contain_text("sex")
+    expect(page.locator("#result .strip")).to_have_count(2)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -133,14 +200,12 @@ def test_it_fits_the_screen_and_asks_nobody_else(
     page.on("request", lambda request: requests.append(request.url))
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     page.goto(address)
-    page.wait_for_selector(".chosen img")
-    intervene(page, SEX)
+    page.wait_for_selector(ANSWERED)
     page.screenshot(path=tmp_path / "counterfactual.png", full_page=True)
     width = "document.documentElement.scrollWidth - innerWidth"
     assert page.evaluate(width) <= 0
-    page.get_by_role("tab", name="Sweep").click()
-    page.click("#run-sweep")
-    page.wait_for_selector("#sweep .charts")
+    page.get_by_label("sweep age").check()
+    page.wait_for_selector("#result .charts")
     page.screenshot(path=tmp_path / "sweep.png", full_page=True)
     assert page.evaluate(width) <= 0
     assert not [
