@@ -74,9 +74,9 @@ def build(models: Sequence[Model], examples: Sequence[Example]) -> gr.Blocks:
                         parents.append(_widget(variable, f"parent-{i}"))
                         with gr.Column(min_width=130):
                             do = f"do({variable.name})"
-                            switches.append(gr.Checkbox(label=do, container=False, elem_id=f"switch-{i}"))
+                            switches.append(gr.Checkbox(label=do, elem_id=f"switch-{i}"))
                             value = _widget(
-                                variable, f"do-{i}", label=do, show_label=False, container=False, visible=False
+                                variable, f"do-{i}", label=do, show_label=False, container=False, visible="hidden"
                             )
                             values.append(value)
                 steps = _steps(models)
@@ -221,7 +221,7 @@ def _offer(variable: Variable, is_on: bool, factual: Any, value: Any) -> Any:
     """Show the value of a do() that is on, one that is not the factual value."""
     if value is None or value == factual:
         value = _tidy(variable, another_value(variable, factual))
-    return gr.update(visible=is_on, value=value)
+    return gr.update(visible=is_on or "hidden", value=value)  # hidden: what is not there, early gradio 6 gives no value
 
 
 def _present(answers: Answers, subject: Subject, intervention: Sequence[Any]) -> list[Any]:

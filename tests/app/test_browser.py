@@ -133,7 +133,7 @@ def test_another_picture_has_never_the_result_of_the_one_before_beside_it(page: 
 
 
 def test_as_long_as_an_answer_takes_the_old_one_is_grey(page: Page) -> None:
-    slow = {"offline": False, "latency": 2000, "downloadThroughput": -1, "uploadThroughput": -1}
+    slow = {"offline": False, "latency": 700, "downloadThroughput": -1, "uploadThroughput": -1}
     page.context.new_cdp_session(page).send("Network.emulateNetworkConditions", slow)
     choose(page, "#parent-2", "Black")
     expect(page.locator("#result .pending")).to_have_css("opacity", "0.25")
