@@ -25,7 +25,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 
-from softcft.data.entries import REFUSED, SEPARATORS, Entry, label_separator, read_entry, split_labels
+from softcft.data.entries import REFUSED, SEPARATORS, Entry, in_yaml, label_separator, read_entry, split_labels
 from softcft.data.tables import TRUTH, are_thousands, as_number, as_text, is_missing
 from softcft.data.value_patterns import looks_like, mean_nothing, spelled_alike
 from softcft.graph import CausalGraph, Variable
@@ -45,6 +45,8 @@ NO = (
     *("no", "n", "none", "false", "absent", "negative", "off", "never", "normal", "healthy", "benign", "control"),
     *("controls", "unaffected"),
 )
+
+TYPED = {"decimal": float, **dict.fromkeys(("timestamp", "date", "time", "duration"), str)}  # by the types' names
 
 
 def graph_features(graph: CausalGraph) -> dict[str, Value]:
@@ -183,12 +185,13 @@ def read_column(
 
 
 def column_values(rows: Dataset, column: str) -> list[Any]:
-    """The values of a column as they are, class labels by their names."""
+    """The values of a column as they are; class labels by their names, dates as texts, and decimals as floats."""
     feature = rows.features[column]
     values = rows.with_format(None)[column][:]
     if isinstance(feature, ClassLabel):
         return [None if value is None or value < 0 else feature.int2str(value) for value in values]
-    return values
+    read = next((read for kind, read in TYPED.items() if str(getattr(feature, "dtype", "")).startswith(kind)), None)
+    return values if read is None else [None if value is None else read(value) for value in values]
 
 
 def explain_unknown(variable: Variable, column: str, wrong: Counter[str], found: Iterable[Any] = ()) -> str:
@@ -200,15 +203,15 @@ def explain_unknown(variable: Variable, column: str, wrong: Counter[str], found:
             f"translate or null them by columns: {{{variable.name}: {{column: {column}, values: {{...}}}}}}, or make "
             "all that are no numbers missing by default: null"
         )
-        if doubt := looks_like([*wrong]):
+        if doubt := looks_like([*wrong, *(as_text(value) for value in found if value is not None)]):
             fix += f". They are {doubt}"
         elif any(any(map(str.isdigit, value)) for value in most):
             fix += "; where a number is in the text, as in 58Y, by pattern: '(\\d+)Y'"
-        if are_thousands(most):
+        if are_thousands(most) and not any("," in value for value in most):
             fix += "; 1.234 may be a thousand or one: say factor: 1000, or write it without a sign between thousands"
     else:
         meant = _suggest(variable, wrong, found)
-        values = ", ".join(f"{value}: {meant[value]}" for value in most)
+        values = in_yaml({value: meant[value] for value in most})
         fix = (
             f"the categories are {list(variable.categories)}: add them, or say which of these, or null, each value "
             f"stands for, by columns: {{{variable.name}: {{column: {column}, values: {{{values}}}}}}}, or by default: "
@@ -217,18 +220,19 @@ def explain_unknown(variable: Variable, column: str, wrong: Counter[str], found:
     return f"Column {column!r} has {len(wrong)} values that '{variable.name}' does not know: {examples}; {fix}."
 
 
-def _suggest(variable: Variable, wrong: Counter[str], found: Iterable[Any]) -> dict[str, str]:
-    """What each unknown value may stand for: a category of another spelling, ``null``, or what only the user knows."""
+def _suggest(variable: Variable, wrong: Counter[str], found: Iterable[Any]) -> dict[str, str | None]:
+    """What each unknown value may stand for: a category of another spelling, None, or ``...``: only the user knows."""
     nothing = mean_nothing(list(wrong))
     unseen = len(set(variable.categories) - set(found))
-    meant = {}
+    meant: dict[str, str | None] = {}
     for value in wrong:
         alike = [group for group in spelled_alike([*variable.categories, value]) if value in group]
         known = [category for group in alike for category in group if category in variable.categories]
         if len(known) == 1:
             meant[value] = known[0]
         else:
-            meant[value] = "null" if value in nothing or len(wrong) - len(nothing) > unseen else "..."
+            is_other = len(wrong) - len(nothing) > unseen and not (unseen and _is_number(value))  # which may be a code
+            meant[value] = None if value in nothing or is_other else "..."
     return meant
 
 
@@ -246,7 +250,7 @@ def doubt_places(splits: Mapping[str, Dataset], variable: Variable, entry: Entry
     return (
         f"Column {entry.column!r} has numbers but no 0, and places in {list(variable.categories)} count from 0: {read}."
         f" Say what they stand for by columns: {{{variable.name}: {{column: {entry.column}, values: "
-        f"{{{', '.join(f'{text}: ...' for text in sorted(numbers, key=int))}}}}}}}."
+        f"{{{in_yaml(dict.fromkeys(sorted(numbers, key=int), '...'))}}}}}}}."
     )
 
 
@@ -324,13 +328,14 @@ def _categories(variable: Variable, values: Sequence[Any], entry: Entry) -> dict
 
 
 def _is_turned(categories: Sequence[str], column: str) -> bool:
-    """Whether the first of two categories is what 1 rather than 0 means: yes, or what the column is called."""
-    if len(categories) != 2:
-        return False
-    plain = [" ".join(re.findall(r"[^\W_]+", text.casefold())) for text in (*categories, column)]
-    first, second, name = *plain[:2], f" {plain[2]} "
-    is_named = f" {first} " in name and f" {second} " not in name
-    return is_named or first in YES or second in NO or second.startswith(("no ", "not ", "non ", "without "))
+    """Whether 0 and 1 are not the first two categories: 1 is yes, and the first one, or what the column is called."""
+    *plain, name = [" ".join(re.findall(r"[^\W_]+", text.casefold())) for text in (*categories, column)]
+    named = [category for category in plain if f" {category} " in f" {name} "]
+    if len(plain) != 2:
+        return len(named) == 1  # a column for each category, with 0 and 1
+    first, second = plain
+    is_yes = first in YES or second in NO or second.startswith(("no ", "not ", "non ", "without "))
+    return named == [first] or is_yes
 
 
 def _is_number(text: str) -> bool:

@@ -98,6 +98,8 @@ def _check(dataset: Dataset) -> None:
     """Raise ValueError if a file has not one picture of a size that can be read; nothing is decoded."""
     if "Rows" not in dataset or "Columns" not in dataset:
         raise ValueError("it is damaged, or DICOM without a picture: it has no number of rows and columns")
+    if not any(dataset.get(name) for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise ValueError("it is DICOM without pixels")
     if (frames := int(dataset.get("NumberOfFrames") or 1)) > 1:
         raise ValueError(f"it is DICOM of {frames:,} pictures (frames) and one is needed; save each as a file")
     rows, columns = int(dataset.Rows), int(dataset.Columns)

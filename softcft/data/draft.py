@@ -113,9 +113,12 @@ def _guess(rows: Sequence[Dataset], column: str) -> dict[str, Any] | str:  # noq
         return "neither numbers nor words"
     different = {as_text(value) for value in values}
     if len(different) < 2:
-        return f"always {next(iter(different))!r}" if different else "no values"
+        rest = " or empty" if len(values) < sum(map(len, rows)) else ""
+        return f"always {next(iter(different))!r}{rest}" if different else "no values"
     if isinstance(feature, ClassLabel):
         return _discrete([name for name in feature.names if name in different])
+    if any(isinstance(value, float) and math.isinf(value) for value in values):
+        return "infinite values"
     texts = list(map(as_text, values))
     keep = f"; if it is a patient's, --group_column {shlex.quote(column)} keeps all their rows in one split"
     keep = keep if len(different) < len(values) else ""
@@ -138,8 +141,6 @@ def _guess(rows: Sequence[Dataset], column: str) -> dict[str, Any] | str:  # noq
         if len(different) == len(values) > FEW_NUMBERS:
             return "another one in each row"
         return _discrete(sorted(different))
-    if not all(math.isfinite(number) for number in numbers):
-        return "infinite values"
     if all(number.is_integer() for number in numbers):
         if len(different) <= FEW_NUMBERS:
             return _discrete(sorted(different, key=float))

@@ -17,15 +17,18 @@ An entry is the name of a column, or a mapping with some of these keys:
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 from softcft.arguments import is_finite, shown
 from softcft.data.tables import as_text, is_missing
 
-__all__ = ["REFUSED", "SEPARATORS", "Entry", "label_separator", "read_entry", "split_labels"]
+__all__ = ["REFUSED", "SEPARATORS", "Entry", "in_yaml", "label_separator", "read_entry", "split_labels"]
 
 KEYS = ("column", "values", "pattern", "factor", "contains", "default")
 REFUSED = object()
@@ -166,6 +169,26 @@ def _contains(name: str, given: Any) -> Mapping[str, Any] | Sequence[str]:
             f"{shown(given)}."
         )
     return ()
+
+
+def in_yaml(values: Mapping[str, Any]) -> str:
+    """A mapping from texts of a table as it is to be written in ``values``: quoted where YAML would read another text.
+
+    A value ``...`` is for the user to fill in.
+    """
+    return ", ".join(f"{_scalar(old)}: {new if new == '...' else _scalar(new)}" for old, new in values.items())
+
+
+def _scalar(value: Any) -> str:
+    if not isinstance(value, str):
+        return "null" if value is None else str(value)
+    try:
+        (key,) = yaml.safe_load(f"{{{value}: 0}}")
+        if key is not None and as_text(key) == value:
+            return value
+    except (yaml.YAMLError, TypeError, ValueError):
+        pass
+    return json.dumps(value, ensure_ascii=False)
 
 
 # ---- sets of labels -------------------------------------------------------------------------------------------------

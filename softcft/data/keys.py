@@ -15,6 +15,7 @@ import numpy as np
 from datasets import Dataset, Image, Value
 
 from softcft.data.columns import column_values
+from softcft.data.entries import in_yaml
 from softcft.data.paths import stored_pictures
 from softcft.data.tables import as_text, is_missing
 from softcft.data.value_patterns import YEARS, is_date
@@ -153,8 +154,8 @@ def group_doubts(splits: Mapping[str, Dataset], column: str | None) -> list[str]
         if number >= MANY and number > MANY * np.median(list(total.values())):
             doubts.append(
                 f"{number} rows have the same {column!r}, {key!r}, where others have {others:.2g} on average, and so "
-                f"count as one. If it stands for none, make it missing by columns: {{{column}: {{values: {{{key}: "
-                "null}}}."
+                "count as one. If it stands for none, make it missing by columns: "
+                f"{{{column}: {{values: {{{in_yaml({key: None})}}}}}}}."
             )
     return doubts
 

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,22 +93,35 @@ def stored_pictures(rows: Dataset, column: str) -> Iterator[tuple[str | None, bo
         yield from ((None if is_held else path, is_held) for is_held, path in zip(held, paths, strict=True))
 
 
-def find_repeats(splits: Mapping[str, Dataset], column: str) -> list[str]:
-    """A warning if files are in several rows, one for each finding for instance; empty if each has one row."""
-    places: defaultdict[str, list[str]] = defaultdict(list)
+def find_repeats(
+    splits: Mapping[str, Dataset], column: str, values: Mapping[str, Mapping[str, Sequence[Any]]]
+) -> list[str]:
+    """A warning if files are in several rows, one for each finding for instance; empty if each has one row.
+
+    Args:
+        splits: Tables.
+        column: Their column of pictures.
+        values: By variable and split what all rows have; None is missing.
+    """
+    places: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
     for split, rows in splits.items():
-        for path, _ in stored_pictures(rows, column):
+        for row, (path, _) in enumerate(stored_pictures(rows, column)):
             if path:
-                places[path].append(split)
+                places[path].append((split, row))
     several = {path: found for path, found in places.items() if len(found) > 1}
     if not several:
         return []
     path, most = max(several.items(), key=lambda item: len(item[1]))
-    apart = sum(len(set(found)) > 1 for found in several.values())
+    apart = sum(len({split for split, _ in found}) > 1 for found in several.values())
+    contradict = {
+        name: sum(len({read[split][row] for split, row in found} - {None}) > 1 for found in several.values())
+        for name, read in values.items()
+    }
+    said = ", ".join(f"{name!r} of {number}" for name, number in contradict.items() if number)
     return [
         f"{len(several)} pictures are in more than one row, {path} in {len(most)}, and {apart} in more than one split: "
-        "each row counts as a picture of its own, and such rows may contradict each other. Join them into one row for "
-        "each picture."
+        f"each row counts as a picture of its own{f', and they contradict each other in {said}' if said else ''}. Join "
+        "them into one row for each picture."
     ]
 
 

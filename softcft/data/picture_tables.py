@@ -97,6 +97,7 @@ def read_pictures(
         shown = {column: [path and str(root / path) for path in paths] for column, paths in pictures_of.items()}
         read.append(shown | {name: cells for name, cells in table.items() if name not in {*dropped, *shown}})
         columns |= set(shown)
+    _note_lacking(tables.files, read)
     splits = _split(tables.files if is_named else (), read, places, lost, listed)
     _check_rows(root, named, [place for row, place in enumerate(places) if row not in splits])
     parts, start = [], 0
@@ -107,6 +108,14 @@ def read_pictures(
             parts.append((split, {name: [cells[row] for row in rows] for name, cells in table.items()}))
         start = end
     return join_tables(parts, columns)
+
+
+def _note_lacking(files: Sequence[str], read: Sequence[Table]) -> None:
+    """Log which tables lack columns that others have."""
+    names = dict.fromkeys(name for table in read for name in table)
+    lacking = {file: [name for name in names if name not in table] for file, table in zip(files, read, strict=True)}
+    if some := [f"{file} {missing}" for file, missing in lacking.items() if missing]:
+        logger.warning("Tables lack columns that others have, which are missing in their rows: %s.", examples(some))
 
 
 def _named_columns(path: Path, table: Table, image: Entry | None) -> dict[str, str] | None:
@@ -173,11 +182,18 @@ def _search(finder: _Finder, path: Path, table: Table, image: Entry | None) -> t
 def _guess(finder: _Finder, path: Path, folder: str, table: Table) -> Entry:
     """The one column whose cells are names of pictures that are there."""
     candidates = []
+    why = ""
     for column, cells in table.items():
+        if os.path.splitext(column)[1] and finder.has(column):
+            raise ValueError(
+                f"{path}: its first line has no names of columns, it seems, but that of the picture {column!r}; add a "
+                "line with names above it, file_name and others."
+            )
         names = list(dict.fromkeys(as_text(cell) for cell in cells if not is_missing(cell)))[:TRIED]
         try:
             is_found = [finder.anywhere(folder, name, f"{path}") is not None for name in names]
-        except ValueError:  # names of no picture, or of several
+        except ValueError as error:  # names of no picture, or of several
+            why = why or f" {column}? {error}"
             continue
         if len(names) > 1 or len(cells) == 1:
             candidates += [column] * (any(is_found) and 2 * sum(is_found) >= len(names))
@@ -185,6 +201,7 @@ def _guess(finder: _Finder, path: Path, folder: str, table: Table) -> Entry:
         which = f"several that may name the pictures, {candidates}" if candidates else "no column file_name"
         raise ValueError(
             f"{path} has {which}; it has {list(table)}. Say which one names the pictures by columns: {{image: COLUMN}}."
+            + why
         )
     logger.warning("%s: the pictures are those that the column %r names.", path, candidates[0])
     return Entry(candidates[0])
@@ -246,11 +263,15 @@ class _Finder:
             for name in {os.path.basename(path), os.path.basename(stem)}:
                 self._names[name].append(file)
 
+    def has(self, name: str) -> bool:
+        """Whether there is a picture of this name in any folder."""
+        return _normal(os.path.basename(name)) in self._names
+
     def beside(self, folder: str, name: Any, table: str) -> str | None:
         """The path of a picture that ``file_name`` names, below the folder of its table; None for an empty cell."""
         if is_missing(name):
             return None
-        path = os.path.normpath(os.path.join(folder, refuse_outside(as_text(name), table)))
+        path = os.path.normpath(os.path.join(folder, refuse_outside(as_text(name).strip(), table)))
         return self._at(path, table) or self._slashed(path)
 
     def anywhere(self, folder: str, name: str, table: str) -> str | None:
@@ -258,7 +279,7 @@ class _Finder:
 
         First folders that are not there are left out: CheXpert's tables begin with the name of the data set.
         """
-        refuse_outside(name, table)
+        name = refuse_outside(name, table).strip()
         for place in dict.fromkeys([folder, ""]):
             if (found := self._at(os.path.normpath(os.path.join(place, name)), table)) is not None:
                 return found
@@ -300,5 +321,5 @@ def _one(files: Sequence[str], name: str, table: str) -> str:
 
 
 def _normal(path: str) -> str:
-    """A path without regard to capitals, and to whether é is one letter or two."""
-    return unicodedata.normalize("NFC", path.casefold())
+    """A path without regard to capitals, spaces around it, and to whether é is one letter or two."""
+    return unicodedata.normalize("NFC", path.strip().casefold())

@@ -265,7 +265,8 @@ def _is_deep(picture: ImageFile.ImageFile) -> bool:
         return max(tagged) > 8 or any(";16" in mode for mode in _raw_modes(picture))
     if isinstance(picture.filename, str) and os.path.isfile(picture.filename):
         with suppress(UnidentifiedImageError), Image.open(picture.filename) as again:
-            if again.size == picture.size and again.mode == picture.mode and _is_deep(again):
+            # WebP and AVIF have no tiles before they are decoded, either.
+            if again.tile and again.size == picture.size and again.mode == picture.mode and _is_deep(again):
                 raise ValueError("it was decoded before, to 8 of its 16 bits; open it anew, or by read_picture(path)")
     return False
 

@@ -26,7 +26,7 @@ from softcft.data.schema import FEWEST_SUBJECTS
 from softcft.data.splits import SPLITS, make_splits, split_doubts
 from softcft.data.tables import is_missing
 from softcft.data.unused_files import left_out
-from softcft.graph import CausalGraph
+from softcft.graph import CausalGraph, Variable
 
 __all__ = ["DataReport", "Example", "check_data"]
 
@@ -80,7 +80,8 @@ def check_data(
         _check_complete(graph, splits, entries["image"].column, understood, report)
     if entries["image"].column in available:
         shown = _choose(graph, {name: found["train"] for name, found in values.items()}) if "train" in splits else {}
-        check_pictures(splits, entries["image"].column, config, report, all_images=all_images, shown=shown)
+        column = entries["image"].column
+        check_pictures(splits, column, config, report, all_images=all_images, values=values, shown=shown)
     return report
 
 
@@ -100,15 +101,21 @@ def _split(table: DatasetDict, config: DataConfig, report: DataReport) -> Datase
 
 def _check_columns(entries: Mapping[str, Entry], splits: DatasetDict, report: DataReport) -> list[str]:
     """The columns that all splits have."""
-    available = [name for name in splits["train"].column_names if all(name in s.column_names for s in splits.values())]
-    plain = {column.casefold(): column for column in available}
+    names = dict.fromkeys(name for rows in splits.values() for name in rows.column_names)
+    available = [name for name in names if all(name in rows.column_names for rows in splits.values())]
+    plain = {name.casefold(): name for name in available if not isinstance(splits["train"].features[name], Image)}
     for name, column in ((name, entry.column) for name, entry in entries.items()):
-        if column not in available:
-            near = [plain[found] for found in get_close_matches(column.casefold(), plain, n=1)]
-            report.errors.append(
-                f"There is no column {column!r}; the columns are {available}. Add to the graph's file: columns: "
-                f"{{{name}: {near[0] if near else 'NAME_OF_THE_COLUMN'}}}, or rename the variable."
-            )
+        if column in available:
+            continue
+        if column in names:
+            lacking = [split for split, rows in splits.items() if column not in rows.column_names]
+            report.errors.append(f"There is no column {column!r} in {' and '.join(lacking)}: add it to their tables.")
+            continue
+        near = [plain[found] for found in get_close_matches(column.casefold(), plain, n=1)]
+        report.errors.append(
+            f"There is no column {column!r}; the columns are {available}. Add to the graph's file: columns: "
+            f"{{{name}: {near[0] if near else 'NAME_OF_THE_COLUMN'}}}, or rename the variable."
+        )
     return available
 
 
@@ -158,6 +165,7 @@ def _check_complete(graph: CausalGraph, splits: DatasetDict, image: str, values:
     has_pictures = isinstance(splits["train"].features.get(image), Image)
     absent = {split: absent_pictures(rows, image) if has_pictures else set() for split, rows in splits.items()}
     complete = {split: complete_rows(found, absent[split]) for split, found in of_split.items()}
+    known = {split: sum(complete_rows(found)) for split, found in of_split.items()}
     counted = {split: rows for split, rows in complete.items() if split == "validation" or sum(rows) >= 2}
     if len(values) == len(graph):
         report.lines += [
@@ -171,25 +179,33 @@ def _check_complete(graph: CausalGraph, splits: DatasetDict, image: str, values:
             f"{sum(rows)} rows of {split} have a value for every variable; at least 2 are needed. Leave out of the "
             "graph what is mostly missing."
             for split, rows in sorted(complete.items())
-            if split not in counted
+            if split not in counted and known[split] < 2  # else their pictures are not there, which is told elsewhere
         ]
     for variable in graph.variables:
-        for split in counted if variable.name in values else ():
+        for split in counted if variable.kind != "continuous" and variable.name in values else ():
             found = values[variable.name][split]
-            rows = complete[split] if split == "test" else [True] * len(found)
-            counts = Counter(value for value, used in zip(found, rows, strict=True) if used)
-            for category in variable.categories:
-                if not counts[category] and split != "train":
-                    report.errors.append(
-                        f"'{variable.name}': no image of {split} is {category!r}, so that there is no AUC. Add images, "
-                        "or leave the category out (null it); a drawn split may have it with another --data_seed."
-                    )
-                elif counts[category] < RARE and split != "validation":
-                    report.warnings.append(
-                        f"'{variable.name}': {counts[category]} images of {split} are {category!r}, too few "
-                        f"{'to learn from' if split == 'train' else 'for an AUC to say much'}. Add images, or merge it "
-                        "with another category, or make it null, by columns."
-                    )
+            used = complete[split] if split == "test" else [True] * len(found)
+            _check_counts(
+                variable, split, Counter(v for v, is_used in zip(found, used, strict=True) if is_used), report
+            )
+
+
+def _check_counts(variable: Variable, split: str, counts: Counter[Any], report: DataReport) -> None:
+    """Tell which categories a split lacks, or has in few images."""
+    absent = [category for category in variable.categories if not counts[category] and split != "train"]
+    rare = [category for category in variable.categories if counts[category] < RARE and category not in absent]
+    if absent:
+        report.errors.append(
+            f"'{variable.name}': no image of {split} is {' or '.join(map(repr, absent))}, so that there is no AUC. Add "
+            "images, or leave the category out (null it); a drawn split may have it with another --data_seed."
+        )
+    if rare and split != "validation":
+        numbers = ", ".join(f"{counts[category]} images of {split} are {category!r}" for category in rare)
+        harm = "to learn from" if split == "train" else "for an AUC to say much"
+        report.warnings.append(
+            f"'{variable.name}': {numbers}, too few {harm}. Add images, or merge it with another "
+            "category, or make it null, by columns."
+        )
 
 
 def _choose(graph: CausalGraph, values: Mapping[str, list[Any]]) -> dict[str, dict[int, str]]:

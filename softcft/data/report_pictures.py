@@ -78,6 +78,7 @@ def check_pictures(
     report: DataReport,
     *,
     all_images: bool = False,
+    values: Mapping[str, Mapping[str, Sequence[Any]]],
     shown: Mapping[str, Mapping[int, str]],
 ) -> None:
     """Read pictures as training would, and add what was found to a report.
@@ -88,6 +89,7 @@ def check_pictures(
         config: The settings of the data.
         report: Lines, problems and examples are added to it.
         all_images: Read all pictures, not a sample of 1,000.
+        values: By variable and split what the rows have.
         shown: By heading the training rows of the examples, and their captions.
     """
     try:
@@ -105,7 +107,7 @@ def check_pictures(
         report.errors.append(str(error))
         return
     _check_files(stored, column, config, report)
-    report.warnings += find_repeats(stored, column)
+    report.warnings += find_repeats(stored, column, values)
     try:
         channels = config.image_channels or picture_shape(stored["train"].rename_columns({column: "image"}))[0]
     except ValueError as error:

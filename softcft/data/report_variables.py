@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Image
 
 from softcft.data.columns import column_values, doubt_places, explain_unknown, read_column
-from softcft.data.entries import Entry
+from softcft.data.entries import Entry, in_yaml
 from softcft.data.odd_values import far_values
 from softcft.data.paths import stored_pictures
 from softcft.data.report_pictures import DataReport
@@ -63,7 +63,7 @@ def _check_names(column: str, variable: Variable, report: DataReport) -> None:
         report.warnings.append(
             f"'{variable.name}' has the categories {nothing}, which seem to say that nothing is known: take them out "
             f"of the graph, and make them missing by columns: {{{variable.name}: {{column: {column}, values: "
-            f"{{{', '.join(f'{category}: null' for category in nothing)}}}}}}}."
+            f"{{{in_yaml(dict.fromkeys(nothing))}}}}}}}."
         )
     for group in spelled_alike(variable.categories):
         kept = max(group, key=lambda category: len(category.strip()))
@@ -123,7 +123,7 @@ def _check_far(
     )
     rest = [value for value in known if value not in far]
     examples = ", ".join(f"{raw} ({number} rows)" for raw, number in raws.most_common(5))
-    nulls = ", ".join(f"{raw}: null" for raw, _ in raws.most_common(5))
+    nulls = in_yaml(dict.fromkeys(raw for raw, _ in raws.most_common(5)))
     report.warnings.append(
         f"{raws.total()} values of '{variable.name}' are far from all others, which go from {min(rest):g} to "
         f"{max(rest):g}: {examples}; the first is in {_first_row(splits, entries, column, values, far, as_read=True)}. "

@@ -74,7 +74,8 @@ def load_data(
     for rows in splits.values():
         check_paths(rows, "image", name)
     splits = make_splits(splits, config.numbers, config.group_column, config.data_seed)
-    _warn(name, find_repeats(splits, "image"))
+    values = {variable: {split: rows[variable][:] for split, rows in splits.items()} for variable in graph.names}
+    _warn(name, find_repeats(splits, "image", values))
 
     channels = config.image_channels or picture_shape(splits["train"])[0]
     cache_dir = None if config.dataset_name in FOLDERS else config.data_dir

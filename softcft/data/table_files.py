@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,6 +28,9 @@ __all__ = ["TABLE_ENDINGS", "read_file"]
 
 TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".xlsx", ".jsonl", ".parquet")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+# The first bytes of a text; those of UTF-32 begin as those of UTF-16.
+BYTE_ORDER = {"UTF-32": (b"\xff\xfe\0\0", b"\0\0\xfe\xff"), "UTF-16": (b"\xff\xfe", b"\xfe\xff")}
+EXCEL_HINT = re.compile(r'"?sep=([,;\t|])"?\r?\n', re.IGNORECASE)
 FIRST_LINES = 100  # that tell the separator
 
 logger = logging.getLogger(__name__)
@@ -74,16 +78,19 @@ def _columns(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -
 
 def _read_csv(path: Path) -> Table:
     text, encoding = _decode(path)
+    text = (text if "\n" in text else text.replace("\r", "\n")).lstrip("\r\n")  # once a line ended so on a Mac
+    if hint := EXCEL_HINT.match(text):
+        text = text[hint.end() :]
     # If names follow a separator and a space, so do the cells.
     first = text.partition("\n")[0]
-    separator = _find_separator(path, text)
+    separator = hint[1] if hint else _find_separator(path, text)
     is_spaced = any(name.startswith(" ") for name in next(csv.reader([first], delimiter=separator), []))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=is_spaced)
     header = next(reader, [])
 
     def rows() -> Iterable[list[Cell]]:
         for row in reader:
-            if not row:
+            if not any(row):
                 continue
             if len(row) != len(header):
                 raise ValueError(
@@ -101,11 +108,12 @@ def _read_csv(path: Path) -> Table:
 def _decode(path: Path) -> tuple[str, str]:
     """The text of a file, and in which encoding it seems to be."""
     content = path.read_bytes()
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        try:
-            return content.decode("utf-16"), "UTF-16"
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is damaged UTF-16: {error}; save it anew, in UTF-8.") from error
+    for encoding, marks in BYTE_ORDER.items():
+        if content.startswith(marks):
+            try:
+                return content.decode(encoding), encoding
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path} is damaged {encoding}: {error}; save it anew, in UTF-8.") from error
     if b"\0" in content:
         raise ValueError(f"{path} is no text: it has bytes that are 0; save it as CSV in UTF-8.")
     try:

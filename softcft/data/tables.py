@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -69,11 +70,13 @@ def as_number(value: Any) -> float:
 
     Raises:
         TypeError: If it is of a kind that is none, as a date.
-        ValueError: If it is none: a truth value, or a text that is no plain number, as 1_000, which Python reads.
+        ValueError: If it is none: a truth value, infinite, or a text that is no plain number, as 1_000, which Python
+            reads.
     """
-    if isinstance(value, bool) or (isinstance(value, str) and not NUMBER.fullmatch(value)):
+    is_plain = not isinstance(value, bool) and (not isinstance(value, str) or NUMBER.fullmatch(value))
+    if not is_plain or not math.isfinite(number := float(value)):
         raise ValueError(value)
-    return float(value)
+    return number
 
 
 def are_thousands(values: Iterable[Any]) -> bool:

@@ -10,19 +10,26 @@ from collections.abc import Sequence
 from datetime import date
 
 from softcft.data.entries import label_separator, split_labels
+from softcft.data.tables import are_thousands
 
 __all__ = ["are_codes", "are_years", "is_date", "looks_like", "mean_nothing", "spelled_alike"]
 
 YEARS = (1850, 2100)
 DATE = re.compile(r"(\d{4})([-/.]?)(\d\d)\2(\d\d)([ T].*)?")
 DAY_FIRST = re.compile(r"\d{1,2}([-/.])\d{1,2}\1(\d\d)?\d\d([ T].*)?")
+MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
+WITH_MONTH = re.compile(
+    rf"{MONTH}[-/ ]\d{{1,2}}(st|nd|rd|th)?,?[-/ ]\d{{4}}|\d{{1,2}}[-/. ]{MONTH}[-/., ]+\d{{2,4}}", re.I
+)
+GROUPED = re.compile(r"[+-]?\d{1,3}([ \u00a0\u2009\u202f'\u2019]\d{3})+([.,]\d+)?")
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 SEPARATORS = "|;,"
 # 170 cm, 45%; of ages 058Y of DICOM, 45 y, 45.5 years
-UNIT = re.compile(r"[+-]?\d+(?:\.\d+)?(\s?\D{1,12})")
+UNIT = re.compile(r"[+-]?\d+(?:\.\d+)?(\s?\D{1,12})?")
 AGE = re.compile(r"\s?(y(?:(?:ea)?rs?)?|m(?:o(?:nth)?s?)?|w(?:(?:ee)?ks?)?|d(?:ays?)?)", re.IGNORECASE)
 SPECIAL, SLASH = r"([][.^$*+?{}|()\\])", r"\\\1"  # signs of expressions
 FEW = 10  # so many different numbers with one unit may be names of categories, as 1a and 2a
+MOST = 0.8  # part of the numbers that may have none where others have a unit
 FACTORS = {"y": 1, "m": 0.0833, "w": 0.0192, "d": 0.00274}
 FILE = re.compile(r"\S.*\.(png|jpe?g|tiff?|bmp|gif|webp|dcm|dicom|nii|gz|npy|json|txt)", re.IGNORECASE)
 UNKNOWN = re.compile(
@@ -40,9 +47,13 @@ def looks_like(texts: Sequence[str]) -> str | None:
         return None
     if all(map(is_date, different)):
         return "dates, it seems; make a number of them, an age for instance"
+    if any(map(GROUPED.fullmatch, different)) and all(GROUPED.fullmatch(text) or text.isdigit() for text in different):
+        return "numbers with signs between thousands, it seems; write them without"
     if any("," in text for text in different) and all(
         DECIMAL_COMMA.fullmatch(text) or re.fullmatch(r"[+-]?\d+", text) for text in different
     ):
+        if are_thousands(different):
+            return "numbers with commas, before thousands or before decimals; write them with points, and no other sign"
         return "numbers with decimal commas, it seems; write them with points"
     if all(map(FILE.fullmatch, different)):
         return "names of files, it seems"
@@ -55,12 +66,15 @@ def looks_like(texts: Sequence[str]) -> str | None:
             f"{{{labels}}}, default: null}}}}"
         )
     found = [UNIT.fullmatch(text) for text in different]
-    units = sorted({one[1] for one in found if one is not None})
+    all_units = Counter(one[1] or "" for one in found if one is not None)
+    units = sorted(all_units.keys() - {""})
     are_ages = all(map(AGE.fullmatch, units))
-    if all(found) and (are_ages or (len(units) == 1 and len(different) > FEW)):
+    is_one = len(units) == 1 and len(different) > FEW
+    if all(found) and all_units[""] <= MOST * len(different) and units and (are_ages or is_one):
         number = r"[\d.+-]+" if any(re.search("[.+-]", text) for text in different) else r"\d+"
+        units += [""] if all_units[""] else []
         patterns = {unit: json.dumps(f"({number}){re.sub(SPECIAL, SLASH, unit)}", ensure_ascii=False) for unit in units}
-        factors = {unit: FACTORS[unit.strip()[0].casefold()] if are_ages else 1 for unit in units}
+        factors = {unit: FACTORS[unit.strip()[0].casefold()] if are_ages and unit else 1 for unit in units}
         pairs = ", ".join(f"{pattern}: {factors[unit]}" for unit, pattern in patterns.items())
         return f"numbers with units, it seems; read them by columns: {{NAME: {{column: ..., pattern: {{{pairs}}}}}}}"
     return None
@@ -82,6 +96,8 @@ def mean_nothing(categories: Sequence[str]) -> list[str]:
     """Categories that seem to stand for a missing value: words such as unknown, O beside F and M, -1 or 9 beside 0."""
     if {"f", "m"} < {category.casefold() for category in categories} <= {"f", "m", "o", "u", "x"}:
         return [category for category in categories if category.casefold() not in ("f", "m")]
+    if {"+", "-"} <= set(categories):
+        return []
     words = [category for category in categories if UNKNOWN.fullmatch(" ".join(category.replace("_", " ").split()))]
     others = [category for category in categories if category not in UNKNOWN_CODES]  # a count, if these are codes
     if words or not others or are_codes(others) or not are_codes(categories):
@@ -102,8 +118,8 @@ def spelled_alike(categories: Sequence[str]) -> list[list[str]]:
 
 
 def is_date(text: str) -> bool:
-    """Whether a text is a date, with or without a time: 20140915, 2014-09-15 or 15.09.2014."""
-    if DAY_FIRST.fullmatch(text):
+    """Whether a text is a date, with or without a time: 20140915, 2014-09-15, 15.09.2014, Jan 5, 2014."""
+    if DAY_FIRST.fullmatch(text) or WITH_MONTH.fullmatch(text):
         return True
     found = DATE.fullmatch(text)
     if not found or not YEARS[0] <= int(found[1]) <= YEARS[1]:

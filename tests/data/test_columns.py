@@ -1,9 +1,12 @@
 import io
 from collections import Counter
+from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
@@ -110,6 +113,23 @@ def test_truth_values_are_categories_of_that_name(categories: tuple[str, str]) -
 def test_a_column_called_as_the_first_category_has_no_places(column: str, is_read: bool) -> None:
     rows = Dataset.from_dict({column: [0, 1]})
     assert read_column(rows, SEX, Entry(column))[0] == (["male", "female"] if is_read else [None, None])
+
+
+@pytest.mark.parametrize(
+    ("column", "is_read"), [("left", False), ("Is_Both", False), ("site", True), ("left_right", True)]
+)
+def test_a_column_for_one_of_several_categories_has_no_places(column: str, is_read: bool) -> None:
+    rows = Dataset.from_dict({column: [0, 1]})
+    assert read_column(rows, SITE, Entry(column))[0] == (["left", "right"] if is_read else [None, None])
+
+
+def test_types_of_tables_are_read_as_texts_and_numbers() -> None:
+    days = [datetime(1950, 3, 4), datetime(1951, 3, 4)]
+    rows = Dataset.from_dict({"age": [Decimal("4.5"), None], "day": days, "length": [timedelta(days=3), timedelta(1)]})
+    assert read_column(rows, GRAPH["age"], Entry("age"))[0] == [4.5, None]
+    for column in ("day", "length"):
+        assert read_column(rows, GRAPH["age"], Entry(column))[1].total() == 2
+    assert "dates" in explain_unknown(GRAPH["age"], "day", read_column(rows, GRAPH["age"], Entry("day"))[1], [])
 
 
 def test_all_splits_decide_what_numbers_and_separators_mean() -> None:
@@ -392,7 +412,7 @@ def test_numbers_without_a_zero_are_no_places(splits: list[list[Any]], is_doubtf
         (("no", "yes"), [], ["9", "0", "1"], {"9": "null"}),
         (("male", "female"), ["male"], ["1"], {"1": "..."}),
         (("male", "female"), [], ["1", "2"], {"1": "...", "2": "..."}),
-        (("male", "female"), [], ["MALE", "f", "?"], {"MALE": "male", "f": "female", "?": "null"}),
+        (("male", "female"), [], ["MALE", "f", "?"], {"MALE": "male", "f": "female", '"?"': "null"}),
         (("normal", "nodule"), ["normal", "nodule"], ["hernia", "edema"], {"hernia": "null", "edema": "null"}),
     ],
 )
@@ -400,3 +420,13 @@ def test_no_category_is_invented_for_what_does_not_fit(categories, found, wrong,
     variable = Variable(name="x", kind="binary", categories=categories)
     message = explain_unknown(variable, "column", Counter(wrong), found)
     assert [f"{value}: {meant}" in message for value, meant in offered.items()] == [True] * len(offered)
+
+
+@pytest.mark.parametrize(
+    "texts", [["male ", " f"], ["Yes", "NO"], ["?", "~"], ["-", "null"], ["a: b", "[1, 2)"], ["007", "1_0"]]
+)
+def test_what_is_proposed_can_be_pasted(texts: list[str]) -> None:
+    """YAML would read some texts as others."""
+    message = explain_unknown(GRAPH["sex"], "sex", Counter(texts))
+    proposed = yaml.safe_load(message.partition("by columns: ")[2].partition(", or by default")[0])
+    assert set(find_columns(GRAPH, proposed)["sex"].values) == set(texts)

@@ -195,9 +195,10 @@ def deflated() -> bytes:
         (dicom(RAMP)[:-100], "bytes"),
         (dicom(RAMP)[:400], "rows and columns"),
         (deflated(), "deflated"),
+        (dicom(RAMP, PixelData=b""), "without pixels"),
         (b"no picture", "rows and columns"),
     ],
-    ids=["frames", "bomb", "constant", "window", "table", "cut short", "cut shorter", "deflated", "text"],
+    ids=["frames", "bomb", "constant", "window", "table", "cut short", "cut shorter", "deflated", "empty", "text"],
 )
 def test_what_cannot_be_read_is_refused_with_the_reason(content: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):

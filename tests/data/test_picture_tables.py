@@ -78,9 +78,10 @@ FLAT = [f"{i:03d}.png" for i in range(6)]
         (DEEP, lambda file: f"home/me/the_set/{file}"),
         (["masks/x.png", *FLAT[1:]], lambda file: Path(file).name),
         (FLAT, str.upper),
+        (FLAT, lambda file: f" {file} "),
         (DEEP, lambda file: file.title()[:-4]),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_pictures_are_found_by_what_a_column_calls_them(
     column: str, files: list[str], name: Callable[[str], str], tmp_path: Path
@@ -120,6 +121,26 @@ def test_names_that_leave_it_open_or_lead_out_are_refused(files, names, named, t
     folder = make(tmp_path / "mine", files, name=names, size=list(range(len(names))))
     with pytest.raises(ValueError, match=named):
         read(folder, {"image": "name"})
+
+
+@pytest.mark.parametrize("table", ["labels.csv", "metadata.csv"])
+def test_a_table_without_names_of_columns_is_refused(table: str, tmp_path: Path) -> None:
+    folder = make(tmp_path / "mine", FLAT, table, **{"000.png": FLAT[1:], "7": range(5)})
+    with pytest.raises(ValueError, match=r"000\.png"):
+        read(folder, table=None if table == "metadata.csv" else table)
+
+
+def test_why_a_column_does_not_name_the_pictures_is_said(tmp_path: Path) -> None:
+    folder = make(tmp_path / "mine", FLAT, path=[f"/home/me/{file}" for file in FLAT], size=range(6))
+    with pytest.raises(ValueError, match=r"path.*/home/me/000\.png"):
+        read(folder)
+
+
+def test_tables_that_lack_columns_are_named(tmp_path: Path, caplog) -> None:
+    folder = make(tmp_path / "mine", ["a/0.png"], "a/metadata.csv", file_name=["0.png"], sex=["F"])
+    make(folder, ["b/0.png"], "b/metadata.csv", file_name=["0.png"], gender=["F"])
+    read(folder, table=None)
+    assert "a/metadata.csv ['gender'], b/metadata.csv ['sex']" in caplog.text
 
 
 def test_pictures_of_another_folder_are_not_taken_for_those_that_are_missing(tmp_path: Path, caplog) -> None:

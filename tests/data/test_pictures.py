@@ -19,6 +19,7 @@ from softcft.data.pictures import (
     fit_picture,
     is_grey,
     open_file,
+    plain_picture,
     read_picture,
     scale_to_eight_bits,
     white_of,
@@ -173,6 +174,19 @@ def test_pictures_are_put_upright(kind: str, orientation: int) -> None:
     read = np.asarray(read_picture(content)).astype(int)
     assert read.shape == pixels.shape
     assert abs(read - pixels).max() <= 4
+
+
+@pytest.mark.parametrize("form", ["webp", "gif", "tiff", "png"])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_file_is_read_as_its_content_is(form: str, frames: int, tmp_path: Path) -> None:
+    """Those of several frames by their first one. Not all of Pillow's readers say how they will decode."""
+    pages = [Image.fromarray(page) for page in np.random.default_rng(0).integers(0, 256, (frames, 16, 16, 3), "u1")]
+    path = tmp_path / f"picture.{form}"
+    pages[0].save(path, form, **({"save_all": True, "append_images": pages[1:]} if frames > 1 else {}))
+    expected = plain_picture(Image.open(io.BytesIO(path.read_bytes())))
+    with Image.open(path) as opened:
+        for source in (path, path.read_bytes(), opened):
+            assert np.array_equal(read_picture(source), expected)
 
 
 @pytest.mark.parametrize("kind", ["PNG, colour", "PNG, grey and alpha", "TIFF, colour, compressed"])

@@ -93,6 +93,25 @@ def test_a_missing_column_is_told_with_the_nearest_one() -> None:
     assert any(line.startswith("age (continuous") for line in report.lines)  # the others are still read
 
 
+def test_a_split_that_lacks_a_column_is_named() -> None:
+    table = splits()
+    table["test"] = table["test"].remove_columns("age")
+    assert "test" in check(table).errors[0]
+
+
+@pytest.mark.parametrize("value", [float("inf"), "inf", "1e400"])
+def test_infinite_numbers_are_no_numbers(value) -> None:
+    (error,) = check(splits(age=lambda i: value if i == 7 else type(value)(i + 20))).errors
+    assert "(1 rows)" in error
+
+
+def test_missing_pictures_are_no_missing_values(tmp_path: Path) -> None:
+    stored = {i: {"bytes": None, "path": str(tmp_path / f"{i}.png")} for i in range(60)}
+    report = check(splits(60, stored), dataset_name=str(tmp_path))
+    assert len(report.errors) == 1
+    assert "0.png" in report.errors[0]
+
+
 def test_missing_values_are_counted_and_the_rest_must_suffice() -> None:
     table = splits(200, age=lambda i: None if i % 4 == 0 else 30.0 + i % 50, sex=lambda i: "male" if i % 2 else "")
     report = check(table, {"sex": {"values": {"x": "female"}}})
@@ -371,4 +390,5 @@ def test_several_rows_of_one_picture_are_told(tmp_path: Path) -> None:
         (tmp_path / f"{i}.png").write_bytes(png(i))
     paths = {i: {"bytes": None, "path": str(tmp_path / f"{i % 3}.png")} for i in range(5)}
     report = check(splits(pictures=paths), dataset_name=str(tmp_path))
-    assert any("2 pictures are in more than one row" in text for text in report.warnings)
+    (told,) = [text for text in report.warnings if "2 pictures are in more than one row" in text]
+    assert "contradict each other in 'age' of 2, 'sex' of 2" in told

@@ -47,6 +47,10 @@ FORMATS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "Latin-1": (".csv", lambda path: path.write_text(text(), "latin-1")),
     "Latin-1 and semicolons": (".CSV", lambda path: path.write_text(text(";", ","), "latin-1")),
     "UTF-16": (".txt", lambda path: path.write_text(text("\t"), "utf-16")),
+    "UTF-32": (".csv", lambda path: path.write_text(text(), "utf-32")),
+    "lines of an old Mac": (".csv", lambda path: path.write_bytes(text().replace("\r\n", "\r").encode())),
+    "a hint of Excel": (".csv", lambda path: path.write_text("sep=;\r\n" + text(";"), "utf-8", newline="")),
+    "empty lines and rows": (".csv", lambda path: path.write_text(f"\n\n{text()},,,,\n\n", "utf-8")),
     "UTF-16, big end first": (".csv", lambda path: path.write_bytes(b"\xfe\xff" + text(";").encode("utf-16-be"))),
     "Excel": (".xlsx", excel),
 }
