@@ -18,11 +18,12 @@ reproduce-diffusion: .venv/.installed ## The same with a diffusion model, at 32 
 
 paper: .venv/.installed ## Tables 1 and 2 and all figures of the paper on the phantom, three seeds, into outputs/paper
 	for seed in 0 1 2; do \
-		$(BIN)/python recipes/run_all.py --seed $$seed --utility --output_dir outputs/paper/seed$$seed || exit 1; \
+		$(BIN)/python recipes/run_all.py --config recipes/configs/phantom_64.yaml --seed $$seed --utility --output_dir outputs/paper/seed$$seed || exit 1; \
 	done
 	$(BIN)/python recipes/report.py --runs outputs/paper/seed0 outputs/paper/seed1 outputs/paper/seed2 --output_dir outputs/paper
 
-example: .venv/.installed ## Put the pipeline of make reproduce into the package, as its example model
+example: .venv/.installed ## Train the phantom at 64 x 64 pixels, and put its pipeline into the package as example model
+	$(BIN)/python recipes/run_all.py --config recipes/configs/phantom_64.yaml
 	$(BIN)/python recipes/make_example.py
 
 # Two workers of one thread each: small tensors gain nothing from more threads, and threads of two workers collide.

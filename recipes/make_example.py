@@ -1,4 +1,4 @@
-"""Make the pretrained pipeline that comes with softcft, from a run of the phantom: make reproduce, then make example.
+"""Make the pretrained pipeline that comes with softcft, from a run of the phantom; make example does both.
 
 Writes the pipeline that was fine-tuned with soft labels, its networks in float16, and examples/: some test images with
 their attributes (metadata.csv).
@@ -23,14 +23,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--run_dir", default="outputs/phantom", help="folder of a run of the phantom [%(default)s]")
+    parser.add_argument("--run_dir", default="outputs/phantom_64", help="folder of a run of the phantom [%(default)s]")
     parser.add_argument("--num_images", type=int, default=8, help="number of test images [%(default)s]")
     arguments = parser.parse_args()
     if arguments.num_images < 1:
         parser.error(f"--num_images must be at least 1, got {arguments.num_images}.")
     run = Path(arguments.run_dir)
     if not (run / "soft" / "model_index.json").is_file():
-        parser.error(f"--run_dir {run} has no pipeline in {run / 'soft'}; run make reproduce first.")
+        parser.error(f"--run_dir {run} has no pipeline in {run / 'soft'}; run make example.")
 
     pipeline = DSCMPipeline.from_pretrained(run / "soft")
     for network in (pipeline.hvae, pipeline.classifier):

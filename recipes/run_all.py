@@ -1,6 +1,6 @@
 """Everything from images to the report: counterfactuals without, with hard and with soft fine-tuning.
 
-    python recipes/run_all.py                                                         # the phantom: 20 minutes
+    python recipes/run_all.py                                                         # the phantom: ten minutes
     python recipes/run_all.py --cft none hard soft matched                            # and the matched targets
     python recipes/run_all.py --dataset_name FOLDER --graph graph.yaml --output_dir outputs/mine    # your own images
     python recipes/run_all.py --config recipes/configs/morphomnist.yaml --data_dir FOLDER --seed 1

@@ -73,7 +73,7 @@ def parse(name: str, section: str) -> tuple[Any, ...]:
 
 DIFFUSION = ["phantom_diffusion", "mimic_cxr_224_diffusion"]
 CHEST_XRAYS = {f"{source}_{size}": source for source in SOURCES for size in (224, 64)}
-SHIPPED = ["phantom", "phantom_32", "morphomnist", "own_data", *CHEST_XRAYS, *DIFFUSION]
+SHIPPED = ["phantom", "phantom_32", "phantom_64", "morphomnist", "own_data", *CHEST_XRAYS, *DIFFUSION]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -81,10 +81,10 @@ def test_shipped_configs_parse_and_agree_on_their_folder(name: str) -> None:
     for section in ("scm", "guide", "judge", "watcher", "diffusion" if name in DIFFUSION else "hvae", "cft"):
         _, data, training, *_ = parse(name, section)
         assert training.output_dir == f"outputs/{name}"
-        names = {"own_data": "folder", "phantom_diffusion": "phantom", "phantom_32": "phantom", **CHEST_XRAYS}
+        names = {"own_data": "folder", "phantom_diffusion": "phantom", "phantom_32": "phantom", "phantom_64": "phantom", **CHEST_XRAYS}
         assert data.dataset_name == names.get(name, "mimic_cxr" if name.startswith("mimic_cxr") else name)
     (cft,) = (settings for settings in parse(name, "cft") if isinstance(settings, CFTConfig))
-    assert cft.cft == ("matched" if name == "own_data" or name.endswith("_64") else "soft")
+    assert cft.cft == ("matched" if name == "own_data" or (name in CHEST_XRAYS and name.endswith("_64")) else "soft")
 
 
 def test_parts_are_looked_for_where_the_recipes_leave_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
