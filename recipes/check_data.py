@@ -14,23 +14,15 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 import yaml
-from datasets import DatasetDict
 
-from softcft import CausalGraph
 from softcft.data.config import BUILT_IN, DataConfig
-from softcft.data.draft import draft_graph
-from softcft.data.own import read_own
-from softcft.data.report import DataReport, check_data
-from softcft.data.schema import scale_pixels
-from softcft.data.sources import load_data
-from softcft.data.unused_files import left_out, unread_tables
-from softcft.evaluation.figures.grids import example_grid
 from softcft.training.parsing import parse_config
+
+if TYPE_CHECKING:
+    from softcft.data.report import DataReport
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
@@ -66,8 +58,14 @@ def parse() -> tuple[dict[str, Any], DataConfig, CheckConfig]:
     return config, data, settings
 
 
-def draw(report: DataReport, path: Path) -> None:
+def draw(report: "DataReport", path: Path) -> None:
     """Write the examples as PNG."""
+    import numpy as np
+    import torch
+
+    from softcft.data.schema import scale_pixels
+    from softcft.evaluation.figures.grids import example_grid
+
     image, captions = {}, {}
     for heading, examples in report.examples.items():
         if examples:
@@ -82,6 +80,16 @@ def draw(report: DataReport, path: Path) -> None:
 def main() -> None:
     """Run the recipe; see the module's docstring."""
     config, data, settings = parse()
+    # Here, once there is no mistake in the settings: it takes seconds.
+    from datasets import DatasetDict
+
+    from softcft import CausalGraph
+    from softcft.data.draft import draft_graph
+    from softcft.data.own import read_own
+    from softcft.data.report import check_data
+    from softcft.data.sources import load_data
+    from softcft.data.unused_files import left_out, unread_tables
+
     output_dir = Path(settings.output_dir)
     drafted = output_dir / "graph_draft.yaml"
     drafting = not config["graph"]

@@ -14,9 +14,6 @@ Attribute mechanisms and classifiers are trained anew, see train_scm.py and trai
 import argparse
 from pathlib import Path
 
-from softcft import CausalGraph
-from softcft.convert import NOT_CONVERTED, convert_hvae, load_checkpoint
-from softcft.training.checkpoints import save_whole
 from softcft.training.parsing import read_config
 
 
@@ -41,6 +38,11 @@ def main() -> None:
     out_dir = Path(arguments.out_dir)
     if (out_dir / "config.json").exists():
         raise SystemExit(f"{out_dir} holds a model already; give another folder or delete it.")
+    # Here, once there is no mistake in the settings: it takes seconds.
+    from softcft import CausalGraph
+    from softcft.convert import NOT_CONVERTED, convert_hvae, load_checkpoint
+    from softcft.training.checkpoints import save_whole
+
     graph = None
     try:
         if arguments.graph is not None:

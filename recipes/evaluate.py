@@ -17,28 +17,15 @@ from dataclasses import dataclass, field
 from os.path import isfile  # unlike Path.is_file, False of what cannot be the name of a file
 from pathlib import Path
 
-import pandas as pd
-from diffusers import AutoencoderKL
-
-from softcft import AttributeClassifier, CausalGraph
 from softcft.arguments import Natural, check_fields
+from softcft.cft import CFT_NAMES, PUBLISHED_CFT
 from softcft.cft.verdict import read_sentence
 from softcft.data.config import DataConfig
-from softcft.data.examples import save_examples
-from softcft.data.sources import load_data, subjects_of
-from softcft.data.truth import true_counterfactuals
-from softcft.evaluation.evaluate import Evaluation, EvaluationSettings, check_pipelines
-from softcft.evaluation.figures.curves import draw_training_curves
-from softcft.evaluation.report import NOTES, write_report
-from softcft.evaluation.tables import CFT_NAMES, COLUMNS, PUBLISHED_CFT
-from softcft.evaluation.verdict import training_rows
-from softcft.models.weights import load_safetensors
-from softcft.pipelines.query import load_pipeline
-from softcft.training.checkpoints import replace_file
-from softcft.training.config import SolverConfig, given_settings, make_backbone
+from softcft.evaluation.config import EvaluationSettings
+from softcft.training.cft_config import SolverConfig, given_settings
+from softcft.training.config import PRECISION_HELP, Precision
 from softcft.training.parsing import parse_config, write_config
-from softcft.training.precision import PRECISION_HELP, Precision, start_accelerator
-from softcft.training.preparation import main_process_first
+from softcft.training.writing import replace_file
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
@@ -106,6 +93,25 @@ def main() -> None:
         default_config=DEFAULT_CONFIG,
         description=__doc__,
     )
+    # Here, once there is no mistake in the settings: it takes seconds.
+    import pandas as pd
+    from diffusers import AutoencoderKL
+
+    from softcft import AttributeClassifier, CausalGraph
+    from softcft.data.examples import save_examples
+    from softcft.data.sources import load_data, subjects_of
+    from softcft.data.truth import true_counterfactuals
+    from softcft.evaluation.evaluate import Evaluation, check_pipelines
+    from softcft.evaluation.figures.curves import draw_training_curves
+    from softcft.evaluation.report import NOTES, write_report
+    from softcft.evaluation.tables import COLUMNS
+    from softcft.evaluation.verdict import training_rows
+    from softcft.models.weights import load_safetensors
+    from softcft.pipelines.query import load_pipeline
+    from softcft.training.backbones import make_backbone
+    from softcft.training.precision import start_accelerator
+    from softcft.training.preparation import main_process_first
+
     graph = CausalGraph(config["graph"])
     for name in settings.interventions or []:
         graph[name]

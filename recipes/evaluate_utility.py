@@ -11,24 +11,20 @@ real images, with 95 % intervals of a bootstrap over subjects (images where no s
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-import torch
-from accelerate import Accelerator
-from torch.utils.data import Subset
-
-from softcft import AttributeClassifier, CausalGraph
 from softcft.arguments import Count, Natural, check_fields
+from softcft.cft import CFT_NAMES
 from softcft.data.config import DataConfig
-from softcft.data.schema import ImageAttributeDataset
-from softcft.data.sources import load_data, subjects_of
-from softcft.evaluation.bootstrap import bootstrap_weights, resampled_unit
-from softcft.evaluation.measuring import run_batches
-from softcft.evaluation.tables import CFT_NAMES
-from softcft.evaluation.utility import REAL, utility_rows
+from softcft.training.config import PRECISION_HELP, Precision
 from softcft.training.parsing import parse_config, read_config
-from softcft.training.precision import PRECISION_HELP, Precision, start_accelerator
-from softcft.training.preparation import main_process_first
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from torch.utils.data import Subset
+
+    from softcft import AttributeClassifier, CausalGraph
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 # Settings of the training that would else be what the change from real images shows.
@@ -57,8 +53,11 @@ class EvaluateUtilityConfig:
         check_fields(self)
 
 
-def load_predictors(output_dir: str, graph: CausalGraph) -> dict[tuple[str, str], AttributeClassifier]:
+def load_predictors(output_dir: str, graph: "CausalGraph") -> "dict[tuple[str, str], AttributeClassifier]":
     """All predictors that were trained, by the fine-tuning and the intervention of their training images."""
+    from softcft import AttributeClassifier
+    from softcft.evaluation.utility import REAL
+
     folders = {REAL: Path(output_dir, "utility", "real")}
     folders |= {(cft, name): Path(output_dir, "utility", cft, name) for cft in CFT_NAMES for name in graph.names}
     folders = {key: folder for key, folder in folders.items() if (folder / "config.json").is_file()}
@@ -85,9 +84,15 @@ def load_predictors(output_dir: str, graph: CausalGraph) -> dict[tuple[str, str]
 
 
 def predict(
-    predictors: dict[tuple[str, str], AttributeClassifier], images: Subset, batch_size: int, accelerator: Accelerator
-) -> tuple[dict[tuple[str, str], torch.Tensor], torch.Tensor]:
+    predictors: "dict[tuple[str, str], AttributeClassifier]",
+    images: "Subset",
+    batch_size: int,
+    accelerator: "Accelerator",
+) -> "tuple[dict[tuple[str, str], torch.Tensor], torch.Tensor]":
     """Logits of each predictor and the labels of all images, (N, K), gathered from all processes."""
+    import torch
+
+    from softcft.evaluation.measuring import run_batches
 
     def measure(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         logits = torch.stack([predictor(batch["image"]).logits for predictor in predictors.values()], dim=1)
@@ -102,6 +107,17 @@ def main() -> None:
     config, data, settings = parse_config(
         "data", DataConfig, EvaluateUtilityConfig, default_config=DEFAULT_CONFIG, description=__doc__
     )
+    # Here, once there is no mistake in the settings: it takes seconds.
+    import pandas as pd
+
+    from softcft import CausalGraph
+    from softcft.data.schema import ImageAttributeDataset
+    from softcft.data.sources import load_data, subjects_of
+    from softcft.evaluation.bootstrap import bootstrap_weights, resampled_unit
+    from softcft.evaluation.utility import utility_rows
+    from softcft.training.precision import start_accelerator
+    from softcft.training.preparation import main_process_first
+
     graph = CausalGraph(config["graph"])
     predictors = load_predictors(settings.output_dir, graph)
     with main_process_first():  # the others find the data in the cache

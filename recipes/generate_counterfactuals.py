@@ -17,16 +17,12 @@ from dataclasses import asdict, dataclass, field
 from os.path import isfile  # unlike Path.is_file, False of what cannot be the name of a file
 from pathlib import Path
 
-from softcft import CausalGraph, generate_counterfactuals
+from softcft.cft import CFT_NAMES, PUBLISHED_CFT
 from softcft.data.config import DataConfig
-from softcft.data.sources import load_data
-from softcft.evaluation.generation import GenerationSettings, check_attributes
-from softcft.evaluation.tables import CFT_NAMES, PUBLISHED_CFT
-from softcft.pipelines.query import load_pipeline
-from softcft.training.config import SolverConfig, given_settings, make_backbone
+from softcft.evaluation.config import GenerationSettings
+from softcft.training.cft_config import SolverConfig, given_settings
+from softcft.training.config import PRECISION_HELP, Precision
 from softcft.training.parsing import parse_config, write_config
-from softcft.training.precision import PRECISION_HELP, Precision, start_accelerator
-from softcft.training.preparation import main_process_first
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
@@ -79,9 +75,18 @@ def main() -> None:
         default_config=DEFAULT_CONFIG,
         description=__doc__,
     )
-    graph = CausalGraph(config["graph"])
     if data.streaming:
         raise ValueError("--streaming: counterfactuals belong to rows of the training images; leave it out.")
+    # Here, once there is no mistake in the settings: it takes seconds.
+    from softcft import CausalGraph, generate_counterfactuals
+    from softcft.data.sources import load_data
+    from softcft.evaluation.generation import check_attributes
+    from softcft.pipelines.query import load_pipeline
+    from softcft.training.backbones import make_backbone
+    from softcft.training.precision import start_accelerator
+    from softcft.training.preparation import main_process_first
+
+    graph = CausalGraph(config["graph"])
     check_attributes(graph, settings.attributes)
     pipelines = {Path(folder).name: load_pipeline(folder, graph, data.sample_size) for folder in parts.pipelines}
     for pipeline in pipelines.values():

@@ -7,14 +7,6 @@ their attributes (metadata.csv).
 import argparse
 from pathlib import Path
 
-import torch
-
-from softcft import DSCMPipeline, example_model
-from softcft.data.examples import save_examples
-from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
-from softcft.data.schema import ImageAttributeDataset
-from softcft.training.checkpoints import save_whole
-
 MOST_BYTES = 5_000_000  # of weights in the package
 
 
@@ -31,6 +23,15 @@ def main() -> None:
     run = Path(arguments.run_dir)
     if not (run / "soft" / "model_index.json").is_file():
         parser.error(f"--run_dir {run} has no pipeline in {run / 'soft'}; run make example.")
+
+    # Here, once there is no mistake in the settings: it takes seconds.
+    import torch
+
+    from softcft import DSCMPipeline, example_model
+    from softcft.data.examples import save_examples
+    from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
+    from softcft.data.schema import ImageAttributeDataset
+    from softcft.training.checkpoints import save_whole
 
     pipeline = DSCMPipeline.from_pretrained(run / "soft")
     for network in (pipeline.hvae, pipeline.classifier):

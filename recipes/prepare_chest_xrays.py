@@ -19,14 +19,13 @@ import inspect
 import logging
 from pathlib import Path
 
-from softcft.data.chest_xrays import SOURCES
-from softcft.data.chest_xrays.prepared import read_pictures, save_prepared
+from softcft.data.config import CHEST_XRAYS
 
 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", required=True, choices=list(SOURCES), help="Which set of X-rays it is.")
+    parser.add_argument("--source", required=True, choices=CHEST_XRAYS, help="Which set of X-rays it is.")
     parser.add_argument("--root", required=True, help="Folder that holds the downloaded files.")
     parser.add_argument("--output_dir", required=True, help="Folder for the data set; must be new or empty.")
     parser.add_argument("--resolution", type=int, default=224, help="Height and width of the pictures (default: 224).")
@@ -46,6 +45,10 @@ def main() -> None:
         "--num_workers", type=int, help="Pictures decoded at the same time (default: one per CPU core)."
     )
     arguments = parser.parse_args()
+    # Here, once there is no mistake in the settings: it takes seconds.
+    from softcft.data.chest_xrays import SOURCES
+    from softcft.data.chest_xrays.prepared import read_pictures, save_prepared
+
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     select = SOURCES[arguments.source]
     options = {"on_error": arguments.on_error}

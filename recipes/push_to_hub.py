@@ -8,17 +8,18 @@ checked before anything is sent. The repository is made if there is none: a priv
 or morphomnist, for weights can give away pictures of people. The token is that of hf auth login, or HF_TOKEN.
 """
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from diffusers import DiffusionPipeline
-
-from softcft import CausalGraph
-from softcft.evaluation.tables import CFT_NAMES, read_metrics, report_tables
-from softcft.hub.card import CardTable, has_people, make_card, setting
-from softcft.hub.publish import CARD, check_access, model_files, publish
-from softcft.models.weights import load_safetensors
+from softcft.cft import CFT_NAMES
+from softcft.hub.config import check_access
 from softcft.training.parsing import read_config
+
+if TYPE_CHECKING:
+    from softcft import CausalGraph
 
 ENTRIES = {
     "DSCMPipeline": Path(__file__).resolve().parents[1] / "pipelines" / "dscm.py",
@@ -28,6 +29,9 @@ ENTRIES = {
 
 def results_of(run: Path, cft: str, graph: CausalGraph) -> dict[str, list]:
     """What was measured of one pipeline: its tables and scores by the judge, real images and the truth beside it."""
+    from softcft.evaluation.tables import read_metrics, report_tables
+    from softcft.hub.card import CardTable
+
     if not (run / "metrics.csv").is_file():
         return {}
     metrics = read_metrics(run / "metrics.csv")
@@ -46,6 +50,10 @@ def results_of(run: Path, cft: str, graph: CausalGraph) -> dict[str, list]:
 
 def check_pipeline(folder: Path, graph: CausalGraph) -> Path:
     """Make sure that a pipeline loads; its entry file."""
+    from diffusers import DiffusionPipeline
+
+    from softcft.models.weights import load_safetensors
+
     pipeline = load_safetensors(DiffusionPipeline, folder)
     name = type(pipeline).__name__
     if name not in ENTRIES:
@@ -76,6 +84,11 @@ def main() -> None:
     folder = run / (arguments.part or arguments.cft)
     if not arguments.dry_run:
         check_access("--repo_id", repo_id)
+    # Here, once there is no mistake in the settings: it takes seconds.
+    from softcft import CausalGraph
+    from softcft.hub.card import has_people, make_card, setting
+    from softcft.hub.publish import CARD, model_files, publish
+
     files = model_files(folder)
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder} has no config.yaml, which every recipe writes that trains: train the model again.")

@@ -9,9 +9,6 @@ metrics.csv into --output_dir. Figures are those of the first run.
 import argparse
 from pathlib import Path
 
-from softcft import CausalGraph
-from softcft.evaluation.report import write_report
-from softcft.hub.card import setting
 from softcft.training.parsing import read_config
 
 
@@ -27,6 +24,11 @@ def main() -> None:
         if not path.is_file():
             parser.error(f"--runs: {run} has no config.yaml; run recipes/evaluate.py --output_dir {run}")
         settings[run] = read_config(path)
+    # Here, once there is no mistake in the settings: it takes seconds.
+    from softcft import CausalGraph
+    from softcft.evaluation.report import write_report
+    from softcft.hub.card import setting
+
     first = settings[arguments.runs[0]]
     for run, config in settings.items():
         if config["graph"] != first["graph"]:

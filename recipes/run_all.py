@@ -24,38 +24,36 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import torch
-from diffusers import AutoencoderKL
 from transformers import HfArgumentParser
 
-from softcft import AttributeClassifier, AttributeSCM, CausalGraph, HVAEModel
 from softcft.arguments import Count, Natural, check_fields
+from softcft.cft import CFT_NAMES, PUBLISHED_CFT
 from softcft.cft.verdict import read_sentence
-from softcft.data.augmentation import AugmentationConfig
-from softcft.data.config import DataConfig, SubsetConfig
-from softcft.evaluation.tables import CFT_NAMES, PUBLISHED_CFT
-from softcft.hub.publish import HubConfig
-from softcft.models.denoiser import UNETS
-from softcft.models.trunk import read_trunk
-from softcft.training.cft_trainer import CFTConfig
-from softcft.training.config import (
-    DiffusionConfig,
+from softcft.data.config import AugmentationConfig, DataConfig, SubsetConfig
+from softcft.hub.config import HubConfig
+from softcft.training.cft_config import (
+    CFTConfig,
     DiffusionTuningConfig,
-    MemoryConfig,
-    PatchConfig,
     SolverConfig,
-    TrainingConfig,
-    TrunkConfig,
-    UtilityConfig,
+    WatchConfig,
     given_settings,
     refuse_for_hvae,
 )
+from softcft.training.config import (
+    DiffusionConfig,
+    MemoryConfig,
+    PatchConfig,
+    TrainingConfig,
+    TrunkConfig,
+    UtilityConfig,
+    ValidationConfig,
+)
 from softcft.training.parsing import FURTHER_GUIDE, further_guides, model_arguments, parse_config
-from softcft.training.validation import ValidationConfig
-from softcft.training.watch import WatchConfig
+
+if TYPE_CHECKING:
+    from softcft import CausalGraph
 
 RECIPES = Path(__file__).resolve().parent
 DEFAULT_CONFIG = RECIPES / "configs" / "phantom.yaml"
@@ -67,14 +65,14 @@ class Training:
 
     Attributes:
         recipe: The script.
-        model: What ``model`` in the section has the arguments of.
+        model: The name of the class that ``model`` in the section has the arguments of.
         settings: What its flags are, besides those that all trainings have.
         role: Whether the section is a role of the recipe.
         seed: What is added to the run's seed: no two classifiers start alike.
     """
 
     recipe: str
-    model: type | None
+    model: str | None
     settings: tuple[type, ...] = ()
     role: bool = False
     seed: int = 0
@@ -83,21 +81,25 @@ class Training:
 def classifier(seed: int = 0) -> Training:
     """The training of a guide, the judge or the watcher."""
     settings = (SubsetConfig, ValidationConfig, AugmentationConfig, TrunkConfig)
-    return Training("train_classifier", AttributeClassifier, settings, role=True, seed=seed)
+    return Training("train_classifier", "AttributeClassifier", settings, role=True, seed=seed)
 
 
 TUNING = SubsetConfig, MemoryConfig, CFTConfig, AugmentationConfig, WatchConfig, SolverConfig, DiffusionTuningConfig
 TRAININGS = {  # in the order of the steps
-    "scm": Training("train_scm", AttributeSCM),
-    "hvae": Training("train_hvae", HVAEModel, (MemoryConfig,)),
+    "scm": Training("train_scm", "AttributeSCM"),
+    "hvae": Training("train_hvae", "HVAEModel", (MemoryConfig,)),
     "diffusion": Training("train_diffusion", None, (MemoryConfig, DiffusionConfig)),
     "guide": classifier(),
     "watcher": classifier(seed=3000),
     "judge": classifier(seed=1000),
-    "vae": Training("train_vae", AutoencoderKL, (PatchConfig,)),
+    "vae": Training("train_vae", "AutoencoderKL", (PatchConfig,)),
     "cft": Training("soft_cft", None, TUNING),
     "utility": Training(
-        "train_classifier", AttributeClassifier, (UtilityConfig, AugmentationConfig, TrunkConfig), role=True, seed=2000
+        "train_classifier",
+        "AttributeClassifier",
+        (UtilityConfig, AugmentationConfig, TrunkConfig),
+        role=True,
+        seed=2000,
     ),
 }
 TAKEN = (*TRAININGS, *CFT_NAMES, "data", "figures", "metrics", "logs", "counterfactuals")
@@ -154,6 +156,8 @@ async def run(jobs: Jobs, logs: Path) -> None:
 
 async def _lane(waiting: Iterator[tuple[str, list[str]]], logs: Path, shown: bool) -> None:
     """Run one job after another while there are any."""
+    import torch
+
     # One thread a process, two processes at a time: on few cores more threads only wait for each other.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     if not torch.cuda.is_available():
@@ -267,6 +271,8 @@ def plan_evaluation(
     flags: list[str], pipelines: list[str], predictors: Jobs, guidances: dict[str, list[str]]
 ) -> list[Jobs]:
     """The jobs after fine-tuning, in groups."""
+    import torch
+
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(torch.cuda.device_count() or 2)]
     generate = [*torchrun, *script("generate_counterfactuals", *flags, *pipelines)]
     evaluate = [*torchrun, *script("evaluate", *flags, *pipelines)]
@@ -283,24 +289,29 @@ def script(recipe: str, *flags: str) -> list[str]:
 
 def read_training(
     section: str, kind: Training, flags: list[str], image_model: str
-) -> tuple[CausalGraph, TrainingConfig, list[Any]]:
+) -> tuple["CausalGraph", TrainingConfig, list[Any]]:
     """The settings of a training, once it is sure that its model can be made from them."""
+    import diffusers
+    import torch
+
+    import softcft
+    from softcft.models.trunk import read_trunk
+
     types = DataConfig, TrainingConfig, HubConfig, *kind.settings
     config, data, training, _, *others = parse_config(section, *types, default_config=DEFAULT_CONFIG, argv=flags)
-    model_class = kind.model
-    graph = CausalGraph(config["graph"])
-    if section == "diffusion":
-        model_class = UNETS[config[section]["unet"]]
+    name = config[section]["unet"] if section == "diffusion" else kind.model
+    graph = softcft.CausalGraph(config["graph"])
     if section == "cft" and image_model == "hvae":
         refuse_for_hvae(*(other for other in others if isinstance(other, SolverConfig | DiffusionTuningConfig)))
-    if model_class is not None:
+    if name is not None:
+        model_class = getattr(softcft if name in softcft.__all__ else diffusers, name)
         arguments = model_arguments(config, section, model_class)
     for other in others:
         if isinstance(other, TrunkConfig) and other.trunk_dir is not None:
             read_trunk(other.trunk_dir, data.sample_size, arguments.get("image_size"))
-    if model_class is HVAEModel:
+    if section == "hvae":
         with torch.device("meta"):  # no memory: whether it can be built is all that is asked
-            HVAEModel(graph.to_list(), data.sample_size, **arguments)
+            softcft.HVAEModel(graph.to_list(), data.sample_size, **arguments)
     return graph, training, others
 
 
@@ -334,6 +345,8 @@ def read_guidances(section: dict[str, dict[str, Any]], folder: Path) -> dict[str
 
 def write_table1(folder: Path, guidances: list[str]) -> None:
     """Table 1 under each guidance, as tidy as metrics.csv, with the column guidance."""
+    import pandas as pd
+
     folders = {"none": folder} | {name: folder / name for name in guidances}
     tables = [
         pd.read_csv(path / "metrics.csv").query("table == 'effectiveness'").assign(guidance=name)

@@ -17,43 +17,19 @@ Writes a complete pipeline into --output_dir/none, hard, soft or matched, with w
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from diffusers import AutoencoderKL, DDIMScheduler
-
-from softcft import (
-    AttributeClassifier,
-    AttributeSCM,
-    CausalGraph,
-    DiffusionDSCMPipeline,
-    DSCMPipeline,
-    HVAEModel,
-    ParentEncoder,
-)
 from softcft.cft.verdict import WATCH
-from softcft.data.augmentation import AugmentationConfig
-from softcft.data.config import DataConfig, SubsetConfig
-from softcft.data.schema import ImageAttributeDataset
-from softcft.data.sources import load_data, training_images
-from softcft.evaluation.realism import frechet_distance
-from softcft.hub.publish import HubConfig
-from softcft.models.denoiser import load_unet
-from softcft.models.sight import seen_by_some, unseen_by_some
-from softcft.models.weights import load_safetensors
-from softcft.training.cft_trainer import CFTConfig, CFTTrainer
-from softcft.training.checkpoints import replace_file, save_whole
-from softcft.training.config import (
-    DiffusionTuningConfig,
-    MemoryConfig,
-    SolverConfig,
-    TrainingConfig,
-    given_settings,
-    make_backbone,
-)
-from softcft.training.lora import adapters
+from softcft.data.config import AugmentationConfig, DataConfig, SubsetConfig
+from softcft.hub.config import HubConfig
+from softcft.training.cft_config import CFTConfig, DiffusionTuningConfig, SolverConfig, WatchConfig, given_settings
+from softcft.training.config import MemoryConfig, TrainingConfig
 from softcft.training.parsing import FURTHER_GUIDE, parse_config
-from softcft.training.preparation import begin_training, main_process_first
-from softcft.training.processes import this_process
-from softcft.training.watch import Watch, WatchConfig
+from softcft.training.writing import replace_file
+
+if TYPE_CHECKING:
+    from softcft import AttributeClassifier, CausalGraph, DiffusionDSCMPipeline, DSCMPipeline
+    from softcft.training.watch import Watch
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
@@ -136,8 +112,21 @@ class PretrainedConfig:
         return folders
 
 
-def load_pipeline(folders: dict[str, Path]) -> DSCMPipeline | DiffusionDSCMPipeline:
+def load_pipeline(folders: dict[str, Path]) -> "DSCMPipeline | DiffusionDSCMPipeline":
     """The pipeline of trained parts; refuses parts with different graphs."""
+    from diffusers import AutoencoderKL, DDIMScheduler
+
+    from softcft import (
+        AttributeClassifier,
+        AttributeSCM,
+        DiffusionDSCMPipeline,
+        DSCMPipeline,
+        HVAEModel,
+        ParentEncoder,
+    )
+    from softcft.models.denoiser import load_unet
+    from softcft.models.weights import load_safetensors
+
     scm = AttributeSCM.from_pretrained(folders["scm"])
     guide = AttributeClassifier.from_pretrained(folders["guide"])
     if "hvae" in folders:
@@ -153,8 +142,11 @@ def load_pipeline(folders: dict[str, Path]) -> DSCMPipeline | DiffusionDSCMPipel
     )
 
 
-def check_sight(guides: Sequence[AttributeClassifier], cft: CFTConfig) -> None:
+def check_sight(guides: Sequence["AttributeClassifier"], cft: CFTConfig) -> None:
     """Say what guides do not see; raises ValueError if that leaves nothing to fine-tune by."""
+    from softcft.models.sight import seen_by_some, unseen_by_some
+    from softcft.training.processes import this_process
+
     if this_process().is_main_process:
         for warning in unseen_by_some(guides).values():
             print(warning)
@@ -162,15 +154,17 @@ def check_sight(guides: Sequence[AttributeClassifier], cft: CFTConfig) -> None:
         seen_by_some(guides)
 
 
-def load_classifier(flag: str, folder: str | Path, graph: CausalGraph) -> AttributeClassifier:
+def load_classifier(flag: str, folder: str | Path, graph: "CausalGraph") -> "AttributeClassifier":
     """A guide or the watcher; refuses one with another graph."""
+    from softcft import AttributeClassifier
+
     classifier = AttributeClassifier.from_pretrained(folder)
     if classifier.causal_graph != graph:
         raise ValueError(f"--{flag} {folder} was trained with another graph than that of --config; train it anew.")
     return classifier
 
 
-def save_verdict(watch: Watch, folder: Path) -> None:
+def save_verdict(watch: "Watch", folder: Path) -> None:
     """Write what was seen of a fine-tuning beside its pipeline, and say what follows."""
     verdict = watch.verdict()
     replace_file(folder / WATCH, verdict.to_json(watch.looks))
@@ -196,6 +190,19 @@ def main() -> None:
         description=__doc__,
     )
     folders = parts.folders(training.output_dir, watching.watch and cft.cft != "none")
+    # Here, once there is no mistake in the settings: it takes seconds.
+    from softcft import CausalGraph
+    from softcft.data.schema import ImageAttributeDataset
+    from softcft.data.sources import load_data, training_images
+    from softcft.evaluation.realism import frechet_distance
+    from softcft.training.backbones import make_backbone
+    from softcft.training.cft_trainer import CFTTrainer
+    from softcft.training.checkpoints import save_whole
+    from softcft.training.lora import adapters
+    from softcft.training.preparation import begin_training, main_process_first
+    from softcft.training.processes import this_process
+    from softcft.training.watch import Watch
+
     # One folder for each kind of fine-tuning: they never overwrite each other.
     training = replace(training, output_dir=str(Path(training.output_dir, cft.cft)))
     graph = CausalGraph(config["graph"])

@@ -22,35 +22,25 @@ Reads the sections data, graph and that of the role; guides are the section guid
 AttributeClassifier into --output_dir/guide, guide_2, judge, watcher, utility/real, utility/soft/race and so on.
 """
 
+from __future__ import annotations
+
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from accelerate.utils import set_seed
-from torch.utils.data import Subset
-
-from softcft import AttributeClassifier, CausalGraph
-from softcft.data.augmentation import AugmentationConfig
-from softcft.data.config import DataConfig, SubsetConfig
-from softcft.data.own import read_table
-from softcft.data.schema import ImageAttributeDataset, check_known, random_part
-from softcft.data.sources import load_data, subjects_of, training_images
-from softcft.evaluation.metrics import variable_metrics
-from softcft.evaluation.sight import measure_sight
-from softcft.hub.publish import HubConfig
-from softcft.models.sight import not_seen
-from softcft.models.trunk import PretrainedTrunk, read_trunk
-from softcft.training.checkpoints import save_whole
-from softcft.training.config import TrainingConfig, TrunkConfig, UtilityConfig
-from softcft.training.loop import train
-from softcft.training.objectives import ClassifierObjective
+from softcft.data.config import AugmentationConfig, DataConfig, SubsetConfig
+from softcft.hub.config import HubConfig
+from softcft.training.config import TrainingConfig, TrunkConfig, UtilityConfig, ValidationConfig
 from softcft.training.parsing import FURTHER_GUIDE, model_arguments, parse_config
-from softcft.training.preparation import begin_training, main_process_first
-from softcft.training.processes import this_process
-from softcft.training.validation import ValidationConfig, predict_all
+
+if TYPE_CHECKING:
+    import torch
+    from torch.utils.data import Subset
+
+    from softcft import AttributeClassifier, CausalGraph
+    from softcft.data.schema import ImageAttributeDataset
+    from softcft.models.trunk import PretrainedTrunk
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 ROLES = ("guide", "judge", "watcher", "utility")
@@ -80,6 +70,11 @@ def utility_images(
     real: ImageAttributeDataset, num_images: int | None, folder: Path | None, seed: int
 ) -> Subset[dict[str, torch.Tensor]]:
     """So many real images that miss no value, or all counterfactuals of these in a folder and no others."""
+    from torch.utils.data import Subset
+
+    from softcft.data.own import read_table
+    from softcft.data.schema import ImageAttributeDataset, random_part
+
     sources = random_part(real.complete, num_images, seed)
     if folder is None:
         return Subset(real, sources)
@@ -100,6 +95,9 @@ def make_classifier(
     graph: CausalGraph, arguments: dict[str, Any], channels: int, trunk: PretrainedTrunk | None
 ) -> AttributeClassifier:
     """A new classifier of images of so many channels, of a pretrained trunk where there is one."""
+    from softcft import AttributeClassifier
+    from softcft.training.processes import this_process
+
     backbone = {"num_channels": channels, **arguments.get("backbone", {})}
     classifier = AttributeClassifier(graph=graph.to_list(), **arguments | {"backbone": backbone})
     classifier.check_channels(channels)
@@ -112,6 +110,11 @@ def make_classifier(
 
 def tell_validation(classifier: AttributeClassifier, logits: torch.Tensor, labels: torch.Tensor, role: str) -> None:
     """Print how good a calibrated classifier is on validation images, and what it does not see in them."""
+    import numpy as np
+
+    from softcft.evaluation.metrics import variable_metrics
+    from softcft.models.sight import not_seen
+
     graph = classifier.causal_graph
     print(f"The {'predictor' if role == 'utility' else role} on validation data:")
     for variable in graph.variables:
@@ -150,6 +153,21 @@ def main() -> None:
             raise ValueError("--streaming: counterfactuals belong to rows of the training images; leave it out.")
         counterfactuals = counterfactuals_of(choice, training.output_dir)
         run /= choice.train_on
+    # Here, once there is no mistake in the settings: it takes seconds.
+    from accelerate.utils import set_seed
+
+    from softcft import AttributeClassifier, CausalGraph
+    from softcft.data.schema import ImageAttributeDataset, check_known
+    from softcft.data.sources import load_data, subjects_of, training_images
+    from softcft.evaluation.sight import measure_sight
+    from softcft.models.trunk import read_trunk
+    from softcft.training.checkpoints import save_whole
+    from softcft.training.loop import train
+    from softcft.training.objectives import ClassifierObjective
+    from softcft.training.preparation import begin_training, main_process_first
+    from softcft.training.processes import this_process
+    from softcft.training.validation import ValidationLoss, predict_all
+
     training = replace(training, output_dir=str(run))
     graph = CausalGraph(config["graph"])
     arguments = model_arguments(config, role.role, AttributeClassifier)
@@ -179,7 +197,8 @@ def main() -> None:
     classifier = make_classifier(graph, arguments, train_images.image_channels, trunk)
     begin_training(config, role.role, training.output_dir)
     objective = ClassifierObjective(classifier, augmentation)
-    monitor = validation[0].monitor(classifier, validation_images, training.seed) if validation else None
+    every = validation[0].validation_steps if validation else 0
+    monitor = ValidationLoss(classifier, validation_images, every, training.seed) if every else None
     train(objective, learned, training, name=role.role, monitor=monitor)
     if this_process().is_main_process:
         classifier.eval().calibrate(*predict_all(classifier, validation_images))

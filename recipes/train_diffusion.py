@@ -12,29 +12,22 @@ Reads the sections data, graph and diffusion. Writes unet, parent_encoder, sched
 --output_dir/diffusion.
 """
 
+from __future__ import annotations
+
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate.utils import set_seed
-from diffusers import AutoencoderKL, DDIMScheduler
-
-from softcft import CausalGraph, ConditionalDenoiser
 from softcft.data.config import DataConfig
-from softcft.data.sources import load_data, training_images
-from softcft.hub.publish import HubConfig
-from softcft.models.denoiser import UNETS, adopt_unet, load_unet, network_size
-from softcft.models.vae import encode_latents, latent_stride
-from softcft.models.weights import load_safetensors
-from softcft.training.checkpoints import save_whole
+from softcft.hub.config import HubConfig
 from softcft.training.config import DiffusionConfig, MemoryConfig, TrainingConfig
-from softcft.training.loop import train
-from softcft.training.objectives import DiffusionObjective
 from softcft.training.parsing import model_arguments, parse_config
-from softcft.training.preparation import begin_training, main_process_first
-from softcft.training.processes import this_process
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+    from softcft import CausalGraph, ConditionalDenoiser
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom_diffusion.yaml"
 
@@ -43,6 +36,11 @@ def build(
     config: dict[str, Any], graph: CausalGraph, diffusion: DiffusionConfig, channels: int, size: int
 ) -> ConditionalDenoiser:
     """The network, new or trained by others, with its tokens and noise schedule."""
+    from diffusers import DDIMScheduler
+
+    from softcft import ConditionalDenoiser
+    from softcft.models.denoiser import UNETS, adopt_unet, load_unet, network_size
+
     arguments = model_arguments(config, "diffusion", UNETS[diffusion.unet])
     if diffusion.unet_dir is None or diffusion.scheduler_dir is None:
         if size % diffusion.patch_size:
@@ -75,6 +73,10 @@ def build(
 
 def load_vae(folder: str | Path) -> AutoencoderKL:
     """The VAE whose latents are modelled; ends the program if there is none."""
+    from diffusers import AutoencoderKL
+
+    from softcft.models.weights import load_safetensors
+
     if not Path(folder, "config.json").is_file():
         raise SystemExit(
             f"There is no VAE in --vae_dir {folder}. Make it, with the same flags, by\n"
@@ -95,6 +97,19 @@ def main() -> None:
         default_config=DEFAULT_CONFIG,
         description=__doc__,
     )
+    # Here, once there is no mistake in the settings: it takes seconds.
+    import torch
+    from accelerate.utils import set_seed
+
+    from softcft import CausalGraph
+    from softcft.data.sources import load_data, training_images
+    from softcft.models.vae import encode_latents, latent_stride
+    from softcft.training.checkpoints import save_whole
+    from softcft.training.loop import train
+    from softcft.training.objectives import DiffusionObjective
+    from softcft.training.preparation import begin_training, main_process_first
+    from softcft.training.processes import this_process
+
     graph = CausalGraph(config["graph"])
     vae = load_vae(diffusion.vae_dir or Path(training.output_dir, "vae")) if diffusion.latents else None
     training = replace(training, output_dir=str(Path(training.output_dir, "diffusion")))

@@ -8,19 +8,10 @@ Reads the sections data, graph and hvae. Writes the HVAEModel into --output_dir/
 from dataclasses import replace
 from pathlib import Path
 
-from accelerate.utils import set_seed
-
-from softcft import CausalGraph, HVAEModel
 from softcft.data.config import DataConfig
-from softcft.data.sources import load_data, training_images
-from softcft.hub.publish import HubConfig
-from softcft.training.checkpoints import save_whole
+from softcft.hub.config import HubConfig
 from softcft.training.config import MemoryConfig, TrainingConfig
-from softcft.training.loop import train
-from softcft.training.objectives import HVAEObjective
 from softcft.training.parsing import model_arguments, parse_config
-from softcft.training.preparation import begin_training, main_process_first
-from softcft.training.processes import this_process
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
@@ -30,6 +21,17 @@ def main() -> None:
     config, data, training, hub, memory = parse_config(
         "hvae", DataConfig, TrainingConfig, HubConfig, MemoryConfig, default_config=DEFAULT_CONFIG, description=__doc__
     )
+    # Here, once there is no mistake in the settings: it takes seconds.
+    from accelerate.utils import set_seed
+
+    from softcft import CausalGraph, HVAEModel
+    from softcft.data.sources import load_data, training_images
+    from softcft.training.checkpoints import save_whole
+    from softcft.training.loop import train
+    from softcft.training.objectives import HVAEObjective
+    from softcft.training.preparation import begin_training, main_process_first
+    from softcft.training.processes import this_process
+
     training = replace(training, output_dir=str(Path(training.output_dir, "hvae")))
     graph = CausalGraph(config["graph"])
     arguments = model_arguments(config, "hvae", HVAEModel)

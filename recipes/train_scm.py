@@ -8,21 +8,10 @@ Reads the sections data, graph and scm. Writes the AttributeSCM into --output_di
 from dataclasses import replace
 from pathlib import Path
 
-from accelerate.utils import set_seed
-from torch.utils.data import StackDataset
-
-from softcft import AttributeSCM, CausalGraph
 from softcft.data.config import DataConfig
-from softcft.data.schema import ImageAttributeDataset
-from softcft.data.sources import load_data, training_images
-from softcft.hub.publish import HubConfig
-from softcft.training.checkpoints import save_whole
+from softcft.hub.config import HubConfig
 from softcft.training.config import TrainingConfig
-from softcft.training.loop import train
-from softcft.training.objectives import SCMObjective
 from softcft.training.parsing import model_arguments, parse_config
-from softcft.training.preparation import begin_training, main_process_first
-from softcft.training.processes import this_process
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
@@ -32,6 +21,19 @@ def main() -> None:
     config, data, training, hub = parse_config(
         "scm", DataConfig, TrainingConfig, HubConfig, default_config=DEFAULT_CONFIG, description=__doc__
     )
+    # Here, once there is no mistake in the settings: it takes seconds.
+    from accelerate.utils import set_seed
+    from torch.utils.data import StackDataset
+
+    from softcft import AttributeSCM, CausalGraph
+    from softcft.data.schema import ImageAttributeDataset
+    from softcft.data.sources import load_data, training_images
+    from softcft.training.checkpoints import save_whole
+    from softcft.training.loop import train
+    from softcft.training.objectives import SCMObjective
+    from softcft.training.preparation import begin_training, main_process_first
+    from softcft.training.processes import this_process
+
     training = replace(training, output_dir=str(Path(training.output_dir, "scm")))
     graph = CausalGraph(config["graph"])
     arguments = model_arguments(config, "scm", AttributeSCM)

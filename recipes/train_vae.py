@@ -8,40 +8,39 @@ with their mean and spread. Reads the sections data, graph and vae. Writes an Au
 --output_dir/vae.
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from accelerate.utils import set_seed
-from diffusers import AutoencoderKL
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
-
-from softcft import CausalGraph
 from softcft.data.config import DataConfig
-from softcft.data.schema import random_part, scale_pixels
-from softcft.data.sources import load_data, training_images
-from softcft.hub.publish import HubConfig
-from softcft.models.vae import image_posterior
-from softcft.training.checkpoints import save_whole
+from softcft.hub.config import HubConfig
 from softcft.training.config import MemoryConfig, PatchConfig, TrainingConfig
-from softcft.training.loop import train
-from softcft.training.objectives import VAEObjective
 from softcft.training.parsing import model_arguments, parse_config
-from softcft.training.preparation import begin_training, main_process_first
-from softcft.training.processes import this_process
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from torch.utils.data import Dataset
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 SCALE_IMAGES = 1000
 
 
-@torch.no_grad()
 def measure_scale(vae: AutoencoderKL, images: Dataset, seed: int) -> tuple[float, float]:
     """Mean of the latents of some images, and the factor that makes their standard deviation 1."""
+    import torch
+    from torch.utils.data import DataLoader, IterableDataset, Subset
+
+    from softcft.data.schema import random_part, scale_pixels
+    from softcft.models.vae import image_posterior
+
     if not isinstance(images, IterableDataset):  # streams are mixed
         images = Subset(images, random_part(range(len(images)), SCALE_IMAGES, seed))
     batches = islice(DataLoader(images, batch_size=50), SCALE_IMAGES // 50)
-    loc = torch.cat([image_posterior(vae, scale_pixels(batch["image"].to(vae.device)))[0] for batch in batches])
+    with torch.no_grad():
+        loc = torch.cat([image_posterior(vae, scale_pixels(batch["image"].to(vae.device)))[0] for batch in batches])
     return loc.mean().item(), 1 / loc.std().item()
 
 
@@ -57,6 +56,18 @@ def main() -> None:
         default_config=DEFAULT_CONFIG,
         description=__doc__,
     )
+    # Here, once there is no mistake in the settings: it takes seconds.
+    from accelerate.utils import set_seed
+    from diffusers import AutoencoderKL
+
+    from softcft import CausalGraph
+    from softcft.data.sources import load_data, training_images
+    from softcft.training.checkpoints import save_whole
+    from softcft.training.loop import train
+    from softcft.training.objectives import VAEObjective
+    from softcft.training.preparation import begin_training, main_process_first
+    from softcft.training.processes import this_process
+
     training = replace(training, output_dir=str(Path(training.output_dir, "vae")))
     graph = CausalGraph(config["graph"])
     arguments = model_arguments(config, "vae", AutoencoderKL)

@@ -15,9 +15,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
-
-from softcft.data.morphomnist import find_files, read_idx
 
 
 def weaken(images: np.ndarray, blur: float, noise: float, seed: int) -> np.ndarray:
@@ -32,6 +29,8 @@ def weaken(images: np.ndarray, blur: float, noise: float, seed: int) -> np.ndarr
     Returns:
         uint8 of shape (N, H, W).
     """
+    from scipy.ndimage import gaussian_filter
+
     generator = np.random.default_rng(seed)
     weak = gaussian_filter(images.astype(np.float32), (0, blur, blur))
     weak += noise * generator.standard_normal(weak.shape, np.float32)
@@ -53,6 +52,9 @@ def main() -> None:
     output_dir = Path(arguments.output_dir)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise SystemExit(f"--output_dir {output_dir} is there already and not empty; give another one or delete it.")
+    # Here, once there is no mistake in the settings: it takes seconds.
+    from softcft.data.morphomnist import find_files, read_idx
+
     try:
         sets = [find_files(Path(arguments.data_dir), prefix) for prefix in ("train", "t10k")]
         pictures = [read_idx(paths[0], 3) for paths in sets]

@@ -1,6 +1,7 @@
 """Checks of arguments: each raises a ValueError with the argument's name, its value and what it must be.
 
-Checks take Python's numbers; :func:`plain` converts those of NumPy and PyTorch.
+Checks take Python's numbers; :func:`plain` converts those of NumPy and PyTorch. These are imported where they are
+needed: settings are read, and wrong ones refused, without the seconds that takes.
 """
 
 from __future__ import annotations
@@ -15,9 +16,6 @@ from itertools import islice
 from numbers import Integral, Real
 from types import UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import numpy as np
-import torch
 
 __all__ = [
     "Count",
@@ -78,6 +76,9 @@ def plain(value: Any, depth: int = 4) -> Any:
         value: Any value.
         depth: Of nested lists and dicts, which may contain themselves.
     """
+    import numpy as np
+    import torch
+
     if isinstance(value, np.generic | np.ndarray | torch.Tensor) and value.ndim == 0:
         if value is np.ma.masked or (isinstance(value, torch.Tensor) and (value.is_meta or value.is_sparse)):
             return value
@@ -211,6 +212,8 @@ def is_hub_name(name: str) -> bool:
 
 def check_generator(generator: Any, batch_size: int) -> None:
     """Raise ValueError unless ``generator`` is None, a generator, or a list with one for each of a batch."""
+    import torch
+
     given = generator if isinstance(generator, list) else [] if generator is None else [generator]
     if not all(isinstance(one, torch.Generator) for one in given):
         raise ValueError(f"generator must be a torch.Generator or a list of them, got {shown(generator)}.")

@@ -13,7 +13,8 @@ from softcft.cft.interventions import Mechanisms, draw_counterfactuals
 from softcft.cft.matched import Matched
 from softcft.cft.targets import Hard, Soft
 from softcft.counterfactuals.backbone import CounterfactualBackbone
-from softcft.data.augmentation import AugmentationConfig, random_change
+from softcft.data.augmentation import random_change
+from softcft.data.config import AugmentationConfig
 from softcft.data.schema import GREY_LEVELS, scale_pixels
 from softcft.noise import noise_generators
 

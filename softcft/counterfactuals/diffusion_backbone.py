@@ -10,16 +10,15 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from softcft.arguments import check_choice, check_number, check_whole, takes_any_numbers
+from softcft.counterfactuals import MOST_GUIDANCE, Solver
 from softcft.counterfactuals.backbone import BackboneOutput
-from softcft.counterfactuals.solvers import Interrupted, NoiseLevels, OnStep, Solver, invert, predict
-from softcft.models.denoiser import CONDITION_DROPOUT, MIN_SNR_GAMMA, ConditionalDenoiser
+from softcft.counterfactuals.solvers import Interrupted, NoiseLevels, OnStep, invert, predict
+from softcft.models import CONDITION_DROPOUT, MIN_SNR_GAMMA
+from softcft.models.denoiser import ConditionalDenoiser
 from softcft.models.vae import decode_latents, encode_latents
 from softcft.noise import Generator, uniform
 
-__all__ = ["MOST_GUIDANCE", "DiffusionBackbone"]
-
-MOST_GUIDANCE = 1000.0
-"""A hundred times the usual scales. Much larger ones overflow, and images become NaN."""
+__all__ = ["DiffusionBackbone"]
 
 
 class DiffusionBackbone(nn.Module):

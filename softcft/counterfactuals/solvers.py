@@ -28,16 +28,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from softcft.arguments import shown
+from softcft.counterfactuals import Solver
 
-__all__ = ["LARGEST", "Denoiser", "Interrupted", "NoiseLevels", "OnStep", "Solver", "invert", "predict"]
+__all__ = ["LARGEST", "Denoiser", "Interrupted", "NoiseLevels", "OnStep", "invert", "predict"]
 
-Solver = Literal["ddim", "bdia"]
 Denoiser = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
 """From images (B, C, H, W), their level and the level that the network gets, to the image and the noise in each."""
 OnStep = Callable[[Tensor, int], Tensor]

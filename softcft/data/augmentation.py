@@ -7,53 +7,17 @@ with it learns to add that noise. Training on moved and noisy images helps (docs
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from torch.nn import functional as F
 
-from softcft.arguments import ProperShare, check_fields
+from softcft.data.config import AugmentationConfig
 from softcft.noise import Generator, uniform
 
-__all__ = ["AugmentationConfig", "random_change"]
-
-
-@dataclass(kw_only=True)
-class AugmentationConfig:
-    """How images are changed at random while a classifier learns, each anew at every step. 0 turns a change off.
-
-    Leave out changes that change an attribute: brightness, if an attribute is the intensity; flips, if left and right
-    differ, as in the chest.
-
-    Raises:
-        ValueError: If a value is out of range. The message names the flag.
-    """
-
-    random_flip: bool = field(
-        default=False, metadata={"help": "Mirror half of the images, drawn at random, left to right."}
-    )
-    random_shift: ProperShare = field(
-        default=0.0,
-        metadata={"help": "Move images by up to this share of their side, in each direction; the rim is mirrored in."},
-    )
-    random_zoom: ProperShare = field(
-        default=0.0, metadata={"help": "Make what they show larger or smaller by up to this share."}
-    )
-    random_brightness: ProperShare = field(
-        default=0.0,
-        metadata={
-            "help": "Add up to this share of the range from black to white; change contrast by up to this share."
-        },
-    )
-    random_noise: ProperShare = field(
-        default=0.0,
-        metadata={"help": "Add noise of up to this share of the standard deviation of the image's pixels."},
-    )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
+__all__ = ["random_change"]
 
 
 def random_change(

@@ -6,22 +6,19 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from softcft.arguments import Count, Natural, check_fields
-from softcft.data.chest_xrays import SOURCES
-from softcft.data.morphomnist import MORPHOMNIST_GRAPH
-from softcft.data.phantom import PHANTOM_GRAPH
-from softcft.data.splits import SPLITS
+from softcft.arguments import Count, Natural, ProperShare, check_fields
 
-__all__ = ["BUILT_IN", "FOLDERS", "GRAPHS", "DataConfig", "SubsetConfig"]
+__all__ = ["BUILT_IN", "CHEST_XRAYS", "FOLDERS", "SPLITS", "AugmentationConfig", "DataConfig", "SubsetConfig"]
 
-GRAPHS = {"phantom": PHANTOM_GRAPH, "morphomnist": MORPHOMNIST_GRAPH}
-"""Data sets that come with a causal graph."""
+SPLITS = ("train", "validation", "test")
+CHEST_XRAYS = ("chexpert", "mimic_cxr", "nih", "padchest")
+"""Public sets of chest X-rays, see :data:`softcft.data.chest_xrays.SOURCES`."""
 FOLDERS = {
     "morphomnist": "the downloaded files",
-    **dict.fromkeys(SOURCES, "what prepare_chest_xrays.py made"),
+    **dict.fromkeys(CHEST_XRAYS, "what prepare_chest_xrays.py made"),
 }
 """Data sets that are read from ``data_dir``, and what that holds."""
-BUILT_IN = {*GRAPHS, *FOLDERS}
+BUILT_IN = {"phantom", *FOLDERS}
 
 
 @dataclass(kw_only=True)
@@ -36,7 +33,7 @@ class DataConfig:
         metadata={
             "help": "Your own data: a local folder (pictures with metadata.csv or .jsonl, Parquet or WebDataset files, "
             "or what save_to_disk made) or the name of a data set of the Hub, owner/name. Or one that comes with "
-            f"softcft: phantom (procedural chest X-rays, made on first use), morphomnist, {', '.join(SOURCES)}."
+            f"softcft: phantom (procedural chest X-rays, made on first use), morphomnist, {', '.join(CHEST_XRAYS)}."
         }
     )
     dataset_config_name: str | None = field(
@@ -52,8 +49,9 @@ class DataConfig:
     data_dir: str | None = field(
         default=None,
         metadata={
-            "help": f"morphomnist: folder of the downloaded files; {', '.join(SOURCES)}: what prepare_chest_xrays.py "
-            "made. Others: folder that keeps the prepared images, the cache of Hugging Face datasets if left out."
+            "help": f"morphomnist: folder of the downloaded files; {', '.join(CHEST_XRAYS)}: what "
+            "prepare_chest_xrays.py made. Others: folder that keeps the prepared images, the cache of Hugging Face "
+            "datasets if left out."
         },
     )
     sample_size: int = field(
@@ -146,7 +144,7 @@ class DataConfig:
     @property
     def subject_column(self) -> str | None:
         """The column that says whom an image is of."""
-        return self.group_column or ("subject_id" if self.dataset_name in SOURCES else None)
+        return self.group_column or ("subject_id" if self.dataset_name in CHEST_XRAYS else None)
 
 
 @dataclass(kw_only=True)
@@ -163,6 +161,42 @@ class SubsetConfig:
             "help": "Training images to learn from: those of every other subject (value of --group_column, or patient "
             "of a set of chest X-rays; where none is known, every other image), or all."
         },
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(kw_only=True)
+class AugmentationConfig:
+    """How images are changed at random while a classifier learns, each anew at every step. 0 turns a change off.
+
+    Leave out changes that change an attribute: brightness, if an attribute is the intensity; flips, if left and right
+    differ, as in the chest.
+
+    Raises:
+        ValueError: If a value is out of range. The message names the flag.
+    """
+
+    random_flip: bool = field(
+        default=False, metadata={"help": "Mirror half of the images, drawn at random, left to right."}
+    )
+    random_shift: ProperShare = field(
+        default=0.0,
+        metadata={"help": "Move images by up to this share of their side, in each direction; the rim is mirrored in."},
+    )
+    random_zoom: ProperShare = field(
+        default=0.0, metadata={"help": "Make what they show larger or smaller by up to this share."}
+    )
+    random_brightness: ProperShare = field(
+        default=0.0,
+        metadata={
+            "help": "Add up to this share of the range from black to white; change contrast by up to this share."
+        },
+    )
+    random_noise: ProperShare = field(
+        default=0.0,
+        metadata={"help": "Add noise of up to this share of the standard deviation of the image's pixels."},
     )
 
     def __post_init__(self) -> None:

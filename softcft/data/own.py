@@ -11,13 +11,13 @@ from datasets import Dataset, DatasetDict, Image, IterableDatasetDict, load_from
 
 from softcft.arguments import is_hub_name
 from softcft.data.columns import column_values
-from softcft.data.config import DataConfig
+from softcft.data.config import SPLITS, DataConfig
 from softcft.data.entries import Entry, read_entry
 from softcft.data.folders import find_builder, has_readme, read_folder
 from softcft.data.integrity import check_whole, read_cache
 from softcft.data.picture_tables import PictureTables
 from softcft.data.rows import check_labels, keep_rows, name_groups, split_by
-from softcft.data.splits import SPLITS, rename_splits, split_of
+from softcft.data.splits import rename_splits, split_of
 from softcft.data.tables import as_text
 from softcft.data.unused_files import left_out
 

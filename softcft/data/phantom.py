@@ -28,10 +28,10 @@ from torch.nn import functional as F
 
 from softcft.arguments import check_choice, check_whole
 from softcft.data.columns import graph_features
+from softcft.data.config import SPLITS
 from softcft.data.integrity import read_cache
 from softcft.data.pixels import encode_pixels
 from softcft.data.schema import to_eight_bits
-from softcft.data.splits import SPLITS
 from softcft.graph import CausalGraph, Variable
 
 __all__ = [

@@ -16,14 +16,14 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Image
 
 from softcft.data.columns import find_columns
-from softcft.data.config import BUILT_IN, DataConfig
+from softcft.data.config import BUILT_IN, SPLITS, DataConfig
 from softcft.data.entries import Entry
 from softcft.data.keys import group_doubts
 from softcft.data.lost_rows import absent_pictures, complete_rows, explain_lost
 from softcft.data.report_pictures import DataReport, Example, check_pictures
 from softcft.data.report_variables import check_variable
 from softcft.data.schema import FEWEST_SUBJECTS
-from softcft.data.splits import SPLITS, make_splits, split_doubts
+from softcft.data.splits import make_splits, split_doubts
 from softcft.data.tables import is_missing
 from softcft.data.unused_files import left_out
 from softcft.graph import CausalGraph, Variable

@@ -10,8 +10,9 @@ from typing import Any
 from datasets import Dataset, IterableDataset, concatenate_datasets
 
 from softcft.data.columns import column_values
+from softcft.data.config import SPLITS
 from softcft.data.entries import Entry, label_separator, split_labels
-from softcft.data.splits import SPLITS, split_of
+from softcft.data.splits import split_of
 from softcft.data.tables import as_text, is_missing
 
 __all__ = ["check_labels", "keep_rows", "name_groups", "split_by"]

@@ -11,22 +11,25 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from softcft.data.chest_xrays import SOURCES
 from softcft.data.chest_xrays.prepared import check_prepared
 from softcft.data.columns import doubt_places, find_columns, translate
-from softcft.data.config import FOLDERS, GRAPHS, DataConfig
+from softcft.data.config import FOLDERS, SPLITS, DataConfig
 from softcft.data.keys import group_doubts
 from softcft.data.lost_rows import absent_pictures, complete_rows, explain_lost
-from softcft.data.morphomnist import load_morphomnist
+from softcft.data.morphomnist import MORPHOMNIST_GRAPH, load_morphomnist
 from softcft.data.own import read_own
 from softcft.data.paths import check_paths, find_repeats
-from softcft.data.phantom import load_phantom
+from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.pixels import list_problems, picture_shape, prepare_images
 from softcft.data.schema import ImageAttributeDataset
-from softcft.data.splits import SPLITS, make_splits, split_doubts
+from softcft.data.splits import make_splits, split_doubts
 from softcft.data.streaming import StreamedImages, stream_splits
 from softcft.data.tables import as_text, is_missing
 from softcft.data.unused_files import left_out
 from softcft.graph import CausalGraph
 
-__all__ = ["load_data", "subjects_of", "training_images"]
+__all__ = ["GRAPHS", "load_data", "subjects_of", "training_images"]
+
+GRAPHS = {"phantom": PHANTOM_GRAPH, "morphomnist": MORPHOMNIST_GRAPH}
+"""Data sets that come with a causal graph."""
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 
+from softcft.data.config import SPLITS
 from softcft.data.tables import as_text, is_missing
 
 __all__ = [
-    "SPLITS",
     "make_splits",
     "name_splits",
     "names_splits",
@@ -28,7 +28,6 @@ __all__ = [
     "split_of",
 ]
 
-SPLITS = ("train", "validation", "test")
 WORDS = {
     "train": ("train", "training"),
     "validation": ("val", "valid", "validation", "validate", "dev", "development"),

@@ -19,7 +19,7 @@ import torch
 from scipy.special import expit, logit
 from torch import Tensor
 
-from softcft.data.config import GRAPHS, DataConfig
+from softcft.data.config import DataConfig
 from softcft.data.morpho_transform import measure_thickness, redraw_digit, stroke_mask
 from softcft.data.morphomnist import MORPHOMNIST_GRAPH, PADDING, find_files, read_files, read_idx
 from softcft.data.phantom import (
@@ -33,6 +33,7 @@ from softcft.data.phantom import (
     render,
 )
 from softcft.data.schema import scale_pixels, to_eight_bits
+from softcft.data.sources import GRAPHS
 from softcft.graph import CausalGraph, Variable
 
 __all__ = ["MorphoMNISTTruth", "PhantomTruth", "TrueCounterfactuals", "true_counterfactuals"]

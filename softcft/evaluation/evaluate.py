@@ -13,9 +13,8 @@ which steered fine-tuning. The *judge* is a classifier that had no part in it. M
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,11 +23,12 @@ from accelerate import Accelerator
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
-from softcft.arguments import Count, Natural, Range, check_fields
+from softcft.cft import CFT_NAMES
 from softcft.data.schema import ImageAttributeDataset, random_part, scale_pixels
 from softcft.data.truth import PhantomTruth, TrueCounterfactuals
 from softcft.evaluation.axioms import axiom_rows
 from softcft.evaluation.bootstrap import bootstrap_weights, resampled_unit
+from softcft.evaluation.config import EvaluationSettings
 from softcft.evaluation.effectiveness import effectiveness_rows, plan_counterfactuals
 from softcft.evaluation.embeddings import attribute_modes, shift_rows
 from softcft.evaluation.figures.gallery import draw_counterfactuals, draw_interpolations
@@ -39,46 +39,16 @@ from softcft.evaluation.measuring import Measuring, NumberedImages
 from softcft.evaluation.realism import frechet_rows
 from softcft.evaluation.sight import sight_rows
 from softcft.evaluation.strength import check_lookalikes, strength_rows
-from softcft.evaluation.tables import CFT_NAMES, COLUMNS, RESULT, ROW_NAMES
+from softcft.evaluation.tables import COLUMNS, RESULT, ROW_NAMES
 from softcft.evaluation.truth import ExpressionProbe, probe_rows, truth_rows
 from softcft.graph import CausalGraph
 from softcft.models.classifier import AttributeClassifier
 from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
 from softcft.pipelines.dscm import DSCMPipeline
 
-__all__ = ["Evaluation", "EvaluationSettings", "evaluate"]
+__all__ = ["Evaluation", "evaluate"]
 
 ERRORS = ("error", "error_outside", "error_factual")
-
-
-@dataclass(kw_only=True)
-class EvaluationSettings:
-    """What is measured, and of how many images."""
-
-    interventions: list[str] | None = field(
-        default=None, metadata={"help": "Variables to intervene on, one at a time. Left out: all of the graph."}
-    )
-    eval_batch_size: Count = field(default=250, metadata={"help": "Images per forward pass and process."})
-    num_resamples: Natural = field(default=1000, metadata={"help": "Bootstrap resamples of the intervals; 0 for none."})
-    shift_images: Annotated[int, Range(20)] = field(
-        default=1000,
-        metadata={"help": "Test images, drawn at random, that the distribution shift is shown of."},
-    )
-    axiom_images: Annotated[int, Range(2)] = field(
-        default=500,
-        metadata={
-            "help": "Test images, drawn at random, for composition, reversibility and minimality, each of which takes "
-            "some 20 abductions and predictions for each intervention.",
-        },
-    )
-    seed: Natural = field(default=0, metadata={"help": "Seed of interventions, abduction and resamples."})
-    grid_images: Annotated[int, Range(2)] = field(
-        default=3,
-        metadata={"help": "Number of test images in the figures; three square ones fill a page."},
-    )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 def evaluate(
@@ -110,7 +80,7 @@ def evaluate(
         dataset_name: What the column ``dataset`` says.
         backbone_settings: Arguments of the pipelines' ``backbone``, such as ``{"guidance_scale": 2.0}``.
         accelerator: Device, precision and processes; by default a new :class:`accelerate.Accelerator`.
-        settings: Fields of :class:`EvaluationSettings`.
+        settings: Fields of :class:`~softcft.evaluation.config.EvaluationSettings`.
 
     Returns:
         The tidy table of :mod:`softcft.evaluation.tables`, the same on every process.

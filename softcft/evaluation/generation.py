@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,42 +16,21 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from softcft.arguments import Count, Natural, Range, check_fields
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.data.parquet_sets import check_made_with, write_parquet
 from softcft.data.pixels import encode_pixels
 from softcft.data.schema import ImageAttributeDataset, random_part, to_eight_bits
+from softcft.evaluation.config import GenerationSettings
 from softcft.evaluation.effectiveness import counterfactual_images
 from softcft.graph import CausalGraph, Intervention
 from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
 from softcft.pipelines.dscm import DSCMPipeline
 
-__all__ = ["GeneratedSets", "GenerationSettings", "generate_counterfactuals"]
+__all__ = ["GeneratedSets", "generate_counterfactuals"]
 
 SHARD = 1024  # training images whose counterfactuals are in one file: at most so many are lost by an interruption
 Pipeline = DSCMPipeline | DiffusionDSCMPipeline
 Columns = dict[str, list[Any]]
-
-
-@dataclass(kw_only=True)
-class GenerationSettings:
-    """Which counterfactuals are made."""
-
-    attributes: list[str] | None = field(
-        default=None, metadata={"help": "Variables to intervene on, one at a time. Left out: all discrete ones."}
-    )
-    values_per_image: Count = field(
-        default=1, metadata={"help": "Number of counterfactuals of an image under a continuous variable."}
-    )
-    num_images: Annotated[int, Range(2)] | None = field(
-        default=None,
-        metadata={"help": "Only so many training images that miss no value, drawn by --data_seed. Left out: all."},
-    )
-    generate_batch_size: Count = field(default=256, metadata={"help": "Images per forward pass and process."})
-    seed: Natural = field(default=0, metadata={"help": "Seed of abduction, and of the values of continuous variables."})
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 class GeneratedSets(NamedTuple):
@@ -93,7 +72,7 @@ def generate_counterfactuals(
             gone on with only if it is the same. Left out, it is a hash of the pipeline's weights.
         backbone_settings: Arguments of the pipelines' ``backbone``, such as ``{"guidance_scale": 2.0}``.
         accelerator: Device, precision and processes; by default a new :class:`accelerate.Accelerator`.
-        settings: Fields of :class:`GenerationSettings`.
+        settings: Fields of :class:`~softcft.evaluation.config.GenerationSettings`.
 
     Raises:
         ValueError: If there is no pipeline, their causal graphs differ, a variable is unknown or has the name of

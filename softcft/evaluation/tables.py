@@ -34,12 +34,11 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from softcft.cft import CFT_NAMES
 from softcft.graph import CausalGraph
 
 __all__ = [
-    "CFT_NAMES",
     "COLUMNS",
-    "PUBLISHED_CFT",
     "RESULT",
     "ROW_NAMES",
     "ReportTable",
@@ -47,8 +46,6 @@ __all__ = [
     "report_tables",
 ]
 
-CFT_NAMES = {"none": "No CFT", "hard": "Hard-CFT", "soft": "Soft-CFT", "matched": "Matched-CFT"}
-PUBLISHED_CFT = ("none", "hard", "soft")  # what is compared unless told otherwise
 ROW_NAMES = {"real": "Real images", **CFT_NAMES, "truth": "True counterfactuals"}
 RESULT = ["intervention", "variable", "predictor", "metric", "value", "low", "high"]
 """The columns of what is measured of one model."""

@@ -30,7 +30,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from softcft.evaluation.tables import CFT_NAMES, RESULT
+from softcft.cft import CFT_NAMES
+from softcft.evaluation.tables import RESULT
 from softcft.graph import CausalGraph
 from softcft.models.sight import Sight
 

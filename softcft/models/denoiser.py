@@ -19,8 +19,6 @@ from softcft.models.weights import load_safetensors
 from softcft.noise import Generator, uniform
 
 __all__ = [
-    "CONDITION_DROPOUT",
-    "MIN_SNR_GAMMA",
     "UNETS",
     "ConditionalDenoiser",
     "adopt_unet",
@@ -33,10 +31,6 @@ UNETS: dict[str, type[UNet2DModel | UNet2DConditionModel]] = {
     "UNet2DConditionModel": UNet2DConditionModel,
 }
 """The networks that can be conditioned on attributes, by the name that diffusers saves."""
-CONDITION_DROPOUT = 0.3
-"""Share of the images that lose attributes in training, unless told otherwise."""
-MIN_SNR_GAMMA = 5.0
-"""Largest weight of an image's error in training, unless told otherwise."""
 LEAST_KEPT = 1e-6
 """Least share of the image's variance at the last step, if the noise is predicted. The error of the image is that of
 the noise over its root: 160 times as large by the schedule ``linear``, 20,000 times by ``squaredcos_cap_v2``."""

@@ -18,8 +18,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from softcft.arguments import check_flag, shown
+from softcft.counterfactuals import Solver
 from softcft.counterfactuals.diffusion_backbone import DiffusionBackbone
-from softcft.counterfactuals.solvers import Interrupted, Solver
+from softcft.counterfactuals.solvers import Interrupted
 from softcft.graph import CausalGraph
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier

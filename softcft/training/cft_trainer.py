@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -14,8 +13,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from tqdm.auto import tqdm
 
-from softcft.arguments import Count, NotNegative, check_fields
-from softcft.cft import CFTMode
 from softcft.cft.constraint import LagrangianConstraint
 from softcft.cft.guides import Guides
 from softcft.cft.matched import Matched
@@ -23,76 +20,21 @@ from softcft.cft.objective import CFTObjective
 from softcft.cft.targets import Hard, Soft
 from softcft.cft.transport import FEWEST, Reference
 from softcft.counterfactuals.backbone import CounterfactualBackbone
-from softcft.data.augmentation import AugmentationConfig, random_change
+from softcft.data.augmentation import random_change
+from softcft.data.config import AugmentationConfig
 from softcft.data.schema import random_part, scale_pixels
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.noise import seeded_generator
+from softcft.training.cft_config import CFTConfig
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
 from softcft.training.precision import start_accelerator
 from softcft.training.watch import Watch
 
-__all__ = ["CFTConfig", "CFTTrainer"]
+__all__ = ["CFTTrainer"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True)
-class CFTConfig:
-    """Settings of counterfactual fine-tuning beside those of the training loop.
-
-    Raises:
-        ValueError: If a value is out of range. The message names the flag.
-    """
-
-    cft: CFTMode = field(
-        default="soft",
-        metadata={
-            "help": "Target for attributes that the intervention must not move: their label (hard), or the guide's "
-            "prediction on the factual image (soft, the paper's contribution). matched is soft, and what the guide "
-            "says of real images is the target for those that it moves, in place of labels. none: no fine-tuning."
-        },
-    )
-    damping: NotNegative = field(
-        default=100.0,
-        metadata={"help": "Weight of the squared violation of the fidelity constraint (published: 10 to 100)."},
-    )
-    multiplier_learning_rate: NotNegative = field(
-        default=0.1, metadata={"help": "Step of the Lagrange multiplier's ascent, per nat of violation."}
-    )
-    published: bool = field(
-        default=False,
-        metadata={
-            "help": "Algorithm 1 to the letter: the constraint is an equality, which also pulls a model back whose "
-            "fidelity is better than the pretrained one's; descendants that keep their value have labels for targets; "
-            "guides are asked for what they do not see, and see images as they are; and these may change however much "
-            "(--minimality and random changes such as --random_shift have no effect)."
-        },
-    )
-    slack_images: Count = field(
-        default=2048, metadata={"help": "Random training images on which the pretrained fidelity is measured."}
-    )
-    reference_images: Count = field(
-        default=10_000,
-        metadata={
-            "help": "For matched: random training images among which the guide's predictions are ranked, and of which "
-            "average effects are measured."
-        },
-    )
-    minimality: NotNegative | None = field(
-        default=None,
-        metadata={
-            "help": "Weight of how much the images change, in nats per grey level of the mean absolute change: of all "
-            "counterfactuals that the guide accepts, those that change the least. Left out: 0.02 with matched targets, "
-            "else 0."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.minimality is None:
-            self.minimality = 0.02 if self.cft == "matched" else 0.0
 
 
 class CFTTrainer:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -27,12 +26,10 @@ from softcft.training.monitor import BEST
 from softcft.training.writing import remove, sync, sync_folder, writing
 
 __all__ = [
-    "CONFIG",
     "Progress",
     "checkpoint_to_resume",
     "load_checkpoint",
     "prune_checkpoints",
-    "replace_file",
     "save_checkpoint",
     "save_whole",
     "saved_progress",
@@ -42,8 +39,6 @@ __all__ = [
 logger = get_logger(__name__)
 
 FILES = "files.json"
-CONFIG = "config.yaml"
-"""The settings of a run, in its folder."""
 AVERAGE = "average.safetensors"
 PROGRESS = "progress.json"
 PARTIAL_CHECKPOINT = "partial-checkpoint"
@@ -297,14 +292,6 @@ def save_whole(folder: str | Path, model: Any = None, **parts: Any) -> None:
     sync_folder(folder)
     for left in (partial, replaced):
         remove(left)
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a text file, whose old content stays until the new one is whole."""
-    new = path.with_name(f"{path.name}.new")
-    with writing(new, str(path), "run the same command again"):
-        new.write_text(text, encoding="utf-8")
-        os.replace(new, path)
 
 
 def step_of(checkpoint: Path) -> int:

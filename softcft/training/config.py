@@ -7,31 +7,32 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, get_args
 
 from softcft.arguments import Count, Natural, Positive, ProperShare, Range, Share, check_fields
 from softcft.cft import CFTMode
-from softcft.counterfactuals.diffusion_backbone import MOST_GUIDANCE, DiffusionBackbone
-from softcft.counterfactuals.hvae_backbone import HVAEBackbone
-from softcft.counterfactuals.solvers import Solver
-from softcft.models.denoiser import CONDITION_DROPOUT, MIN_SNR_GAMMA
-from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
-from softcft.pipelines.dscm import DSCMPipeline
-from softcft.training.precision import PRECISION_HELP, Precision
+from softcft.models import CONDITION_DROPOUT, MIN_SNR_GAMMA
 
 __all__ = [
+    "PRECISION_HELP",
     "DiffusionConfig",
-    "DiffusionTuningConfig",
     "MemoryConfig",
     "PatchConfig",
-    "SolverConfig",
+    "Precision",
     "TrainingConfig",
+    "TrunkConfig",
     "UtilityConfig",
-    "given_settings",
-    "make_backbone",
-    "refuse_for_hvae",
+    "ValidationConfig",
 ]
+
+Precision = Literal["auto", "no", "bf16", "fp16"]
+PRECISION_HELP = (
+    "Type of the forward pass; weights stay float32. auto: bf16 on machines that compute in it, else no. A CPU without "
+    "such instructions takes up to a hundred times as long in bf16. fp16 needs a GPU."
+)
+VALIDATION_IMAGES = 2048
+"""Up to so many validation images are looked at while a classifier learns."""
 
 
 @dataclass(kw_only=True)
@@ -254,62 +255,6 @@ class DiffusionConfig:
 
 
 @dataclass(kw_only=True)
-class SolverConfig:
-    """How counterfactuals of a diffusion model are made. An HVAE has none of these settings."""
-
-    num_inference_steps: Annotated[int, Range(2)] | None = field(
-        default=None,
-        metadata={"help": "Diffusion only: levels of noise; must divide its training steps. 50 if left out."},
-    )
-    abduction: Solver | None = field(
-        default=None, metadata={"help": "Diffusion only: the solver; bdia, which is exact, if left out."}
-    )
-    guidance_scale: Annotated[float, Range(0, MOST_GUIDANCE)] | None = field(
-        default=None, metadata={"help": "Diffusion only: weight of the attributes in prediction; 1 if left out."}
-    )
-    invariant_guidance_scale: Annotated[float, Range(0, MOST_GUIDANCE)] | None = field(
-        default=None, metadata={"help": "Diffusion only: weight of the attributes that stay; not apart if left out."}
-    )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-@dataclass(kw_only=True)
-class DiffusionTuningConfig:
-    """How a diffusion model is fine-tuned. An HVAE has none of these settings.
-
-    Raises:
-        ValueError: Also if peft is needed and not installed.
-    """
-
-    gradient_steps: Count | None = field(
-        default=None,
-        metadata={"help": "Diffusion only: gradients flow through the last so many steps; all if left out."},
-    )
-    condition_dropout: Share | None = field(
-        default=None,
-        metadata={"help": f"Diffusion only: of the fidelity, as in training; {CONDITION_DROPOUT} if left out."},
-    )
-    min_snr_gamma: Positive | None = field(
-        default=None,
-        metadata={"help": f"Diffusion only: of the fidelity, as in training; {MIN_SNR_GAMMA} if left out."},
-    )
-    lora_rank: Count | None = field(
-        default=None,
-        metadata={
-            "help": "Diffusion only: train adapters of this rank on each layer of the UNet (and the encoder of its "
-            "tokens), and add them to its weights at the end; all weights if left out. Needs pip install peft."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.lora_rank is not None and importlib.util.find_spec("peft") is None:
-            raise ValueError("--lora_rank needs a package that is not installed: pip install peft")
-
-
-@dataclass(kw_only=True)
 class UtilityConfig:
     """What a predictor of the paper's Table 2 learns from.
 
@@ -342,28 +287,17 @@ class UtilityConfig:
             )
 
 
-def given_settings(*configs: SolverConfig | DiffusionTuningConfig) -> dict[str, Any]:
-    """The settings of diffusion models that were given."""
-    return {name: value for config in configs for name, value in asdict(config).items() if value is not None}
+@dataclass(kw_only=True)
+class ValidationConfig:
+    """How often the loss on validation images is measured in training."""
 
+    validation_steps: Natural = field(
+        default=100,
+        metadata={
+            "help": f"Measure the loss on up to {VALIDATION_IMAGES:,} random validation images each so many steps, and "
+            "save the weights with which it was lowest. 0 turns it off: the last ones are saved."
+        },
+    )
 
-def refuse_for_hvae(*configs: SolverConfig | DiffusionTuningConfig) -> None:
-    """Raise ValueError if a setting of diffusion models was given."""
-    for name in given_settings(*configs):
-        raise ValueError(f"--{name} is for diffusion models, but the image model is an HVAE; leave it out.")
-
-
-def make_backbone(
-    pipeline: DSCMPipeline | DiffusionDSCMPipeline, *configs: SolverConfig | DiffusionTuningConfig
-) -> HVAEBackbone | DiffusionBackbone:
-    """The differentiable core of a pipeline, with the settings that were given.
-
-    Raises:
-        ValueError: If a setting was given for an HVAE, or is out of range.
-    """
-    if isinstance(pipeline, DiffusionDSCMPipeline):
-        settings = given_settings(*configs)
-        settings.pop("lora_rank", None)  # not a setting of the backbone
-        return pipeline.backbone(**settings)
-    refuse_for_hvae(*configs)
-    return pipeline.backbone()
+    def __post_init__(self) -> None:
+        check_fields(self)

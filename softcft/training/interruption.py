@@ -14,11 +14,9 @@ from typing import Any
 import torch
 
 from softcft.training.config import TrainingConfig
+from softcft.training.writing import KILLED
 
-__all__ = ["KILLED", "StopSignals", "explain_faults", "next_batch"]
-
-KILLED = "DataLoader worker (pid"
-"""How PyTorch's error begins when a process that loads data was killed. It may interrupt the program anywhere."""
+__all__ = ["StopSignals", "explain_faults", "next_batch"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

@@ -38,7 +38,6 @@ from softcft.training.checkpoints import (
     checkpoint_to_resume,
     load_checkpoint,
     prune_checkpoints,
-    replace_file,
     save_checkpoint,
     saved_progress,
     set_aside,
@@ -48,6 +47,7 @@ from softcft.training.interruption import StopSignals, explain_faults, next_batc
 from softcft.training.monitor import BestWeights, Monitor
 from softcft.training.precision import start_accelerator
 from softcft.training.processes import this_process
+from softcft.training.writing import replace_file
 
 __all__ = ["AfterStep", "Objective", "train"]
 

@@ -18,11 +18,13 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
-from softcft.data.augmentation import AugmentationConfig, random_change
+from softcft.data.augmentation import random_change
+from softcft.data.config import AugmentationConfig
 from softcft.data.schema import scale_pixels
+from softcft.models import CONDITION_DROPOUT, MIN_SNR_GAMMA
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier, attribute_losses
-from softcft.models.denoiser import CONDITION_DROPOUT, MIN_SNR_GAMMA, ConditionalDenoiser
+from softcft.models.denoiser import ConditionalDenoiser
 from softcft.models.hvae import HVAEModel
 from softcft.models.patches import fold_patches
 from softcft.models.vae import encode_latents

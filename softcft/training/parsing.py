@@ -46,7 +46,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from transformers import HfArgumentParser
 
 from softcft.arguments import is_finite, shown
-from softcft.training.checkpoints import CONFIG, replace_file
+from softcft.training.writing import CONFIG, replace_file
 from softcft.training.yaml_files import dump_yaml, load_yaml
 
 __all__ = [

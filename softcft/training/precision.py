@@ -9,21 +9,16 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.state import AcceleratorState, is_initialized
 
+from softcft.training.config import Precision
 from softcft.training.processes import this_process
 
-__all__ = ["PRECISION_HELP", "Precision", "choose_precision", "start_accelerator"]
+__all__ = ["choose_precision", "start_accelerator"]
 
 logger = get_logger(__name__)
 
-Precision = Literal["auto", "no", "bf16", "fp16"]
-PRECISION_HELP = (
-    "Type of the forward pass; weights stay float32. auto: bf16 on machines that compute in it, else no. A CPU without "
-    "such instructions takes up to a hundred times as long in bf16. fp16 needs a GPU."
-)
-
 
 def start_accelerator(mixed_precision: Precision, **arguments: Any) -> Accelerator:
-    """An Accelerator with the precision of :data:`PRECISION_HELP`, also if an earlier one here had another."""
+    """An Accelerator with the precision that ``--help`` describes, also if an earlier one here had another."""
     precision = choose_precision(mixed_precision)
     if is_initialized() and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # Accelerate would refuse; transformers' Trainer does so, too

@@ -15,9 +15,10 @@ from typing import Any
 from accelerate.logging import get_logger
 
 from softcft.data.config import DataConfig, SubsetConfig
-from softcft.training.checkpoints import CONFIG, checkpoint_to_resume
+from softcft.training.checkpoints import checkpoint_to_resume
 from softcft.training.config import MemoryConfig, TrainingConfig, UtilityConfig
 from softcft.training.parsing import read_config
+from softcft.training.writing import CONFIG
 
 __all__ = ["record_changes"]
 

@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from softcft.arguments import Natural, check_fields
 from softcft.data.schema import random_part, scale_pixels
 from softcft.models.classifier import AttributeClassifier
+from softcft.training.config import VALIDATION_IMAGES
 from softcft.training.monitor import Look
 
-__all__ = ["ValidationConfig", "ValidationLoss", "predict_all"]
+__all__ = ["ValidationLoss", "predict_all"]
 
-MOST_IMAGES = 2048
 BATCH_SIZE = 256
-
-
-@dataclass(kw_only=True)
-class ValidationConfig:
-    """How often the loss on validation images is measured in training."""
-
-    validation_steps: Natural = field(
-        default=100,
-        metadata={
-            "help": f"Measure the loss on up to {MOST_IMAGES:,} random validation images each so many steps, and save "
-            "the weights with which it was lowest. 0 turns it off: the last ones are saved."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    def monitor(self, classifier: AttributeClassifier, dataset: Dataset[Any], seed: int) -> ValidationLoss | None:
-        """The monitor of a classifier's training, see :class:`ValidationLoss`; None if ``validation_steps`` is 0."""
-        return ValidationLoss(classifier, dataset, self.validation_steps, seed) if self.validation_steps else None
 
 
 @torch.no_grad()
@@ -70,7 +48,7 @@ class ValidationLoss:
 
     def __init__(self, classifier: AttributeClassifier, dataset: Dataset[Any], every: int, seed: int) -> None:
         self.classifier = classifier
-        self.images: Subset[Any] = Subset(dataset, random_part(range(len(dataset)), MOST_IMAGES, seed))  # type: ignore[arg-type]
+        self.images: Subset[Any] = Subset(dataset, random_part(range(len(dataset)), VALIDATION_IMAGES, seed))  # type: ignore[arg-type]
         self.every = every
         self.losses: dict[int, float] = {}
 

@@ -6,14 +6,13 @@ See :mod:`softcft.cft.verdict` for what follows from its results.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from softcft.arguments import Count, check_fields
 from softcft.cft.guidance import guidance_losses
 from softcft.cft.guides import Guide, View
 from softcft.cft.interventions import draw_counterfactuals
@@ -26,37 +25,13 @@ from softcft.data.schema import GREY_LEVELS, random_part, scale_pixels
 from softcft.graph import CausalGraph
 from softcft.models.classifier import AttributeClassifier
 from softcft.noise import seeded_generator
+from softcft.training.cft_config import WATCHED_IMAGES, WatchConfig
 from softcft.training.config import TrainingConfig
 from softcft.training.monitor import Look
 
-__all__ = ["Watch", "WatchConfig"]
+__all__ = ["Watch"]
 
-MOST_IMAGES = 256
 NOISE = 1  # names the random numbers of these looks among all that follow from the seed
-
-
-@dataclass(kw_only=True)
-class WatchConfig:
-    """Whether a watcher evaluates the fine-tuning, and how often.
-
-    Raises:
-        ValueError: If a value is out of range.
-    """
-
-    watch: bool = field(
-        default=True,
-        metadata={
-            "help": f"Let a further classifier, the watcher, look at counterfactuals of up to {MOST_IMAGES} validation "
-            "images on the way: the model that it finds best is saved, an attack on the guide is told, and after three "
-            "looks in a row that find one fine-tuning ends."
-        },
-    )
-    watch_steps: Count | None = field(
-        default=None, metadata={"help": "Steps between two looks; a tenth of all if left out."}
-    )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 class Watch:
@@ -98,7 +73,7 @@ class Watch:
     ) -> None:
         if watcher.causal_graph != objective.attribute_scm.causal_graph:
             raise ValueError("The watcher has another graph than the attribute mechanisms. Train both from one config.")
-        rows = random_part(range(len(dataset)), MOST_IMAGES, training.seed)  # type: ignore[arg-type]
+        rows = random_part(range(len(dataset)), WATCHED_IMAGES, training.seed)  # type: ignore[arg-type]
         if len(rows) < 2:
             raise ValueError(
                 f"A watcher needs at least 2 validation images that miss no value, got {len(rows)}; --watch false does "

@@ -11,12 +11,14 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from softcft.training.interruption import KILLED
-
-__all__ = ["remove", "sync", "sync_folder", "writing"]
+__all__ = ["CONFIG", "KILLED", "remove", "replace_file", "sync", "sync_folder", "writing"]
 
 logger = logging.getLogger(__name__)
 
+CONFIG = "config.yaml"
+"""The settings of a run, in its folder."""
+KILLED = "DataLoader worker (pid"
+"""How PyTorch's error begins when a process that loads data was killed. It may interrupt the program anywhere."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LITTLE = 2**20
 """Fewer free bytes than these are taken for a full disk where an error gives no reason."""
@@ -47,6 +49,14 @@ def writing(path: Path, what: str, again: str, room: str = "Make room") -> Itera
             f"Could not save {what}: {reason}. Nothing that was saved before is lost. "
             f"{room if is_full else 'Mend this'} and {again}."
         ) from error
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a text file, whose old content stays until the new one is whole."""
+    new = path.with_name(f"{path.name}.new")
+    with writing(new, str(path), "run the same command again"):
+        new.write_text(text, encoding="utf-8")
+        os.replace(new, path)
 
 
 def remove(path: Path) -> None:

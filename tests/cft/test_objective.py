@@ -14,7 +14,7 @@ from softcft.cft.objective import CFTObjective
 from softcft.cft.targets import Hard, Soft
 from softcft.counterfactuals.backbone import BackboneOutput
 from softcft.counterfactuals.hvae_backbone import HVAEBackbone
-from softcft.data.augmentation import AugmentationConfig
+from softcft.data.config import AugmentationConfig
 from softcft.data.phantom import PHANTOM_GRAPH
 from softcft.graph import Intervention
 from softcft.models.attribute_scm import AttributeSCM

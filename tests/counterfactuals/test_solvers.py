@@ -8,7 +8,8 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from torch import Tensor
 
-from softcft.counterfactuals.solvers import LARGEST, Denoiser, NoiseLevels, Solver, _round, invert, predict
+from softcft.counterfactuals import Solver
+from softcft.counterfactuals.solvers import LARGEST, Denoiser, NoiseLevels, _round, invert, predict
 
 SCHEDULER = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
 ALPHAS = SCHEDULER.alphas_cumprod.double()

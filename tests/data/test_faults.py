@@ -31,7 +31,8 @@ from softcft.data.pixels import encode_pixels, prepare_images
 from softcft.data.schema import ImageAttributeDataset
 from softcft.data.sources import load_data, training_images
 from softcft.graph import CausalGraph
-from softcft.training.interruption import KILLED, next_batch
+from softcft.training.interruption import next_batch
+from softcft.training.writing import KILLED
 from tests.processes import python, start_command
 
 GRAPH = CausalGraph([{"name": "age", "kind": "continuous", "low": 0, "high": 300}])

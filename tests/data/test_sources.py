@@ -9,10 +9,10 @@ import yaml
 
 from softcft.data.chest_xrays import mimic_cxr
 from softcft.data.chest_xrays.prepared import read_pictures, save_prepared
-from softcft.data.config import GRAPHS, DataConfig
+from softcft.data.config import DataConfig
 from softcft.data.phantom import PHANTOM_GRAPH
 from softcft.data.schema import ImageAttributeDataset
-from softcft.data.sources import load_data, subjects_of, training_images
+from softcft.data.sources import GRAPHS, load_data, subjects_of, training_images
 from softcft.graph import CausalGraph
 from softcft.training.parsing import parse_config
 from tests.data.chest_xrays.mimic_cxr_tree import make_mimic_tree

@@ -9,8 +9,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from softcft import AttributeClassifier, CausalGraph, Variable
-from softcft.data.config import FOLDERS, GRAPHS
+from softcft.data.config import FOLDERS
 from softcft.data.phantom import PHANTOM_GRAPH
+from softcft.data.sources import GRAPHS
 from softcft.escaping import as_mermaid
 from softcft.hub.card import SOURCES, CardTable, has_people, make_card
 from softcft.models.sight import Sight

@@ -17,7 +17,8 @@ from softcft import (
     HVAEModel,
     ParentEncoder,
 )
-from softcft.hub.publish import HubConfig, check_access, model_files, publish, reserve
+from softcft.hub.config import HubConfig, check_access
+from softcft.hub.publish import model_files, publish, reserve
 from softcft.models.weights import load_safetensors
 from tests.hub.loopback import READER, STRANGER, LoopbackHub, Repository
 from tests.recipes.small_pipeline import make_pipeline

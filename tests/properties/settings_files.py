@@ -7,23 +7,12 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from hypothesis import strategies as st
 
-from softcft.data.augmentation import AugmentationConfig
-from softcft.data.config import DataConfig, SubsetConfig
-from softcft.evaluation.evaluate import EvaluationSettings
-from softcft.evaluation.generation import GenerationSettings
-from softcft.hub.publish import HubConfig
-from softcft.training.cft_trainer import CFTConfig
-from softcft.training.config import (
-    DiffusionConfig,
-    DiffusionTuningConfig,
-    MemoryConfig,
-    PatchConfig,
-    SolverConfig,
-    TrainingConfig,
-)
+from softcft.data.config import AugmentationConfig, DataConfig, SubsetConfig
+from softcft.evaluation.config import EvaluationSettings, GenerationSettings
+from softcft.hub.config import HubConfig
+from softcft.training.cft_config import CFTConfig, DiffusionTuningConfig, SolverConfig, WatchConfig
+from softcft.training.config import DiffusionConfig, MemoryConfig, PatchConfig, TrainingConfig, ValidationConfig
 from softcft.training.parsing import SECTIONS
-from softcft.training.validation import ValidationConfig
-from softcft.training.watch import WatchConfig
 from softcft.training.yaml_files import _Dumper
 from tests.recipes.small_pipeline import load_recipe
 

@@ -10,6 +10,7 @@ import yaml
 
 from softcft import AttributeSCM, CausalGraph, DSCMPipeline
 from softcft.data.chest_xrays import SOURCES
+from softcft.data.config import CHEST_XRAYS
 from softcft.training.parsing import read_config
 from tests.data.chest_xrays.chexpert_tree import make_chexpert_tree
 from tests.data.chest_xrays.mimic_cxr_tree import make_mimic_tree
@@ -43,7 +44,7 @@ def prepare(source: str, folder: Path) -> Path:
 
 
 def test_every_source_is_tried() -> None:
-    assert set(TREES) == set(SOURCES)
+    assert set(TREES) == set(SOURCES) == set(CHEST_XRAYS)
 
 
 @pytest.mark.parametrize("source", TREES)

@@ -15,8 +15,8 @@ from tests.recipes.small_pipeline import load_recipe, make_pipeline
 
 def make(folder: Path, monkeypatch: pytest.MonkeyPatch, most_bytes: int = 5_000_000, *flags: str) -> None:
     recipe = load_recipe("make_example")
-    monkeypatch.setattr(recipe, "example_model", lambda: folder / "example")
-    monkeypatch.setattr(recipe, "load_phantom", partial(load_phantom, cache_dir=str(folder / "cache")))
+    monkeypatch.setattr("softcft.example_model", lambda: folder / "example")
+    monkeypatch.setattr("softcft.data.phantom.load_phantom", partial(load_phantom, cache_dir=str(folder / "cache")))
     monkeypatch.setattr(recipe, "MOST_BYTES", most_bytes)
     monkeypatch.setattr(sys, "argv", ["make_example.py", "--run_dir", str(folder / "run"), *flags])
     recipe.main()

@@ -271,8 +271,8 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
         path = tmp_path / "changed.yaml"
         path.write_text(yaml.safe_dump(config))
         recipe = load_recipe(script)
-        for name in {"train", "CFTTrainer", "Evaluation"} & set(vars(recipe)):
-            monkeypatch.setattr(recipe, name, lambda *args, **kwargs: pytest.fail("It should not get this far."))
+        for name in ("training.loop.train", "training.cft_trainer.CFTTrainer", "evaluation.evaluate.Evaluation"):
+            monkeypatch.setattr(f"softcft.{name}", lambda *args, **kwargs: pytest.fail("It should not get this far."))
         forget_accelerate()
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "argv", [f"{script}.py", "--config", str(path), *flags])

@@ -9,22 +9,14 @@ import pytest
 import torch
 
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEModel
-from softcft.data.augmentation import AugmentationConfig
 from softcft.data.chest_xrays import SOURCES
-from softcft.data.config import DataConfig, SubsetConfig
+from softcft.data.config import AugmentationConfig, DataConfig, SubsetConfig
 from softcft.data.phantom import PHANTOM_GRAPH
-from softcft.training.cft_trainer import CFTConfig
-from softcft.training.config import (
-    DiffusionConfig,
-    DiffusionTuningConfig,
-    MemoryConfig,
-    SolverConfig,
-    TrainingConfig,
-)
+from softcft.training.cft_config import CFTConfig, DiffusionTuningConfig, SolverConfig, WatchConfig
+from softcft.training.config import DiffusionConfig, MemoryConfig, TrainingConfig, ValidationConfig
 from softcft.training.parsing import parse_config
-from softcft.training.validation import ValidationConfig
-from softcft.training.watch import WatchConfig
 from tests.data.test_morphomnist import make_files
+from tests.processes import run_python
 from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe, run_recipe
 
 
@@ -39,6 +31,41 @@ def test_help_teaches(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert recipe.__doc__ is not None
     assert recipe.__doc__.strip() in text
     assert f"{script}.py" in text
+
+
+WITHOUT_TORCH = """
+import contextlib, io, runpy, sys
+from pathlib import Path
+from softcft import app, cli
+
+RECIPES = Path(sys.argv[1])
+
+def run(start, *argv):
+    sys.argv[:] = argv
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            start()
+        except (SystemExit, ValueError, FileNotFoundError):
+            pass
+        else:
+            raise RuntimeError(f"{argv} should have ended")
+    if slow := {"accelerate", "datasets", "diffusers", "matplotlib", "pandas", "scipy", "torch"} & set(sys.modules):
+        raise RuntimeError(f"{argv} imports {slow}")
+
+for flags in ("--help",), ("--version",), ("counterfactual", "--help"), ("info", "--nobody"):
+    run(cli.main, "softcft", *flags)
+run(app.main, "softcft-app", "--help")
+for script in sorted(map(str, RECIPES.glob("*.py"))):
+    for flag in "--help", "--nobody":
+        run(lambda: runpy.run_path(script, run_name="__main__"), script, flag)
+for flag in "--sample_size=-1", "--max_train_steps=0", "--learning_rate=fast", "--config=nobody.yaml":
+    script = str(RECIPES / "soft_cft.py")
+    run(lambda: runpy.run_path(script, run_name="__main__"), script, flag)
+"""
+
+
+def test_help_and_mistakes_in_flags_need_not_wait_for_torch(tmp_path: Path) -> None:
+    run_python("-c", WITHOUT_TORCH, RECIPES, cwd=tmp_path)
 
 
 def shipped(name: str) -> Path:
@@ -72,8 +99,8 @@ def parse(name: str, section: str) -> tuple[Any, ...]:
 
 
 DIFFUSION = ["phantom_diffusion", "mimic_cxr_224_diffusion"]
-CHEST_XRAYS = {f"{source}_{size}": source for source in SOURCES for size in (224, 64)}
-SHIPPED = ["phantom", "phantom_32", "phantom_64", "morphomnist", "own_data", *CHEST_XRAYS, *DIFFUSION]
+OF_SOURCES = {f"{source}_{size}": source for source in SOURCES for size in (224, 64)}
+SHIPPED = ["phantom", "phantom_32", "phantom_64", "morphomnist", "own_data", *OF_SOURCES, *DIFFUSION]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -81,10 +108,10 @@ def test_shipped_configs_parse_and_agree_on_their_folder(name: str) -> None:
     for section in ("scm", "guide", "judge", "watcher", "diffusion" if name in DIFFUSION else "hvae", "cft"):
         _, data, training, *_ = parse(name, section)
         assert training.output_dir == f"outputs/{name}"
-        names = {"own_data": "folder", "phantom_diffusion": "phantom", "phantom_32": "phantom", "phantom_64": "phantom", **CHEST_XRAYS}
+        names = {"own_data": "folder", "phantom_diffusion": "phantom", "phantom_32": "phantom", "phantom_64": "phantom", **OF_SOURCES}
         assert data.dataset_name == names.get(name, "mimic_cxr" if name.startswith("mimic_cxr") else name)
     (cft,) = (settings for settings in parse(name, "cft") if isinstance(settings, CFTConfig))
-    assert cft.cft == ("matched" if name == "own_data" or (name in CHEST_XRAYS and name.endswith("_64")) else "soft")
+    assert cft.cft == ("matched" if name == "own_data" or (name in OF_SOURCES and name.endswith("_64")) else "soft")
 
 
 def test_parts_are_looked_for_where_the_recipes_leave_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

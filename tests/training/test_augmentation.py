@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from softcft.counterfactuals.backbone import BackboneOutput
-from softcft.data.augmentation import AugmentationConfig, random_change
+from softcft.data.augmentation import random_change
+from softcft.data.config import AugmentationConfig
 from softcft.noise import seeded_generator
-from softcft.training.cft_trainer import CFTConfig, CFTTrainer
+from softcft.training.cft_config import CFTConfig
+from softcft.training.cft_trainer import CFTTrainer
 from softcft.training.config import TrainingConfig
 from tests.training.test_cutting import data
 from tests.training.test_objectives import classifier, scm

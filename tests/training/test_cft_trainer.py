@@ -20,7 +20,8 @@ from softcft.data.phantom import PHANTOM_GRAPH, draw_block, render
 from softcft.graph import CausalGraph
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifierOutput
-from softcft.training.cft_trainer import CFTConfig, CFTTrainer
+from softcft.training.cft_config import CFTConfig
+from softcft.training.cft_trainer import CFTTrainer
 from softcft.training.config import TrainingConfig
 from tests.recipes.small_pipeline import forget_accelerate
 from tests.training import test_objectives as small

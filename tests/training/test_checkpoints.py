@@ -14,7 +14,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from softcft.training import writing
-from softcft.training.checkpoints import _describe, find_damage, replace_file, save_whole
+from softcft.training.checkpoints import _describe, find_damage, save_whole
+from softcft.training.writing import replace_file
 from tests.processes import run_command
 from tests.training.test_loop import Adaptive, checkpoints, equal, lines, run, without_speed
 

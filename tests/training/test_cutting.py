@@ -11,7 +11,8 @@ from softcft.counterfactuals.diffusion_backbone import DiffusionBackbone
 from softcft.counterfactuals.hvae_backbone import HVAEBackbone
 from softcft.data.phantom import draw_block, render
 from softcft.models.classifier import AttributeClassifier
-from softcft.training.cft_trainer import CFTConfig, CFTTrainer
+from softcft.training.cft_config import CFTConfig
+from softcft.training.cft_trainer import CFTTrainer
 from softcft.training.config import TrainingConfig
 from softcft.training.loop import train
 from softcft.training.objectives import (

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from softcft.models.denoiser import ConditionalDenoiser
-from softcft.training.config import DiffusionTuningConfig
+from softcft.training.cft_config import DiffusionTuningConfig
 from softcft.training.lora import adapters
 from tests.models.test_denoiser import draw_parents, make_denoiser
 

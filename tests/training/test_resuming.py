@@ -16,10 +16,10 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 
 from softcft.training.checkpoints import _describe, load_checkpoint
-from softcft.training.interruption import KILLED
 from softcft.training.loop import _EndlessShuffle, train
 from softcft.training.parsing import read_config
 from softcft.training.preparation import begin_training
+from softcft.training.writing import KILLED
 from tests.training.test_loop import (
     Adaptive,
     Regression,

@@ -5,9 +5,10 @@ import torch
 
 from softcft import AttributeClassifier, CausalGraph
 from softcft.data.schema import scale_pixels
+from softcft.training.config import ValidationConfig
 from softcft.training.loop import train
 from softcft.training.objectives import ClassifierObjective
-from softcft.training.validation import ValidationConfig, ValidationLoss
+from softcft.training.validation import ValidationLoss
 from tests.training.test_loop import equal, lines, settings
 
 GRAPH = CausalGraph(

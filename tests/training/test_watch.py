@@ -9,8 +9,9 @@ import torch
 
 from softcft.cft.verdict import WATCH
 from softcft.models.attribute_scm import AttributeSCM
-from softcft.training.cft_trainer import CFTConfig, CFTTrainer
-from softcft.training.watch import Watch, WatchConfig
+from softcft.training.cft_config import CFTConfig, WatchConfig
+from softcft.training.cft_trainer import CFTTrainer
+from softcft.training.watch import Watch
 from tests.training.test_cft_trainer import (
     ToyBackbone,
     ToyGuide,

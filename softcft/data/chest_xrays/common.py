@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from softcft.arguments import check_choice
+from softcft.data.config import SPLITS
 from softcft.data.pixels import list_problems
-from softcft.data.splits import SPLITS
 
 __all__ = [
     "DIGITS",

@@ -41,7 +41,7 @@ from softcft.data.chest_xrays.common import (
     read_unique,
     split_by_subject,
 )
-from softcft.data.splits import SPLITS
+from softcft.data.config import SPLITS
 
 __all__ = ["select"]
 

@@ -18,8 +18,8 @@ from datasets import Dataset, DatasetDict, Features, Value
 
 from softcft.arguments import check_whole
 from softcft.data.chest_xrays.common import Selection
+from softcft.data.config import SPLITS
 from softcft.data.pixels import list_problems, prepare_images
-from softcft.data.splits import SPLITS
 
 __all__ = ["Prepared", "check_prepared", "read_pictures", "save_prepared"]
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from softcft.cft import CFT_NAMES
 from softcft.counterfactuals.backbone import CounterfactualBackbone
 from softcft.evaluation.effectiveness import counterfactual_images, image_generators, plan_counterfactuals
 from softcft.evaluation.figures.animation import write_interpolation
 from softcft.evaluation.figures.grids import cft_comparison, counterfactual_grid
 from softcft.evaluation.figures.style import save
-from softcft.evaluation.tables import CFT_NAMES
 from softcft.graph import Intervention
 from softcft.models.attribute_scm import AttributeSCM
 
