@@ -12,12 +12,13 @@ into --output_dir/check_data.png. The exit status is 1 if something would stop a
 import argparse
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from softcft.arguments import in_terms_of_flags
 from softcft.data.config import BUILT_IN, DataConfig
 from softcft.training.parsing import parse_config
 
@@ -110,7 +111,7 @@ def main() -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
         report = check_data(table, data, graph, config["columns"], all_images=settings.all_images)
     except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+        raise SystemExit(in_terms_of_flags(str(error), [field.name for field in fields(data)])) from error
     if drafting:
         print(f"\nWithout --graph, this is about a draft, which is saved as {drafted}:\n\n{text}", end="")
         drafted.write_text(text, encoding="utf-8")

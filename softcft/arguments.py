@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import reprlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from numbers import Integral, Real
@@ -32,6 +33,7 @@ __all__ = [
     "check_number",
     "check_whole",
     "check_wholes",
+    "in_terms_of_flags",
     "is_finite",
     "is_hub_name",
     "plain",
@@ -196,13 +198,26 @@ def check_fields(settings: Any) -> None:
             continue
         for option in options:
             if get_origin(option) is Literal:
-                check_choice(f"--{name}", value, get_args(option))
+                check_choice(name, value, get_args(option))
             for limits in getattr(option, "__metadata__", ()):
                 is_whole = option.__origin__ is int
                 is_number = isinstance(value, Integral if is_whole else Real) and not isinstance(value, bool)
                 if not is_number or value not in limits:
                     kind = "" if is_number else "a whole number, " if is_whole else "a number, "
-                    raise ValueError(f"--{name} must be {kind}{limits}, got {shown(value)}.")
+                    raise ValueError(f"{name} must be {kind}{limits}, got {shown(value)}.")
+
+
+def in_terms_of_flags(message: str, names: Iterable[str]) -> str:
+    """A message that names arguments, for those who gave them as flags: ``max_train_steps`` is ``--max_train_steps``.
+
+    Names without an underscore may be words. They are taken for names only where the message begins with them, or
+    where ``=True`` follows, which is left out.
+    """
+    known = sorted(names, key=len, reverse=True)  # a longer one may begin with a shorter one
+    any_name, long_name = ("|".join(part) for part in (known, [name for name in known if "_" in name] or ["$."]))
+    message = re.sub(rf"(?<![-\w./])({any_name})=True\b", r"--\1", message)
+    named = rf"(^({any_name})|(?<![-\w./'])({long_name}))\b(?![./=])"
+    return re.sub(named, r"--\1", message)
 
 
 def is_hub_name(name: str) -> bool:

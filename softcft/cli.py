@@ -299,8 +299,10 @@ def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:
 
 def _in_terms_of_flags(message: str, image: Path) -> str:
     """A message of the pipeline with flags in place of its arguments."""
-    message = re.sub(r"\b(infer_missing_parents|fit)=True\b", r"--\1", message)
-    message = re.sub(r"^(parents|do|num_inference_steps)\b(\[\d+\])?", r"--\1", message)
+    from softcft.arguments import in_terms_of_flags
+
+    message = re.sub(r"^do\[\d+\]", "do", message)
+    message = in_terms_of_flags(message, ("do", "fit", "infer_missing_parents", "num_inference_steps", "parents"))
     return re.sub(r"^image\b", lambda _: f"IMAGE {image}", message)
 
 

@@ -118,7 +118,7 @@ def find_columns(graph: CausalGraph, columns: Mapping[str, Any] | None = None) -
         if name not in entries:
             raise ValueError(
                 f"columns: there is no variable {name!r}; the graph has {list(graph.names)}, and there is image. A "
-                "column of patients or of splits is described here if --group_column or --split_column names it."
+                "column of patients or of splits is described here if group_column or split_column names it."
             )
         entries[name] = read_entry(name, entry)
         if name != "image":

@@ -26,7 +26,7 @@ class DataConfig:
     """The data set, and how much of it.
 
     Raises:
-        ValueError: If a value is out of range or does not suit the data set. The message names the flag.
+        ValueError: If a value is out of range or does not suit the data set. The message names the argument.
     """
 
     dataset_name: str = field(
@@ -114,25 +114,25 @@ class DataConfig:
         self.data_dir = None if self.data_dir is None else os.path.expanduser(self.data_dir)
         check_fields(self)
         if self.sample_size < 1 or (self.dataset_name == "phantom" and self.sample_size < 16):
-            raise ValueError(f"--sample_size must be at least 16 for the phantom, else 1, got {self.sample_size}.")
+            raise ValueError(f"sample_size must be at least 16 for the phantom, else 1, got {self.sample_size}.")
         if self.dataset_name == "morphomnist" and self.sample_size != 32:
             raise ValueError(
-                f"--sample_size must be 32 for morphomnist (28 x 28 pixels, padded), got {self.sample_size}."
+                f"sample_size must be 32 for morphomnist (28 x 28 pixels, padded), got {self.sample_size}."
             )
         if self.dataset_name in BUILT_IN and (self.table_file or self.split_column is not None):
             raise ValueError(
-                f"--table_file and --split_column are for your own data, and {self.dataset_name} has its table and its "
+                f"table_file and split_column are for your own data, and {self.dataset_name} has its table and its "
                 f"splits; got {self.table_file} and {self.split_column}."
             )
         unfit = self.group_column is not None or self.on_error == "raise"
         if self.streaming and (self.dataset_name in BUILT_IN or unfit):
             raise ValueError(
-                f"--streaming is for a folder or a data set of the Hub, got {self.dataset_name}; without "
-                f"--group_column and --on_error raise, got {self.group_column} and {self.on_error}."
+                f"streaming is for a folder or a data set of the Hub, got {self.dataset_name}; without "
+                f"group_column and on_error raise, got {self.group_column} and {self.on_error}."
             )
         if self.dataset_name in FOLDERS and self.data_dir is None:
             raise ValueError(
-                f"--data_dir must be the folder of {FOLDERS[self.dataset_name]} for {self.dataset_name}, got none."
+                f"data_dir must be the folder of {FOLDERS[self.dataset_name]} for {self.dataset_name}, got none."
             )
 
     @property
@@ -175,7 +175,7 @@ class AugmentationConfig:
     differ, as in the chest.
 
     Raises:
-        ValueError: If a value is out of range. The message names the flag.
+        ValueError: If a value is out of range. The message names the argument.
     """
 
     random_flip: bool = field(

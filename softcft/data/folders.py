@@ -94,7 +94,7 @@ def read_folder(folder: str | Path, wanted: PictureTables | None = None) -> Data
     tables = list(wanted.files) or [file for file in files if os.path.basename(file) in TABLES]
     if unknown := [file for file in tables if not os.path.isfile(root / file)]:
         raise ValueError(
-            f"--table_file {' '.join(unknown)}: there is no such file in {root}. It has the tables "
+            f"table_file {' '.join(unknown)}: there is no such file in {root}. It has the tables "
             f"{examples([file for file in files if file.lower().endswith(TABLE_ENDINGS)]) or 'none'}."
         )
     pictures = [file for file in files if is_picture(file)]

@@ -65,7 +65,7 @@ def read_cache(builder: DatasetBuilder, *, anew: bool = False) -> DatasetDict:
     """
     folder = Path(builder.cache_dir)
     if "::" in str(folder):  # which datasets takes for the way into an archive
-        raise ValueError(f"The cache {folder} must have no '::' in its name; give another --data_dir.")
+        raise ValueError(f"The cache {folder} must have no '::' in its name; give another data_dir.")
     if folder.is_dir() and (anew or not _is_whole(folder)):
         if not anew:
             logger.warning("The cache %s is damaged; it is made anew.", folder)

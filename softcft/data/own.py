@@ -57,7 +57,7 @@ def read_own(
     found = _open(dataset_name, config.dataset_config_name, config.streaming, tables)
     read = {name: rows for name, rows in found.items() if isinstance(rows, Dataset)}
     if split is not None and len(read) < len(found):
-        raise ValueError(f"--split_column {split}: rows that are streamed are not split by a column; leave it out.")
+        raise ValueError(f"split_column {split}: rows that are streamed are not split by a column; leave it out.")
     check_labels(read, entries)
     if wanted:
         found = keep_rows(found, wanted)
@@ -112,13 +112,13 @@ def _open(
     folder = Path(dataset_name)
     if not dataset_name or (not folder.is_dir() and not is_hub_name(dataset_name)):
         raise FileNotFoundError(
-            f"--dataset_name {dataset_name} is no folder, and no data set of the Hub is called so (owner/name)."
+            f"dataset_name {dataset_name} is no folder, and no data set of the Hub is called so (owner/name)."
         )
     try:
         rows = _read(dataset_name, config_name, streaming, tables or PictureTables())
     except Exception as error:  # of many kinds, which datasets does not list
         hub = "" if folder.is_dir() else " is no folder, and as a data set of the Hub it"
-        raise ValueError(f"--dataset_name {dataset_name}{hub} cannot be read: {error}") from error
+        raise ValueError(f"dataset_name {dataset_name}{hub} cannot be read: {error}") from error
     found = {"train": rows} if isinstance(rows, Dataset) else dict(rows)
     is_table = {name: isinstance(rows, Dataset) for name, rows in found.items()}
     return {name: rows.with_format(None).flatten() if is_table[name] else rows for name, rows in found.items()}
@@ -152,11 +152,11 @@ def _read(
             check_whole(path)
         return load_from_disk(dataset_name)
     if tables.files and not folder.is_dir():
-        raise ValueError(f"--table_file {' '.join(tables.files)} is for a folder of pictures, and this is none")
+        raise ValueError(f"table_file {' '.join(tables.files)} is for a folder of pictures, and this is none")
     if not tables.files and (not folder.is_dir() or has_readme(folder)):
         found = find_builder(dataset_name, config_name)
     elif config_name is not None:
-        raise ValueError(f"it has no README.md with 'configs', so that --dataset_config_name {config_name} is unknown")
+        raise ValueError(f"it has no README.md with 'configs', so that dataset_config_name {config_name} is unknown")
     else:
         found = read_folder(folder, tables)
     if isinstance(found, DatasetDict):

@@ -82,12 +82,12 @@ def split_by(splits: Splits, entry: Entry) -> dict[str, Dataset]:
     Raises:
         ValueError: If there is no such column, it has other values, or none is ``train``.
     """
-    names = _names(splits, entry, "--split_column")
+    names = _names(splits, entry, "split_column")
     wrong = Counter(name for found in names.values() for name in found if name is not None and split_of(name) is None)
     if wrong:
         fix = ", ".join(f"{value}: ..." for value, _ in wrong.most_common(5))
         raise ValueError(
-            f"--split_column: column {entry.column!r} has values that name no split: {_most(wrong)}. Say what they "
+            f"split_column: column {entry.column!r} has values that name no split: {_most(wrong)}. Say what they "
             f"mean, train, validation, test or null, by columns: {{{entry.column}: {{values: {{{fix}}}}}}}."
         )
     parts: dict[str, list[Dataset]] = {split: [] for split in SPLITS}
@@ -99,7 +99,7 @@ def split_by(splits: Splits, entry: Entry) -> dict[str, Dataset]:
             if chosen := [row for row, other in enumerate(of_row) if other == split]:
                 found.append(rows.select(chosen))
     if not parts["train"]:
-        raise ValueError(f"--split_column: no row of column {entry.column!r} is of the training split.")
+        raise ValueError(f"split_column: no row of column {entry.column!r} is of the training split.")
     result = {split: concatenate_datasets(found) for split, found in parts.items() if found}
     sizes = {split: len(rows) for split, rows in result.items()}
     logger.warning(
@@ -114,7 +114,7 @@ def name_groups(splits: Splits, group_column: str, entry: Entry) -> dict[str, Da
     Raises:
         ValueError: If there is no such column, or a pattern does not fit a value.
     """
-    names = _names(splits, entry, "--group_column")
+    names = _names(splits, entry, "group_column")
     result = {}
     for name, rows in splits.items():
         rows = rows.remove_columns(group_column) if group_column in rows.column_names else rows

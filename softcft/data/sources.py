@@ -67,7 +67,7 @@ def load_data(
         if not columns and not set(graph.names) <= set(names):  # before anything is made
             raise ValueError(
                 f"The graph has the variables {sorted(graph.names)}, but the data set {config.dataset_name!r} has "
-                f"{sorted(names)}; correct the section 'graph' or --dataset_name."
+                f"{sorted(names)}; correct the section 'graph' or dataset_name."
             )
     if config.streaming:
         return stream_splits(config, graph, columns)

@@ -167,7 +167,7 @@ def split_doubts(splits: Mapping[str, Dataset]) -> list[str]:
         values = ", ".join(f"{text}: {split_of(text) or '...'}" for text in list(total)[:5])
         doubts.append(
             f"Column {column!r} seems to say which split a row is in ({counts}), and the splits are others: "
-            f"{' and '.join(splits)}. To use it, pass --split_column {column!r}, and say what its values mean by "
+            f"{' and '.join(splits)}. To use it, pass split_column {column!r}, and say what its values mean by "
             f"columns: {{{column}: {{column: {column}, values: {{{values}}}}}}}."
         )
     return doubts
@@ -194,7 +194,7 @@ def make_splits(
     lacking = [name for name, others in splits.items() if group_column not in (None, *others.column_names)]
     if lacking:
         where = "the data set has" if len(lacking) == len(splits) else f"{' and '.join(lacking)} of the data set have"
-        raise ValueError(f"--group_column {group_column}: {where} no such column; correct the name, or add it.")
+        raise ValueError(f"group_column {group_column}: {where} no such column; correct the name, or add it.")
     order = np.random.default_rng(seed).permutation(len(rows))
     ends = np.arange(1, len(rows))
     if group_column is not None:  # groups in random order, and their rows one after the other
@@ -219,9 +219,7 @@ def make_splits(
         result["train"] = rows.select(np.sort(order[start:]))
     for name, number in numbers.items():
         if number > len(result[name]):
-            raise ValueError(
-                f"--num_{name} is {number}, but there are {len(result[name])} rows in that split; lower it."
-            )
+            raise ValueError(f"num_{name} is {number}, but there are {len(result[name])} rows in that split; lower it.")
         if number < len(result[name]):
             chosen = np.random.default_rng(seed).permutation(len(result[name]))[:number]
             result[name] = result[name].select(np.sort(chosen))

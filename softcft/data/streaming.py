@@ -82,8 +82,8 @@ class StreamedImages(torch.utils.data.IterableDataset[dict[str, Tensor]]):
         batch = next(iter(rows.decode(False).iter(BATCH)), None)
         if batch is None:
             raise ValueError(
-                "rows is empty. If validation and test images were taken off it, lower --num_validation and "
-                "--num_test; if the section rows chooses some, see that its values are right."
+                "rows is empty. If validation and test images were taken off it, lower num_validation and "
+                "num_test; if the section rows chooses some, see that its values are right."
             )
         self.first = _table(batch, rows)
         first = self._translate(self.first)

@@ -38,11 +38,11 @@ class HubConfig:
     def __post_init__(self) -> None:
         if self.push_to_hub != (self.hub_model_id is not None):
             raise ValueError(
-                f"--push_to_hub and --hub_model_id go together, got {self.push_to_hub} and {self.hub_model_id!r}: give "
-                "--push_to_hub --hub_model_id OWNER/NAME, or neither."
+                f"push_to_hub and hub_model_id go together, got {self.push_to_hub} and {self.hub_model_id!r}: give "
+                "both, with OWNER/NAME for hub_model_id, or neither."
             )
         if self.hub_model_id is not None:
-            check_access("--hub_model_id", self.hub_model_id)
+            check_access("hub_model_id", self.hub_model_id)
 
     def reserve(self, settings: Mapping[str, Any]) -> None:
         """Make the repository, so that a mistake shows before the training; nothing without ``push_to_hub``.

@@ -131,7 +131,7 @@ class AttributeClassifier(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ig
             raise ValueError(
                 f"The backbone, a {self.trunk.config.model_type}, has num_channels = {self.in_channels}, but the "
                 f"images have {channels}: use a backbone of {channels} or, for grey images, 3; or make them grey or "
-                "coloured by --image_channels."
+                "coloured by image_channels."
             )
 
     def _prepare(self, image: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ def seen_by_some(guides: Sequence[AttributeClassifier]) -> tuple[str, ...]:
         reasons = " ".join(unseen_by_some(guides).values())
         raise ValueError(
             f"The guide sees no variable in validation images, so there is nothing to fine-tune by. {reasons} Train "
-            "the guide for longer, on more or larger images; give more validation images (--num_validation); or do "
-            "without fine-tuning (--cft none)."
+            "the guide for longer, on more or larger images; give more validation images (num_validation); or do "
+            "without fine-tuning (cft none)."
         )
     return seen

@@ -119,7 +119,7 @@ def read_trunk(name: str, sample_size: int, image_size: int | None = None) -> Pr
             does not take the images, or lacks the weights of its configuration.
         OSError: If the Hub refuses it or cannot be reached.
     """
-    where = f"--trunk_dir {name}"
+    where = f"trunk_dir {name}"
     _check_folder(name, where)
     with _name_folder(where), explain_hub_errors(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)

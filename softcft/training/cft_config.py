@@ -29,7 +29,7 @@ class CFTConfig:
     """Settings of counterfactual fine-tuning beside those of the training loop.
 
     Raises:
-        ValueError: If a value is out of range. The message names the flag.
+        ValueError: If a value is out of range. The message names the argument.
     """
 
     cft: CFTMode = field(
@@ -158,7 +158,7 @@ class DiffusionTuningConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.lora_rank is not None and importlib.util.find_spec("peft") is None:
-            raise ValueError("--lora_rank needs a package that is not installed: pip install peft")
+            raise ValueError("lora_rank needs a package that is not installed: pip install peft")
 
 
 def given_settings(*configs: SolverConfig | DiffusionTuningConfig) -> dict[str, Any]:
@@ -169,4 +169,4 @@ def given_settings(*configs: SolverConfig | DiffusionTuningConfig) -> dict[str, 
 def refuse_for_hvae(*configs: SolverConfig | DiffusionTuningConfig) -> None:
     """Raise ValueError if a setting of diffusion models was given."""
     for name in given_settings(*configs):
-        raise ValueError(f"--{name} is for diffusion models, but the image model is an HVAE; leave it out.")
+        raise ValueError(f"{name} is for diffusion models, but the image model is an HVAE; leave it out.")

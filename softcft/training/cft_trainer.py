@@ -63,7 +63,7 @@ class CFTTrainer:
         augmentation: AugmentationConfig | None = None,
     ) -> None:
         if cft.cft == "none":
-            raise ValueError("--cft none asks for no fine-tuning; use the pretrained model as it is.")
+            raise ValueError("cft none asks for no fine-tuning; use the pretrained model as it is.")
         constraint = LagrangianConstraint(
             slack=0.0,
             damping=cft.damping,
@@ -163,7 +163,7 @@ class CFTTrainer:
     def _check_counts(self, parents: Tensor) -> None:
         graph = self.objective.attribute_scm.causal_graph
         if len(parents) < 2:
-            raise ValueError(f"--cft matched and --watch need at least 2 reference images, got {len(parents)}.")
+            raise ValueError(f"cft matched and watch need at least 2 reference images, got {len(parents)}.")
         reference = Reference(parents, parents)
         for variable in graph.variables:
             if variable.kind == "continuous":
@@ -172,8 +172,8 @@ class CFTTrainer:
                 has = f"'{variable.name}' is {category!r} in {count} of {len(reference.parents)} reference images"
                 if count == 0:
                     raise ValueError(
-                        f"--cft matched and --watch compare with real images of each category, but {has}: raise "
-                        "--reference_images, or use --cft soft and --watch false."
+                        f"cft matched and watch compare with real images of each category, but {has}: raise "
+                        "reference_images, or use cft soft and watch=False."
                     )
                 if count < FEWEST:
                     logger.warning("%s: targets of so few are rough. Raise --reference_images, if there are more.", has)

@@ -84,9 +84,9 @@ def save_checkpoint(
         OSError: If it cannot be written. What was there before stays.
     """
     partial, checkpoint = output_dir / PARTIAL_CHECKPOINT, output_dir / f"checkpoint-{step}"
-    fewer = f", or lower --checkpoints_total_limit (now {total_limit or '0, which keeps all'})"
+    fewer = f", or lower checkpoints_total_limit (now {total_limit or '0, which keeps all'})"
     room = f"Make room{fewer if total_limit != 1 else ''}"
-    with writing(partial, str(checkpoint), "go on with --resume_from_checkpoint latest", room):
+    with writing(partial, str(checkpoint), "go on with resume_from_checkpoint latest", room):
         accelerator.save_state(str(partial))
         if average is not None and accelerator.is_main_process:
             weights = {str(i): weight.contiguous() for i, weight in enumerate(average.shadow_params)}
@@ -136,8 +136,8 @@ def load_checkpoint(accelerator: Accelerator, schedule: LambdaLR, average: EMAMo
     if (average is not None) != (checkpoint / AVERAGE).is_file():
         have, need = ("no", "a") if average is not None else ("a", "no")
         raise ValueError(
-            f"{checkpoint} has {have} moving average of the weights, but --ema_decay asks for {need} one: restore the "
-            "setting, or start anew in another --output_dir."
+            f"{checkpoint} has {have} moving average of the weights, but ema_decay asks for {need} one: restore the "
+            "setting, or start anew in another output_dir."
         )
     if not (checkpoint / SCALER_NAME).is_file():  # of a run in another precision: that of fp16 starts anew
         accelerator.scaler = None
@@ -148,7 +148,7 @@ def load_checkpoint(accelerator: Accelerator, schedule: LambdaLR, average: EMAMo
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{checkpoint} is refused, for it holds more than tensors and numbers: reading it might run code. Use a "
-            "checkpoint of your own, or start anew in another --output_dir."
+            "checkpoint of your own, or start anew in another output_dir."
         ) from error
     accelerator.scaler = scaler
     accelerator.step = 0  # of the batches of a step, which are perhaps others now
@@ -176,12 +176,12 @@ def saved_progress(checkpoint: Path, seed: int) -> Progress:
     except FileNotFoundError as error:
         raise ValueError(
             f"{checkpoint} does not say which images it has seen, for an earlier softcft saved it: start anew in "
-            "another --output_dir."
+            "another output_dir."
         ) from error
     if progress["seed"] != seed:
         raise ValueError(
-            f"{checkpoint} is of a run with --seed {progress['seed']}, now it is {seed}, and the order of the images "
-            "follows from it: restore it, or start anew in another --output_dir."
+            f"{checkpoint} is of a run with seed {progress['seed']}, now it is {seed}, and the order of the images "
+            "follows from it: restore it, or start anew in another output_dir."
         )
     return progress
 
@@ -216,24 +216,24 @@ def checkpoint_to_resume(
         path = Path(resume_from)
         if not path.is_dir():
             raise FileNotFoundError(
-                f"--resume_from_checkpoint {path}: there is no such folder. 'latest' is the newest in --output_dir."
+                f"resume_from_checkpoint {path}: there is no such folder. 'latest' is the newest in output_dir."
             )
         step_of(path)
         if damage := find_damage(path):
             raise ValueError(
-                f"--resume_from_checkpoint {path} is damaged: {damage}. Use 'latest' for the newest whole one, or "
-                "another with another --output_dir."
+                f"resume_from_checkpoint {path} is damaged: {damage}. Use 'latest' for the newest whole one, or "
+                "another with another output_dir."
             )
     step = 0 if path is None else step_of(path)
     if step > max_train_steps:
         raise ValueError(
-            f"--max_train_steps must be at least {step}, the step of {path}, got {max_train_steps}: raise it (and "
-            "--max_train_epochs), or start anew in another --output_dir, without --resume_from_checkpoint."
+            f"max_train_steps must be at least {step}, the step of {path}, got {max_train_steps}: raise it (and "
+            "max_train_epochs), or start anew in another output_dir, without resume_from_checkpoint."
         )
     if later := [c.name for c in checkpoints if step_of(c) > step and c not in damaged]:
         raise ValueError(
-            f"--output_dir {output_dir} already has {', '.join(later)}, but this run starts after step {step}: "
-            "pass --resume_from_checkpoint latest, or another --output_dir."
+            f"output_dir {output_dir} already has {', '.join(later)}, but this run starts after step {step}: "
+            "pass resume_from_checkpoint latest, or another output_dir."
         )
     return path, step, damaged
 

@@ -1,6 +1,6 @@
 """Settings of training that all models share. :mod:`softcft.training.parsing` reads them from files and flags.
 
-All of them raise ValueError if a value is out of range; the message names the flag.
+All of them raise ValueError if a value is out of range; the message names the argument.
 """
 
 from __future__ import annotations
@@ -143,10 +143,10 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         if not self.output_dir:
-            raise ValueError(f"--output_dir must be a folder, got {self.output_dir!r}.")
+            raise ValueError(f"output_dir must be a folder, got {self.output_dir!r}.")
         if self.report_to is not None and importlib.util.find_spec(self.report_to) is None:
             raise ValueError(
-                f"--report_to {self.report_to} needs a package that is not installed: pip install {self.report_to}"
+                f"report_to {self.report_to} needs a package that is not installed: pip install {self.report_to}"
             )
 
 
@@ -245,13 +245,11 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.vae_dir is not None and not self.latents:
-            raise ValueError("--vae_dir is for models of its latents; add --latents, or leave it out.")
+            raise ValueError("vae_dir is for models of its latents; set latents=True, or leave it out.")
         if self.patch_size > 1 and self.latents:
-            raise ValueError(f"--patch_size {self.patch_size} is not for --latents; set it to 1.")
+            raise ValueError(f"patch_size {self.patch_size} is not for models of latents; set it to 1.")
         if (self.unet_dir is None) != (self.scheduler_dir is None):
-            raise ValueError(
-                "--unet_dir and --scheduler_dir go together: a UNet knows only the noise of its scheduler."
-            )
+            raise ValueError("unet_dir and scheduler_dir go together: a UNet knows only the noise of its scheduler.")
 
 
 @dataclass(kw_only=True)
@@ -282,7 +280,7 @@ class UtilityConfig:
         cft, _, attribute = self.train_on.partition("/")
         if self.train_on != "real" and (cft not in get_args(CFTMode) or not attribute):
             raise ValueError(
-                f"--train_on must be real or one of {', '.join(get_args(CFTMode))}, a slash and a variable, got "
+                f"train_on must be real or one of {', '.join(get_args(CFTMode))}, a slash and a variable, got "
                 f"{self.train_on!r}."
             )
 

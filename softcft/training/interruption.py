@@ -58,24 +58,24 @@ def explain_faults(name: str, config: TrainingConfig) -> Iterator[None]:
     Raises:
         RuntimeError: In place of PyTorch's and Python's errors. That of a killed process may come at any time.
     """
-    again = "--resume_from_checkpoint latest goes on from the last checkpoint."
+    again = "resume_from_checkpoint latest goes on from the last checkpoint."
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         what = str(error).strip().partition("\n")[0]
         if KILLED in what:
             raise RuntimeError(
-                f"{name}: {what} If that was for want of memory, lower --dataloader_num_workers (now "
+                f"{name}: {what} If that was for want of memory, lower dataloader_num_workers (now "
                 f"{config.dataloader_num_workers}). {again}"
             ) from error
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in what:
             smaller = (
-                f"Lower --train_batch_size (now {config.train_batch_size}) and raise --gradient_accumulation_steps by "
+                f"Lower train_batch_size (now {config.train_batch_size}) and raise gradient_accumulation_steps by "
                 "the same factor, for the same steps; or try"
             )
             raise RuntimeError(
-                f"{name}: out of memory. {what} {smaller if config.train_batch_size > 1 else 'Try'} --mixed_precision "
-                f"bf16 (now {config.mixed_precision}), or --gradient_checkpointing for an image model. {again}"
+                f"{name}: out of memory. {what} {smaller if config.train_batch_size > 1 else 'Try'} mixed_precision "
+                f"bf16 (now {config.mixed_precision}), or gradient_checkpointing for an image model. {again}"
             ) from error
         raise
 
@@ -100,5 +100,5 @@ def next_batch(batches: Iterator[dict[str, Any]], name: str, step: int, num_work
         what = str(error).strip().splitlines() or [type(error).__name__]  # another process's ends with what it was
         raise RuntimeError(
             f"{name}: the data cannot be read any more at step {step}: {what[-1]}. The last checkpoint is whole: "
-            "--resume_from_checkpoint latest goes on from there."
+            "resume_from_checkpoint latest goes on from there."
         ) from error

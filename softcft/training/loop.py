@@ -247,10 +247,10 @@ def train(  # noqa: C901  # one algorithm, told in order
                 if skipped_in_a_row == MAX_CONSECUTIVE_SKIPS:
                     raise RuntimeError(
                         f"{name}: skipped {skipped_in_a_row} steps in a row, the last one (step {step}) with loss "
-                        f"{loss:.6g} and gradient norm {norm:.6g}. Lower --learning_rate, or raise --skip_grad_norm "
+                        f"{loss:.6g} and gradient norm {norm:.6g}. Lower learning_rate, or raise skip_grad_norm "
                         f"(now {config.skip_grad_norm:g}) if such gradients are usual here, and go on with "
-                        "--resume_from_checkpoint latest; or from the path of an earlier checkpoint, with another "
-                        "--output_dir, if the weights are too far off by now."
+                        "resume_from_checkpoint latest; or from the path of an earlier checkpoint, with another "
+                        "output_dir, if the weights are too far off by now."
                     )
             optimizer.zero_grad()
             bar.set_postfix(loss=f"{loss:.4g}")
@@ -273,12 +273,12 @@ def train(  # noqa: C901  # one algorithm, told in order
         tracker.finish()
     if stopped:
         number = signals.received or signal.SIGTERM  # another process may be the one that got it
-        saved = f"checkpoint-{step} is saved" if every else "nothing is saved, for --checkpointing_steps is 0"
+        saved = f"checkpoint-{step} is saved" if every else "nothing is saved, for checkpointing_steps is 0"
         if is_main:
             bar.close()
             sys.stderr.write(
                 f"{name}: stopped by {signal.Signals(number).name} after step {step} of {total}; {saved}. The same "
-                "command with --resume_from_checkpoint latest goes on from there.\n"
+                "command with resume_from_checkpoint latest goes on from there.\n"
             )
         raise SystemExit(128 + number)
     if skipped_in_a_row and skipped_in_a_row == total - first_step:
@@ -364,5 +364,5 @@ def _check_finite(objective: nn.Module, name: str, step: int) -> None:
     if broken:
         raise RuntimeError(
             f"{name}: after step {step} {broken[0]} is not finite, nor are {len(broken) - 1} others. No checkpoint of "
-            "it is saved; those before are kept. Lower --learning_rate and go on with --resume_from_checkpoint latest."
+            "it is saved; those before are kept. Lower learning_rate and go on with resume_from_checkpoint latest."
         )

@@ -127,7 +127,7 @@ class BestWeights:
             was, now = ("not watched", "it is") if state is None else ("watched", "it is not")
             raise ValueError(
                 f"{checkpoint} is of a training that was {was}, but now {now}: which weights were the best is not "
-                "known. Restore the setting, or start anew in another --output_dir."
+                "known. Restore the setting, or start anew in another output_dir."
             )
         if self.monitor is not None and state is not None:
             self.monitor.restore(state["monitor"])

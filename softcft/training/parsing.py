@@ -45,7 +45,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
-from softcft.arguments import is_finite, shown
+from softcft.arguments import in_terms_of_flags, is_finite, shown
 from softcft.training.writing import CONFIG, replace_file
 from softcft.training.yaml_files import dump_yaml, load_yaml
 
@@ -204,7 +204,10 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, in order
     for action in parser._actions:
         action.required = action.required and action.dest not in values
 
-    *instances, _, unknown = parser.parse_args_into_dataclasses(argv, True, look_for_args_file=False)
+    try:
+        *instances, _, unknown = parser.parse_args_into_dataclasses(argv, True, look_for_args_file=False)
+    except ValueError as error:
+        raise ValueError(in_terms_of_flags(str(error), hints)) from error
     if unknown:
         name = unknown[0].partition("=")[0]
         raise ValueError(f"unknown argument '{name}'{_suggest(name, [f'--{hint}' for hint in hints])}")

@@ -50,7 +50,7 @@ def begin_training(config: Mapping[str, Any], section: str, output_dir: str | Pa
         for process, checkpoints in enumerate(seen if is_main else []):
             if checkpoints != seen[0]:
                 raise ValueError(
-                    f"--output_dir {output_dir}: the main process sees {', '.join(seen[0]) or 'no checkpoint'}, but "
+                    f"output_dir {output_dir}: the main process sees {', '.join(seen[0]) or 'no checkpoint'}, but "
                     f"process {process} sees {', '.join(checkpoints) or 'none'}. It must be one folder that all "
                     "machines share."
                 )

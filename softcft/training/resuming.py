@@ -65,8 +65,8 @@ def record_changes(config: Mapping[str, Any], section: str, output_dir: str | Pa
         if reason := _why_not(key, old, new):
             in_file = f"{section}.{key}" if "." in key else key if key in ("graph", "columns") else None
             raise ValueError(
-                f"{checkpoint} is of a run with {in_file or f'--{key}'} = {old!r}, now it is {new!r}: {reason}. "
-                "Restore it to go on with that run, or start anew in another --output_dir, without a checkpoint's path."
+                f"{checkpoint} is of a run with {in_file or key} = {old!r}, now it is {new!r}: {reason}. "
+                "Restore it to go on with that run, or start anew in another output_dir, without a checkpoint's path."
             )
     listed = {key: change for key, change in changes.items() if key not in NOT_LISTED}
     if not listed:

@@ -76,15 +76,15 @@ class Watch:
         rows = random_part(range(len(dataset)), WATCHED_IMAGES, training.seed)  # type: ignore[arg-type]
         if len(rows) < 2:
             raise ValueError(
-                f"A watcher needs at least 2 validation images that miss no value, got {len(rows)}; --watch false does "
-                "without it."
+                f"A watcher needs at least 2 validation images that miss no value, got {len(rows)}; watch=False "
+                "does without it."
             )
         asked = objective.guides
         self.names = [name for name in asked.names if asked.published or name in watcher.seen]
         if not self.names:
             raise ValueError(
                 f"The watcher sees none of the variables that the guides are asked for, {', '.join(asked.names)}: "
-                "train it for longer, or do without it by --watch false."
+                "train it for longer, or do without it by watch=False."
             )
         self.objective = objective
         self.watcher = watcher.eval().requires_grad_(False)

@@ -146,7 +146,7 @@ def test_a_damaged_folder_of_save_to_disk_is_refused(
     (datasets.DatasetDict({"train": rows}) if splits else rows).save_to_disk(folder)
     path = next(folder.rglob("*.arrow"))
     damage(path)
-    with pytest.raises(ValueError, match=rf"--dataset_name {folder} cannot be read: .*{path.name}"):
+    with pytest.raises(ValueError, match=rf"dataset_name {folder} cannot be read: .*{path.name}"):
         read_table(str(folder))
 
 

@@ -281,7 +281,7 @@ def test_a_readme_with_splits_counts(tmp_path: Path) -> None:
     assert sizes(folder) == {"train": 4, "test": 2}
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     assert sizes(folder) == {"train": 6}
-    with pytest.raises(ValueError, match="--dataset_config_name other"):
+    with pytest.raises(ValueError, match="dataset_config_name other"):
         read_table(str(folder), "other")
 
 

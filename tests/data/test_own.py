@@ -129,13 +129,13 @@ def test_other_kinds_of_files(write: Callable[[Dataset, Path], None], columns: d
 
 @pytest.mark.parametrize("name", ["", "nowhere", "./no/where", "/no/where", "a/b/c"])
 def test_no_such_folder(name: str) -> None:
-    with pytest.raises(FileNotFoundError, match=f"^--dataset_name {name} "):
+    with pytest.raises(FileNotFoundError, match=f"^dataset_name {name} "):
         read_table(name)
 
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:
     for name in (str(tmp_path), "no/where"):
-        with pytest.raises(ValueError, match=f"--dataset_name {name} "):
+        with pytest.raises(ValueError, match=f"dataset_name {name} "):
             read_table(name)
 
 
@@ -190,12 +190,12 @@ def test_groups_stay_together(seed: int) -> None:
 @pytest.mark.parametrize(
     ("splits", "arguments", "named"),
     [
-        ({"train": 5}, {"group_column": "patient"}, "--group_column patient"),
+        ({"train": 5}, {"group_column": "patient"}, "group_column patient"),
         ({"train": 2}, {}, "too few to draw 1 for validation"),
         ({"train": 5}, {"numbers": {"test": 5}}, "too few to draw 5 for test"),
         ({"train": 5}, {"group_column": "same"}, "too few to draw 1 for test from, if rows of one same"),
-        ({"train": 9}, {"numbers": {"train": 9}}, "--num_train is 9"),
-        ({"train": 9, "test": 2}, {"numbers": {"test": 3}}, "--num_test is 3"),
+        ({"train": 9}, {"numbers": {"train": 9}}, "num_train is 9"),
+        ({"train": 9, "test": 2}, {"numbers": {"test": 3}}, "num_test is 3"),
     ],
 )
 def test_splits_that_cannot_be_made(splits: dict[str, int], arguments: dict[str, Any], named: str) -> None:
@@ -207,5 +207,5 @@ def test_splits_that_cannot_be_made(splits: dict[str, int], arguments: dict[str,
 def test_all_splits_have_the_column_of_subjects(lacking: str) -> None:
     names = ("train", "validation", "test")
     splits = {name: numbered(4, **({} if name == lacking else {"patient": [0, 0, 1, 1]})) for name in names}
-    with pytest.raises(ValueError, match=f"--group_column patient: {lacking} "):
+    with pytest.raises(ValueError, match=f"group_column patient: {lacking} "):
         make_splits(DatasetDict(splits), group_column="patient")

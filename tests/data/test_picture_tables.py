@@ -160,7 +160,7 @@ def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
     folder = make(tmp_path / "mine", FLAT, image=FLAT)
     with pytest.raises(ValueError, match=r"other\.csv.*labels\.csv"):
         read(folder, table="other.csv")
-    with pytest.raises(ValueError, match="--table_file"):
+    with pytest.raises(ValueError, match="table_file"):
         DataConfig(dataset_name="phantom", sample_size=16, table_file=["labels.csv"])
 
 
@@ -201,9 +201,9 @@ def test_splits_by_a_column(values: list[Any], entry: dict[str, Any], tmp_path: 
 @pytest.mark.parametrize(("values", "named"), [([0, 1, 2, 3, 4, 5], "'0'"), (["test"] * 6, "train")])
 def test_columns_that_name_no_splits(values: list[Any], named: str, tmp_path: Path) -> None:
     folder = make(tmp_path / "mine", FLAT, image=FLAT, part=values)
-    with pytest.raises(ValueError, match=f"--split_column.*{named}"):
+    with pytest.raises(ValueError, match=f"split_column.*{named}"):
         read(folder, split_column="part")
-    with pytest.raises(ValueError, match=r"--split_column.*'other'"):
+    with pytest.raises(ValueError, match=r"split_column.*'other'"):
         read(folder, split_column="other")
 
 

@@ -25,13 +25,13 @@ PHANTOM = {"dataset_name": "phantom", "sample_size": 16, "num_train": 6, "num_va
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"num_train": 0}, "--num_train"),
-        ({"num_validation": -2}, "--num_validation"),
-        ({"num_test": 0}, "--num_test"),
-        ({"data_seed": -1}, "--data_seed"),
-        ({"sample_size": 8}, "--sample_size"),
-        ({"dataset_name": "morphomnist", "data_dir": "x"}, "--sample_size"),
-        ({"dataset_name": "morphomnist", "sample_size": 32}, "--data_dir"),
+        ({"num_train": 0}, "num_train"),
+        ({"num_validation": -2}, "num_validation"),
+        ({"num_test": 0}, "num_test"),
+        ({"data_seed": -1}, "data_seed"),
+        ({"sample_size": 8}, "sample_size"),
+        ({"dataset_name": "morphomnist", "data_dir": "x"}, "sample_size"),
+        ({"dataset_name": "morphomnist", "sample_size": 32}, "data_dir"),
     ],
 )
 def test_bad_values_name_the_flag(values: dict, message: str) -> None:
@@ -67,7 +67,7 @@ def test_a_graph_of_other_variables_is_refused_before_anything_is_made(dataset: 
 def test_the_fields_are_flags_and_keys_of_the_data_section(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text("graph: []\ndata: {dataset_name: phantom, sample_size: 32, num_train: 100}\nhvae:\n")
-    _, config = parse_config("hvae", DataConfig, default_config=file, argv=["--num_train", "50", "--data_seed", "2"])
+    _, config = parse_config("hvae", DataConfig, default_config=file, argv=["num_train", "50", "data_seed", "2"])
     assert config == DataConfig(dataset_name="phantom", sample_size=32, num_train=50, data_seed=2)
 
 
@@ -115,10 +115,10 @@ def test_chest_xrays_are_what_was_prepared(mimic: datasets.DatasetDict, tmp_path
 @pytest.mark.parametrize(
     ("changes", "error", "named"),
     [
-        ({"sample_size": 32}, ValueError, "--sample_size .*24.*32"),  # pictures are never enlarged unasked
-        ({"dataset_name": "nih"}, ValueError, "--dataset_name nih.*mimic_cxr"),
-        ({"data_dir": "tree"}, FileNotFoundError, "--data_dir .*tree .*prepare_chest_xrays.py"),
-        ({"data_dir": "nowhere"}, FileNotFoundError, "--data_dir .*nowhere .*prepare_chest_xrays.py"),
+        ({"sample_size": 32}, ValueError, "sample_size .*24.*32"),  # pictures are never enlarged unasked
+        ({"dataset_name": "nih"}, ValueError, "dataset_name nih.*mimic_cxr"),
+        ({"data_dir": "tree"}, FileNotFoundError, "data_dir .*tree .*prepare_chest_xrays.py"),
+        ({"data_dir": "nowhere"}, FileNotFoundError, "data_dir .*nowhere .*prepare_chest_xrays.py"),
     ],
 )
 def test_what_is_not_the_prepared_source_is_refused(

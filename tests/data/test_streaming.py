@@ -229,5 +229,5 @@ def test_splits_that_are_there_are_kept(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("values", [{"dataset_name": "phantom"}, {"group_column": "years"}, {"on_error": "raise"}])
 def test_streaming_where_it_cannot_be_is_refused(values: dict) -> None:
-    with pytest.raises(ValueError, match="--streaming is for a folder or a data set of the Hub, got"):
+    with pytest.raises(ValueError, match="streaming is for a folder or a data set of the Hub, got"):
         DataConfig(**{"dataset_name": "folder", "sample_size": 16, "streaming": True, **values})

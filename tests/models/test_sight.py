@@ -53,5 +53,5 @@ def test_one_guide_that_sees_a_variable_is_enough() -> None:
 
 def test_guides_that_see_nothing_are_refused() -> None:
     blind = guide(NO, Sight("skill", 0.0, -0.1, 0.1))
-    with pytest.raises(ValueError, match=r"ill.*age.*--cft none"):
+    with pytest.raises(ValueError, match=r"ill.*age.*cft none"):
         seen_by_some([blind])

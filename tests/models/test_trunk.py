@@ -162,13 +162,13 @@ def test_what_the_folder_lacks_is_said_and_comes_from_the_seed(tmp_path: Path) -
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     for name in (str(tmp_path / "missing"), "./missing", "a/b/c"):
-        with pytest.raises(FileNotFoundError, match=rf"--trunk_dir {name}"):
+        with pytest.raises(FileNotFoundError, match=rf"trunk_dir {name}"):
             read_trunk(name, SIZE)
 
 
 def test_a_name_that_the_hub_does_not_give_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match="--trunk_dir nobody/no-such-trunk"):
+    with pytest.raises(OSError, match="trunk_dir nobody/no-such-trunk"):
         read_trunk("nobody/no-such-trunk", SIZE)
 
 
@@ -176,14 +176,14 @@ def test_a_name_that_the_hub_does_not_give_is_refused(monkeypatch: pytest.Monkey
 def test_a_damaged_file_is_refused(tmp_path: Path, damaged: str) -> None:
     folder = save(tmp_path, make("resnet"), image_mean=MEAN, image_std=STD)
     (tmp_path / damaged).write_bytes((tmp_path / damaged).read_bytes()[:40])
-    with pytest.raises((OSError, ValueError), match=f"--trunk_dir {folder}"):
+    with pytest.raises((OSError, ValueError), match=f"trunk_dir {folder}"):
         read_trunk(folder, SIZE)
 
 
 @pytest.mark.parametrize("statistics", [{"image_mean": MEAN[:2]}, {"image_std": [0.2, 0.2, 0]}, {"image_mean": "x"}])
 def test_statistics_that_do_not_suit_the_trunk_are_refused(tmp_path: Path, statistics: dict[str, Any]) -> None:
     folder = save(tmp_path, make("resnet"), **{"image_mean": MEAN, "image_std": STD} | statistics)
-    with pytest.raises(ValueError, match=f"--trunk_dir {folder}|image_mean|image_std"):
+    with pytest.raises(ValueError, match=f"trunk_dir {folder}|image_mean|image_std"):
         classify(read_trunk(folder, SIZE))
 
 
@@ -193,7 +193,7 @@ def test_a_folder_without_its_files_is_refused(tmp_path: Path, lacks: str) -> No
     folder = save(tmp_path, trunk)
     torch.save(trunk.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / lacks).unlink()
-    with pytest.raises(ValueError, match=f"--trunk_dir {folder} has no .*{lacks[-5:]}"):
+    with pytest.raises(ValueError, match=f"trunk_dir {folder} has no .*{lacks[-5:]}"):
         read_trunk(folder, SIZE)
 
 
@@ -201,17 +201,17 @@ def test_a_folder_without_its_files_is_refused(tmp_path: Path, lacks: str) -> No
 def test_models_that_make_no_vector_of_an_image_are_refused(tmp_path: Path, model_type: str) -> None:
     sizes = {"decoder_hidden_size": 8, "decoder_num_attention_heads": 1} if model_type == "vit_mae" else {}
     folder = save(tmp_path, make(model_type, **LAYERS, **sizes))
-    with pytest.raises(ValueError, match=f"--trunk_dir {folder} .*'{model_type}'"):
+    with pytest.raises(ValueError, match=f"trunk_dir {folder} .*'{model_type}'"):
         read_trunk(folder, SIZE)
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     folder = save(tmp_path, make("resnet"))
     make("resnet", hidden_sizes=[8, 24]).config.save_pretrained(folder)
-    with pytest.raises(ValueError, match=f"--trunk_dir {folder}"):
+    with pytest.raises(ValueError, match=f"trunk_dir {folder}"):
         read_trunk(folder, SIZE)
     make("vit").config.save_pretrained(folder)
-    with pytest.raises(ValueError, match=f"--trunk_dir {folder}"):
+    with pytest.raises(ValueError, match=f"trunk_dir {folder}"):
         read_trunk(folder, SIZE)
 
 

@@ -137,7 +137,7 @@ def test_a_full_disk_ends_the_run_and_leaves_what_was_saved(tmp_path):
     last = result.stderr.strip().splitlines()[-1]
     assert "OSError: Could not save" in last
     assert "Nothing that was saved before is lost" in last
-    assert "--checkpoints_total_limit" in last
+    assert "checkpoints_total_limit" in last
     left = sorted((copy / "run").glob("checkpoint-*"))
     assert left
     assert all(find_damage(folder) is None for folder in left)
@@ -234,7 +234,7 @@ def test_only_a_full_disk_is_told_as_one(tmp_path, monkeypatch, error, is_full, 
     with pytest.raises(OSError, match="checkpoint-2") as told:
         run(tmp_path, Adaptive(), **FIELDS)
     assert ("is full" in str(told.value)) == is_full
-    assert ("--checkpoints_total_limit" in str(told.value)) == is_full
+    assert ("checkpoints_total_limit" in str(told.value)) == is_full
     assert str(error.args[-1]) in str(told.value)
     assert checkpoints(tmp_path) == []
     assert not (tmp_path / "partial-checkpoint").exists()

@@ -126,7 +126,7 @@ def test_without_checkpoints_a_signal_says_that_nothing_is_saved(tmp_path, capsy
     with pytest.raises(SystemExit) as stopped:
         run(tmp_path, Ends())
     assert stopped.value.code == 143
-    assert "after step 1 of 6; nothing is saved, for --checkpointing_steps is 0" in capsys.readouterr().err
+    assert "after step 1 of 6; nothing is saved, for checkpointing_steps is 0" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # as it was
 
 
@@ -240,8 +240,8 @@ def test_a_machine_without_enough_memory_is_told_what_to_lower(tmp_path):
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("RuntimeError: toy: out of memory. "), result.stderr[-3000:]
-    assert "Lower --train_batch_size (now 4) and raise --gradient_accumulation_steps by the same factor" in last
-    assert "--mixed_precision bf16 (now no)" in last
+    assert "Lower train_batch_size (now 4) and raise gradient_accumulation_steps by the same factor" in last
+    assert "mixed_precision bf16 (now no)" in last
 
 
 def test_other_errors_of_an_objective_stay_what_they_are(tmp_path):

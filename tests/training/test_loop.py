@@ -267,7 +267,7 @@ def test_checkpoints_of_another_run_are_not_mixed_in(tmp_path):
     before = lines(tmp_path)
     with pytest.raises(ValueError, match=r"already has checkpoint-3, checkpoint-6, but this run starts after step 0"):
         run(tmp_path)
-    with pytest.raises(ValueError, match=r"already has checkpoint-6, .* --resume_from_checkpoint latest"):
+    with pytest.raises(ValueError, match=r"already has checkpoint-6, .* resume_from_checkpoint latest"):
         run(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert lines(tmp_path) == before
 
@@ -292,7 +292,7 @@ def test_shuffle_covers_each_epoch_and_starts_anywhere():
 
 
 def test_mistakes_are_named_before_any_work(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"--resume_from_checkpoint .*checkpoint-5"):
+    with pytest.raises(FileNotFoundError, match=r"resume_from_checkpoint .*checkpoint-5"):
         run(tmp_path / "x", resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
     with pytest.raises(ValueError, match="checkpoint-STEP"):
         run(tmp_path / "x", resume_from_checkpoint=str(tmp_path))

@@ -40,5 +40,5 @@ def test_without_a_rank_all_weights_learn() -> None:
 
 
 def test_a_rank_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="--lora_rank"):
+    with pytest.raises(ValueError, match="lora_rank"):
         DiffusionTuningConfig(lora_rank=0)

@@ -337,12 +337,12 @@ def test_missing_file_and_unknown_flag_are_named(path):
         ("output_dir", ""),
     ],
 )
-def test_values_out_of_range_are_named_by_their_flag(name, value):
-    with pytest.raises(ValueError, match=rf"^--{name} must be .*, got {value!r}\.$"):
+def test_values_out_of_range_are_named(name, value):
+    with pytest.raises(ValueError, match=rf"^{name} must be .*, got {value!r}\.$"):
         TrainingConfig(**{"output_dir": "runs/x", name: value})
 
 
 def test_tracker_must_be_installed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"--report_to wandb .* pip install wandb"):
+    with pytest.raises(ValueError, match=r"report_to wandb .* pip install wandb"):
         TrainingConfig(output_dir="x", report_to="wandb")

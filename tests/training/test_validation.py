@@ -104,5 +104,5 @@ def test_resumed_it_equals_a_run_that_was_not_stopped(tmp_path):
 
 
 def test_the_setting_is_checked():
-    with pytest.raises(ValueError, match="--validation_steps"):
+    with pytest.raises(ValueError, match="validation_steps"):
         ValidationConfig(validation_steps=-1)

@@ -126,9 +126,9 @@ def test_who_looks_changes_nothing_and_survives(tmp_path: Path, cft: str) -> Non
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--watch_steps"):
+    with pytest.raises(ValueError, match="watch_steps"):
         WatchConfig(watch_steps=0)
-    with pytest.raises(ValueError, match="--watch false"):
+    with pytest.raises(ValueError, match="watch=False"):
         fine_tune(tmp_path, [ToyGuide()], images=1)
     training = config(tmp_path)
     trainer = CFTTrainer(ToyBackbone(), scm(), [ToyGuide()], training, CFTConfig())  # type: ignore[list-item]

@@ -160,7 +160,7 @@ def check_prepared(folder: str | Path, source: str, size: int) -> None:
     path = Path(folder, PROVENANCE)
     if not path.is_file() or not Path(folder, "dataset_dict.json").is_file():
         raise FileNotFoundError(
-            f"--data_dir {folder} was not made by prepare_chest_xrays.py: it has no {PROVENANCE} or no data set. Run "
+            f"data_dir {folder} was not made by prepare_chest_xrays.py: it has no {PROVENANCE} or no data set. Run "
             f"python recipes/prepare_chest_xrays.py --source {source} --root DOWNLOADED --output_dir OUT and give OUT."
         )
     try:
@@ -170,10 +170,10 @@ def check_prepared(folder: str | Path, source: str, size: int) -> None:
         raise ValueError(f"{path} is damaged ({error}); prepare the data again.") from error
     if found != source:
         raise ValueError(
-            f"--dataset_name {source}, but --data_dir {folder} holds {found} ({PROVENANCE}); correct one of them."
+            f"dataset_name {source}, but data_dir {folder} holds {found} ({PROVENANCE}); correct one of them."
         )
     if size > resolution:
         raise ValueError(
-            f"--sample_size must be at most {resolution}, to which the pictures of {folder} were brought, got {size}; "
+            f"sample_size must be at most {resolution}, to which the pictures of {folder} were brought, got {size}; "
             f"for larger ones prepare them by prepare_chest_xrays.py --resolution {size}."
         )
