@@ -20,6 +20,7 @@ from PIL import Image
 from softcft import DSCMPipeline
 from softcft.data.config import DataConfig
 from softcft.training.parsing import parse_config
+from tests.processes import run_python
 from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe
 
 GRAPH = """
@@ -60,6 +61,13 @@ def data(folder: Path) -> list[str]:
     return ["--config", "tiny.yaml", "--dataset_name", "pictures", "--graph", "graph.yaml"]
 
 
+class Estimates(dict[str, float]):
+    """A second for each step."""
+
+    def __missing__(self, name: str) -> float:
+        return 1.0
+
+
 @pytest.fixture
 def run_all(
     folder: Path, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -72,6 +80,7 @@ def run_all(
     ):
         (tmp_path / f"{name}.py").write_text(f"import sys; open('{tmp_path}/calls', 'a').write(str(sys.argv) + '\\n')")
     monkeypatch.setattr(recipe, "RECIPES", tmp_path)
+    monkeypatch.setattr("softcft.run.estimate.estimate", lambda plan, sizes: Estimates())
     set_handler = signal.signal
     before = set_handler(signal.SIGINT, signal.default_int_handler)  # tests in the background may have to ignore it
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
@@ -112,7 +121,6 @@ def test_from_pictures_to_a_table_and_a_pipeline(folder: Path, data: list[str]) 
     steps = ["== 1/5", "== 2/5", "== 3/5", "== 4/5", "by the judge", "== 5/5 Done after", "runs/mine/report.html"]
     assert sorted(steps, key=run.stdout.rindex) == steps
     assert "The judge on validation data" in run.stdout
-    assert "hvae: 100%" in run.stderr
     out = folder / "runs" / "mine"
     assert "Soft-CFT" in (out / "report.md").read_text()
     assert yaml.safe_load((out / "hvae" / "config.yaml").read_text())["hvae"]["max_train_steps"] == 2
@@ -290,7 +298,7 @@ def test_latents_wait_for_their_vae(
     [
         ({"guidance": {"hard": {}}}, "guidance.hard"),
         ({"guidance": {"cfg": {"scale": 2}}}, "guidance.cfg: .*'scale'"),
-        ({"guidance": {"cfg": {"guidance_scale": "two"}}}, "--guidance_scale .*'two'"),
+        ({"guidance": {"cfg": {"guidance_scale": "two"}}}, "guidance_scale .*'two'"),
         ({"cft": {"num_inference_steps": 1}}, "--num_inference_steps .*1"),
         ({"cft": {"abduction": "edict"}}, "abduction.*'edict'"),
         ({"diffusion": {"model": {"channels": 8}}}, "diffusion.model: .*'channels'"),
@@ -312,7 +320,7 @@ def test_mistakes_with_a_diffusion_model_end_it_before_anything_is_made(
 def test_settings_of_diffusion_are_refused_for_an_hvae(run_all: Callable[..., None], folder: Path) -> None:
     config = yaml.safe_load((folder / "tiny.yaml").read_text())
     (folder / "solver.yaml").write_text(yaml.safe_dump(config | {"cft": config["cft"] | {"lora_rank": 2}}))
-    with pytest.raises(ValueError, match="--lora_rank is for diffusion models, but the image model is an HVAE"):
+    with pytest.raises(ValueError, match="lora_rank is for diffusion models, but the image model is an HVAE"):
         run_all("--config", "solver.yaml")
     (folder / "solver.yaml").write_text(yaml.safe_dump(config | {"guidance": {"cfg": {"guidance_scale": 2}}}))
     with pytest.raises(ValueError, match="The section guidance is for diffusion models"):
@@ -343,6 +351,101 @@ def test_a_failure_beside_ends_the_run_at_once_and_is_shown(run_all: Callable[..
     assert message.endswith("\nno memory")
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+MAKES = """
+import pathlib, sys
+flag = lambda name: sys.argv[len(sys.argv) - sys.argv[::-1].index(name)]
+run, recipe = pathlib.Path(flag('--output_dir')), pathlib.Path(sys.argv[0]).stem
+named = {'train_classifier': '--role', 'soft_cft': '--cft'}
+folder = flag(named[recipe]) if recipe in named else recipe.removeprefix('train_')
+file = run / 'report.html' if recipe == 'evaluate' else run / folder / 'config.json'
+for path in file, file.with_name('model_index.json'):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+open(CALLS, 'a').write(str(sys.argv) + '\\n')
+"""
+
+
+@pytest.fixture
+def run_again(run_all: Callable[..., None], tmp_path: Path) -> Callable[..., set[str]]:
+    """Runs the recipe, whose steps make what they should; returns which of them ran."""
+    names = ("train_scm", "train_classifier", "train_hvae", "train_vae", "soft_cft", "evaluate")
+    scripts = dict.fromkeys(names, MAKES.replace("CALLS", repr(str(tmp_path / "calls"))))
+
+    def run(*flags: str, **changed: str) -> set[str]:
+        (tmp_path / "calls").unlink(missing_ok=True)
+        run_all("--output_dir", "runs/again", *flags, **scripts | changed)
+        made = calls(tmp_path) if (tmp_path / "calls").exists() else []
+        return {
+            value(flags, "--role" if "--role" in flags else "--cft") if {"--role", "--cft"} & {*flags} else Path(s).stem
+            for s, *flags in made
+        }
+
+    return run
+
+
+ALL = {"train_scm", "guide", "watcher", "judge", "train_vae", "train_hvae", "none", "hard", "soft", "evaluate"}
+
+
+def test_a_run_that_is_complete_is_not_run_again(run_again: Callable[..., set[str]], folder: Path) -> None:
+    assert run_again() == ALL
+    assert run_again() == set()
+    assert run_again("--jobs", "1") == set()
+    (folder / "runs/again/hvae/config.json").unlink()  # what follows from it is made anew
+    assert run_again() == {"train_hvae", "none", "hard", "soft", "evaluate"}
+    (folder / "runs/again/logs/evaluate.done").unlink()
+    assert run_again() == {"evaluate"}
+    assert run_again("--cft", "none", "soft", "matched") == {"matched", "evaluate"}
+    with (folder / "pictures" / "metadata.csv").open("a") as table:
+        table.write("\n")
+    assert run_again() == ALL
+    assert run_again("--num_test", "5") == ALL
+
+
+def test_what_failed_is_run_again_and_what_was_done_is_not(run_again: Callable[..., set[str]], folder: Path) -> None:
+    with pytest.raises(SystemExit):
+        run_again("--seed", "7", soft_cft="raise SystemExit(1)")
+    assert run_again("--seed", "7") == {"none", "hard", "soft", "evaluate"}
+
+
+def test_a_run_that_is_complete_is_not_loaded(
+    run_again: Callable[..., set[str]], folder: Path, data: list[str]
+) -> None:
+    run_again("--seed", "9")
+    command = f"""
+import sys
+sys.path.insert(0, {str(RECIPES)!r})
+sys.argv[1:] = {[*data, "--output_dir", "runs/again", "--seed", "9"]!r}
+import run_all
+run_all.RECIPES = run_all.Path("nowhere")  # nothing is there to be run
+run_all.main()
+if slow := {{"torch", "diffusers", "datasets", "pandas"}} & set(sys.modules):
+    raise RuntimeError(slow)
+"""
+    assert "Done before: scm" in run_python("-c", command, cwd=folder)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_so_many_steps_run_side_by_side(
+    run_all: Callable[..., None], tmp_path: Path, jobs: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = f"""
+import pathlib, time, os
+here = pathlib.Path('{tmp_path}/now')
+here.mkdir(exist_ok=True)
+(here / str(os.getpid())).touch()
+open('{tmp_path}/most', 'a').write(f"{{len(list(here.iterdir()))}} ")
+time.sleep(0.3)
+(here / str(os.getpid())).unlink()
+"""
+    names = ("train_scm", "train_classifier", "train_hvae", "train_vae", "soft_cft", "evaluate")
+    run_all("--output_dir", f"runs/jobs{jobs}", "--jobs", str(jobs), **dict.fromkeys(names, script))
+    most = max(map(int, (tmp_path / "most").read_text().split()))
+    assert most == (jobs if not torch.cuda.is_available() else max(jobs, torch.cuda.device_count()))
+    told = capfd.readouterr().out
+    assert "-- scm: " in told
+    assert " left\n" in told
 
 
 @pytest.mark.parametrize("where", ["train_hvae", "evaluate"])
