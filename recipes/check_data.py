@@ -6,7 +6,8 @@
 
 Reads all attributes and a sample of 1,000 pictures, and compares the pictures in the folder with the rows. Prints what
 they hold, what is wrong and how to repair it. Draws examples of each category and quantity, as a model will see them,
-into --output_dir/check_data.png. The exit status is 1 if something would stop a training. Reads the section data.
+into --output_dir/check_data.png. If nothing is wrong, it measures how long run_all.py would take on this machine. The
+exit status is 1 if something would stop a training. Reads the section data.
 """
 
 import argparse
@@ -17,9 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from transformers import HfArgumentParser
 
 from softcft.arguments import in_terms_of_flags
 from softcft.data.config import BUILT_IN, DataConfig
+from softcft.run.plan import RunConfig, make_plan
 from softcft.training.parsing import parse_config
 
 if TYPE_CHECKING:
@@ -57,6 +60,23 @@ def parse() -> tuple[dict[str, Any], DataConfig, CheckConfig]:
             "--streaming: the table is read as a whole here; pass a folder with a few files of the data set."
         )
     return config, data, settings
+
+
+def how_long(settings: CheckConfig, graph: Path | None) -> str:
+    """How long run_all.py will take on these data."""
+    from softcft.run.estimate import forecast
+
+    parser = HfArgumentParser(CheckConfig, add_help=False, allow_abbrev=False)
+    argv = ["--output_dir", settings.output_dir, *sys.argv[1:]]
+    _, flags = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    if graph is not None:
+        flags += ["--graph", str(graph)]
+    try:
+        sections, _, run = parse_config("data", DataConfig, RunConfig, default_config=DEFAULT_CONFIG, argv=flags)
+        words, _ = forecast(make_plan(sections, run, flags, DEFAULT_CONFIG))
+    except ValueError as error:  # such as a size that the settings are not made for
+        return f"run_all.py would stop: {error}"
+    return f"run_all.py: {words}"
 
 
 def draw(report: "DataReport", path: Path) -> None:
@@ -119,6 +139,9 @@ def main() -> None:
     draw(report, output_dir / "check_data.png")
     for kind, found in (("problems that would stop a training", report.errors), ("warnings", report.warnings)):
         print("\n".join(["", f"{len(found)} {kind}", *(f"  {i}. {text}" for i, text in enumerate(found, start=1))]))
+    if not report.errors:
+        print("\nMeasuring how long a run would take ...", flush=True)
+        print(how_long(settings, drafted if drafting else None))
     if drafting:
         print(f"\nNext: copy {drafted}, say in the copy what causes what, and check again with --graph COPY.")
     sys.exit(bool(report.errors))

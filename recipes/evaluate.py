@@ -153,8 +153,9 @@ def main() -> None:
     training = training.assign(dataset=data.dataset_name, seed=settings.seed, resampled=table["resampled"].iloc[0])
     pd.concat([table, training[list(COLUMNS)]]).to_csv(output_dir / "metrics" / "evaluation.csv", index=False)
     evaluation.draw(output_dir / "figures")
-    watched = {CFT_NAMES[Path(folder).name]: read_sentence(folder) for folder in parts.pipelines}
-    replace_file(output_dir / "metrics" / NOTES, json.dumps({k: text for k, text in watched.items() if text}))
+    notes = {"Settings": config.get("note")}
+    notes |= {CFT_NAMES[Path(folder).name]: read_sentence(folder) for folder in parts.pipelines}
+    replace_file(output_dir / "metrics" / NOTES, json.dumps({name: text for name, text in notes.items() if text}))
     draw_training_curves(output_dir)
     verdict = write_report([output_dir], output_dir, graph, f"softcft: {data.dataset_name}")
     print((output_dir / "report.md").read_text(encoding="utf-8"))

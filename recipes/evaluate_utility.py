@@ -44,7 +44,7 @@ class EvaluateUtilityConfig:
     """How to test the predictors."""
 
     output_dir: str = field(metadata={"help": "Folder of the whole run, which also gets metrics/utility.csv."})
-    num_resamples: Natural = field(default=1000, metadata={"help": "Resamples of the bootstrap. 0 gives no intervals."})
+    num_resamples: Natural = field(default=1000, metadata={"help": "Bootstrap resamples of the intervals; 0 for none."})
     eval_batch_size: Count = field(default=250, metadata={"help": "Images per forward pass and process."})
     mixed_precision: Precision = field(default="no", metadata={"help": PRECISION_HELP})
     seed: Natural = field(default=0, metadata={"help": "Seed of the bootstrap; the table names it."})

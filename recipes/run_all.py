@@ -3,15 +3,19 @@
     python recipes/run_all.py                                                         # the phantom: ten minutes
     python recipes/run_all.py --cft none hard soft matched                            # and the matched targets
     python recipes/run_all.py --dataset_name FOLDER --graph graph.yaml --output_dir outputs/mine    # your own images
+    python recipes/run_all.py --dataset_name FOLDER --graph graph.yaml --preset quick               # in a short while
     python recipes/run_all.py --config recipes/configs/morphomnist.yaml --data_dir FOLDER --seed 1
 
 Chains train_scm.py, train_classifier.py (guide, judge and watcher), train_vae.py, train_hvae.py (or train_diffusion.py,
 if the settings have a section diffusion and none named hvae), soft_cft.py and evaluate.py, two at a time (--jobs); with
 --utility also generate_counterfactuals.py, train_classifier.py for each set of them, and evaluate_utility.py (Table 2).
 If the settings have a list guides, all of them steer matched fine-tuning. A diffusion model is evaluated again under
-each guidance of the section guidance. A run that was stopped goes on when it is started again; to start anew, delete
-its folder. Check your own images with check_data.py first. The flags are those of the data; all other settings come
-from the YAML file.
+each guidance of the section guidance.
+
+At first it measures how long all that will take on this machine. A run that was stopped goes on when it is started
+again, and leaves out what is done; to start anew, delete its folder, or to do one step again, logs/STEP.done in it.
+Check your own images with check_data.py first, and have a first look with --preset quick. The flags are those of the
+data; all other settings come from the YAML file.
 """
 
 import signal
@@ -24,13 +28,13 @@ from transformers import HfArgumentParser
 from softcft.cft import CFT_NAMES
 from softcft.cft.verdict import read_sentence
 from softcft.data.config import DataConfig
-from softcft.run.plan import Plan, RunConfig, Step, make_plan
+from softcft.run.plan import Plan, RunConfig, make_plan
 from softcft.run.records import Records
 from softcft.run.steps import run_plan, steps_to_do
 from softcft.training.parsing import parse_config
 
 RECIPES = Path(__file__).resolve().parent
-DEFAULT_CONFIG = RECIPES / "configs" / "phantom.yaml"
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
 
 def read_plan() -> Plan:
@@ -45,31 +49,6 @@ def read_plan() -> Plan:
     seed = f"-seed{settings.seed}" if settings.seed and not given.output_dir else ""
     settings.output_dir = f"{Path(settings.output_dir)}{seed}"
     return make_plan(sections, settings, flags, DEFAULT_CONFIG)
-
-
-def prepare(plan: Plan, to_do: list[list[Step]]) -> dict[str, float]:
-    """Make sure that all models can be made, and say how long the steps will take; returns their seconds."""
-    from softcft.run.models import check_models
-
-    check_models(plan)
-    if plan.is_trial:
-        print("A trial: fine-tuning has its published settings, which ask a guide also for what it does not see.")
-        return {}
-    data = plan.trainings["scm"].data
-    if data.streaming:
-        print("How long it takes is not known: the number of training images, which are streamed, is not.")
-        return {}
-    from softcft.run.estimate import estimate, split_sizes, tell
-
-    sizes = split_sizes(data, plan.sections["columns"])
-    print("Measuring some steps of each training ...", flush=True)
-    try:
-        seconds = estimate(plan, sizes)
-    except ValueError as error:
-        print(f"How long it takes is not known: {error}.")
-        return {}
-    print(tell(plan, sizes, seconds, to_do) + "\n", flush=True)
-    return seconds
 
 
 def write_table1(folder: Path, guidances: list[str]) -> None:
@@ -94,7 +73,13 @@ def main() -> None:
         if signal.getsignal(end) != signal.SIG_IGN:  # as under nohup
             signal.signal(end, lambda number, _: sys.exit(128 + number))
     try:
-        run_plan(plan, to_do, records, prepare(plan, to_do) if any(to_do) else {}, RECIPES)
+        seconds: dict[str, float] = {}
+        if any(to_do):
+            from softcft.run.estimate import forecast  # what is done needs no torch
+
+            words, seconds = forecast(plan, to_do)
+            print(f"{words}\n", flush=True)
+        run_plan(plan, to_do, records, seconds, RECIPES)
         if plan.guidances:
             write_table1(plan.folder, plan.guidances)
     except KeyboardInterrupt:

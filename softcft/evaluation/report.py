@@ -77,7 +77,7 @@ def write_report(runs: Sequence[str | Path], output_dir: str | Path, graph: Caus
 
 
 def _notes(folders: Sequence[Path]) -> list[str]:
-    """What the watcher found of each fine-tuning, in a sentence each."""
+    """What is to be known of the settings, and what the watcher found of each fine-tuning, in a sentence each."""
     notes = []
     for folder in folders:
         path = folder / "metrics" / NOTES

@@ -24,7 +24,7 @@ from softcft.run.schedule import duration, span
 from softcft.training.cft_config import WATCHED_IMAGES, CFTConfig, SolverConfig, given_settings
 from softcft.training.config import VALIDATION_IMAGES, DiffusionConfig, ValidationConfig
 
-__all__ = ["estimate", "measure", "split_sizes", "tell"]
+__all__ = ["estimate", "forecast", "measure", "split_sizes", "tell"]
 
 STEPS = 4  # that are measured; the first two, in which memory is allotted, do not count
 FORWARD = 0.4  # of the time of a step, which also has a backward pass
@@ -135,6 +135,30 @@ def tell(
     head = f"About {duration(whole)} on this machine, {places}, by some measured steps of each training:"
     is_read = plan.trainings["scm"].data.dataset_name != "phantom"
     return "\n".join([head, *rows, *(["    Reading the pictures for the first time comes on top."] * is_read)])
+
+
+def forecast(plan: Plan, groups: Sequence[Sequence[Step]] | None = None) -> tuple[str, dict[str, float]]:
+    """How long a run, or some groups of its steps, will take: in words, and the seconds of each step.
+
+    Where it cannot be known the words say why, and there are no seconds.
+
+    Raises:
+        ValueError: If a model cannot be made from its settings.
+    """
+    from softcft.run.models import check_models
+
+    check_models(plan)
+    data = plan.trainings["scm"].data
+    if plan.is_trial:
+        return "A trial: fine-tuning has its published settings, which ask a guide also for what it does not see.", {}
+    if data.streaming:
+        return "How long it takes is not known: nobody knows the number of images of a stream.", {}
+    sizes = split_sizes(data, plan.sections["columns"])
+    try:
+        seconds = estimate(plan, sizes)
+    except ValueError as error:
+        return f"How long it takes is not known: {error}.", {}
+    return tell(plan, sizes, seconds, groups), seconds
 
 
 def measure(plan: Plan, section: str) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -13,6 +14,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEModel
 from softcft.data.phantom import PHANTOM_GRAPH
+from softcft.run.plan import Plan
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -34,6 +36,11 @@ def forget_accelerate() -> None:
     GradientState._reset_state()
 
 
+def no_estimate(plan: Plan, sizes: Mapping[str, int]) -> dict[str, float]:
+    """In place of an estimate, which takes a while."""
+    raise ValueError("tests do not wait for it")
+
+
 def run_recipe(cwd: Path, name: str, *flags: str, config: Path = TINY) -> str:
     """Run a recipe in this process, in a folder, on the CPU; returns what it printed."""
     printed = StringIO()
@@ -42,6 +49,7 @@ def run_recipe(cwd: Path, name: str, *flags: str, config: Path = TINY) -> str:
         monkeypatch.chdir(cwd)
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cwd / "cache")
+        monkeypatch.setattr("softcft.run.estimate.estimate", no_estimate)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", "--config", str(config), *flags])
         load_recipe(name).main()
     forget_accelerate()

@@ -1,6 +1,7 @@
 """The report on a folder of generated pictures, as a user gets it."""
 
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def check(
         lines.append(f"{i}.png,P{i // 2},{i % 2},{4 + i / 20}")
     Path("pictures/metadata.csv").write_text("\n".join(lines) + "\n")
     recipe = load_recipe("check_data")
+    monkeypatch.setattr("softcft.run.estimate.estimate", lambda plan, sizes: defaultdict(lambda: 60.0))
 
     def check(*flags: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["check_data.py", *flags])
@@ -65,6 +67,19 @@ def test_without_a_graph_one_is_drafted_which_passes_the_check(check: Check) -> 
     assert "0 problems that would stop a training\n\n0 warnings" in printed
     assert "patient_id: train 42, validation 6, test 12" in printed
     assert not draft.exists()
+
+
+def test_how_long_a_run_takes_is_said_where_nothing_stops_it(check: Check) -> None:
+    flags = ["--dataset_name", "pictures", "--output_dir", "out"]
+    status, printed = check(*flags)
+    assert status == 0
+    told = printed.split("\nrun_all.py: ")[1]
+    assert "hvae " in told
+    assert "minutes on this machine" in told
+    quick = check(*flags, "--preset", "quick")[1].split("\nrun_all.py: ")[1]
+    assert "1,000 steps" in told  # of the VAE
+    assert "300 steps" in quick
+    assert "would stop: " in check(*flags, "--sample_size", "24")[1]  # the settings are for 64
 
 
 def test_problems_are_listed_and_make_the_status_1(check: Check) -> None:

@@ -1,6 +1,9 @@
 """The settings that are shipped: they parse, their models can be built, and every recipe has a help."""
 
+import argparse
+import re
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,27 @@ def test_help_teaches(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert recipe.__doc__ is not None
     assert recipe.__doc__.strip() in text
     assert f"{script}.py" in text
+
+
+def test_a_flag_takes_the_same_values_in_all_recipes_and_has_one_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[str, dict[str, Any]] = defaultdict(dict)
+
+    def record(parser: argparse.ArgumentParser) -> None:
+        for action in parser._actions:
+            for flag in action.option_strings[:1]:
+                kind = action.choices and list(action.choices), action.nargs, isinstance(action.default, bool)
+                found[flag][script] = kind if action.choices else (getattr(action.type, "__name__", "str"), *kind)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "print_help", record)
+    for script in sorted(path.stem for path in RECIPES.glob("*.py")):
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])
+        with pytest.raises(SystemExit):
+            load_recipe(script).main()
+    del found["--cft"]["run_all"], found["-h"]  # there it is a list
+    assert len(found) > 80
+    for flag, by_script in found.items():
+        assert len({str(kind) for kind in by_script.values()}) == 1, (flag, by_script)
+        assert re.fullmatch(r"--[a-z][a-z0-9_]*", flag)
 
 
 WITHOUT_TORCH = """
@@ -94,13 +118,14 @@ def parse(name: str, section: str) -> tuple[Any, ...]:
         ],
     }[section]
     own = ["--dataset_name", "folder", "--graph", str(TINY.with_name("graph.yaml"))]
-    argv = ["--data_dir", "data", "--config", str(shipped(name)), *(own if name == "own_data" else [])]
+    argv = ["--data_dir", "data", "--config", str(shipped(name)), *(own if name in OWN else [])]
     return parse_config(section, *types, default_config=shipped("phantom"), argv=argv)
 
 
 DIFFUSION = ["phantom_diffusion", "mimic_cxr_224_diffusion"]
 OF_SOURCES = {f"{source}_{size}": source for source in SOURCES for size in (224, 64)}
-SHIPPED = ["phantom", "phantom_32", "phantom_64", "morphomnist", "own_data", *OF_SOURCES, *DIFFUSION]
+OWN = ["own_data", "own_data_quick"]
+SHIPPED = ["phantom", "phantom_32", "phantom_64", "morphomnist", *OWN, *OF_SOURCES, *DIFFUSION]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -108,10 +133,11 @@ def test_shipped_configs_parse_and_agree_on_their_folder(name: str) -> None:
     for section in ("scm", "guide", "judge", "watcher", "diffusion" if name in DIFFUSION else "hvae", "cft"):
         _, data, training, *_ = parse(name, section)
         assert training.output_dir == f"outputs/{name}"
-        names = {"own_data": "folder", "phantom_diffusion": "phantom", "phantom_32": "phantom", "phantom_64": "phantom", **OF_SOURCES}
+        phantoms = [name for name in SHIPPED if name.startswith("phantom")]
+        names = dict.fromkeys(OWN, "folder") | dict.fromkeys(phantoms, "phantom") | OF_SOURCES
         assert data.dataset_name == names.get(name, "mimic_cxr" if name.startswith("mimic_cxr") else name)
     (cft,) = (settings for settings in parse(name, "cft") if isinstance(settings, CFTConfig))
-    assert cft.cft == ("matched" if name == "own_data" or (name in OF_SOURCES and name.endswith("_64")) else "soft")
+    assert cft.cft == ("matched" if name in OWN or (name in OF_SOURCES and name.endswith("_64")) else "soft")
 
 
 def test_parts_are_looked_for_where_the_recipes_leave_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -244,6 +244,18 @@ def test_without_a_config_the_settings_are_those_of_the_data_set(tmp_path, flags
     assert parse(toy, argv, types=(NamedConfig,))[1].seed == seed
 
 
+@pytest.mark.parametrize(("flags", "seed"), [([], 1), (["--preset", "standard"], 1), (["--preset=quick"], 2)])
+def test_own_data_have_presets(tmp_path, flags, seed):
+    for i, name in enumerate(("own_data", "own_data_quick", "shipped"), start=1):
+        (tmp_path / f"{name}.yaml").write_text(f"graph: []\nhvae: {{seed: {i}}}\n")
+    default, own = tmp_path / "shipped.yaml", ["--dataset_name", "pictures"]
+    assert parse(default, [*own, *flags], types=(NamedConfig,))[1].seed == seed
+    for others in [], ["--dataset_name", "shipped"], [*own, "--config", str(default)]:
+        if flags:
+            with pytest.raises(ValueError, match="--preset"):
+                parse(default, [*others, *flags], types=(NamedConfig,))
+
+
 def test_the_folder_of_the_run_is_one_for_all_sections(path, tmp_path):
     config, training, _ = parse(path, ["--output_dir", "elsewhere"])
     assert training.output_dir == config["output_dir"] == "elsewhere"
