@@ -77,6 +77,7 @@ def main() -> None:
         if any(to_do):
             from softcft.run.estimate import forecast  # what is done needs no torch
 
+            print("Measuring how long it will take ...", flush=True)
             words, seconds = forecast(plan, to_do)
             print(f"{words}\n", flush=True)
         run_plan(plan, to_do, records, seconds, RECIPES)

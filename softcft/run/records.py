@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import softcft
 from softcft.data.config import BUILT_IN, FOLDERS, DataConfig
-from softcft.run.plan import Plan, Step
+from softcft.run.plan import Plan, RunConfig, Step
 from softcft.training.writing import replace_file
 
 __all__ = ["Records"]
@@ -24,7 +25,9 @@ class Records:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.common = [softcft.__version__, plan.sections, _state(plan.trainings["scm"].data)]
+        of_run = {field.name for field in fields(RunConfig)}  # the flags of a step say what of these it needs
+        data = {name: value for name, value in plan.sections["data"].items() if name not in of_run}
+        self.common = [softcft.__version__, plan.sections | {"data": data}, _state(plan.trainings["scm"].data)]
 
     def is_done(self, step: Step) -> bool:
         """Whether a step need not run."""
