@@ -293,7 +293,7 @@ def _label_reader(variable: Variable, raws: Sequence[Any], entry: Entry) -> Call
         if separator is not None and mark is not None and SEPARATORS.index(mark) < SEPARATORS.index(separator):
             raise ValueError(
                 f"columns: {variable.name}: in the first rows {separator!r} is between labels, and now {mark!r}, in "
-                f"{raw!r}. Write one of them everywhere, or read the data without --streaming."
+                f"{raw!r}. Write one of them everywhere, or read the data without streaming."
             )
         labels = {label.casefold() for label in split_labels(raw, separator)}
         for label, category in meant.items():
