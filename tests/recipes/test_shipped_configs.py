@@ -81,7 +81,13 @@ def test_shipped_configs_parse_and_agree_on_their_folder(name: str) -> None:
     for section in ("scm", "guide", "judge", "watcher", "diffusion" if name in DIFFUSION else "hvae", "cft"):
         _, data, training, *_ = parse(name, section)
         assert training.output_dir == f"outputs/{name}"
-        names = {"own_data": "folder", "phantom_diffusion": "phantom", "phantom_32": "phantom", "phantom_64": "phantom", **CHEST_XRAYS}
+        names = {
+            "own_data": "folder",
+            "phantom_diffusion": "phantom",
+            "phantom_32": "phantom",
+            "phantom_64": "phantom",
+            **CHEST_XRAYS,
+        }
         assert data.dataset_name == names.get(name, "mimic_cxr" if name.startswith("mimic_cxr") else name)
     (cft,) = (settings for settings in parse(name, "cft") if isinstance(settings, CFTConfig))
     assert cft.cft == ("matched" if name == "own_data" or (name in CHEST_XRAYS and name.endswith("_64")) else "soft")
