@@ -32,7 +32,7 @@ from softcft.evaluation.figures.curves import draw_training_curves
 from softcft.evaluation.report import NOTES, write_report
 from softcft.evaluation.tables import CFT_NAMES, COLUMNS, PUBLISHED_CFT
 from softcft.evaluation.verdict import training_rows
-from softcft.models.weights import load_safetensors
+from softcft.models.weights import MODULES_HELP, import_modules, load_safetensors
 from softcft.pipelines.query import load_pipeline
 from softcft.training.checkpoints import replace_file
 from softcft.training.config import SolverConfig, given_settings, make_backbone
@@ -65,6 +65,7 @@ class EvaluateConfig:
         default=None,
         metadata={"help": "morphomnist: folder of the original MNIST test images, of which the truth is made."},
     )
+    modules: list[str] = field(default_factory=list, metadata={"help": MODULES_HELP})
     mixed_precision: Precision = field(default="no", metadata={"help": PRECISION_HELP})
     examples: Natural = field(
         default=0,
@@ -112,6 +113,7 @@ def main() -> None:
     judge = AttributeClassifier.from_pretrained(parts.judge_dir)
     if judge.causal_graph != graph:
         raise ValueError(f"--judge_dir {parts.judge_dir} was trained with another graph than that of --config.")
+    import_modules(parts.modules)
     pipelines = {Path(folder).name: load_pipeline(folder, graph, data.sample_size) for folder in parts.pipelines}
     check_pipelines(pipelines, graph)
     for pipeline in pipelines.values():

@@ -22,6 +22,7 @@ from softcft.data.config import DataConfig
 from softcft.data.sources import load_data
 from softcft.evaluation.generation import GenerationSettings, check_attributes
 from softcft.evaluation.tables import CFT_NAMES, PUBLISHED_CFT
+from softcft.models.weights import MODULES_HELP, import_modules
 from softcft.pipelines.query import load_pipeline
 from softcft.training.config import SolverConfig, given_settings, make_backbone
 from softcft.training.parsing import parse_config, write_config
@@ -42,6 +43,7 @@ class GenerateConfig:
             "help": "Pipeline folders, each named none, hard, soft or matched. Left out: the first three in OUTPUT_DIR."
         },
     )
+    modules: list[str] = field(default_factory=list, metadata={"help": MODULES_HELP})
     mixed_precision: Precision = field(default="no", metadata={"help": PRECISION_HELP})
 
     def __post_init__(self) -> None:
@@ -83,6 +85,7 @@ def main() -> None:
     if data.streaming:
         raise ValueError("--streaming: counterfactuals belong to rows of the training images; leave it out.")
     check_attributes(graph, settings.attributes)
+    import_modules(parts.modules)
     pipelines = {Path(folder).name: load_pipeline(folder, graph, data.sample_size) for folder in parts.pipelines}
     for pipeline in pipelines.values():
         make_backbone(pipeline, solver)  # refuses settings of diffusion for an HVAE

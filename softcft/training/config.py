@@ -14,10 +14,11 @@ from softcft.arguments import Count, Natural, Positive, ProperShare, Range, Shar
 from softcft.cft import CFTMode
 from softcft.counterfactuals.diffusion_backbone import MOST_GUIDANCE, DiffusionBackbone
 from softcft.counterfactuals.hvae_backbone import HVAEBackbone
+from softcft.counterfactuals.own_backbone import OwnBackbone
 from softcft.counterfactuals.solvers import Solver
 from softcft.models.denoiser import CONDITION_DROPOUT, MIN_SNR_GAMMA
 from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
-from softcft.pipelines.dscm import DSCMPipeline
+from softcft.pipelines.query import CausalPipeline
 from softcft.training.precision import PRECISION_HELP, Precision
 
 __all__ = [
@@ -350,20 +351,20 @@ def given_settings(*configs: SolverConfig | DiffusionTuningConfig) -> dict[str, 
 def refuse_for_hvae(*configs: SolverConfig | DiffusionTuningConfig) -> None:
     """Raise ValueError if a setting of diffusion models was given."""
     for name in given_settings(*configs):
-        raise ValueError(f"--{name} is for diffusion models, but the image model is an HVAE; leave it out.")
+        raise ValueError(f"--{name} is for diffusion models, which the image model is not; leave it out.")
 
 
 def make_backbone(
-    pipeline: DSCMPipeline | DiffusionDSCMPipeline, *configs: SolverConfig | DiffusionTuningConfig
-) -> HVAEBackbone | DiffusionBackbone:
+    pipeline: CausalPipeline, *configs: SolverConfig | DiffusionTuningConfig
+) -> HVAEBackbone | DiffusionBackbone | OwnBackbone:
     """The differentiable core of a pipeline, with the settings that were given.
 
     Raises:
-        ValueError: If a setting was given for an HVAE, or is out of range.
+        ValueError: If a setting was given that is for diffusion models only, or is out of range.
     """
     if isinstance(pipeline, DiffusionDSCMPipeline):
         settings = given_settings(*configs)
         settings.pop("lora_rank", None)  # not a setting of the backbone
-        return pipeline.backbone(**settings)
+        return pipeline.make_backbone(**settings)
     refuse_for_hvae(*configs)
-    return pipeline.backbone()
+    return pipeline.make_backbone()
