@@ -56,7 +56,7 @@ class CounterfactualBackbone(Protocol):
             parents: Encoded factual parents, shape (B, K).
             counterfactual_parents: Encoded counterfactual parents, shape (B, K). What the ``make_backbone`` of a
                 pipeline returns also takes (B, I, K), and predicts I images from one abduction.
-            generator: Makes abduction reproducible: one for all, or a list with one per image, as pipelines and fine-tuning
-                pass it. ``randn_tensor`` of ``diffusers.utils.torch_utils`` draws normal numbers from either.
+            generator: Makes abduction reproducible; a list, as pipelines mostly pass it, has one generator per image.
+                ``diffusers.utils.torch_utils.randn_tensor`` draws normal numbers from either.
         """
         ...
