@@ -131,6 +131,12 @@ def group_doubts(splits: Mapping[str, Dataset], column: str | None) -> list[str]
         for split, rows in splits.items()
     }
     doubts = []
+    values = [value for rows in splits.values() for value in rows[column][:]]
+    if rounded := [value for value in values if isinstance(value, float) and abs(value) > 2**53]:
+        doubts.append(
+            f"{len(rounded)} values of {column!r} were rounded, as spreadsheets do to long numbers, for instance "
+            f"{rounded[0]!r}: several patients may have become one. Get the table anew, with all digits."
+        )
     for one, other in combinations(rows_of, 2):
         if shared := rows_of[one].keys() & rows_of[other].keys():
             doubts.append(
