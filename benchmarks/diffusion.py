@@ -51,7 +51,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for abduction in ("ddim", "bdia"):
         for steps in tqdm(LEVELS, desc=abduction):
-            backbone = pipeline.backbone(num_inference_steps=steps, abduction=abduction).eval()
+            backbone = pipeline.make_backbone(num_inference_steps=steps, abduction=abduction).eval()
             with torch.no_grad():
                 change = (backbone.counterfactual(image, parents, parents).image - image).abs() * 127.5
             calls = 2 * steps - (abduction == "bdia")
@@ -87,7 +87,7 @@ def measure_step(
     image, parents = test_images(pipeline, data_dir, batch_size)
     if checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
-    backbone = pipeline.backbone(num_inference_steps=CFT_STEPS, gradient_steps=gradient_steps)
+    backbone = pipeline.make_backbone(num_inference_steps=CFT_STEPS, gradient_steps=gradient_steps)
     constraint = LagrangianConstraint(slack=0.1, damping=10, learning_rate=0.1, inequality=True)
     guides = Guides([pipeline.classifier])
     objective = CFTObjective(backbone, pipeline.attribute_scm, guides, Soft(guides.graph), constraint)

@@ -62,7 +62,7 @@ def main() -> None:
     print(f"{'real images':40s} {lattice(real - real.roll(1, 0), settings.period):.2f}")
     for folder in settings.pipelines:
         pipeline = load_pipeline(folder, graph, data.sample_size)
-        backbone = pipeline.backbone()
+        backbone = pipeline.make_backbone()
         for name in graph.names:
             effects = []
             for i, batch in enumerate(batches):

@@ -77,7 +77,7 @@ def main() -> None:
             generator = seeded_generator(column)
             old, intervention = parents[chosen], graph.encode_do(do, len(chosen))
             new = pipeline.attribute_scm.counterfactual(old, intervention, generator)
-            made = pipeline.backbone().counterfactual(image[chosen], old, new, generator).image
+            made = pipeline.make_backbone().counterfactual(image[chosen], old, new, generator).image
             effect = (made - image[chosen]) * GREY_LEVELS
             axis = axes[row, column]
             drawn = axis.imshow(effect.mean(dim=(0, 1)).numpy(), cmap="RdBu_r", vmin=-40, vmax=40)

@@ -22,6 +22,7 @@ from softcft.cft import CFT_NAMES, PUBLISHED_CFT
 from softcft.cft.verdict import read_sentence
 from softcft.data.config import DataConfig
 from softcft.evaluation.config import EvaluationSettings
+from softcft.models import MODULES_HELP
 from softcft.training.cft_config import SolverConfig, given_settings
 from softcft.training.config import PRECISION_HELP, Precision
 from softcft.training.parsing import parse_config, write_config
@@ -52,6 +53,7 @@ class EvaluateConfig:
         default=None,
         metadata={"help": "morphomnist: folder of the original MNIST test images, of which the truth is made."},
     )
+    modules: list[str] = field(default_factory=list, metadata={"help": MODULES_HELP})
     mixed_precision: Precision = field(default="no", metadata={"help": PRECISION_HELP})
     examples: Natural = field(
         default=0,
@@ -106,7 +108,7 @@ def main() -> None:
     from softcft.evaluation.report import NOTES, write_report
     from softcft.evaluation.tables import COLUMNS
     from softcft.evaluation.verdict import training_rows
-    from softcft.models.weights import load_safetensors
+    from softcft.models.weights import import_modules, load_safetensors
     from softcft.pipelines.query import load_pipeline
     from softcft.training.backbones import make_backbone
     from softcft.training.precision import start_accelerator
@@ -118,6 +120,7 @@ def main() -> None:
     judge = AttributeClassifier.from_pretrained(parts.judge_dir)
     if judge.causal_graph != graph:
         raise ValueError(f"--judge_dir {parts.judge_dir} was trained with another graph than that of --config.")
+    import_modules(parts.modules)
     pipelines = {Path(folder).name: load_pipeline(folder, graph, data.sample_size) for folder in parts.pipelines}
     check_pipelines(pipelines, graph)
     for pipeline in pipelines.values():

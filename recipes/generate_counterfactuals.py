@@ -20,6 +20,7 @@ from pathlib import Path
 from softcft.cft import CFT_NAMES, PUBLISHED_CFT
 from softcft.data.config import DataConfig
 from softcft.evaluation.config import GenerationSettings
+from softcft.models import MODULES_HELP
 from softcft.training.cft_config import SolverConfig, given_settings
 from softcft.training.config import PRECISION_HELP, Precision
 from softcft.training.parsing import parse_config, write_config
@@ -38,6 +39,7 @@ class GenerateConfig:
             "help": "Pipeline folders, each named none, hard, soft or matched. Left out: the first three in OUTPUT_DIR."
         },
     )
+    modules: list[str] = field(default_factory=list, metadata={"help": MODULES_HELP})
     mixed_precision: Precision = field(default="no", metadata={"help": PRECISION_HELP})
 
     def __post_init__(self) -> None:
@@ -81,6 +83,7 @@ def main() -> None:
     from softcft import CausalGraph, generate_counterfactuals
     from softcft.data.sources import load_data
     from softcft.evaluation.generation import check_attributes
+    from softcft.models.weights import import_modules
     from softcft.pipelines.query import load_pipeline
     from softcft.training.backbones import make_backbone
     from softcft.training.precision import start_accelerator
@@ -88,6 +91,7 @@ def main() -> None:
 
     graph = CausalGraph(config["graph"])
     check_attributes(graph, settings.attributes)
+    import_modules(parts.modules)
     pipelines = {Path(folder).name: load_pipeline(folder, graph, data.sample_size) for folder in parts.pipelines}
     for pipeline in pipelines.values():
         make_backbone(pipeline, solver)  # refuses settings of diffusion for an HVAE

@@ -238,7 +238,6 @@ def main() -> None:
                 watch = Watch(trainer.objective, watcher, validation, watching, training, frechet_distance)
             trainer.train(images.subset(subset.half, complete=True), watch)
     if this_process().is_main_process:
-        backbone.eval()
         Path(training.output_dir, WATCH).unlink(missing_ok=True)  # of another fine-tuning
         save_whole(training.output_dir, pipeline.to("cpu"))
         print(f"Saved a pipeline to {training.output_dir}. Use it by")

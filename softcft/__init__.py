@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from softcft._api import *
     from softcft.evaluation.evaluate import evaluate
     from softcft.evaluation.generation import generate_counterfactuals
+    from softcft.training.fine_tune import fine_tune
 
 __version__ = "0.1.0"
 
@@ -22,6 +23,7 @@ __all__ = [
     "CausalGraph",
     "ConditionalDenoiser",
     "CounterfactualBackbone",
+    "CounterfactualPipeline",
     "DSCMPipeline",
     "DSCMPipelineOutput",
     "DiffusionBackbone",
@@ -35,18 +37,22 @@ __all__ = [
     "__version__",
     "evaluate",
     "example_model",
+    "fine_tune",
     "generate_counterfactuals",
 ]
 
 ELSEWHERE = {
     "evaluate": "softcft.evaluation.evaluate",
+    "fine_tune": "softcft.training.fine_tune",
     "generate_counterfactuals": "softcft.evaluation.generation",
 }
-"""Names that _api.py does not import: they need pandas and matplotlib."""
+"""Names that _api.py does not import: they need pandas and matplotlib, or accelerate."""
 
 
 def __getattr__(name: str) -> Any:
     """A public name, when it is first asked for: pipelines and models of diffusers take seconds to import."""
+    if ":" in name:  # as the loader of pipelines asks for a user's own class
+        return _diffusers.class_of(name)
     if name not in __all__:
         raise AttributeError(f"module 'softcft' has no attribute {name!r}")
     globals()[name] = getattr(importlib.import_module(ELSEWHERE.get(name, "softcft._api")), name)

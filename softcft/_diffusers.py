@@ -7,6 +7,12 @@ knows only its own pipelines by name. Two registrations change that:
   files, and load from a folder and from the Hub without remote code;
 - ``diffusers.DSCMPipeline``: ``DiffusionPipeline.from_pretrained`` finds the class that ``model_index.json`` names.
 
+A user's own class, the backbone of a ``CounterfactualPipeline``, is saved as ``["softcft", "module:Class"]``. Stock
+diffusers would save ``["module", "Class"]``. This does not load if the module does not import the name ``ModelMixin``,
+has a parent that is named as a pipeline of diffusers, or is on the Hub; nor can a model be passed in its place where
+the module is not imported. :mod:`softcft` finds such a class among the modules that were imported, and imports none: a
+file from a stranger would decide what runs.
+
 Importing softcft imports nothing of diffusers, which takes seconds. Each registration is made after the import of the
 module that it changes. Plain imports of all public names would take 1.5 times as long as importing diffusers and
 transformers, and ``softcft --help`` seconds (``benchmarks/import_time.py``).
@@ -20,16 +26,17 @@ from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from operator import attrgetter
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-__all__ = ["PIPELINES", "SUPPORTED_DIFFUSERS", "register", "register_when_imported"]
+__all__ = ["PIPELINES", "SUPPORTED_DIFFUSERS", "class_of", "name_of", "register", "register_when_imported"]
 
 SUPPORTED_DIFFUSERS = ">=0.42,<0.43"
-PIPELINES = ("DSCMPipeline", "DiffusionDSCMPipeline")
+PIPELINES = ("CounterfactualPipeline", "DSCMPipeline", "DiffusionDSCMPipeline")
 LOADER = "diffusers.pipelines.pipeline_loading_utils"
 SAVE_AND_LOAD = ["save_pretrained", "from_pretrained"]
 
@@ -67,6 +74,36 @@ def register(*pipelines: type[DiffusionPipeline]) -> None:
         if saved_as != ("softcft", pipeline.__name__):
             raise _unsupported(f"{pipeline.__name__} would be saved as {saved_as}")
         setattr(diffusers, pipeline.__name__, pipeline)
+
+
+def name_of(model: Any) -> tuple[str, str]:
+    """What a saved pipeline calls the class of a user's model."""
+    return "softcft", f"{type(model).__module__}:{type(model).__qualname__}"
+
+
+def class_of(name: str) -> type:
+    """The class that :func:`name_of` has named ``module:Class``, or else one that cannot be loaded, and says why."""
+    from diffusers import ModelMixin
+
+    module, _, path = name.partition(":")
+    try:
+        found = attrgetter(path)(sys.modules[module])
+    except (KeyError, AttributeError):
+        found = None
+    if isinstance(found, type) and issubclass(found, ModelMixin):
+        return found
+    known = f"has no class {path} of diffusers' ModelMixin" if module in sys.modules else "was not imported"
+
+    class Missing(ModelMixin):
+        @classmethod
+        def from_pretrained(cls, folder: Any, **_: Any) -> Any:
+            raise ValueError(
+                f"The model in {folder} is a {path} of the module {module}, which {known}; softcft imports no module "
+                f"because a file names it. Import it first: import {module} (on the command line --modules {module}). "
+                f"Or pass the model: from_pretrained(..., backbone={path}.from_pretrained({str(folder)!r}))."
+            )
+
+    return Missing
 
 
 def _make_pipelines_known() -> None:

@@ -19,12 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from softcft import DiffusionDSCMPipeline, DSCMPipeline
     from softcft.graph import CausalGraph
     from softcft.pipelines.result import DSCMPipelineOutput
     from softcft.variable import Variable
-
-    Pipeline = DSCMPipeline | DiffusionDSCMPipeline
 
 __all__ = ["main"]
 
@@ -53,6 +50,7 @@ its counterfactuals:
   softcft counterfactual example:0 example:3 --do age=30 --do age=70 --do sex=female -o grid.png
 """
 EXAMPLE = "example:"
+MODULES_HELP = "a Python module to import first, which defines a class of MODEL's own; in this folder, too"
 MODEL_HELP = "folder of a saved pipeline, or its name on the Hub; left out: the example model that comes with softcft"
 
 
@@ -96,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a picture, of any kind and size (DICOM too), or example:0, example:1 and so on of the example model",
     )
     ask.add_argument("--model", help=MODEL_HELP)
+    ask.add_argument("--modules", action="append", default=[], metavar="MODULE", help=MODULES_HELP)
     pairs: dict[str, Any] = {"nargs": "+", "metavar": "NAME=VALUE"}
     ask.add_argument(
         "--do",
@@ -132,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     info.set_defaults(run=_info)
     info.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_HELP)
+    info.add_argument("--modules", action="append", default=[], metavar="MODULE", help=MODULES_HELP)
     return parser
 
 
@@ -153,7 +153,7 @@ def _counterfactual(arguments: argparse.Namespace) -> None:
     pictures = {name: _find(name) for name in arguments.images}
     for path, _ in pictures.values():
         _check_picture(path)
-    pipeline = _load(arguments.model)
+    pipeline = _load(arguments.model, arguments.modules)
     settings: dict[str, Any] = {"infer_missing_parents": arguments.infer_missing_parents}
     if (steps := arguments.num_inference_steps) is not None:
         if "unet" not in pipeline.components:
@@ -263,7 +263,7 @@ def _check_picture(path: Path) -> None:
         ) from error
 
 
-def _read(path: Path, pipeline: Pipeline, fit: bool) -> np.ndarray | Image.Image:
+def _read(path: Path, pipeline: Any, fit: bool) -> np.ndarray | Image.Image:
     """The picture; with ``fit`` as the model takes it, as in training. What was done to it is printed."""
     from softcft.data.pictures import COLOURS, fit_file, read_picture
 
@@ -334,7 +334,7 @@ def _value(variable: Variable, value: Any) -> str:
 def _info(arguments: argparse.Namespace) -> None:
     from softcft.models.sight import not_seen
 
-    pipeline = _load(arguments.model)
+    pipeline = _load(arguments.model, arguments.modules)
     channels, size = pipeline.image_format
     kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
     print(f"{type(pipeline).__name__} of {kind} images of {size} x {size} pixels\n")
@@ -359,13 +359,13 @@ def _info(arguments: argparse.Namespace) -> None:
 # ---- both -----------------------------------------------------------------------------------------------------------
 
 
-def _load(model: str | None) -> Pipeline:
+def _load(model: str | None, modules: Sequence[str]) -> Any:
     """The saved pipeline of that name, or the example."""
     import diffusers
 
-    from softcft import DiffusionDSCMPipeline, DSCMPipeline, example_model
-    from softcft.arguments import is_hub_name
-    from softcft.models.weights import load_safetensors
+    from softcft.arguments import in_terms_of_flags, is_hub_name
+    from softcft.example import example_model
+    from softcft.models.weights import import_modules, load_safetensors
 
     diffusers.utils.logging.disable_progress_bar()  # of loading, which takes a moment
     if model is None:
@@ -377,10 +377,14 @@ def _load(model: str | None) -> Pipeline:
     if not Path(folder).is_dir() and not is_hub_name(folder):
         raise ValueError(f"--model {folder} is neither a folder nor the name of a repository of the Hub (owner/name).")
     try:
+        import_modules(modules)
+    except ValueError as error:
+        raise ValueError(in_terms_of_flags(str(error), ["modules"])) from error
+    try:
         pipeline = load_safetensors(diffusers.DiffusionPipeline, folder)
     except Exception as error:  # of any kind
         raise ValueError(f"--model {folder} cannot be loaded: {error}") from error
-    if not isinstance(pipeline, DSCMPipeline | DiffusionDSCMPipeline):
+    if not hasattr(pipeline, "causal_graph"):
         raise ValueError(f"--model {folder} is a {type(pipeline).__name__}, and no pipeline of softcft.")
     pipeline.set_progress_bar_config(disable=None)  # shown in terminals only
     return pipeline

@@ -11,7 +11,15 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-__all__ = ["Generator", "noise_generators", "own_generators", "seeded_generator", "spread_evenly", "uniform"]
+__all__ = [
+    "Generator",
+    "copies",
+    "noise_generators",
+    "own_generators",
+    "seeded_generator",
+    "spread_evenly",
+    "uniform",
+]
 
 Generator = torch.Generator | list[torch.Generator] | None
 """One for a batch, a list with one for each image, or PyTorch's global one."""
@@ -44,6 +52,13 @@ def own_generators(images: Tensor) -> list[torch.Generator]:
     """
     pixels = ((images.float().cpu() + 1) * 127.5).round().to(torch.uint8).numpy()
     return [seeded_generator(int.from_bytes(hashlib.sha256(one.tobytes()).digest())) for one in pixels]
+
+
+def copies(generator: torch.Generator | list[torch.Generator], number: int) -> list[Any]:
+    """Generators in one state, for draws that shall be the same. The last is the given one, so that it moves on."""
+    if isinstance(generator, list):
+        return [[one.clone_state() for one in generator] for _ in range(number - 1)] + [generator]
+    return [generator.clone_state() for _ in range(number - 1)] + [generator]
 
 
 def uniform(shape: tuple[int, ...], generator: Generator, device: torch.device) -> Tensor:

@@ -1,5 +1,6 @@
 """What README and docs say: links lead somewhere, code runs, commands have the flags that they are given."""
 
+import asyncio
 import csv
 import json
 import re
@@ -27,6 +28,7 @@ from softcft import (
     DSCMPipeline,
     HVAEModel,
     ParentEncoder,
+    app,
     cli,
     example_model,
 )
@@ -34,11 +36,13 @@ from softcft.data.phantom import PHANTOM_GRAPH
 from tests.models.test_denoiser import make_unet
 from tests.notebook import TOUR
 from tests.notebook import run as run_notebook
+from tests.processes import run_python
 from tests.recipes.small_pipeline import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/**/*.md"))]
-FENCE = re.compile(r"(?:<!-- not run: (?P<reason>.*?) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
+MARK = r"(?:<!-- (?:not run: (?P<reason>.*?)|file: (?P<file>\S+)) -->\n)?"
+FENCE = re.compile(MARK + r"^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
 SCRIPT = re.compile(r"\b(?:recipes|benchmarks)/\w+\.py\b")
 TRUNK = {"model_type": "resnet", "num_channels": 1, "embedding_size": 4, "hidden_sizes": [8], "depths": [1]}
 MOST_NOT_RUN = 2
@@ -108,7 +112,7 @@ def blocks(page: str, language: str) -> list[re.Match[str]]:
     return [block for block in FENCE.finditer(read(page)) if block["language"] == language]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+@pytest.mark.parametrize("page", [page for page in PAGES if any(not b["file"] for b in blocks(page, "python"))])
 def test_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     READER_HAS.get(page, lambda folder: None)(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -117,6 +121,36 @@ def test_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         if block["reason"] is None:
             line = read(page)[: block.start("code")].count("\n")
             exec(compile("\n" * line + block["code"], page, "exec"), namespace)  # errors have the page's line
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "<!-- file: " in read(page)])
+def test_files_and_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a reader does: files are saved, and then all commands are run in their order."""
+    for block in blocks(page, "python"):
+        (tmp_path / block["file"]).write_text(block["code"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr("softcft.app.page.launch", lambda page, port: "the page, without a browser")
+    monkeypatch.setattr("gradio.Blocks.block_thread", lambda page: None)
+
+    async def show(arguments: list[str]) -> None:  # where no event loop runs, gradio opens some and leaves them open
+        app.main(arguments)
+
+    ran = set()
+    for command in commands(page):
+        program, *arguments = shlex.split(command, comments=True) or [""]
+        if program == "python":
+            ran.add(arguments[0])
+            run_python(*arguments, cwd=tmp_path)  # a process of its own
+        elif program == "softcft":
+            cli.main(arguments)
+        elif program == "softcft-app":
+            asyncio.run(show(arguments))
+    for block in blocks(page, "python"):
+        assert block["file"] in ran or any(
+            f"from {Path(block['file']).stem} " in b["code"] for b in blocks(page, "python")
+        )
+        sys.modules.pop(Path(block["file"]).stem, None)
 
 
 def test_few_blocks_are_not_run_and_all_say_why() -> None:

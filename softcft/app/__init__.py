@@ -43,6 +43,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="folder or Hub id of a saved pipeline; several of the same graph and image size are compared [the "
         "example model]",
     )
+    parser.add_argument(
+        "--modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a Python module to import first, which defines a class of a MODEL's own; in this folder, too",
+    )
     parser.add_argument("--port", type=int, help="port of the page [the first free one from 7860]")
     arguments = parser.parse_args(argv)
     if arguments.port is not None and not 1 <= arguments.port <= 65535:
@@ -53,8 +60,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from softcft.app.models import load_models, read_examples
     from softcft.app.page import build, launch
+    from softcft.models.weights import import_modules
 
     try:
+        import_modules(arguments.modules)
         models = load_models(arguments.models)
         page = build(models, read_examples(models[0]))
     except (ValueError, OSError) as error:

@@ -50,7 +50,7 @@ class Model(NamedTuple):
     Attributes:
         name: Short and not that of another model.
         source: The folder or Hub id that it was loaded from.
-        pipeline: Of either of softcft's classes.
+        pipeline: Of any of softcft's classes.
     """
 
     name: str

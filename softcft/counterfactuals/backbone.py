@@ -31,7 +31,16 @@ class BackboneOutput(BaseOutput):
 
 
 class CounterfactualBackbone(Protocol):
-    """An image mechanism: any object with this method can be fine-tuned and used by a pipeline."""
+    """An image mechanism of a structural causal model: any object with this method.
+
+    :class:`~softcft.training.cft_trainer.CFTTrainer` fine-tunes it if it is an ``nn.Module``. More is asked for more:
+
+    - :class:`softcft.CounterfactualPipeline` must know what images it takes: ``in_channels`` and ``sample_size``, the
+      height and width in pixels, in its ``config``, as diffusers' models have them, or as attributes;
+    - it is saved and loaded if it is a ``ModelMixin`` and ``ConfigMixin`` of diffusers;
+    - it draws new images if it has a method ``sample(parents, generator)``, from encoded attributes (B, K) to images
+      (B, C, H, W) in [-1, 1].
+    """
 
     def counterfactual(
         self,
@@ -45,8 +54,9 @@ class CounterfactualBackbone(Protocol):
         Args:
             image: Factual images in [-1, 1], shape (B, C, H, W).
             parents: Encoded factual parents, shape (B, K).
-            counterfactual_parents: Encoded counterfactual parents, shape (B, K), or (B, I, K) to predict I images from
-                one abduction.
-            generator: Makes abduction reproducible; a list has one generator per image.
+            counterfactual_parents: Encoded counterfactual parents, shape (B, K). What the ``make_backbone`` of a
+                pipeline returns also takes (B, I, K), and predicts I images from one abduction.
+            generator: Makes abduction reproducible; a list, as pipelines mostly pass it, has one generator per image.
+                ``diffusers.utils.torch_utils.randn_tensor`` draws normal numbers from either.
         """
         ...

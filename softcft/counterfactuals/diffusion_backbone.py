@@ -7,6 +7,7 @@ from typing import get_args
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from softcft.arguments import check_choice, check_number, check_whole, takes_any_numbers
@@ -14,7 +15,8 @@ from softcft.counterfactuals import MOST_GUIDANCE, Solver
 from softcft.counterfactuals.backbone import BackboneOutput
 from softcft.counterfactuals.solvers import Interrupted, NoiseLevels, OnStep, invert, predict
 from softcft.models import CONDITION_DROPOUT, MIN_SNR_GAMMA
-from softcft.models.denoiser import ConditionalDenoiser
+from softcft.models.denoiser import ConditionalDenoiser, network_size
+from softcft.models.patches import patch_size_of
 from softcft.models.vae import decode_latents, encode_latents
 from softcft.noise import Generator, uniform
 
@@ -134,13 +136,15 @@ class DiffusionBackbone(nn.Module):
             latents = [z[:, None].expand(-1, predicted.shape[1], -1, -1, -1) for z in latents]
         return BackboneOutput(image=predicted, fidelity=fidelity, latents=latents)
 
-    def generate(self, noise: Tensor, parents: Tensor) -> Tensor:
-        """Images of given attributes, shape (B, C, H, W), by DDIM; all attributes are guided by ``guidance_scale``.
-
-        Args:
-            noise: Standard normal, of the shape of the images (or latents).
-            parents: Encoded attributes, shape (B, K).
-        """
+    def sample(self, parents: Tensor, generator: Generator = None) -> Tensor:
+        """Images of encoded attributes (B, K), shape (B, C, H, W), by DDIM, all guided by ``guidance_scale``."""
+        unet = self.denoiser.unet
+        channels, size = unet.config["in_channels"], network_size(unet)
+        if self.vae is None:  # pixels, of which the network may see patches
+            channels, patch_size = patch_size_of(channels)
+            size *= patch_size
+        shape = (len(parents), channels, size, size)
+        noise = randn_tensor(shape, generator=generator, device=parents.device, dtype=torch.float32)
         variables = len(self.denoiser.parent_encoder.causal_graph)
         changed = torch.ones(len(noise), variables, dtype=torch.bool, device=noise.device)
         return self._follow([noise], None, parents, changed)

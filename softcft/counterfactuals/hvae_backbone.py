@@ -82,6 +82,11 @@ class HVAEBackbone(nn.Module):
         latents = [torch.stack(tensors, dim=1) for tensors in zip(*noise, strict=True)]
         return BackboneOutput(image=torch.stack(images, dim=1), fidelity=fidelity, latents=latents)
 
+    def sample(self, parents: Tensor, generator: Generator = None) -> Tensor:
+        """Images of encoded attributes (B, K), shape (B, C, H, W): the means of the pixels for latents of the prior."""
+        loc, _ = self.model.decode(self.model.walk_prior(parents, generator=generator).injections, parents)
+        return loc.clamp(-1, 1)
+
     def _predict(
         self,
         abducted: HVAEOutput,

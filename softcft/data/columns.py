@@ -132,7 +132,7 @@ def _check_entry(variable: Variable, entry: Entry) -> None:
     if variable.kind == "continuous":
         if entry.contains:
             raise ValueError(f"{where}: contains is for categories, but '{variable.name}' is continuous.")
-        given = [entry.default]
+        given: list[Any] = []
     else:
         if entry.factor != 1 or any(factor != 1 for _, factor in entry.patterns):
             raise ValueError(f"{where}: factors are for numbers, but '{variable.name}' is {variable.kind}.")
@@ -141,19 +141,24 @@ def _check_entry(variable: Variable, entry: Entry) -> None:
                 f"{where}: a list in contains is for two categories, but '{variable.name}' has {list(categories)}; say "
                 "which label is which, by contains: {LABEL: CATEGORY}."
             )
-        given = [entry.default, *(entry.contains.values() if isinstance(entry.contains, Mapping) else ())]
-    for value in given:
-        if value is not REFUSED:
-            _known(variable, value)
+        given = [*(entry.contains.values() if isinstance(entry.contains, Mapping) else ())]
+    given += [*entry.values.values(), *([] if entry.default is REFUSED else [entry.default])]
+    if wrong := [value for value in given if not _is_known(variable, value)]:
+        known = "a number" if variable.kind == "continuous" else f"one of {list(categories)}"
+        raise ValueError(f"{where}: {', '.join(map(repr, wrong))} must be {known}, or null.")
+
+
+def _is_known(variable: Variable, value: Any) -> bool:
+    try:
+        _known(variable, value)
+    except KeyError:
+        return False
+    return True
 
 
 def _known(variable: Variable, value: Any) -> Any:
-    """A value that ``columns`` gives a variable: a number, or the name of a category."""
-    try:
-        return _reader(variable, [], Entry(variable.name))(value)
-    except KeyError:
-        known = "a number" if variable.kind == "continuous" else f"one of {list(variable.categories)}"
-        raise ValueError(f"columns: {variable.name}: {value!r} must be {known}, or null.") from None
+    """A value that ``columns`` gives a variable: a number, or the name of a category; KeyError if it is none."""
+    return _reader(variable, [], Entry(variable.name))(value)
 
 
 def read_column(

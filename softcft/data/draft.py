@@ -97,8 +97,8 @@ def _image_column(features: Features) -> str:
         return "image"
     if not pictures:
         raise ValueError(
-            f"The data set has no column of pictures; it has {list(features)}. If one of them holds the names of "
-            "files, call it 'image'."
+            f"The data set has no column of pictures; it has {list(features)}. If one of them holds pictures, or "
+            "the names of files, call it 'image', or say so in a graph's file by columns: {image: NAME}."
         )
     return pictures[0]
 

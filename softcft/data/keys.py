@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise
 
-import numpy as np
 from datasets import Dataset, Image, Value
 
 from softcft.data.columns import column_values
@@ -45,7 +44,7 @@ LARGE_GROUP = 20  # rows of one key, on average
 WHO = re.compile(rf"({'|'.join((*PEOPLE, 'case', 'p', 's', 'id'))})[-_ ]?\d+|0\d{{2,}}|\d{{4,}}", re.IGNORECASE)
 CODE = re.compile(r"[A-Za-z]{1,8}(\d*[-_ ])?\d{2,}")  # P012, RAD-0012, BRCA1-0012
 FEWEST_GROUPS = 5
-MANY = 10  # rows of one patient, and times the usual number
+MANY = 10  # times the images of the patient with the next most
 
 
 def is_key(name: str, texts: Sequence[str]) -> bool:
@@ -132,6 +131,12 @@ def group_doubts(splits: Mapping[str, Dataset], column: str | None) -> list[str]
         for split, rows in splits.items()
     }
     doubts = []
+    values = [value for rows in splits.values() for value in rows[column][:]]
+    if rounded := [value for value in values if isinstance(value, float) and abs(value) > 2**53]:
+        doubts.append(
+            f"{len(rounded)} values of {column!r} were rounded, as spreadsheets do to long numbers, for instance "
+            f"{rounded[0]!r}: several patients may have become one. Get the table anew, with all digits."
+        )
     for one, other in combinations(rows_of, 2):
         if shared := rows_of[one].keys() & rows_of[other].keys():
             doubts.append(
@@ -149,12 +154,11 @@ def group_doubts(splits: Mapping[str, Dataset], column: str | None) -> list[str]
             f"{len(several)} values of {column!r} are written in several ways, it seems, for instance {several[0]}: "
             "these count as different ones, which may be in different splits. Write each in one way."
         )
-    for key, number in total.most_common(1):
-        others = total.total() / len(total)
-        if number >= MANY and number > MANY * np.median(list(total.values())):
+    match total.most_common(2):  # against the second, for some patients have many images
+        case [(key, number), (_, others)] if number >= MANY * others:
             doubts.append(
-                f"{number} rows have the same {column!r}, {key!r}, where others have {others:.2g} on average, and so "
-                "count as one. If it stands for none, make it missing by columns: "
+                f"{number} rows have the same {column!r}, {key!r}, where no other has more than {others}, and so count "
+                "as one. If it stands for none, make it missing by columns: "
                 f"{{{column}: {{values: {{{in_yaml({key: None})}}}}}}}."
             )
     return doubts

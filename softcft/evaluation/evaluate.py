@@ -43,8 +43,7 @@ from softcft.evaluation.tables import COLUMNS, RESULT, ROW_NAMES
 from softcft.evaluation.truth import ExpressionProbe, probe_rows, truth_rows
 from softcft.graph import CausalGraph
 from softcft.models.classifier import AttributeClassifier
-from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
-from softcft.pipelines.dscm import DSCMPipeline
+from softcft.pipelines.query import CausalPipeline
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -52,7 +51,7 @@ ERRORS = ("error", "error_outside", "error_factual")
 
 
 def evaluate(
-    pipelines: Mapping[str, DSCMPipeline | DiffusionDSCMPipeline],
+    pipelines: Mapping[str, CausalPipeline],
     dataset: Mapping[str, Any],
     judge: AttributeClassifier,
     *,
@@ -78,7 +77,7 @@ def evaluate(
         subjects: For each row of the test split the id of its subject: images of one subject are resampled together.
             Left out, each image is of another subject.
         dataset_name: What the column ``dataset`` says.
-        backbone_settings: Arguments of the pipelines' ``backbone``, such as ``{"guidance_scale": 2.0}``.
+        backbone_settings: Arguments of the pipelines' ``make_backbone``, such as ``{"guidance_scale": 2.0}``.
         accelerator: Device, precision and processes; by default a new :class:`accelerate.Accelerator`.
         settings: Fields of :class:`~softcft.evaluation.config.EvaluationSettings`.
 
@@ -117,7 +116,7 @@ class Evaluation:
 
     def __init__(
         self,
-        pipelines: Mapping[str, DSCMPipeline | DiffusionDSCMPipeline],
+        pipelines: Mapping[str, CausalPipeline],
         dataset: Mapping[str, Any],
         judge: AttributeClassifier,
         settings: EvaluationSettings,
@@ -140,7 +139,7 @@ class Evaluation:
         check_pipelines(pipelines, self.graph)
         self.pipelines = dict(pipelines)
         self.guides = {cft: x.classifier for cft, x in pipelines.items() if x.classifier is not None}
-        self.backbones = {cft: x.backbone(**backbone_settings or {}).eval() for cft, x in pipelines.items()}
+        self.backbones = {cft: x.make_backbone(**backbone_settings or {}).eval() for cft, x in pipelines.items()}
         self.images, self.validation = (_complete_images(dataset, name, self.graph) for name in ("test", "validation"))
         for cft, pipeline in pipelines.items():
             if pipeline.image_format.size != (size := self.images.images.sample_size):
@@ -278,7 +277,7 @@ class Evaluation:
         save(strength_figure(graph, labels, logits, interventions, seed), folder / "strength")
 
 
-def check_pipelines(pipelines: Mapping[str, DSCMPipeline | DiffusionDSCMPipeline], graph: CausalGraph) -> None:
+def check_pipelines(pipelines: Mapping[str, CausalPipeline], graph: CausalGraph) -> None:
     """Refuse pipelines that cannot be evaluated.
 
     Raises:

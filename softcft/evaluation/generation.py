@@ -23,13 +23,11 @@ from softcft.data.schema import ImageAttributeDataset, random_part, to_eight_bit
 from softcft.evaluation.config import GenerationSettings
 from softcft.evaluation.effectiveness import counterfactual_images
 from softcft.graph import CausalGraph, Intervention
-from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
-from softcft.pipelines.dscm import DSCMPipeline
+from softcft.pipelines.query import CausalPipeline
 
 __all__ = ["GeneratedSets", "generate_counterfactuals"]
 
 SHARD = 1024  # training images whose counterfactuals are in one file: at most so many are lost by an interruption
-Pipeline = DSCMPipeline | DiffusionDSCMPipeline
 Columns = dict[str, list[Any]]
 
 
@@ -41,7 +39,7 @@ class GeneratedSets(NamedTuple):
 
 
 def generate_counterfactuals(
-    pipelines: Mapping[str, Pipeline],
+    pipelines: Mapping[str, CausalPipeline],
     rows: Any,
     output_dir: str | Path,
     *,
@@ -70,7 +68,7 @@ def generate_counterfactuals(
         data_seed: Seed of the draw of ``num_images``.
         made_with: By pipeline, what else its images depend on, as plain data. It is kept in each file, and a set is
             gone on with only if it is the same. Left out, it is a hash of the pipeline's weights.
-        backbone_settings: Arguments of the pipelines' ``backbone``, such as ``{"guidance_scale": 2.0}``.
+        backbone_settings: Arguments of the pipelines' ``make_backbone``, such as ``{"guidance_scale": 2.0}``.
         accelerator: Device, precision and processes; by default a new :class:`accelerate.Accelerator`.
         settings: Fields of :class:`~softcft.evaluation.config.GenerationSettings`.
 
@@ -90,7 +88,7 @@ def generate_counterfactuals(
         if pipeline.causal_graph != graph:
             raise ValueError(f"pipelines[{name!r}] was trained with another graph than the first of pipelines.")
     check_attributes(graph, options.attributes)
-    backbones = {name: x.backbone(**backbone_settings or {}).eval() for name, x in pipelines.items()}
+    backbones = {name: x.make_backbone(**backbone_settings or {}).eval() for name, x in pipelines.items()}
     images = ImageAttributeDataset(rows, graph)
     accelerator = accelerator or Accelerator()
     chosen = random_part(images.complete, options.num_images, data_seed)
@@ -137,10 +135,12 @@ def _attributes(graph: CausalGraph, attributes: list[str] | None) -> list[str]:
     return list(dict.fromkeys(attributes or [v.name for v in graph.variables if v.kind != "continuous"]))
 
 
-def _hash_weights(pipeline: Pipeline) -> str:
+def _hash_weights(pipeline: CausalPipeline) -> str:
     """Of all weights that counterfactuals depend on."""
     weights = hashlib.sha256()
     for name, part in sorted(pipeline.components.items()):
+        if name == "backbone" and not part.state_dict():
+            raise ValueError("made_with must say what the images depend on: the backbone has no weights to tell by.")
         if isinstance(part, torch.nn.Module) and name != "classifier":
             for tensor in part.state_dict().values():
                 weights.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
@@ -151,7 +151,7 @@ def _hash_weights(pipeline: Pipeline) -> str:
 class _Set:
     """The counterfactuals of one pipeline under interventions on one variable."""
 
-    pipeline: Pipeline
+    pipeline: CausalPipeline
     backbone: CounterfactualBackbone
     attribute: str
     folder: Path

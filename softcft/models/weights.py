@@ -5,12 +5,16 @@ diffusers prefers safetensors, but reads pickles where there are none.
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
 from softcft.models.hub_errors import explain_hub_errors
 
-__all__ = ["SafetensorsOnly", "load_safetensors"]
+__all__ = ["SafetensorsOnly", "import_modules", "load_safetensors"]
 
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
@@ -39,6 +43,24 @@ def load_safetensors(loading_class: type, folder: str | Path, **kwargs: Any) -> 
     _refuse_pickles(folder, kwargs)
     with explain_hub_errors(folder):
         return loading_class.from_pretrained(folder, **kwargs | {"use_safetensors": True})  # type: ignore[attr-defined]
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Import modules of the user's, in the current folder too, that define classes of saved models.
+
+    Raises:
+        ValueError: If one cannot be imported; the message names ``modules``.
+    """
+    for name in names:
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.append(here)  # last, so that it hides nothing
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # of any kind: it is the user's code
+            raise ValueError(
+                f"modules {name} cannot be imported ({type(error).__name__}: {error}): give the name of a module "
+                "that is installed or in this folder, my_model for my_model.py."
+            ) from error
 
 
 def _refuse_pickles(name: str | Path, kwargs: dict[str, Any]) -> None:

@@ -14,7 +14,6 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from softcft.arguments import check_flag, shown
@@ -29,14 +28,14 @@ from softcft.models.parent_encoder import ParentEncoder
 from softcft.models.patches import patch_size_of
 from softcft.models.vae import latent_stride
 from softcft.models.weights import SafetensorsOnly
-from softcft.pipelines.images import Images, OutputType, check_output_type, from_tensor
+from softcft.pipelines.images import Images, OutputType
 from softcft.pipelines.query import (
     Generator,
     ImageFormat,
     Query,
     Values,
     check_parts,
-    draw_attributes,
+    draw_samples,
     predict_counterfactuals,
 )
 from softcft.pipelines.result import DSCMPipelineOutput
@@ -117,7 +116,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         self.register_modules(**parts)
         self._interrupt = False
 
-    def backbone(self, **settings: Any) -> DiffusionBackbone:
+    def make_backbone(self, **settings: Any) -> DiffusionBackbone:
         """The differentiable core of this pipeline, on the models as they are.
 
         Args:
@@ -196,7 +195,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         check_flag("return_dict", return_dict)
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise ValueError(f"callback_on_step_end must be a function, got {shown(callback_on_step_end)}.")
-        backbone = self.backbone(
+        backbone = self.make_backbone(
             num_inference_steps=num_inference_steps,
             abduction=abduction,
             guidance_scale=guidance_scale,
@@ -232,20 +231,11 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         Raises:
             ValueError: As there, and if a setting of the diffusion model is out of range.
         """
-        device = self._execution_device
-        check_output_type(output_type, self.image_format.channels)
-        backbone = self.backbone(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
-
-        values = draw_attributes(self.attribute_scm, num_images, do, generator).to(device)
-        channels, size = self.unet.config["in_channels"], network_size(self.unet)
-        if self.vae is None:  # pixels, of which the network may see patches
-            channels, size = self.image_format
-        shape = (len(values), channels, size, size)
-        noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        backbone = self.make_backbone(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
         with self._steps(backbone, len(backbone.levels)):
-            images = backbone.generate(noise, values)
+            output = draw_samples(self, backbone, num_images, do, generator, output_type)
         self.maybe_free_model_hooks()
-        return DSCMPipelineOutput(images=from_tensor(images, output_type), parents=self.causal_graph.decode(values))
+        return output
 
     @contextmanager
     def _steps(self, backbone: DiffusionBackbone, total: int, callback: StepCallback | None = None) -> Iterator[None]:

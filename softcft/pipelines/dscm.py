@@ -14,14 +14,14 @@ from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.models.hvae import HVAEModel
 from softcft.models.weights import SafetensorsOnly
-from softcft.pipelines.images import Images, OutputType, check_output_type, from_tensor
+from softcft.pipelines.images import Images, OutputType
 from softcft.pipelines.query import (
     Generator,
     ImageFormat,
     Query,
     Values,
     check_parts,
-    draw_attributes,
+    draw_samples,
     predict_counterfactuals,
 )
 from softcft.pipelines.result import DSCMPipelineOutput
@@ -68,7 +68,7 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
         check_parts(parts, {"hvae": (HVAEModel,), "attribute_scm": (AttributeSCM,), "classifier": optional})
         self.register_modules(**parts)
 
-    def backbone(self, effect: Effect = "direct") -> HVAEBackbone:
+    def make_backbone(self, effect: Effect = "direct") -> HVAEBackbone:
         """The differentiable core of this pipeline, on the models as they are.
 
         Args:
@@ -143,7 +143,7 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
         """
         check_flag("return_dict", return_dict)
         query = Query(image, parents, do, generator, output_type, infer_missing_parents, fit)
-        output = predict_counterfactuals(self, self.backbone(effect), query)
+        output = predict_counterfactuals(self, self.make_backbone(effect), query)
         self.maybe_free_model_hooks()
         return output if return_dict else output.to_full_tuple()
 
@@ -178,11 +178,6 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
             >>> pipe.sample(4, do={"sex": "female"}).parents["sex"]  # doctest: +SKIP
             ['female', 'female', 'female', 'female']
         """
-        check_output_type(output_type, self.image_format.channels)
-        values = draw_attributes(self.attribute_scm, num_images, do, generator).to(self._execution_device)
-        loc, _ = self.hvae.decode(self.hvae.walk_prior(values, generator=generator).injections, values)
-
+        output = draw_samples(self, self.make_backbone(), num_images, do, generator, output_type)
         self.maybe_free_model_hooks()
-        return DSCMPipelineOutput(
-            images=from_tensor(loc.clamp(-1, 1), output_type), parents=self.causal_graph.decode(values)
-        )
+        return output

@@ -1,9 +1,9 @@
-"""Counterfactuals from natural values to images: what both pipelines have in common."""
+"""Counterfactuals from natural values to images: what all pipelines have in common."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -20,17 +20,18 @@ from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.models.sight import not_seen
 from softcft.models.weights import load_safetensors
-from softcft.noise import Generator, own_generators
+from softcft.noise import Generator, copies, own_generators
 from softcft.pipelines.images import Images, OutputType, check_output_type, from_tensor, to_numpy, to_tensor
 from softcft.pipelines.result import DSCMPipelineOutput, Predictions
 
 __all__ = [
+    "CausalPipeline",
     "Generator",
     "ImageFormat",
     "Query",
     "Values",
     "check_parts",
-    "draw_attributes",
+    "draw_samples",
     "load_pipeline",
     "predict_counterfactuals",
 ]
@@ -46,14 +47,36 @@ class ImageFormat(NamedTuple):
 
 
 class CausalPipeline(Protocol):
-    """The parts of a pipeline besides its image model."""
+    """What all pipelines of softcft have, whatever their image model."""
 
     attribute_scm: AttributeSCM
     classifier: AttributeClassifier | None
 
     @property
+    def causal_graph(self) -> CausalGraph:
+        """The graph of all components."""
+        ...
+
+    @property
     def image_format(self) -> ImageFormat:
         """What images the model takes."""
+        ...
+
+    @property
+    def make_backbone(self) -> Callable[..., Any]:
+        """Makes the differentiable core, a module with the method of :class:`softcft.CounterfactualBackbone`.
+
+        It takes the settings of the image model's kind, and also predicts several images from one abduction.
+        """
+        ...
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """All parts by name."""
+        ...
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Move all parts."""
         ...
 
     @property
@@ -62,7 +85,7 @@ class CausalPipeline(Protocol):
 
 @dataclass
 class Query:
-    """The arguments of :meth:`softcft.DSCMPipeline.__call__` that both pipelines have."""
+    """The arguments of :meth:`softcft.DSCMPipeline.__call__` that all pipelines have."""
 
     image: Images
     parents: Values | list[Values] | None
@@ -102,8 +125,10 @@ def predict_counterfactuals(
     check_generator(generator, batch_size)
     if generator is None:
         generators: Generator = own_generators(factual.expand(batch_size, -1, -1, -1))
+    elif len(factual) < batch_size and not isinstance(generator, list):
+        generators = copies(generator, batch_size)  # rows that share one image draw the same noise
     else:
-        generators = _share(generator, batch_size) if len(factual) < batch_size else generator
+        generators = generator
     missing = [name for name, is_known in zip(graph.names, known.mask.all(dim=0).tolist(), strict=True) if not is_known]
     if missing and not query.infer_missing_parents:
         raise ValueError(
@@ -155,20 +180,37 @@ def predict_counterfactuals(
     )
 
 
-def draw_attributes(
-    attribute_scm: AttributeSCM, num_images: int, do: Values | list[Values] | None, generator: Generator
-) -> Tensor:
-    """Encoded attributes of new images, shape (num_images, K); see :meth:`softcft.DSCMPipeline.sample`."""
+def draw_samples(
+    pipeline: CausalPipeline,
+    backbone: Any,
+    num_images: int,
+    do: Values | list[Values] | None,
+    generator: Generator,
+    output_type: OutputType,
+) -> DSCMPipelineOutput:
+    """Draw attributes and images; see :meth:`softcft.DSCMPipeline.sample`.
+
+    Args:
+        pipeline: Its attribute mechanisms.
+        backbone: Its image model, with a method ``sample`` from encoded attributes and a generator to images.
+        num_images: See there, also for the other arguments.
+        do: See there.
+        generator: See there.
+        output_type: See there.
+    """
+    attribute_scm, graph = pipeline.attribute_scm, pipeline.causal_graph
+    check_output_type(output_type, pipeline.image_format.channels)
     check_whole("num_images", num_images := plain(num_images))
-    intervention = _encode_values("do", attribute_scm.causal_graph, do, num_images)
+    intervention = _encode_values("do", graph, do, num_images)
     check_generator(generator, num_images)
-    return attribute_scm.sample(
-        num_images, Intervention(*(t.to(attribute_scm.device) for t in intervention)), generator
-    )
+    on_device = Intervention(*(tensor.to(attribute_scm.device) for tensor in intervention))
+    values = attribute_scm.sample(num_images, on_device, generator).to(pipeline._execution_device)
+    images = backbone.sample(values, generator)
+    return DSCMPipelineOutput(images=from_tensor(images, output_type), parents=graph.decode(values))
 
 
 def load_pipeline(folder: str | Path, graph: CausalGraph, sample_size: int) -> DiffusionPipeline:
-    """Load a saved pipeline of either class that was trained on data of this graph and image size (pixels).
+    """Load a saved pipeline of any class of softcft that was trained on data of this graph and image size (pixels).
 
     Raises:
         ValueError: If it is none of softcft's, has pickled weights, or was trained with another graph or image size.
@@ -194,7 +236,9 @@ def check_parts(parts: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]])
         # A compiled network has another class, and holds the original one.
         if not isinstance(getattr(part, "_orig_mod", part), kinds[name]):
             expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds[name])
-            raise ValueError(f"{name} must be {expected}, got {type(part).__name__}.")
+            own = " A model of your own goes into softcft.CounterfactualPipeline(backbone=...)."
+            hint = own if hasattr(part, "counterfactual") else ""
+            raise ValueError(f"{name} must be {expected}, got {type(part).__name__}.{hint}")
     (first, graph), *others = [(name, p.causal_graph) for name, p in parts.items() if hasattr(p, "causal_graph")]
     for name, other in others:
         if other != graph:
@@ -244,14 +288,6 @@ def _encode_row(argument: str, graph: CausalGraph, values: Values, batch_size: i
         return graph.encode_do(values, batch_size)
     except ValueError as error:
         raise ValueError(f"{argument}: {error}") from error
-
-
-def _share(generator: torch.Generator | list[torch.Generator], batch_size: int) -> list[torch.Generator]:
-    """Copies of a generator for rows that share one image, so that all draw the same noise."""
-    if isinstance(generator, list):
-        return generator
-    # The caller's own generator is among them, so that it moves on as in a call with one intervention.
-    return [generator.clone_state() for _ in range(batch_size - 1)] + [generator]
 
 
 def _describe(graph: CausalGraph, predicted: Tensor) -> Predictions:

@@ -184,7 +184,7 @@ def measure(plan: Plan, section: str) -> tuple[float, float]:
             solver = given_settings(SolverConfig(**{name: chosen[name] for name in names & chosen.keys()}))
             pipeline, batch = toys.make_pipeline(plan), toys.draw(plan, IMAGES)
             accelerator = start_accelerator(chosen.get("mixed_precision", "no"))
-            backbone = pipeline.to(accelerator.device).backbone(**solver).eval()
+            backbone = pipeline.to(accelerator.device).make_backbone(**solver).eval()
             image, parents = (batch[name].to(accelerator.device) for name in ("image", "parents"))
             for _ in range(2):  # the first one allots memory
                 before = time.perf_counter()

@@ -10,8 +10,6 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
-from softcft.counterfactuals.diffusion_backbone import DiffusionBackbone
-from softcft.counterfactuals.hvae_backbone import HVAEBackbone
 from softcft.data.config import AugmentationConfig
 from softcft.graph import CausalGraph
 from softcft.models.attribute_scm import AttributeSCM
@@ -85,9 +83,7 @@ def make_pipeline(plan: Plan) -> DSCMPipeline | DiffusionDSCMPipeline:
 
 def _tuning(plan: Plan, settings: Settings, augmentation: AugmentationConfig | None) -> nn.Module:
     pipeline = make_pipeline(plan)
-    backbone: HVAEBackbone | DiffusionBackbone = make_backbone(
-        pipeline, settings.others[SolverConfig], settings.others[DiffusionTuningConfig]
-    )
+    backbone = make_backbone(pipeline, settings.others[SolverConfig], settings.others[DiffusionTuningConfig])
     soft = CFTConfig(cft="soft", published=settings.others[CFTConfig].published)
     guide: Any = pipeline.components["classifier"]
     return CFTTrainer(backbone, _scm(plan), [guide], settings.training, soft, augmentation).objective

@@ -169,4 +169,4 @@ def given_settings(*configs: SolverConfig | DiffusionTuningConfig) -> dict[str, 
 def refuse_for_hvae(*configs: SolverConfig | DiffusionTuningConfig) -> None:
     """Raise ValueError if a setting of diffusion models was given."""
     for name in given_settings(*configs):
-        raise ValueError(f"{name} is for diffusion models, but the image model is an HVAE; leave it out.")
+        raise ValueError(f"{name} is for diffusion models, which the image model is not; leave it out.")

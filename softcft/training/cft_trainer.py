@@ -20,6 +20,7 @@ from softcft.cft.objective import CFTObjective
 from softcft.cft.targets import Hard, Soft
 from softcft.cft.transport import FEWEST, Reference
 from softcft.counterfactuals.backbone import CounterfactualBackbone
+from softcft.counterfactuals.own_backbone import check_output
 from softcft.data.augmentation import random_change
 from softcft.data.config import AugmentationConfig
 from softcft.data.schema import random_part, scale_pixels
@@ -91,15 +92,18 @@ class CFTTrainer:
         self.cft = cft
 
     def train(self, dataset: Dataset[Any], watch: Watch | None = None) -> nn.Module:
-        """Fine-tune on ``{"image": (C, H, W), uint8 or in [-1, 1], "parents": (K,)}``; returns the backbone.
+        """Fine-tune on ``{"image": (C, H, W), uint8 or in [-1, 1], "parents": (K,)}``.
 
         Args:
             dataset: The training images, of which none misses a value.
             watch: The monitor that chooses the weights; without one they are those of the last step.
 
+        Returns:
+            The backbone, in evaluation mode.
+
         Raises:
             ValueError: If targets are matched or there is a watcher, and a category has no image among the
-                ``reference_images``.
+                ``reference_images``; or if the backbone returns no fidelity, or no images of the shape of the given.
         """
         if self.cft.cft == "matched" or watch is not None:
             self.measure_reference(dataset, watch)
@@ -107,7 +111,7 @@ class CFTTrainer:
         self.objective.constraint.slack.fill_(fidelity)
         logger.info("The pretrained model's fidelity, held by the constraint: %.4f.", self.objective.constraint.slack)
         train(self.objective, dataset, self.config, name=f"{self.cft.cft}-cft", monitor=watch)
-        return self.objective.backbone
+        return self.objective.backbone.eval()
 
     @torch.no_grad()
     def measure_fidelity(self, dataset: Dataset[Any]) -> float:
@@ -118,6 +122,7 @@ class CFTTrainer:
             generators = [seeded_generator(self.config.seed, images + i) for i in range(len(image))]
             with accelerator.autocast():
                 output = self.objective.backbone.counterfactual(image, parents, parents, generators)
+            check_output(output, image, with_fidelity=True)
             total += output.fidelity.item() * len(image)
             images += len(image)
         return total / images

@@ -371,6 +371,8 @@ def test_the_first_label_of_the_mapping_counts() -> None:
         ("sex", {"factor": 2}, "factor"),
         ("sex", {"pattern": UNITS}, "factor"),
         ("sex", {"default": "other"}, "'other'"),
+        ("sex", {"values": {1: "Male", 2: "female"}}, "'Male'"),
+        ("age", {"values": {"?": None, "old": "80+"}}, "'80\\+'"),
         ("sex", {"contains": {"a": "other"}}, "'other'"),
         ("sex", {"contains": {"a": "male"}, "values": {"b": "male"}}, "contains"),
         ("sex", {"contains": "a"}, "contains"),
@@ -428,5 +430,6 @@ def test_no_category_is_invented_for_what_does_not_fit(categories, found, wrong,
 def test_what_is_proposed_can_be_pasted(texts: list[str]) -> None:
     """YAML would read some texts as others."""
     message = explain_unknown(GRAPH["sex"], "sex", Counter(texts))
-    proposed = yaml.safe_load(message.partition("by columns: ")[2].partition(", or by default")[0])
+    written = message.partition("by columns: ")[2].partition(", or by default")[0]
+    proposed = yaml.safe_load(written.replace("...", "male"))
     assert set(find_columns(GRAPH, proposed)["sex"].values) == set(texts)

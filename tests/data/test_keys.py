@@ -111,6 +111,7 @@ def test_nothing_is_asked_where_nothing_repeats(columns) -> None:
         (1, lambda i: [str(i // 2), f"{i // 2}.0"][i % 2], "'0', '0.0'"),
         (1, lambda i: "unknown" if i % 3 == 0 else f"P{i // 2}", "'unknown'"),
         (1, lambda i: -1 if i % 3 == 0 else i // 2, "'-1'"),
+        (1, lambda i: 8.39860488694292e35 + i // 2 * 1e21, "e+35"),
     ],
 )
 def test_patients_who_are_not_told_apart_as_they_should_be(parts, patient, named) -> None:
@@ -128,6 +129,7 @@ def test_patients_who_are_not_told_apart_as_they_should_be(parts, patient, named
         (1, lambda i: f"{i // 30}-{i // 3:02d}"),
         (1, lambda i: f"{i * 7919 % 997:x}"),
         (1, lambda i: i // 20),
+        (1, lambda i: i if i < 30 else 1000 + i // 25),  # some have many images, most have one
     ],
 )
 def test_patients_who_are_told_apart(parts, patient) -> None:

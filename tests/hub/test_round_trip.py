@@ -13,9 +13,19 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 
 import softcft
-from softcft import AttributeClassifier, AttributeSCM, DiffusionDSCMPipeline, DSCMPipeline, HVAEModel, ParentEncoder
+from softcft import (
+    AttributeClassifier,
+    AttributeSCM,
+    CounterfactualPipeline,
+    DiffusionDSCMPipeline,
+    DSCMPipeline,
+    HVAEModel,
+    ParentEncoder,
+)
 from softcft.models.weights import load_safetensors
 from tests.hub.loopback import READER, LoopbackHub
+from tests.own_models import Additive
+from tests.pipelines.test_counterfactual import make as make_own
 from tests.pipelines.test_diffusion_dscm import build, make_vae
 from tests.recipes.small_pipeline import make_pipeline
 
@@ -65,6 +75,17 @@ def test_a_pipeline_comes_back_bit_by_bit(kind: str, hub: LoopbackHub, tmp_path:
         assert_same(expected, answer(loaded))
     without = type(pipe).from_pretrained("owner/pipe", classifier=None)
     assert np.array_equal(answer(without).images, expected.images)
+
+
+def test_a_model_of_ones_own_comes_back_where_its_module_was_imported(hub: LoopbackHub) -> None:
+    pipe = make_own(Additive())
+    pipe.push_to_hub("owner/own", private=True)
+    for loading_class in (CounterfactualPipeline, DiffusionPipeline):
+        loaded = loading_class.from_pretrained("owner/own")
+        assert type(loaded.backbone) is Additive
+        assert torch.equal(loaded.backbone.patterns.weight, pipe.backbone.patterns.weight)
+    other = Additive()
+    assert CounterfactualPipeline.from_pretrained("owner/own", backbone=other).backbone is other
 
 
 @pytest.mark.parametrize(

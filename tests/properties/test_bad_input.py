@@ -30,7 +30,8 @@ from softcft import (
 from softcft.data.phantom import PHANTOM_GRAPH
 from softcft.training.parsing import parse_config, write_config
 from tests.models.test_denoiser import GRAPH
-from tests.pipelines import test_diffusion_dscm, test_dscm
+from tests.own_models import Sampler
+from tests.pipelines import test_counterfactual, test_diffusion_dscm, test_dscm
 from tests.properties import calls
 from tests.properties.graphs import bad_graphs, good_graphs, spoiled_graphs
 from tests.properties.junk import JUNK, OBJECTS
@@ -174,6 +175,7 @@ def test_bad_generators_are_refused_by_the_model_of_the_attributes(generator: An
 PIPELINES = {
     "hvae": (test_dscm.build(), PHANTOM_GRAPH, 16, calls.HVAE_ARGUMENTS, {}),
     "diffusion": (test_diffusion_dscm.build(), GRAPH, 8, calls.DIFFUSION_ARGUMENTS, {"num_inference_steps": 2}),
+    "own": (test_counterfactual.make(Sampler()), PHANTOM_GRAPH, 16, calls.SHARED, {}),
 }
 WEIGHTS = {
     kind: {
