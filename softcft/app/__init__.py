@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from softcft.app.models import load_models, read_examples
     from softcft.app.page import build, launch
+    from softcft.arguments import in_terms_of_flags
     from softcft.models.weights import import_modules
 
     try:
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         models = load_models(arguments.models)
         page = build(models, read_examples(models[0]))
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(in_terms_of_flags(str(error), ["modules"]))
     try:
         address = launch(page, arguments.port)
     except OSError as error:
