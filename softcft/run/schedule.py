@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = ["Clock", "duration", "is_bar", "read_bar", "span"]
 
-BAR = re.compile(r": +(\d+)%\|[^|]*\|.*\[(?:[\d:]+)<([\d:?]+)")
-"""A progress bar of tqdm: percent, and the time that is left."""
+BAR = re.compile(r"([^:]*): +(\d+)%\|[^|]*\|.*\[(?:[\d:]+)<([\d:?]+)")
+"""A progress bar of tqdm: what it is of, percent, and the time that is left."""
 
 
 def duration(seconds: float) -> str:
@@ -36,17 +36,18 @@ def is_bar(line: str) -> bool:
     return re.search(r"\d%\||\d ?(it|s|examples?|files?)/(s|it|examples?|files?)[,\]]", line) is not None
 
 
-def read_bar(text: str) -> tuple[int, float | None] | None:
-    """The percent and the seconds that are left of the last progress bar in some output; None if it ends otherwise."""
+def read_bar(text: str) -> tuple[str, int, float | None] | None:
+    """Of the last progress bar in some output: what it is of, percent, seconds left; None if it ends otherwise."""
     last = next((line for line in reversed(re.split(r"[\r\n]", text)) if line.strip()), "")
     if (found := BAR.search(last)) is None:
         return None
-    if "?" in found[2]:
-        return int(found[1]), None
+    what, percent, left = found.groups()
+    if "?" in left:
+        return what, int(percent), None
     seconds = 0
-    for part in found[2].split(":"):
+    for part in left.split(":"):
         seconds = 60 * seconds + int(part)
-    return int(found[1]), float(seconds)
+    return what, int(percent), float(seconds)
 
 
 class Clock:

@@ -109,8 +109,9 @@ class _Runner:
                 self._show("")
                 sys.stderr.write(f"{name}: {line}\n")
         if (bar := read_bar(written)) is not None:
-            percent, seconds = bar
-            self.progress[name] = f"{name} {percent} %" + ("" if seconds is None else f", {duration(seconds)} left")
+            what, percent, seconds = bar
+            of = "" if what.startswith(name) else f" ({what})"
+            self.progress[name] = f"{name}{of} {percent} %" + (f", {duration(seconds)} left" if seconds else "")
             self.clock.bars[name] = seconds or 0.0
         self.progress.setdefault(name, f"{name} starts")
         if self.is_terminal or time.monotonic() - self.told >= SILENCE:

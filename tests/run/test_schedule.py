@@ -25,8 +25,8 @@ def test_groups_wait_for_each_other_and_steps_of_a_group_do_not(
 
 
 def test_the_last_progress_bar_is_read() -> None:
-    assert read_bar(f"a line\n{BAR.replace('45', '44')}\r{BAR}") == (45, 3725.0)
-    assert read_bar("vae:   0%|          | 0/600 [00:00<?, ?it/s]") == (0, None)
+    assert read_bar(f"a line\n{BAR.replace('45', '44')}\r{BAR}") == ("hvae", 45, 3725.0)
+    assert read_bar("vae:   0%|          | 0/600 [00:00<?, ?it/s]") == ("vae", 0, None)
     assert read_bar(f"{BAR}\nSomething else") is None
     assert read_bar("") is None
     assert is_bar(BAR)
