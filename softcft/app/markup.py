@@ -126,7 +126,7 @@ def _card(name: str, pixels: np.ndarray, output: DSCMPipelineOutput, changed: Se
     untouched = sum(change.role == "untouched" and bool(change.bars) for change in changed)
     verdict = ""
     if marked:
-        verdict = f'<p class="verdict moved">▲ moved, though untouched: {escape(", ".join(marked))}</p>'
+        verdict = f'<p class="verdict moved">▲ moved: {escape(", ".join(marked))}</p>'
     elif untouched:
         verdict = '<p class="verdict">✓ the untouched stayed</p>'
     counterfactual = picture(pixels, "original") + picture(output.images[0], f"counterfactual by {name}")

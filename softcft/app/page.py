@@ -94,12 +94,17 @@ def build(models: Sequence[Model], examples: Sequence[Example]) -> gr.Blocks:
                     )
                     save = gr.Button("Save as one page", size="sm", elem_id="save", scale=1, min_width=140)
                     saved = gr.Textbox(visible=False)
-                result = gr.HTML(markup.message(NO_EXAMPLES), elem_id="result")
+                result = gr.HTML(markup.message("..." if examples else NO_EXAMPLES), elem_id="result")
 
         answers = Answers(models, graph)
         # Private: the page is for people; one concurrency_id: a model works on one question at a time, in their order.
         private: dict[str, Any] = {"api_visibility": "private"}
-        working: dict[str, Any] = {**private, "concurrency_id": "models", "trigger_mode": "always_last"}
+        working: dict[str, Any] = {
+            **private,
+            "concurrency_id": "models",
+            "trigger_mode": "always_last",
+            "show_progress_on": result,
+        }
         asking: dict[str, Any] = {
             "fn": functools.partial(_answer, answers),
             "inputs": [*parents, *switches, *values, view, steps, subject, answer],

@@ -290,7 +290,7 @@ class _Finder:
             if f"/{_normal(file)}".endswith(f"/{path}") or f"/{os.path.splitext(_normal(file))[0]}".endswith(f"/{path}")
         ]
         if ends:
-            return _one(ends, name, table)
+            return _one(ends, self._slashed(name), table)
         first, _, rest = path.partition("/")
         while rest and not any(os.path.isdir(self.root / place / first) for place in (folder, "")):
             if (found := self._at(rest, table)) is not None:
@@ -302,8 +302,8 @@ class _Finder:
         """The file of this path, or the picture of this path and any ending."""
         if os.path.lexists(self.root / path) and not os.path.isdir(self.root / path):
             return path
-        path = _normal(self._slashed(path))
-        found = self._known.get(path) or self._stems.get(path)
+        path = self._slashed(path)
+        found = self._known.get(_normal(path)) or self._stems.get(_normal(path))
         return None if found is None else _one(found, path, table)
 
     @staticmethod
@@ -312,7 +312,10 @@ class _Finder:
 
 
 def _one(files: Sequence[str], name: str, table: str) -> str:
-    if len(files) > 1:
+    if len(files) > 1:  # capitals may tell them apart
+        exact = [file for file in files if Path(name).name in (Path(file).name, Path(file).stem)]
+        if len(exact) == 1:
+            return exact[0]
         raise ValueError(
             f"{table}: {name!r} may be any of {examples(files)}; name its folder or its ending in the table, or remove "
             "all but one."

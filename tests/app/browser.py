@@ -1,6 +1,7 @@
 """The app in a process of its own, and a browser to look at it.
 
-python -m tests.app.browser docs    # pictures of the app with the example model: app_laptop.png and app_phone.png
+python -m tests.app.browser docs           # a picture of the app with the example model: app_laptop.png
+python -m tests.app.browser docs MODELS    # with several models, the first of which has examples: app_compare.png
 """
 
 import os
@@ -71,12 +72,14 @@ def choose(page: Page, widget: str, category: str) -> None:
 
 
 def main() -> None:
-    """Write the pictures of the documentation."""
-    with served() as address, browser() as started:
-        for size in SIZES:
-            page = visit(started, address, size)
-            page.wait_for_timeout(1000)  # until nothing moves
-            page.screenshot(path=Path(sys.argv[1]) / f"app_{size}.png", full_page=size == "phone")
+    """Write the picture of the documentation: of the example model, or of several models and the sixth example."""
+    folder, *models = map(Path, sys.argv[1:])
+    with served(*models) as address, browser() as started:
+        page = visit(started, address)
+        if models:
+            page.locator("#examples .thumbnail-item").nth(5).click()
+        page.wait_for_timeout(5000)  # until nothing moves
+        page.screenshot(path=folder / ("app_compare.png" if models else "app_laptop.png"), full_page=True)
 
 
 if __name__ == "__main__":

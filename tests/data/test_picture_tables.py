@@ -96,6 +96,12 @@ def test_pictures_are_found_by_what_a_column_calls_them(
         assert shades(read(folder)[0]["train"]) == order  # the column is found, too
 
 
+def test_capitals_tell_pictures_apart_where_nothing_else_does(tmp_path: Path) -> None:
+    folder = make(tmp_path / "mine", ["x/a.png", "y/A.png"], name=["A.png", "a.png"], size=[1, 0])
+    rows = read(folder, {"image": "name"})[0]["train"]
+    assert shades(rows) == rows["size"][:]
+
+
 def test_a_pattern_takes_the_name_out_of_a_text(tmp_path: Path) -> None:
     folder = make(tmp_path / "mine", FLAT, what=[f"scan {i:03d} of 6" for i in range(6)], size=range(6))
     assert shades(read(folder, {"image": {"column": "what", "pattern": r"scan (\d+)"}})[0]["train"]) == list(range(6))
