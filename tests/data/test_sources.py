@@ -67,7 +67,7 @@ def test_a_graph_of_other_variables_is_refused_before_anything_is_made(dataset: 
 def test_the_fields_are_flags_and_keys_of_the_data_section(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text("graph: []\ndata: {dataset_name: phantom, sample_size: 32, num_train: 100}\nhvae:\n")
-    _, config = parse_config("hvae", DataConfig, default_config=file, argv=["num_train", "50", "data_seed", "2"])
+    _, config = parse_config("hvae", DataConfig, default_config=file, argv=["--num_train", "50", "--data_seed", "2"])
     assert config == DataConfig(dataset_name="phantom", sample_size=32, num_train=50, data_seed=2)
 
 
