@@ -156,7 +156,7 @@ def test_splits_are_drawn_and_groups_kept() -> None:
     report = check(splits(200, patient=lambda i: i // 4 % 40), group_column="patient")
     assert "10 values of 'patient' are in both train and test" in report.warnings[0]
     report = check(splits(200), num_test=60)
-    assert "--num_test is 60" in report.errors[0]
+    assert "num_test is 60" in report.errors[0]
     assert report.lines[0].startswith("Images: train 100")
 
 
@@ -381,7 +381,7 @@ def test_a_variable_that_is_the_same_everywhere_is_told() -> None:
     ],
 )
 def test_a_column_of_splits_that_is_not_used_is_told(column, is_told) -> None:
-    told = [text for text in check(splits(200, split=column)).warnings if "--split_column 'split'" in text]
+    told = [text for text in check(splits(200, split=column)).warnings if "split_column 'split'" in text]
     assert len(told) == is_told
 
 
