@@ -117,7 +117,8 @@ class CounterfactualPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignor
             ValueError: As there, and if the model returns no images of the shape of the given ones.
         """
         check_flag("return_dict", return_dict)
-        if getattr(self.backbone, "training", False):
+        # The model itself: what wraps it has a mode of its own, which the user does not see.
+        if getattr(self.make_backbone().uncompiled, "training", False):
             logger.warning("The backbone is in training mode, in which dropout is random; call .eval() on it.")
         query = Query(image, parents, do, generator, output_type, infer_missing_parents, fit)
         output = predict_counterfactuals(self, self.make_backbone(), query)
