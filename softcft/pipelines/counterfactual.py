@@ -38,8 +38,9 @@ class CounterfactualPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignor
     """A deep structural causal model whose image mechanism is a model of your own.
 
     Args:
-        backbone: The image mechanism: any object with the method of :class:`softcft.CounterfactualBackbone`, which says
-            what it must have besides. As it is: put it into evaluation mode by ``backbone.eval()``.
+        backbone: The image mechanism: any object with the method of
+            :class:`~softcft.counterfactuals.backbone.CounterfactualBackbone`, which says what it may have. It is
+            used as it is: put it into evaluation mode by ``backbone.eval()``.
         attribute_scm: The causal model of the attributes.
         classifier: See :class:`softcft.DSCMPipeline`; may be None.
 
