@@ -4,8 +4,10 @@ import json
 from typing import Any, ClassVar
 
 from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from myst_parser.parsers.sphinx_ import MystParser
 from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 import softcft
 
@@ -13,7 +15,7 @@ project = "softcft"
 author = "The softcft contributors"
 version = release = softcft.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 2
 exclude_patterns = ["_build"]
@@ -34,6 +36,7 @@ nitpick_ignore_regex = [
 
 html_theme = "furo"
 html_title = "softcft"
+html_math_renderer = "mathml"  # of the browser: MathJax would be asked for over the network
 html_static_path = ["_static"]
 html_css_files = ["softcft.css"]
 html_copy_source = False
@@ -66,7 +69,18 @@ def _parts(cell: dict[str, Any]) -> list[str]:
     return parts
 
 
+def _inline_formula(writer: HTML5Translator, node: nodes.math) -> None:
+    writer.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def _block_formula(writer: HTML5Translator, node: nodes.math_block) -> None:
+    writer.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> None:
-    """Let Sphinx read notebooks."""
+    """Let Sphinx read notebooks, and write formulas."""
     app.add_source_suffix(".ipynb", "notebook")
     app.add_source_parser(NotebookParser)
+    app.add_html_math_renderer("mathml", (_inline_formula, None), (_block_formula, None))

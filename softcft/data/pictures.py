@@ -30,6 +30,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from softcft.data.dicom import is_dicom, is_named_dicom, read_dicom
 
 __all__ = [
+    "count_frames",
     "eight_bits",
     "fit_file",
     "fit_picture",
@@ -98,11 +99,13 @@ def fit_file(source: File, channels: int, size: int) -> tuple[np.ndarray, str]:
         Exception: As :func:`read_picture`.
     """
     with open_file(source) as opened:
-        had = COLOURS[1 if is_grey(opened) else 3]
+        had, frames = COLOURS[1 if is_grey(opened) else 3], count_frames(opened)
         picture = eight_bits(opened)
         (width, height), white = picture.size, picture.info.get("white")
         pixels = fit_picture(picture, size, channels)
     done = [] if white is None else [f"{white[0].upper()}{white[1:]}."]
+    if frames > 1:
+        done.append(f"It has {frames} pictures (pages, frames), of which the first was taken.")
     if (width, height) != (size, size):
         cut = "its middle square was cut out and scaled" if width != height else "it was scaled"
         done.append(f"It has {width} x {height} pixels and the model takes {size} x {size}: {cut}.")
@@ -135,6 +138,14 @@ def open_file(source: File, name: str | None = None) -> Image.Image:
         picture.close()
         return read_dicom(source)
     return picture
+
+
+def count_frames(picture: Image.Image) -> int:
+    """How many pictures (pages, frames) a file has that is not decoded yet, of which the first is read.
+
+    A photograph with a smaller one of itself is one.
+    """
+    return 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
 
 
 def _head(source: File) -> bytes:

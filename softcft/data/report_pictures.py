@@ -19,7 +19,7 @@ from softcft.data.config import DataConfig
 from softcft.data.negatives import find_negatives, thumbnail
 from softcft.data.paths import check_paths, find_repeats, stored_pictures
 from softcft.data.picture_tables import examples
-from softcft.data.pictures import eight_bits, fit_picture, is_grey, white_of, why_unread
+from softcft.data.pictures import count_frames, eight_bits, fit_picture, is_grey, white_of, why_unread
 from softcft.data.pixels import list_problems, open_picture, picture_shape
 
 __all__ = ["DataReport", "Example", "check_pictures"]
@@ -174,8 +174,7 @@ def _read_picture(stored: Mapping[str, Any] | None, size: int, channels: int) ->
     picture = _Picture(str((stored or {}).get("path") or "an image"))
     try:
         with open_picture(stored) as opened:
-            # A photograph with a smaller one of itself is one picture.
-            frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
+            frames = count_frames(opened)
             picture = picture._replace(size=opened.size, mode=opened.mode, grey=is_grey(opened), frames=frames)
             eight = eight_bits(opened)
             picture = picture._replace(white=white_of(eight), photometric=eight.info.get("photometric"))

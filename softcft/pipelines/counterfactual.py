@@ -38,8 +38,9 @@ class CounterfactualPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignor
     """A deep structural causal model whose image mechanism is a model of your own.
 
     Args:
-        backbone: The image mechanism: any object with the method of :class:`softcft.CounterfactualBackbone`, which says
-            what it must have besides. As it is: put it into evaluation mode by ``backbone.eval()``.
+        backbone: The image mechanism: any object with the method of
+            :class:`~softcft.counterfactuals.backbone.CounterfactualBackbone`, which says what it may have. It is
+            used as it is: put it into evaluation mode by ``backbone.eval()``.
         attribute_scm: The causal model of the attributes.
         classifier: See :class:`softcft.DSCMPipeline`; may be None.
 
@@ -117,7 +118,8 @@ class CounterfactualPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignor
             ValueError: As there, and if the model returns no images of the shape of the given ones.
         """
         check_flag("return_dict", return_dict)
-        if getattr(self.backbone, "training", False):
+        # The model itself: what wraps it has a mode of its own, which the user does not see.
+        if getattr(self.make_backbone().uncompiled, "training", False):
             logger.warning("The backbone is in training mode, in which dropout is random; call .eval() on it.")
         query = Query(image, parents, do, generator, output_type, infer_missing_parents, fit)
         output = predict_counterfactuals(self, self.make_backbone(), query)

@@ -64,7 +64,7 @@ class CausalPipeline(Protocol):
 
     @property
     def make_backbone(self) -> Callable[..., Any]:
-        """Makes the differentiable core, a module with the method of :class:`softcft.CounterfactualBackbone`.
+        """Makes the differentiable core, a module with the method of ``CounterfactualBackbone``.
 
         It takes the settings of the image model's kind, and also predicts several images from one abduction.
         """

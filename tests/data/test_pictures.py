@@ -16,6 +16,7 @@ from softcft.cli import main
 from softcft.data.pictures import (
     BITS,
     eight_bits,
+    fit_file,
     fit_picture,
     is_grey,
     open_file,
@@ -187,6 +188,7 @@ def test_a_file_is_read_as_its_content_is(form: str, frames: int, tmp_path: Path
     with Image.open(path) as opened:
         for source in (path, path.read_bytes(), opened):
             assert np.array_equal(read_picture(source), expected)
+    assert ("3 pictures" in fit_file(path, 3, 16)[1]) == (frames == 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG, colour", "PNG, grey and alpha", "TIFF, colour, compressed"])

@@ -111,11 +111,13 @@ def test_half_precision(folder: Path) -> None:
     assert np.abs(answer(pipe).images - answer(CounterfactualPipeline.from_pretrained(folder)).images).max() < 0.05
 
 
-def test_a_model_in_training_mode_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    pipe = make(Additive())
+@pytest.mark.parametrize("kind", ["Additive", "Module"])
+def test_a_model_in_training_mode_is_told(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = USED[kind]()
+    pipe = make(model)
     answer(pipe)
     assert caplog.records == []
-    pipe.backbone.train()
+    model.train()
     answer(pipe)
     assert "training mode" in caplog.text
 
