@@ -380,7 +380,7 @@ def swapped(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ("evaluate", ["--sample_size", "32"], {}, r"sample_size is 32, but runs/\w+ was trained with 16"),
         ("evaluate", [], {"graph": swapped}, "runs/judge .*graph"),
         ("evaluate", ["--interventions", "height"], {}, "'height'"),
-        ("train_hvae", ["--resume_from_checkpoint", "latest", "--seed", "1"], {}, "runs/hvae/checkpoint-4 .*--seed"),
+        ("train_hvae", ["--resume_from_checkpoint", "latest", "--seed", "1"], {}, "runs/hvae/checkpoint-4 .*seed"),
     ],
 )
 def test_parts_that_do_not_belong_together_are_refused(
@@ -427,7 +427,7 @@ def test_a_guide_starts_from_a_pretrained_trunk(folder: Path, trunk: Path) -> No
     pretrained = AutoModel.from_pretrained(trunk)
     flags = ("--trunk_dir", str(trunk), "--learning_rate", "1e-12", "--max_train_steps", "1")
     printed = run_recipe(folder, "train_classifier", "--role", "guide", "--output_dir", "from_trunk", *flags)
-    assert f"--trunk_dir {trunk}: vit" in printed
+    assert f"trunk_dir {trunk}: vit" in printed
     saved = folder / "from_trunk" / "guide"
     settings = yaml.safe_load((saved / "config.yaml").read_text())
     assert settings["guide"]["trunk_dir"] == str(trunk)
@@ -449,5 +449,5 @@ def test_a_pretrained_trunk_is_there_and_stands_for_the_backbone(
     with pytest.raises(ValueError, match=rf"trunk_dir {trunk} and model.backbone"):
         start(script, *flags, guide=with_value(trunk_dir=str(trunk)))
     missing = str(tmp_path / "missing")  # a short one might be a model of the Hub
-    with pytest.raises(FileNotFoundError, match=f"--trunk_dir {missing}"):
+    with pytest.raises(FileNotFoundError, match=f"trunk_dir {missing}"):
         start(script, *flags, guide=with_value(trunk_dir=missing, model={}))
