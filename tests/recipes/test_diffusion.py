@@ -71,6 +71,7 @@ def test_the_evaluation_has_the_tables_of_an_hvae(folder: Path, metrics: pd.Data
     composition = metrics[metrics["metric"].str.startswith("composition")]
     assert composition["value"].max() < 0.5  # grey levels
     assert (folder / "runs" / "figures" / "comparison.png").is_file()
+    assert not list(folder.glob("runs/*/examples"))  # nobody asked for pictures
 
 
 def test_counterfactuals_are_generated(folder: Path) -> None:

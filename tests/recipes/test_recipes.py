@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModel
 from softcft import AttributeClassifier, AttributeSCM, DSCMPipeline, HVAEModel
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.evaluation.tables import COLUMNS
+from softcft.hub.publish import model_files
 from tests.processes import run_command, run_python
 from tests.recipes.small_pipeline import RECIPES, TINY, forget_accelerate, load_recipe, run_recipe
 
@@ -80,7 +81,7 @@ def evaluation(folder: Path, pipelines: dict[str, Path]) -> Path:
     run_recipe(folder, "train_vae")
     narrow = {"model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
     AttributeClassifier(PHANTOM_GRAPH.to_list()[:3], narrow).save_pretrained(folder / "narrow")
-    assert "Soft-CFT" in run_recipe(folder, "evaluate")
+    assert "Soft-CFT" in run_recipe(folder, "evaluate", "--examples", "2")
     return folder / "runs"
 
 
@@ -229,6 +230,17 @@ def test_figures_show_something(evaluation: Path) -> None:
         assert (evaluation / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     with Image.open(evaluation / "figures" / "interpolation_age.gif") as gif:
         assert gif.n_frames > 10
+
+
+def test_test_images_are_beside_each_pipeline_where_they_are_asked_for(
+    evaluation: Path, pipelines: dict[str, Path]
+) -> None:
+    for path in pipelines.values():
+        table = pd.read_csv(path / "examples" / "metadata.csv")
+        assert list(table.columns) == ["file_name", *PHANTOM_GRAPH.names]
+        assert len(table) == 2
+        assert all((path / "examples" / name).is_file() for name in table["file_name"])
+        assert "examples" not in {part for file in model_files(path) for part in file.parts}  # what is published
 
 
 def test_the_report_says_what_the_watcher_saw(evaluation: Path, pipelines: dict[str, Path]) -> None:
