@@ -117,7 +117,7 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, in order
         config_types: Dataclasses whose fields are the recipe's flags. Each key under ``data`` must be a field of one
             of them, and so must each key under ``section``, except ``model``.
         default_config: The file that is read when there is no ``--config FILE``; with ``--dataset_name NAME``, the file
-            ``NAME.yaml`` beside it, or if there is none that of the ``--preset``, see :data:`PRESETS`.
+            ``NAME.yaml`` beside it, or if there is none that of the ``--preset``, see ``PRESETS``.
         description: What ``--help`` says before the flags; recipes pass their ``__doc__``. The flags of each config
             type are a group there, headed by the first line of its docstring.
         argv: The command line without the program's name, by default that of this process.
