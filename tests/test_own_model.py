@@ -14,6 +14,7 @@ from PIL import Image
 
 import softcft
 from softcft import BackboneOutput, CounterfactualPipeline, cli
+from softcft.app.answers import Answers, Subject
 from softcft.app.models import load_models
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.models.weights import import_modules
@@ -164,8 +165,7 @@ def test_the_app_shows_it(folder: Path) -> None:
         return page.build([model], [])
 
     asyncio.run(build_page())
-    picture = (255 * IMAGE).astype(np.uint8)
-    values = [row(0)[name] for name in PHANTOM_GRAPH.names]
-    new = [row(1)[name] for name in PHANTOM_GRAPH.names]
-    html = page.Answers([model], model.graph).compare(picture, *values, False, True, False, False, *new, None)
-    assert "male → <b>female</b>" in html
+    subject = Subject((255 * IMAGE).astype(np.uint8), "", {})
+    values, others = ([row(i)[name] for name in PHANTOM_GRAPH.names] for i in (0, 1))
+    shown = Answers([model], model.graph).ask(subject, None, "", None, [*values, False, True, False, False, *others])
+    assert "male → <b>female</b>" in shown.html
