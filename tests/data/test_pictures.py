@@ -357,7 +357,7 @@ def test_all_read_the_same_pixels(model: str, kind: str, tmp_path: Path, monkeyp
         assert (np.asarray(read_picture(path, *pipe.image_format)) == expected).all()
     assert np.ptp(expected) > 50  # it is not black
 
-    monkeypatch.setattr("softcft.cli._load", lambda _: pipe)
+    monkeypatch.setattr("softcft.cli._load", lambda model, modules: pipe)
     parents = row(0)
     known = ["--parents", *(f"{name}={value}" for name, value in parents.items()), "--do", f"sex={parents['sex']}"]
     main(["counterfactual", str(path), "--model", model, *known, "-o", str(tmp_path / "out.png")])

@@ -171,7 +171,7 @@ def start(folder: Path, tmp_path: Path) -> Callable[..., None]:
         (["--patch_size", "0"], "--patch_size .*0"),
         (["--patch_size", "3"], "--patch_size 3 .*16"),
         (["--vae_dir", "runs/vae"], "--vae_dir .*--latents"),
-        (["--latents"], "--patch_size 2 .*--latents"),
+        (["--latents"], "--patch_size 2 is not for models of latents"),
     ],
 )
 def test_mistakes_of_a_training(start: Callable[..., None], flags: list[str], message: str) -> None:

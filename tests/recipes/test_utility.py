@@ -51,14 +51,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
-        def run(script: str, *flags: str, **changes: Any) -> None:
-            recipe = load_recipe(script)
-            for name, value in changes.items():
-                setattr(recipe, name, value)
-            monkeypatch.setattr(sys, "argv", [f"{script}.py", "--config", str(TINY), *flags])
+        def run(script: str, *flags: str, replaced: tuple[str, Any] | None = None) -> None:
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()
-            recipe.main()
+            with pytest.MonkeyPatch.context() as context:
+                context.setattr(sys, "argv", [f"{script}.py", "--config", str(TINY), *flags])
+                if replaced:
+                    context.setattr(*replaced)
+                load_recipe(script).main()
 
         yield run
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -87,8 +87,9 @@ def learned(run: Run) -> Callable[..., Any]:
         raise Caught(dataset, training)
 
     def learned(*flags: str) -> Any:
+        flags = "--role", "utility", *flags, "--output_dir", "runs"
         with pytest.raises(Caught) as caught:
-            run("train_classifier", "--role", "utility", *flags, "--output_dir", "runs", train=catch)
+            run("train_classifier", *flags, replaced=("softcft.training.loop.train", catch))
         return caught.value.args
 
     return learned
@@ -162,8 +163,9 @@ def test_the_bootstrap_draws_subjects(run: Run, trained: Path) -> None:
         calls.append(list(subjects))
         raise KeyboardInterrupt
 
+    replaced = "softcft.evaluation.bootstrap.bootstrap_weights", spy
     with pytest.raises(KeyboardInterrupt):
-        run("evaluate_utility", "--group_column", "race", "--output_dir", "runs", bootstrap_weights=spy)
+        run("evaluate_utility", "--group_column", "race", "--output_dir", "runs", replaced=replaced)
     rows = load_phantom(16, 64, 48, 40, cache_dir="data")["test"]
     assert calls == [rows["race"][:]]
 
@@ -193,8 +195,9 @@ def test_what_is_missing_is_told_with_its_command(run: Run, trained: Path) -> No
 )
 def test_mistakes_end_a_training_before_it_starts(run: Run, trained: Path, flags: list[str], named: str) -> None:
     files = sorted(trained.rglob("*"))
+    replaced = "softcft.training.loop.train", lambda *_, **__: pytest.fail("too far")
     with pytest.raises(ValueError, match=named):
-        run("train_classifier", "--role", "utility", *flags, train=lambda *_, **__: pytest.fail("too far"))
+        run("train_classifier", "--role", "utility", *flags, replaced=replaced)
     assert sorted(trained.rglob("*")) == files
 
 

@@ -264,7 +264,7 @@ def find_pictures(root: Path, names: pd.Series) -> pd.Series:
                     f"root {root} has {found[name]} and {path}, two pictures of one name; keep one of the folders."
                 )
             found[name] = path
-    return names.map(found)
+    return names.map(found).astype(object)  # also where none is found, of which pandas would make numbers
 
 
 def read_table(path: Path, columns: Sequence[str], either: Sequence[str] = ()) -> pd.DataFrame:
