@@ -13,6 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
@@ -66,8 +67,8 @@ def estimate(plan: Plan, sizes: Mapping[str, int]) -> dict[str, float]:
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:
-        with multiprocessing.get_context("spawn").Pool(plan.run.jobs) as pool:
-            measured = pool.map(partial(measure, plan), sections, chunksize=1)
+        with ProcessPoolExecutor(plan.run.jobs, multiprocessing.get_context("spawn")) as pool:
+            measured = list(pool.map(partial(measure, plan), sections))
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -60,6 +60,6 @@ def _state(data: DataConfig) -> list[tuple[str, int, int]]:
     files = []
     for place, _, names in os.walk(folder):
         for path in (Path(place, name) for name in names):
-            known = path.stat()
+            known = path.stat() if path.exists() else path.lstat()  # a link may lead nowhere
             files.append((str(path), known.st_size, known.st_mtime_ns))
     return sorted(files)

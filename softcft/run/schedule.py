@@ -78,8 +78,10 @@ class Clock:
         """Seconds that are left, None if nobody knows."""
         if not self.estimates:
             return None
-        known = [name for name in self.took if self.estimates.get(name)]
-        scale = sum(self.took[name] for name in known) / sum(self.estimates[name] for name in known) if known else 1.0
+        # The more is done, the more it says of the rest: a short step that came first says little.
+        whole = sum(self.estimates.values())
+        late = sum(took - self.estimates.get(name, 0.0) for name, took in self.took.items())
+        scale = max(0.0, 1 + late / whole) if whole else 1.0
         return span([[self._left(name, scale) for name in group] for group in self.groups], self.places)
 
     def _left(self, name: str, scale: float) -> float:

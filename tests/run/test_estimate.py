@@ -41,16 +41,15 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step takes 2 seconds, a pass over an image 1, and to start 10. Nothing is measured."""
 
     class Pool:
-        def __init__(self, processes: int) -> None: ...
+        def __init__(self, processes: int, context: object) -> None: ...
         def __enter__(self) -> "Pool":
             return self
 
         def __exit__(self, *_: object) -> None: ...
-        def map(self, function: object, sections: list[str], chunksize: int) -> list[tuple[float, float]]:
+        def map(self, function: object, sections: list[str]) -> list[tuple[float, float]]:
             return [(1.0 if section == COUNTERFACTUAL else 2.0, 10.0) for section in sections]
 
-    context = type("Context", (), {"Pool": Pool})
-    monkeypatch.setattr("multiprocessing.get_context", lambda method: context)
+    monkeypatch.setattr("softcft.run.estimate.ProcessPoolExecutor", Pool)
 
 
 def test_every_step_is_estimated_and_told(tmp_path: Path, measured: None) -> None:
