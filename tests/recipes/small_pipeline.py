@@ -1,6 +1,7 @@
 """Pipelines of toy size that nobody has trained, and recipes that run in this process."""
 
 import importlib.util
+import signal
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -44,6 +45,7 @@ def no_estimate(plan: Plan, sizes: Mapping[str, int]) -> dict[str, float]:
 def run_recipe(cwd: Path, name: str, *flags: str, config: Path = TINY) -> str:
     """Run a recipe in this process, in a folder, on the CPU; returns what it printed."""
     printed = StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     forget_accelerate()
     with pytest.MonkeyPatch.context() as monkeypatch, redirect_stdout(printed):
         monkeypatch.chdir(cwd)
@@ -51,7 +53,11 @@ def run_recipe(cwd: Path, name: str, *flags: str, config: Path = TINY) -> str:
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cwd / "cache")
         monkeypatch.setattr("softcft.run.estimate.estimate", no_estimate)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", "--config", str(config), *flags])
-        load_recipe(name).main()
+        try:
+            load_recipe(name).main()
+        finally:
+            for number, handler in handlers.items():  # run_all.py ends by these in its own way
+                signal.signal(number, handler)
     forget_accelerate()
     return printed.getvalue()
 
