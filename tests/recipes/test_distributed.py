@@ -117,7 +117,7 @@ def test_every_launch_file_is_tested() -> None:
 
 KEEP = """
 import sys; sys.path.insert(0, sys.argv.pop(1))
-import torch, train_scm
+import softcft.training.loop as loop, torch, train_scm
 from accelerate import PartialState
 
 def train(*arguments, **settings):
@@ -125,7 +125,7 @@ def train(*arguments, **settings):
     torch.save(trained.scm.state_dict(), f"weights-{PartialState().process_index}.pt")
     return trained
 
-original, train_scm.train = train_scm.train, train
+original, loop.train = loop.train, train
 train_scm.main()
 """
 
@@ -165,7 +165,7 @@ def test_machines_that_do_not_share_the_folder_end_before_they_train(tmp_path: P
     recipe = (str(RECIPES / "train_scm.py"), "--config", str(TINY), "--resume_from_checkpoint", "latest")
     results = two_machines((first, second), *recipe)
     assert [code for code, _, _ in results] == [1, 1]
-    message = "--output_dir runs/scm: the main process sees checkpoint-2, but process 1 sees none. It must be one"
+    message = "output_dir runs/scm: the main process sees checkpoint-2, but process 1 sees none. It must be one"
     assert message in results[0][2]
     assert 'train_scm.py", line' not in results[1][2]  # no error of its own
 
@@ -214,7 +214,7 @@ def test_where_the_data_cannot_be_prepared_all_processes_of_every_recipe_end(tmp
     (tmp_path / "fail.py").write_text(FAIL)
     command = (*TORCHRUN, "2", "fail.py", str(RECIPES), str(TINY), json.dumps(runs))
     ((code, _, stderr),) = finish(start(tmp_path, *command))
-    message = "--dataset_name gone is no folder, and no data set of the Hub is called so (owner/name)."
+    message = "dataset_name gone is no folder, and no data set of the Hub is called so (owner/name)."
     ends = [
         [json.loads(line) for line in (tmp_path / f"ends-{process}.jsonl").read_text().splitlines()]
         for process in (0, 1)

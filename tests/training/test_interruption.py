@@ -175,7 +175,7 @@ def test_a_killed_worker_is_told(tmp_path, every):
     script.write_text(KILLED)
     result = run_command(*python(script, tmp_path / "run", str(every)), cwd=tmp_path)
     assert result.returncode == 1
-    message = r"RuntimeError: toy: DataLoader worker .*(killed|exited).* lower --dataloader_num_workers \(now 1\)"
+    message = r"RuntimeError: toy: DataLoader worker .*(killed|exited).* lower dataloader_num_workers \(now 1\)"
     assert re.search(message, result.stderr), result.stderr[-3000:]
     assert all(find_damage(folder) is None for folder in (tmp_path / "run").glob("checkpoint-*"))
 
