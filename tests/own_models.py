@@ -37,6 +37,18 @@ class Sampler(Additive):
         return self.patterns(parents).view(shape) + noise
 
 
+class Once(Additive):
+    """Abducts once for several counterfactuals of an image, and counts."""
+
+    abductions = 0
+
+    def counterfactuals(self, image: Tensor, parents: Tensor, others: Tensor, generator: Any = None) -> BackboneOutput:
+        self.abductions += len(image)
+        noise = randn_tensor((len(image), 1, 1, 1, 1), generator=generator, device=image.device, dtype=image.dtype)
+        change = self.patterns(others - parents[:, None]).unflatten(2, image.shape[1:])
+        return BackboneOutput(image=image[:, None] + (1 + 0.3 * noise) * change)
+
+
 class Latents(diffusers.ModelMixin, diffusers.ConfigMixin):
     """Holds an AutoencoderKL of diffusers, whose latents the attributes move."""
 

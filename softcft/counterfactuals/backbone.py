@@ -38,6 +38,9 @@ class CounterfactualBackbone(Protocol):
     - :class:`softcft.CounterfactualPipeline` must know what images it takes: ``in_channels`` and ``sample_size``, the
       height and width in pixels, in its ``config``, as diffusers' models have them, or as attributes;
     - it is saved and loaded if it is a ``ModelMixin`` and ``ConfigMixin`` of diffusers;
+    - several counterfactuals of an image, as evaluation and lists of interventions want them, come from one abduction
+      if it has a method ``counterfactuals``: as ``counterfactual``, but for counterfactual parents (B, I, K), with
+      images (B, I, C, H, W). Without it each is asked for with an abduction of its own, with the same noise;
     - it draws new images if it has a method ``sample(parents, generator)``, from encoded attributes (B, K) to images
       (B, C, H, W) in [-1, 1].
     """
@@ -55,7 +58,7 @@ class CounterfactualBackbone(Protocol):
             image: Factual images in [-1, 1], shape (B, C, H, W).
             parents: Encoded factual parents, shape (B, K).
             counterfactual_parents: Encoded counterfactual parents, shape (B, K). What the ``make_backbone`` of a
-                pipeline returns also takes (B, I, K), and predicts I images from one abduction.
+                pipeline returns also takes (B, I, K), and predicts I images of each.
             generator: Makes abduction reproducible; a list, as pipelines mostly pass it, has one generator per image.
                 ``diffusers.utils.torch_utils.randn_tensor`` draws normal numbers from either.
         """

@@ -27,7 +27,8 @@ class OwnBackbone(nn.Module):
     """A model of anybody's as pipelines, fine-tuning and evaluation use it.
 
     It computes in the model's type. What the model returns is checked, made float32 and clamped to [-1, 1]. Several
-    predictions of one image are made one after the other, each by an abduction with the same noise.
+    predictions of one image are the model's ``counterfactuals``. Without that method they are made one after the other,
+    each by an abduction with the same noise.
 
     Args:
         model: Has the method of :class:`~softcft.counterfactuals.backbone.CounterfactualBackbone`.
@@ -55,6 +56,11 @@ class OwnBackbone(nn.Module):
     def uncompiled(self) -> Any:
         """The model itself, also if it was compiled."""
         return getattr(self.model, "_orig_mod", self.model)
+
+    @property
+    def abducts_once(self) -> bool:
+        """Whether the model predicts several counterfactuals of an image from one abduction."""
+        return callable(getattr(self.model, "counterfactuals", None))
 
     @property
     def image_format(self) -> tuple[int, int]:
@@ -88,7 +94,7 @@ class OwnBackbone(nn.Module):
         Raises:
             ValueError: If the model returns something else.
         """
-        if counterfactual_parents.ndim == 2:
+        if counterfactual_parents.ndim == 2 or self.abducts_once:
             return self._predict(image, parents, counterfactual_parents, generator)
         each = counterfactual_parents.unbind(dim=1)
         outputs = [
@@ -123,32 +129,39 @@ class OwnBackbone(nn.Module):
         self, image: Tensor, parents: Tensor, counterfactual_parents: Tensor, generator: Generator
     ) -> BackboneOutput:
         given = (tensor.to(self.dtype) for tensor in (image, parents, counterfactual_parents))
-        output = _counterfactual(self.model, *given, generator)
-        check_output(output, image)
+        if counterfactual_parents.ndim == 2:
+            output = _counterfactual(self.model, *given, generator)
+            check_output(output, image.shape)
+        else:
+            output = _counterfactuals(self.model, *given, generator)
+            shape = torch.Size([*counterfactual_parents.shape[:2], *image.shape[1:]])
+            check_output(output, shape, method="counterfactuals")
         return BackboneOutput(output.image.float().clamp(-1, 1), output.fidelity)
 
 
 # As before forward: weights that diffusers has moved away to save memory come back.
 _counterfactual = apply_forward_hook(lambda model, *arguments: model.counterfactual(*arguments))
+_counterfactuals = apply_forward_hook(lambda model, *arguments: model.counterfactuals(*arguments))
 _sample = apply_forward_hook(lambda model, *arguments: model.sample(*arguments))
 
 
-def check_output(output: Any, image: Tensor, with_fidelity: bool = False) -> None:
+def check_output(output: Any, shape: torch.Size, with_fidelity: bool = False, method: str = "counterfactual") -> None:
     """Make sure that a backbone has returned what it must.
 
     Args:
-        output: What ``counterfactual`` has returned.
-        image: The factual images.
+        output: What the method has returned.
+        shape: That of the counterfactuals.
         with_fidelity: Whether there must be a fidelity, too, which fine-tuning constrains.
+        method: Its name.
 
     Raises:
-        ValueError: If there are no images of the shape of the factual ones, or the fidelity is no scalar.
+        ValueError: If there are no images of that shape, or the fidelity is no scalar.
     """
-    must = "counterfactual of backbone must return a softcft.BackboneOutput with"
+    must = f"{method} of backbone must return a softcft.BackboneOutput with"
     images = getattr(output, "image", None)
-    if not isinstance(images, Tensor) or images.shape != image.shape:
+    if not isinstance(images, Tensor) or images.shape != shape:
         got = _form(output) if images is None else _form(images)
-        raise ValueError(f"{must} images of the shape of the given ones, {tuple(image.shape)}, got {got}.")
+        raise ValueError(f"{must} images of shape {tuple(shape)}, got {got}.")
     fidelity = getattr(output, "fidelity", None)
     if with_fidelity and not (isinstance(fidelity, Tensor) and fidelity.ndim == 0):
         raise ValueError(f"{must} a fidelity, a scalar that is lower where it is better, got {_form(fidelity)}.")

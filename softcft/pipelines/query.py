@@ -123,9 +123,10 @@ def predict_counterfactuals(
     intervention = _encode_values("do", graph, query.do, len(factual) if len(factual) > 1 else None)
     batch_size = len(intervention.values)
     check_generator(generator, batch_size)
+    shares_noise = len(factual) < batch_size and not isinstance(generator, list)
     if generator is None:
-        generators: Generator = own_generators(factual.expand(batch_size, -1, -1, -1))
-    elif len(factual) < batch_size and not isinstance(generator, list):
+        generators: Any = own_generators(factual.expand(batch_size, -1, -1, -1))
+    elif shares_noise:
         generators = copies(generator, batch_size)  # rows that share one image draw the same noise
     else:
         generators = generator
@@ -160,8 +161,11 @@ def predict_counterfactuals(
     )
 
     # 4. Abduct the noise of the images and predict them under their counterfactual attributes.
-    counterfactual = backbone.counterfactual(factual, values.to(device), counterfactual_values.to(device), generators)
-    images = counterfactual.image.float()
+    old, new = values.to(device), counterfactual_values.to(device)
+    if shares_noise and getattr(backbone, "abducts_once", False):
+        images = backbone.counterfactual(factual[:1], old[:1], new[None], generators[-1:]).image[0].float()
+    else:
+        images = backbone.counterfactual(factual, old, new, generators).image.float()
 
     # 5. The changes of the pixels and of the classifier's predictions.
     effects = (images - factual.float()) / 2

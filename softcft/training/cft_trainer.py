@@ -122,7 +122,7 @@ class CFTTrainer:
             generators = [seeded_generator(self.config.seed, images + i) for i in range(len(image))]
             with accelerator.autocast():
                 output = self.objective.backbone.counterfactual(image, parents, parents, generators)
-            check_output(output, image, with_fidelity=True)
+            check_output(output, image.shape, with_fidelity=True)
             total += output.fidelity.item() * len(image)
             images += len(image)
         return total / images

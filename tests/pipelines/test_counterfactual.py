@@ -88,6 +88,22 @@ def test_several_images_from_one_abduction(generator: str | None) -> None:
         assert torch.equal(output.image[:, 0], backbone.counterfactual(image, parents, others, again).image)
 
 
+def test_a_model_that_abducts_once_is_asked_once() -> None:
+    once, each = own_models.Once(), Additive()
+    each.load_state_dict(once.state_dict())
+    asked = IMAGE, row(0), [DO, {}, DO]
+    for generator in (lambda: None, lambda: seeds(1)[0], lambda: seeds(1, 2, 3)):
+        answers = [make(model)(*asked, generator=generator(), output_type="np").images for model in (once, each)]
+        np.testing.assert_allclose(*answers, atol=1e-6)
+    assert once.abductions == 2  # not with three generators, of which each draws a noise of its own
+
+    image, parents = torch.rand(3, 1, SIZE, SIZE) - 0.5, PHANTOM_GRAPH.encode(PARENTS)
+    others = torch.stack([parents.roll(1, dims=0), parents], dim=1)
+    made = [make(m).make_backbone().counterfactual(image, parents, others, seeds(1, 2, 3)).image for m in (once, each)]
+    torch.testing.assert_close(*made)
+    assert once.abductions == 2 + 3
+
+
 def test_what_is_too_bright_is_white() -> None:
     model = Additive()
     with torch.no_grad():
@@ -168,6 +184,15 @@ def test_what_is_no_counterfactual_is_refused(returned: Any) -> None:
     pipe = make(toy(lambda image, parents, others, generator: returned(image)))
     with pytest.raises(ValueError, match="counterfactual of backbone"):
         answer(pipe)
+
+
+def test_several_counterfactuals_of_another_shape_are_refused() -> None:
+    model = own_models.Once()
+    model.counterfactuals = lambda image, *_: BackboneOutput(image=image)
+    with pytest.raises(ValueError, match="counterfactuals of backbone"):
+        make(model).make_backbone().counterfactual(
+            torch.zeros(2, 1, SIZE, SIZE), torch.zeros(2, 6), torch.zeros(2, 3, 6)
+        )
 
 
 def test_damaged_pixels_are_refused() -> None:
