@@ -114,7 +114,7 @@ class PretrainedConfig:
 
 def load_pipeline(folders: dict[str, Path]) -> "DSCMPipeline | DiffusionDSCMPipeline":
     """The pipeline of trained parts; refuses parts with different graphs."""
-    from diffusers import AutoencoderKL, DDIMScheduler
+    from diffusers import AutoencoderKL
 
     from softcft import (
         AttributeClassifier,
@@ -125,6 +125,7 @@ def load_pipeline(folders: dict[str, Path]) -> "DSCMPipeline | DiffusionDSCMPipe
         ParentEncoder,
     )
     from softcft.models.denoiser import load_unet
+    from softcft.models.noise_schedule import load_scheduler
     from softcft.models.weights import load_safetensors
 
     scm = AttributeSCM.from_pretrained(folders["scm"])
@@ -135,7 +136,7 @@ def load_pipeline(folders: dict[str, Path]) -> "DSCMPipeline | DiffusionDSCMPipe
     return DiffusionDSCMPipeline(
         unet=load_unet(folder / "unet"),
         parent_encoder=ParentEncoder.from_pretrained(folder / "parent_encoder"),
-        scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
+        scheduler=load_scheduler(folder / "scheduler"),
         attribute_scm=scm,
         classifier=guide,
         vae=load_safetensors(AutoencoderKL, folder / "vae") if (folder / "vae").is_dir() else None,

@@ -36,10 +36,9 @@ def build(
     config: dict[str, Any], graph: CausalGraph, diffusion: DiffusionConfig, channels: int, size: int
 ) -> ConditionalDenoiser:
     """The network, new or trained by others, with its tokens and noise schedule."""
-    from diffusers import DDIMScheduler
-
     from softcft import ConditionalDenoiser
     from softcft.models.denoiser import UNETS, adopt_unet, load_unet, network_size
+    from softcft.models.noise_schedule import load_scheduler, new_scheduler
 
     arguments = model_arguments(config, "diffusion", UNETS[diffusion.unet])
     if diffusion.unet_dir is None or diffusion.scheduler_dir is None:
@@ -52,10 +51,7 @@ def build(
             "sample_size": size // diffusion.patch_size,
         }
         unet, encoder = adopt_unet(UNETS[diffusion.unet](**arguments), graph)
-        # A cosine leaves next to nothing of an image at the last step, and noise that is a little wrong hides it.
-        schedule = "squaredcos_cap_v2" if diffusion.prediction_type == "v_prediction" else "linear"
-        scheduler = DDIMScheduler(prediction_type=diffusion.prediction_type, beta_schedule=schedule, clip_sample=False)
-        return ConditionalDenoiser(unet, encoder, scheduler)
+        return ConditionalDenoiser(unet, encoder, new_scheduler(diffusion.prediction_type))
     unet = load_unet(diffusion.unet_dir)
     patch_sizes = range(1, 2 if diffusion.latents else size + 1)
     if [unet.config["in_channels"], network_size(unet)] not in [[channels * p**2, size / p] for p in patch_sizes]:
@@ -63,12 +59,7 @@ def build(
             f"--unet_dir {diffusion.unet_dir} was trained on images of {unet.config['in_channels']} channels and size "
             f"{unet.config['sample_size']}, but these have {channels} and {size}; set --sample_size."
         )
-    kind = DDIMScheduler.load_config(diffusion.scheduler_dir).get("_class_name")
-    kinds = {"DDIMScheduler", *(scheduler.__name__ for scheduler in DDIMScheduler().compatibles)}
-    if kind not in kinds:
-        raise ValueError(f"--scheduler_dir {diffusion.scheduler_dir} holds a {kind}, and not one of {sorted(kinds)}.")
-    scheduler = DDIMScheduler.from_pretrained(diffusion.scheduler_dir, clip_sample=False, thresholding=False)
-    return ConditionalDenoiser(*adopt_unet(unet, graph), scheduler)
+    return ConditionalDenoiser(*adopt_unet(unet, graph), load_scheduler(diffusion.scheduler_dir))
 
 
 def load_vae(folder: str | Path) -> AutoencoderKL:

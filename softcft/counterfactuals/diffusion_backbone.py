@@ -42,7 +42,7 @@ class DiffusionBackbone(nn.Module):
         denoiser: The image mechanism.
         vae: Where given, the diffusion model is one of its latents: images are encoded to the mean of their posterior.
             Frozen here.
-        num_inference_steps: Levels of noise, S; must divide the training steps of the scheduler.
+        num_inference_steps: Levels of noise, S; must divide the training steps of the scheduler, but for flow matching.
         abduction: The solver, see :mod:`softcft.counterfactuals.solvers`. With ``bdia``, without ``vae`` and guidance,
             a null intervention returns exactly the image, whatever type the network computes in. Other interventions
             have the error of that type, which is larger if the network predicts the noise.
@@ -80,7 +80,7 @@ class DiffusionBackbone(nn.Module):
         check_number("guidance_scale", guidance_scale, least=0, most=MOST_GUIDANCE)
         if invariant_guidance_scale is not None:
             check_number("invariant_guidance_scale", invariant_guidance_scale, least=0, most=MOST_GUIDANCE)
-        levels = NoiseLevels.spaced(denoiser.alphas_cumprod, num_inference_steps)
+        levels = NoiseLevels.spaced(denoiser.schedule, num_inference_steps)
         if gradient_steps is not None:
             check_whole("gradient_steps", gradient_steps)
             if gradient_steps > num_inference_steps:
@@ -170,7 +170,7 @@ class DiffusionBackbone(nn.Module):
         """Image and noise in noisy images, guided if ``changed`` is given."""
         timestep = torch.full((len(noisy),), self.levels.timesteps[network_level - 1], device=noisy.device)
         prediction = self._predict_guided(noisy, timestep, parents, changed)
-        return self.denoiser.split(noisy, prediction, self.levels.signal[level], self.levels.noise[level])
+        return self.denoiser.schedule.split(noisy, prediction, self.levels.signal[level], self.levels.noise[level])
 
     def _predict_guided(self, noisy: Tensor, timestep: Tensor, parents: Tensor, changed: Tensor | None) -> Tensor:
         if changed is None or (self.guidance_scale == 1 and self.invariant_guidance_scale is None):

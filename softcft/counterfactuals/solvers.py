@@ -32,8 +32,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softcft.arguments import shown
 from softcft.counterfactuals import Solver
+from softcft.models.noise_schedule import NoiseSchedule
 
 __all__ = ["LARGEST", "Denoiser", "Interrupted", "NoiseLevels", "OnStep", "invert", "predict"]
 
@@ -59,31 +59,19 @@ class NoiseLevels:
     """The levels of a solver.
 
     Attributes:
-        timesteps: For each of the levels 1 to S the training step that the network gets.
+        timesteps: For each of the levels 1 to S the time that the network gets: training steps, or parts of them.
         signal: Factor of the image at the levels 0 to S.
         noise: Factor of the noise at the levels 0 to S.
     """
 
-    timesteps: list[int]
+    timesteps: list[float]
     signal: list[float]
     noise: list[float]
 
     @classmethod
-    def spaced(cls, alphas_cumprod: Tensor, number: int) -> NoiseLevels:
-        """S evenly spaced levels, by the scheduler's ``alphas_cumprod`` of shape (T,); the last is step T.
-
-        Raises:
-            ValueError: If S is no whole number, does not divide T, or is below 2.
-        """
-        steps = len(alphas_cumprod)
-        if not isinstance(number, int) or number < 2 or steps % number:
-            raise ValueError(
-                f"num_inference_steps must be at least 2 and divide the {steps} training steps of the scheduler, so "
-                f"that levels are evenly spaced, got {shown(number)}."
-            )
-        timesteps = [(i + 1) * steps // number - 1 for i in range(number)]
-        kept = [1.0, *alphas_cumprod[timesteps].double().tolist()]
-        return cls(timesteps, [k**0.5 for k in kept], [(1 - k) ** 0.5 for k in kept])
+    def spaced(cls, schedule: NoiseSchedule, number: int) -> NoiseLevels:
+        """S levels, see :meth:`~softcft.models.noise_schedule.NoiseSchedule.levels`."""
+        return cls(*schedule.levels(number))
 
     def __len__(self) -> int:
         return len(self.timesteps)

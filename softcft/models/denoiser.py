@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from softcft.arguments import plain
 from softcft.graph import CausalGraph
+from softcft.models.noise_schedule import NoiseSchedule, Scheduler
 from softcft.models.parent_encoder import ParentEncoder
 from softcft.models.patches import fold_patches, unfold_patches
 from softcft.models.weights import load_safetensors
@@ -31,17 +31,10 @@ UNETS: dict[str, type[UNet2DModel | UNet2DConditionModel]] = {
     "UNet2DConditionModel": UNet2DConditionModel,
 }
 """The networks that can be conditioned on attributes, by the name that diffusers saves."""
-LEAST_KEPT = 1e-6
-"""Least share of the image's variance at the last step, if the noise is predicted. The error of the image is that of
-the noise over its root: 160 times as large by the schedule ``linear``, 20,000 times by ``squaredcos_cap_v2``."""
 
 
 class ConditionalDenoiser(nn.Module):
-    r"""Predicts the noise in noisy images, given their attributes.
-
-    With :math:`\alpha_t^2 = \bar\alpha_t` and :math:`\sigma_t^2 = 1 - \bar\alpha_t` of the scheduler, a noisy image is
-    :math:`x_t = \alpha_t x + \sigma_t \epsilon`. The network predicts the noise :math:`\epsilon`, or the velocity
-    :math:`v = \alpha_t \epsilon - \sigma_t x` (Salimans and Ho, "Progressive distillation", ICLR 2022, appendix D).
+    """Predicts the noise in noisy images, given their attributes; see :mod:`softcft.models.noise_schedule`.
 
     A network that takes more channels than the images have sees patches of pixels, see :mod:`softcft.models.patches`.
 
@@ -52,18 +45,15 @@ class ConditionalDenoiser(nn.Module):
         scheduler: Holds the noise schedule and what the network predicts; nothing else of it is used.
 
     Raises:
-        ValueError: If the UNet takes no such tokens, or tokens of another size; or the scheduler is no
-            ``DDIMScheduler``, has another ``prediction_type``, clips predictions, which cannot be inverted, or leaves
-            nothing of the image at its last step while the network predicts the noise.
+        ValueError: If the UNet takes no such tokens, or tokens of another size; or the scheduler is not for
+            :class:`~softcft.models.noise_schedule.NoiseSchedule`.
     """
-
-    alphas_cumprod: Tensor
 
     def __init__(
         self,
         unet: UNet2DModel | UNet2DConditionModel,
         parent_encoder: ParentEncoder,
-        scheduler: DDIMScheduler,
+        scheduler: Scheduler,
     ) -> None:
         super().__init__()
         size = parent_encoder.config["embedding_dim"]
@@ -82,19 +72,17 @@ class ConditionalDenoiser(nn.Module):
             what, taken = "cross_attention_dim of unet is", unet.config["cross_attention_dim"]
         if taken != size:
             raise ValueError(f"parent_encoder makes tokens of size {size}, but {what} {taken}.")
-        _check_scheduler(scheduler)
-        self.prediction_type = scheduler.config["prediction_type"]
+        self.schedule = NoiseSchedule(scheduler)
         self.unet = unet
         self.parent_encoder = parent_encoder
         self.scheduler = scheduler
-        self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float(), persistent=False)
 
     def forward(self, noisy: Tensor, timestep: Tensor, parents: Tensor, present: Tensor | None = None) -> Tensor:
-        """The network's prediction, noise or velocity, in float32 and of the shape of the images.
+        """The network's prediction, of the schedule's kind, in float32 and of the shape of the images.
 
         Args:
             noisy: Noisy images, shape (B, C, H, W).
-            timestep: Training steps of noise in each image, integers, shape (B,).
+            timestep: What the schedule tells the network of the noise in each image, shape (B,).
             parents: Encoded attributes, shape (B, K).
             present: Which variables to condition on, boolean, shape (B, V); all if left out.
         """
@@ -105,17 +93,6 @@ class ConditionalDenoiser(nn.Module):
         else:
             prediction = self.unet(patches, timestep, class_labels=tokens.sum(dim=1)).sample
         return unfold_patches(prediction.float(), noisy.shape[1])
-
-    def split(
-        self, noisy: Tensor, prediction: Tensor, signal: float | Tensor, noise: float | Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The image and the noise in noisy images (B, C, H, W), by the prediction of :meth:`forward`.
-
-        ``signal`` and ``noise`` are the factors of image and noise.
-        """
-        if self.prediction_type == "epsilon":
-            return (noisy - noise * prediction) / signal, prediction
-        return signal * noisy - noise * prediction, signal * prediction + noise * noisy
 
     def loss(
         self,
@@ -135,16 +112,16 @@ class ConditionalDenoiser(nn.Module):
                 attributes, a group of them, or none: of the images that lose any, equally many lose 1, 2, ... or all,
                 drawn at random.
             min_snr_gamma: Weighs the error of the *image* at each time by its signal-to-noise ratio, at most this: Hang
-                et al., "Efficient diffusion training via min-SNR weighting" (ICCV 2023), who recommend 5. Left out: the
-                plain error of the prediction.
+                et al., "Efficient diffusion training via min-SNR weighting" (ICCV 2023), who recommend 5. Left out, and
+                for flow matching, whose times are chosen already: the plain error of the prediction.
             generator: Makes times, dropout and noise reproducible; a list has one generator per image.
-            time: Of each image, in [0, 1), shape (B,): 0 is no noise, 1 pure noise. Left out, they are drawn: spread
-                evenly by one generator, independent by a list of them.
+            time: Quantile of each image's time, in [0, 1), shape (B,): 0 is no noise, 1 pure noise. Left out, they are
+                drawn: spread evenly by one generator, independent by a list of them.
 
         Returns:
             One error per image; their mean over random times is what training minimises.
         """
-        steps, variables = len(self.alphas_cumprod), len(self.parent_encoder.causal_graph)
+        variables = len(self.parent_encoder.causal_graph)
         drawn, loses, number, order = uniform((len(image), 3 + variables), generator, image.device).split(
             [1, 1, 1, variables], dim=1
         )
@@ -154,26 +131,14 @@ class ConditionalDenoiser(nn.Module):
             # Evenly spread from one random start: each is still uniform, but their mean loss varies less.
             # Kingma et al., "Variational diffusion models" (NeurIPS 2021), appendix I.1.
             time = (drawn[0] + torch.arange(len(image), device=image.device) / len(image)) % 1
-        timestep = (time.to(image.device) * steps).long().clamp_max(steps - 1)
+        timestep, signal, noise = self.schedule.at(time.to(image.device))
         lost = torch.where(loses < condition_dropout, 1 + (number * variables).long().clamp_max(variables - 1), 0)
         present = order.argsort(dim=1).argsort(dim=1) >= lost
         epsilon = randn_tensor(image.shape, generator=generator, device=image.device, dtype=torch.float32)
-        signal, noise = self._levels(timestep)
         prediction = self(signal * image + noise * epsilon, timestep, parents, present)
-        target = epsilon if self.prediction_type == "epsilon" else signal * epsilon - noise * image
+        target = self.schedule.target(image, epsilon, signal, noise)
         error = (prediction - target).square().flatten(1).mean(dim=1)
-        if min_snr_gamma is None:
-            return error
-        ratio = (signal / noise).square().flatten()
-        # The error of the image is that of the noise over the ratio, and that of the velocity over the ratio plus 1.
-        scale = ratio if self.prediction_type == "epsilon" else ratio + 1
-        return error * ratio.clamp_max(min_snr_gamma) / scale
-
-    def _levels(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors of image and noise, shape (B, 1, 1, 1)."""
-        # Made by a pipeline, this module may be on another device than its networks, which are moved about.
-        kept = self.alphas_cumprod.to(timestep.device)[timestep][:, None, None, None]
-        return kept.sqrt(), (1 - kept).sqrt()
+        return self.schedule.weighted(error, signal, noise, min_snr_gamma)
 
 
 def adopt_unet(
@@ -260,27 +225,6 @@ def network_size(unet: UNet2DModel | UNet2DConditionModel) -> int:
             "unet.register_to_config(sample_size=...)."
         )
     return sides[0]
-
-
-def _check_scheduler(scheduler: DDIMScheduler) -> None:
-    """Refuse what abduction cannot invert, or would ignore."""
-    if not isinstance(scheduler, DDIMScheduler):
-        raise ValueError(
-            f"scheduler must be a DDIMScheduler, got {type(scheduler).__name__}: abduction and prediction are a solver "
-            "of their own, and no other would be followed. The schedule of one that adds noise as DDIM does, such as "
-            "DDPM's, is taken by DDIMScheduler.from_config(scheduler.config, clip_sample=False)."
-        )
-    prediction_type, kept = scheduler.config["prediction_type"], scheduler.alphas_cumprod[-1]
-    if prediction_type not in ("epsilon", "v_prediction"):
-        raise ValueError(f"prediction_type of scheduler must be 'epsilon' or 'v_prediction', got {prediction_type!r}.")
-    if scheduler.config["clip_sample"] or scheduler.config["thresholding"]:
-        raise ValueError("scheduler must have clip_sample=False and thresholding=False: clipping has no inverse.")
-    if prediction_type == "epsilon" and not kept.is_meta and kept < LEAST_KEPT:  # meta: a schedule without numbers
-        raise ValueError(
-            f"scheduler leaves nothing of the image at its last step (alphas_cumprod is {kept:.1g} there), and a "
-            "network that predicts the noise, prediction_type 'epsilon', cannot tell the image then. Train with "
-            "prediction_type 'v_prediction', or with beta_schedule 'linear' and without rescale_betas_zero_snr."
-        )
 
 
 def _attends(unet: UNet2DModel | UNet2DConditionModel) -> bool:

@@ -12,7 +12,6 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from softcft.graph import CausalGraph
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.models.denoiser import ConditionalDenoiser, network_size
+from softcft.models.noise_schedule import Scheduler
 from softcft.models.parent_encoder import ParentEncoder
 from softcft.models.patches import patch_size_of
 from softcft.models.vae import latent_stride
@@ -44,7 +44,7 @@ __all__ = ["DiffusionDSCMPipeline"]
 
 logger = logging.getLogger(__name__)
 
-StepCallback = Callable[["DiffusionDSCMPipeline", int, int, dict[str, Tensor]], dict[str, Tensor]]
+StepCallback = Callable[["DiffusionDSCMPipeline", int, float, dict[str, Tensor]], dict[str, Tensor]]
 
 
 class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  # as DSCMPipeline
@@ -79,7 +79,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
 
     unet: UNet2DModel | UNet2DConditionModel
     parent_encoder: ParentEncoder
-    scheduler: DDIMScheduler
+    scheduler: Scheduler
     attribute_scm: AttributeSCM
     classifier: AttributeClassifier | None
     vae: AutoencoderKL | None
@@ -88,7 +88,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         self,
         unet: UNet2DModel | UNet2DConditionModel,
         parent_encoder: ParentEncoder,
-        scheduler: DDIMScheduler,
+        scheduler: Scheduler,
         attribute_scm: AttributeSCM,
         classifier: AttributeClassifier | None,
         vae: AutoencoderKL | None,
@@ -170,7 +170,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
             parents: Their attributes in natural units, see there.
             do: The intervention in natural units, see there.
             num_inference_steps: Levels of noise of abduction and of prediction; a divisor of the scheduler's training
-                steps.
+                steps (flow matching: any number up to these).
             guidance_scale: Above 1 the attributes are exaggerated, also those that do not change, see
                 :class:`~softcft.counterfactuals.diffusion_backbone.DiffusionBackbone`.
             invariant_guidance_scale: The guidance scale of the attributes that do not change; left out, that of all.
@@ -180,11 +180,11 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
             infer_missing_parents: Whether the classifier may fill in the factual attributes that ``parents`` lacks.
             fit: Whether images, of any size or in files, are brought to the model's size as in training, see there.
-            callback_on_step_end: Called after each step with the pipeline, the number of the step, the training step of
-                its noisier end, and ``{"latents": ...}``, float64 of shape (B, C, H, W); returns a dict, whose
-                ``latents``, if any, replace these. The first ``num_inference_steps`` are abduction, the others
-                prediction, as many or (``"bdia"``) one less. If it sets ``pipe._interrupt = True``, the call ends with
-                the noisy images of that step.
+            callback_on_step_end: Called after each step with the pipeline, the number of the step, the time that the
+                network gets for its noisier end, and ``{"latents": ...}``, float64 of shape (B, C, H, W); returns a
+                dict, whose ``latents``, if any, replace these. The first ``num_inference_steps`` are abduction, the
+                others prediction, as many or (``"bdia"``) one less. If it sets ``pipe._interrupt = True``, the call
+                ends with the noisy images of that step.
             return_dict: Whether to return a :class:`DSCMPipelineOutput` or a tuple of its images, parents, effects,
                 factual and counterfactual predictions.
 
@@ -223,7 +223,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         Args:
             num_images: See :meth:`softcft.DSCMPipeline.sample`, also for the other arguments and what is returned.
             do: See there.
-            num_inference_steps: Levels of noise; a divisor of the scheduler's training steps.
+            num_inference_steps: Levels of noise, see :meth:`__call__`.
             guidance_scale: Above 1 the attributes are exaggerated.
             generator: See there.
             output_type: See there.

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
 from softcft.data.config import AugmentationConfig
@@ -16,6 +15,7 @@ from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.models.denoiser import UNETS, ConditionalDenoiser, adopt_unet
 from softcft.models.hvae import HVAEModel
+from softcft.models.noise_schedule import new_scheduler
 from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
 from softcft.pipelines.dscm import DSCMPipeline
 from softcft.run.models import arguments_of
@@ -115,7 +115,7 @@ def _image_model(plan: Plan) -> HVAEModel | ConditionalDenoiser:
     choice: DiffusionConfig = settings.others[DiffusionConfig]
     channels = _channels(plan) * choice.patch_size**2
     arguments |= {"in_channels": channels, "out_channels": channels, "sample_size": size // choice.patch_size}
-    scheduler = DDIMScheduler(prediction_type=choice.prediction_type, clip_sample=False)
+    scheduler = new_scheduler(choice.prediction_type)
     return ConditionalDenoiser(*adopt_unet(UNETS[choice.unet](**arguments), _graph(plan)), scheduler)
 
 

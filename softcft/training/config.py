@@ -206,8 +206,11 @@ class DiffusionConfig:
             "attended to (UNet2DConditionModel). diffusion.model has its arguments."
         },
     )
-    prediction_type: Literal["epsilon", "v_prediction"] = field(
-        default="v_prediction", metadata={"help": "What a new network predicts: the noise, or the velocity."}
+    prediction_type: Literal["epsilon", "v_prediction", "flow"] = field(
+        default="v_prediction",
+        metadata={
+            "help": "What a new network predicts: the noise or the velocity of diffusion, or flow matching's flow."
+        },
     )
     condition_dropout: Share = field(
         default=CONDITION_DROPOUT,
@@ -216,7 +219,8 @@ class DiffusionConfig:
     min_snr_gamma: Positive = field(
         default=MIN_SNR_GAMMA,
         metadata={
-            "help": "Largest weight of an image's error, see min-SNR weighting; inf for the plain error of the noise."
+            "help": "Largest weight of an image's error, see min-SNR weighting; inf for the plain error of the noise. "
+            "Not for flow matching, which has more of the times that matter instead."
         },
     )
     patch_size: Count = field(

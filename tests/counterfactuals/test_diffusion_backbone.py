@@ -165,7 +165,7 @@ def test_latents_of_an_autoencoder() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_inference_steps": 30}, "must be at least 2 and divide the 1000 training steps"),
+        ({"num_inference_steps": 30}, "num_inference_steps must .* 1000 training steps .* divide"),
         ({"guidance_scale": -1.0}, "guidance_scale"),
         ({"guidance_scale": float("nan")}, "guidance_scale"),
         ({"invariant_guidance_scale": -2.0}, "invariant_guidance_scale"),

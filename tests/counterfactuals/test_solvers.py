@@ -10,13 +10,14 @@ from torch import Tensor
 
 from softcft.counterfactuals import Solver
 from softcft.counterfactuals.solvers import LARGEST, Denoiser, NoiseLevels, _round, invert, predict
+from softcft.models.noise_schedule import NoiseSchedule
 
 SCHEDULER = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
-ALPHAS = SCHEDULER.alphas_cumprod.double()
+SCHEDULE = NoiseSchedule(SCHEDULER)
 
 
 def levels(number: int) -> NoiseLevels:
-    return NoiseLevels.spaced(ALPHAS, number)
+    return NoiseLevels.spaced(SCHEDULE, number)
 
 
 def splitting(grid: NoiseLevels, noise: Callable[[Tensor, int], Tensor]) -> Denoiser:
@@ -160,5 +161,5 @@ def test_the_gradient_of_the_whole_way_is_the_true_one(solver: Solver) -> None:
 
 @pytest.mark.parametrize("number", [0, 1, 30, 1001])
 def test_levels_must_be_evenly_spaced(number: int) -> None:
-    with pytest.raises(ValueError, match=f"divide the 1000 training steps .* got {number}"):
+    with pytest.raises(ValueError, match=f"num_inference_steps must .* divide .* got {number}"):
         levels(number)

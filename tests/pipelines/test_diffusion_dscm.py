@@ -13,7 +13,6 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
 )
 from torch import nn
 
@@ -277,7 +276,7 @@ def test_a_size_that_is_no_square_is_refused(pipe: Pipeline, size: Any) -> None:
 
 
 def test_a_scheduler_that_is_swapped_is_refused(images: np.ndarray) -> None:
-    for scheduler_class in (EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, DDPMScheduler):
+    for scheduler_class in (EulerDiscreteScheduler, DDPMScheduler):
         pipe = build()
         pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
         with pytest.raises(ValueError, match=scheduler_class.__name__):

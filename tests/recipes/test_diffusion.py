@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from datasets import load_dataset
-from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers import CMStochasticIterativeScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from softcft import DiffusionDSCMPipeline
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
@@ -180,8 +180,8 @@ def test_mistakes_of_a_training(start: Callable[..., None], flags: list[str], me
 
 
 def test_a_scheduler_of_another_kind_of_noise_is_refused(start: Callable[..., None], tmp_path: Path) -> None:
-    FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler"):
+    CMStochasticIterativeScheduler().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="CMStochasticIterativeScheduler"):
         start("train_diffusion", "--unet_dir", "runs/diffusion/unet", "--scheduler_dir", str(tmp_path))
 
 
