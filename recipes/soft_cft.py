@@ -124,7 +124,7 @@ def load_pipeline(folders: dict[str, Path]) -> "DSCMPipeline | DiffusionDSCMPipe
         HVAEModel,
         ParentEncoder,
     )
-    from softcft.models.denoiser import load_unet
+    from softcft.models.networks import load_network
     from softcft.models.noise_schedule import load_scheduler
     from softcft.models.weights import load_safetensors
 
@@ -134,7 +134,7 @@ def load_pipeline(folders: dict[str, Path]) -> "DSCMPipeline | DiffusionDSCMPipe
         return DSCMPipeline(HVAEModel.from_pretrained(folders["hvae"]), attribute_scm=scm, classifier=guide)
     folder = folders["diffusion"]
     return DiffusionDSCMPipeline(
-        unet=load_unet(folder / "unet"),
+        unet=load_network(folder / "unet"),
         parent_encoder=ParentEncoder.from_pretrained(folder / "parent_encoder"),
         scheduler=load_scheduler(folder / "scheduler"),
         attribute_scm=scm,

@@ -37,10 +37,10 @@ def build(
 ) -> ConditionalDenoiser:
     """The network, new or trained by others, with its tokens and noise schedule."""
     from softcft import ConditionalDenoiser
-    from softcft.models.denoiser import UNETS, adopt_unet, load_unet, network_size
+    from softcft.models.networks import adopt_network, load_network, network_class, network_size
     from softcft.models.noise_schedule import load_scheduler, new_scheduler
 
-    arguments = model_arguments(config, "diffusion", UNETS[diffusion.unet])
+    arguments = model_arguments(config, "diffusion", network_class(diffusion.unet))
     if diffusion.unet_dir is None or diffusion.scheduler_dir is None:
         if size % diffusion.patch_size:
             raise ValueError(f"--patch_size {diffusion.patch_size} must divide the images' side, {size}.")
@@ -50,16 +50,16 @@ def build(
             "out_channels": folded,
             "sample_size": size // diffusion.patch_size,
         }
-        unet, encoder = adopt_unet(UNETS[diffusion.unet](**arguments), graph)
-        return ConditionalDenoiser(unet, encoder, new_scheduler(diffusion.prediction_type))
-    unet = load_unet(diffusion.unet_dir)
+        network, encoder = adopt_network(network_class(diffusion.unet)(**arguments), graph)
+        return ConditionalDenoiser(network, encoder, new_scheduler(diffusion.prediction_type))
+    unet = load_network(diffusion.unet_dir)
     patch_sizes = range(1, 2 if diffusion.latents else size + 1)
     if [unet.config["in_channels"], network_size(unet)] not in [[channels * p**2, size / p] for p in patch_sizes]:
         raise ValueError(
             f"--unet_dir {diffusion.unet_dir} was trained on images of {unet.config['in_channels']} channels and size "
             f"{unet.config['sample_size']}, but these have {channels} and {size}; set --sample_size."
         )
-    return ConditionalDenoiser(*adopt_unet(unet, graph), load_scheduler(diffusion.scheduler_dir))
+    return ConditionalDenoiser(*adopt_network(unet, graph), load_scheduler(diffusion.scheduler_dir))
 
 
 def load_vae(folder: str | Path) -> AutoencoderKL:
@@ -119,12 +119,12 @@ def main() -> None:
     denoiser = build(config, graph, diffusion, channels, size)
     begin_training(config, "diffusion", training.output_dir)
     if memory.gradient_checkpointing:
-        denoiser.unet.enable_gradient_checkpointing()
+        denoiser.network.enable_gradient_checkpointing()
     objective = DiffusionObjective(denoiser, vae, diffusion.condition_dropout, diffusion.min_snr_gamma)
     train(objective, images.subset(complete=True), training, name="diffusion")
     if this_process().is_main_process:
         denoiser.eval()
-        parts = {name: getattr(denoiser, name) for name in ("unet", "parent_encoder", "scheduler")}
+        parts = {"unet": denoiser.network} | {name: getattr(denoiser, name) for name in ("parent_encoder", "scheduler")}
         if vae is None:  # of a model that was here before
             shutil.rmtree(Path(training.output_dir, "vae"), ignore_errors=True)
         else:

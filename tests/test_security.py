@@ -46,7 +46,7 @@ from softcft.data.sources import load_data
 from softcft.evaluation.figures.grids import example_grid
 from softcft.evaluation.report import write_report
 from softcft.evaluation.tables import COLUMNS
-from softcft.models.denoiser import load_unet
+from softcft.models.networks import load_network
 from softcft.models.weights import load_safetensors
 from softcft.pipelines.query import load_pipeline
 from softcft.training.parsing import read_config
@@ -100,7 +100,7 @@ PARTS: list[tuple[str, str, Callable[[Path], Any]]] = [
     ("hvae", "attribute_scm", AttributeSCM.from_pretrained),
     ("hvae", "classifier", AttributeClassifier.from_pretrained),
     ("diffusion", "parent_encoder", ParentEncoder.from_pretrained),
-    ("diffusion", "unet", load_unet),
+    ("diffusion", "unet", load_network),
     ("diffusion", "vae", lambda folder: load_safetensors(AutoencoderKL, folder)),
 ]
 

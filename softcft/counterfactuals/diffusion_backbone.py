@@ -15,7 +15,8 @@ from softcft.counterfactuals import MOST_GUIDANCE, Solver
 from softcft.counterfactuals.backbone import BackboneOutput
 from softcft.counterfactuals.solvers import Interrupted, NoiseLevels, OnStep, invert, predict
 from softcft.models import CONDITION_DROPOUT, MIN_SNR_GAMMA
-from softcft.models.denoiser import ConditionalDenoiser, network_size
+from softcft.models.denoiser import ConditionalDenoiser
+from softcft.models.networks import network_size
 from softcft.models.patches import patch_size_of
 from softcft.models.vae import decode_latents, encode_latents
 from softcft.noise import Generator, uniform
@@ -138,8 +139,7 @@ class DiffusionBackbone(nn.Module):
 
     def sample(self, parents: Tensor, generator: Generator = None) -> Tensor:
         """Images of encoded attributes (B, K), shape (B, C, H, W), by DDIM, all guided by ``guidance_scale``."""
-        unet = self.denoiser.unet
-        channels, size = unet.config["in_channels"], network_size(unet)
+        channels, size = self.denoiser.channels, network_size(self.denoiser.network)
         if self.vae is None:  # pixels, of which the network may see patches
             channels, patch_size = patch_size_of(channels)
             size *= patch_size

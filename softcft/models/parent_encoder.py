@@ -1,4 +1,4 @@
-"""Turns the attributes of a causal graph into tokens that condition a UNet of diffusers."""
+"""Turns the attributes of a causal graph into tokens that condition a network of diffusers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ParentEncoder(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[m
 
     Args:
         graph: The causal graph as plain data (:meth:`~softcft.graph.CausalGraph.to_list`).
-        embedding_dim: Size of a token: the ``cross_attention_dim`` of a ``UNet2DConditionModel``, or the size of the
-            time embedding of a ``UNet2DModel``, four times its first block's channels.
+        embedding_dim: Size of a token, which the network tells: that of text, such as the ``cross_attention_dim`` of a
+            ``UNet2DConditionModel``, or of what tokens are added to, such as the time embedding of a ``UNet2DModel``.
 
     Raises:
         ValueError: If the graph is invalid, or ``embedding_dim`` is no whole number of at least 1.
@@ -57,3 +57,11 @@ class ParentEncoder(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[m
             return torch.stack([encode(x) for encode, x in zip(self.encoders, columns, strict=True)], dim=1)
         tokens = torch.stack([encode(x.nan_to_num()) for encode, x in zip(self.encoders, columns, strict=True)], dim=1)
         return torch.where(present[:, :, None], tokens, self.absent.to(tokens.dtype))
+
+    def silence(self) -> list[nn.Linear]:
+        """Make all tokens 0 until they are trained; returns the last layer of each variable."""
+        last = [[x for x in layer.modules() if isinstance(x, nn.Linear)][-1] for layer in self.encoders]
+        with torch.no_grad():
+            for parameter in (*nn.ModuleList(last).parameters(), self.absent):
+                parameter.zero_()
+        return last

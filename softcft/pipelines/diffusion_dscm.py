@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -22,7 +23,8 @@ from softcft.counterfactuals.solvers import Interrupted
 from softcft.graph import CausalGraph
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
-from softcft.models.denoiser import ConditionalDenoiser, network_size
+from softcft.models.denoiser import ConditionalDenoiser
+from softcft.models.networks import network_size
 from softcft.models.noise_schedule import Scheduler
 from softcft.models.parent_encoder import ParentEncoder
 from softcft.models.patches import patch_size_of
@@ -77,7 +79,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
     _optional_components = ["classifier", "vae"]  # noqa: RUF012
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
 
-    unet: UNet2DModel | UNet2DConditionModel
+    unet: ModelMixin
     parent_encoder: ParentEncoder
     scheduler: Scheduler
     attribute_scm: AttributeSCM
@@ -86,7 +88,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
 
     def __init__(
         self,
-        unet: UNet2DModel | UNet2DConditionModel,
+        unet: ModelMixin,
         parent_encoder: ParentEncoder,
         scheduler: Scheduler,
         attribute_scm: AttributeSCM,

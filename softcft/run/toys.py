@@ -13,8 +13,9 @@ from softcft.data.config import AugmentationConfig
 from softcft.graph import CausalGraph
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
-from softcft.models.denoiser import UNETS, ConditionalDenoiser, adopt_unet
+from softcft.models.denoiser import ConditionalDenoiser
 from softcft.models.hvae import HVAEModel
+from softcft.models.networks import adopt_network, network_class
 from softcft.models.noise_schedule import new_scheduler
 from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
 from softcft.pipelines.dscm import DSCMPipeline
@@ -69,7 +70,7 @@ def make_objective(plan: Plan, settings: Settings) -> nn.Module:
         return ClassifierObjective(_classifier(plan, settings), augmentation)
     model = _image_model(plan)
     if settings.others[MemoryConfig].gradient_checkpointing:
-        (model if isinstance(model, HVAEModel) else model.unet).enable_gradient_checkpointing()
+        (model if isinstance(model, HVAEModel) else model.network).enable_gradient_checkpointing()
     return HVAEObjective(model) if isinstance(model, HVAEModel) else DiffusionObjective(model)
 
 
@@ -78,7 +79,7 @@ def make_pipeline(plan: Plan) -> DSCMPipeline | DiffusionDSCMPipeline:
     model, scm, guide = _image_model(plan), _scm(plan), _classifier(plan, plan.trainings["guide"])
     if isinstance(model, HVAEModel):
         return DSCMPipeline(model, scm, guide)
-    return DiffusionDSCMPipeline(model.unet, model.parent_encoder, model.scheduler, scm, guide, None)
+    return DiffusionDSCMPipeline(model.network, model.parent_encoder, model.scheduler, scm, guide, None)
 
 
 def _tuning(plan: Plan, settings: Settings, augmentation: AugmentationConfig | None) -> nn.Module:
@@ -116,7 +117,7 @@ def _image_model(plan: Plan) -> HVAEModel | ConditionalDenoiser:
     channels = _channels(plan) * choice.patch_size**2
     arguments |= {"in_channels": channels, "out_channels": channels, "sample_size": size // choice.patch_size}
     scheduler = new_scheduler(choice.prediction_type)
-    return ConditionalDenoiser(*adopt_unet(UNETS[choice.unet](**arguments), _graph(plan)), scheduler)
+    return ConditionalDenoiser(*adopt_network(network_class(choice.unet)(**arguments), _graph(plan)), scheduler)
 
 
 def _vae(plan: Plan, settings: Settings) -> AutoencoderKL:

@@ -16,7 +16,7 @@ def make_backbone(prediction_type: str = "epsilon", **settings: Any) -> Diffusio
     torch.manual_seed(1)
     nn.init.normal_(denoiser.parent_encoder.absent)
     # A network at its start hardly sees its input. Small changes of the image, so that none is clamped.
-    for parameter in denoiser.unet.conv_out.parameters():
+    for parameter in denoiser.network.conv_out.parameters():
         parameter.data *= 0.3
     return DiffusionBackbone(denoiser, **{"num_inference_steps": 10, **settings}).eval()
 
@@ -36,7 +36,7 @@ def test_nothing_changes_where_nothing_is_changed(steps: int, prediction_type: s
     for solver in ("ddim", "bdia"):
         backbone = make_backbone(prediction_type=prediction_type, num_inference_steps=steps, abduction=solver)
         if precision != "autocast":
-            backbone.denoiser.unet.to(getattr(torch, precision))
+            backbone.denoiser.network.to(getattr(torch, precision))
             backbone.denoiser.parent_encoder.to(getattr(torch, precision))
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
             output = backbone.counterfactual(image, parents, parents)
@@ -127,7 +127,7 @@ def test_gradients_of_the_last_steps() -> None:
         output = backbone.counterfactual(image, parents, others)
         assert not any(z.requires_grad for z in output.latents)
         output.image.square().mean().backward()
-        weight = backbone.denoiser.unet.conv_in.weight
+        weight = backbone.denoiser.network.conv_in.weight
         gradients[steps] = weight.grad.clone()
     assert (gradients[1] - gradients[3]).norm() > 0.01 * gradients[3].norm()
     torch.testing.assert_close(gradients[3], gradients[None])  # BDIA takes one step less than there are levels

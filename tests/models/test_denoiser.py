@@ -9,7 +9,8 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DCond
 from torch import Tensor, nn
 
 from softcft.graph import CausalGraph, Variable
-from softcft.models.denoiser import ConditionalDenoiser, adopt_unet
+from softcft.models.denoiser import ConditionalDenoiser
+from softcft.models.networks import adopt_network
 from softcft.models.parent_encoder import ParentEncoder
 
 GRAPH = CausalGraph(
@@ -96,7 +97,7 @@ def test_a_network_of_more_channels_sees_patches(attention: bool) -> None:
     tokens = denoiser.parent_encoder(parents)
     condition = {"encoder_hidden_states": tokens} if attention else {"class_labels": tokens.sum(dim=1)}
     corners = torch.stack([image[:, 0, i::2, j::2] for i in (0, 1) for j in (0, 1)], dim=1)
-    seen = denoiser.unet(corners, timestep, **condition).sample
+    seen = denoiser.network(corners, timestep, **condition).sample
     prediction = denoiser(image, timestep, parents)
     assert prediction.shape == image.shape
     for k, (i, j) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
@@ -145,7 +146,7 @@ def test_the_loss_is_the_error_of_the_prediction(prediction_type: str) -> None:
     """Weighted, it is that of the image, with the weight min(SNR, gamma)."""
     image, parents = torch.randn(64, 1, 8, 8), draw_parents(64)
     denoiser = make_denoiser(prediction_type=prediction_type)
-    denoiser.unet = told = Told(image, prediction_type)
+    denoiser.network = told = Told(image, prediction_type)
     torch.testing.assert_close(denoiser.loss(image, parents), torch.full((64,), 0.25), rtol=1e-3, atol=0)
     weighted = denoiser.loss(image, parents, min_snr_gamma=5)
     # Errors of noise and velocity, and those of the image that follow: x = (x_t - s e) / a, and x = a x_t - s v.
@@ -160,7 +161,7 @@ def test_times_are_uniform_and_reproducible() -> None:
     image, parents = torch.zeros(4000, 1, 8, 8), draw_parents(4000)
     denoiser = make_denoiser()
     seen = []
-    denoiser.unet.forward = lambda noisy, timestep, class_labels: (  # type: ignore[method-assign]
+    denoiser.network.forward = lambda noisy, timestep, class_labels: (  # type: ignore[method-assign]
         seen.append(timestep) or type("Output", (), {"sample": noisy})
     )
     generators = [torch.Generator().manual_seed(i) for i in range(4000)]
@@ -217,10 +218,10 @@ def test_the_encoder_is_saved(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("attention", "network", "embedding_dim", "scheduler", "named"),
     [
-        (False, {"out_channels": 2}, 16, {}, "unet must"),
-        (False, {"class_embed_type": None}, 16, {}, "unet must .*class_embed_type"),
-        (False, {}, 8, {}, "8, but the time embedding of unet has 16"),
-        (True, {}, 8, {}, "8, but cross_attention_dim of unet is 16"),
+        (False, {"out_channels": 2}, 16, {}, "network must"),
+        (False, {"class_embed_type": None}, 16, {}, "network must .*class_embed_type"),
+        (False, {}, 8, {}, "size 8, .* size 16"),
+        (True, {}, 8, {}, "size 8, .* size 16"),
         (False, {}, 16, {"prediction_type": "sample"}, "'sample'"),
         (False, {}, 16, {"clip_sample": True}, "clip_sample=False"),
         (False, {}, 16, {"thresholding": True}, "thresholding=False"),
@@ -252,10 +253,10 @@ def test_a_scheduler_that_would_be_ignored_is_refused_by_name(name: str) -> None
         scheduler = object.__new__(SCHEDULERS[name])
     denoiser = make_denoiser()
     if SCHEDULERS[name] in (DDIMScheduler, FlowMatchEulerDiscreteScheduler):
-        ConditionalDenoiser(denoiser.unet, denoiser.parent_encoder, scheduler)
+        ConditionalDenoiser(denoiser.network, denoiser.parent_encoder, scheduler)
     else:
         with pytest.raises(ValueError, match=f"scheduler must be a DDIMScheduler .* got {name}"):
-            ConditionalDenoiser(denoiser.unet, denoiser.parent_encoder, scheduler)
+            ConditionalDenoiser(denoiser.network, denoiser.parent_encoder, scheduler)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +294,7 @@ def stock_unet(**settings: Any) -> UNet2DModel:
 @pytest.mark.parametrize(("classes", "column"), [(2, "state"), (3, "site")])
 def test_a_class_conditional_network_goes_on_as_it_was(classes: int, column: str) -> None:
     unet = stock_unet(num_class_embeds=classes)
-    adopted, encoder = adopt_unet(unet, GRAPH)
+    adopted, encoder = adopt_network(unet, GRAPH)
     denoiser = ConditionalDenoiser(adopted, encoder, make_scheduler())
     x, timestep, parents = torch.randn(8, 1, 8, 8), torch.full((8,), 300), draw_parents(8)
     own = parents[:, GRAPH.slices[column]]
@@ -308,7 +309,7 @@ def test_a_class_conditional_network_goes_on_as_it_was(classes: int, column: str
 @pytest.mark.parametrize("time_embedding_dim", [None, 24])
 def test_an_unconditional_network_goes_on_as_it_was(time_embedding_dim: int | None) -> None:
     unet = stock_unet(time_embedding_dim=time_embedding_dim)
-    denoiser = ConditionalDenoiser(*adopt_unet(unet, GRAPH), make_scheduler())
+    denoiser = ConditionalDenoiser(*adopt_network(unet, GRAPH), make_scheduler())
     x, timestep = torch.randn(8, 1, 8, 8), torch.full((8,), 300)
     expected = unet(x, timestep).sample
     for present in (None, torch.rand(8, 3) < 0.5):
@@ -316,7 +317,7 @@ def test_an_unconditional_network_goes_on_as_it_was(time_embedding_dim: int | No
 
 
 def test_adopted_networks_can_learn_all_attributes() -> None:
-    denoiser = ConditionalDenoiser(*adopt_unet(stock_unet(), GRAPH), make_scheduler())
+    denoiser = ConditionalDenoiser(*adopt_network(stock_unet(), GRAPH), make_scheduler())
     optimizer = torch.optim.SGD(denoiser.parameters(), lr=0.01)
     for _ in range(2):  # at first tokens are 0, and the layers below the last have no gradient
         optimizer.zero_grad()
@@ -328,7 +329,7 @@ def test_adopted_networks_can_learn_all_attributes() -> None:
 def test_a_network_that_has_tokens_is_taken_as_it_is() -> None:
     for attention in (False, True):
         unet = make_unet(attention)
-        adopted, encoder = adopt_unet(unet, GRAPH)
+        adopted, encoder = adopt_network(unet, GRAPH)
         assert adopted is unet
         ConditionalDenoiser(adopted, encoder, make_scheduler())
 
@@ -341,12 +342,12 @@ def test_conditions_of_another_kind_are_refused() -> None:
         (stock_unet(num_class_embeds=10), r"10 classes.*\[\] have"),
     ):
         with pytest.raises(ValueError, match=named):
-            adopt_unet(unet, GRAPH)
+            adopt_network(unet, GRAPH)
 
 
 def test_a_compiled_network_is_known() -> None:
     denoiser = make_denoiser(attention=True)
     compiled = ConditionalDenoiser(
-        torch.compile(denoiser.unet, backend="eager"), denoiser.parent_encoder, make_scheduler()
+        torch.compile(denoiser.network, backend="eager"), denoiser.parent_encoder, make_scheduler()
     )
-    assert compiled.unet.config["cross_attention_dim"] == 16
+    assert compiled.network.config["cross_attention_dim"] == 16

@@ -14,11 +14,11 @@ from tests.models.test_denoiser import draw_parents, make_denoiser
 def test_adapters_learn_in_place_of_the_network_and_end_in_its_weights(attention: bool) -> None:
     denoiser: ConditionalDenoiser = make_denoiser(attention)
     image, timestep, parents = torch.randn(2, 1, 8, 8), torch.tensor([3, 600]), draw_parents(2)
-    names, start = list(denoiser.state_dict()), {k: v.clone() for k, v in denoiser.unet.state_dict().items()}
+    names, start = list(denoiser.state_dict()), {k: v.clone() for k, v in denoiser.network.state_dict().items()}
     before = denoiser(image, timestep, parents)
-    with adapters(denoiser.unet, rank=2):
+    with adapters(denoiser.network, rank=2):
         torch.testing.assert_close(denoiser(image, timestep, parents), before, rtol=0, atol=1e-5)
-        trained = {name: p for name, p in denoiser.unet.named_parameters() if p.requires_grad}
+        trained = {name: p for name, p in denoiser.network.named_parameters() if p.requires_grad}
         assert {name.split(".")[-3] for name in trained} == {"lora_A", "lora_B"}
         for parameter in trained.values():
             nn.init.normal_(parameter, std=0.1)
@@ -27,16 +27,16 @@ def test_adapters_learn_in_place_of_the_network_and_end_in_its_weights(attention
         learned = denoiser(image, timestep, parents)
     assert list(denoiser.state_dict()) == names
     torch.testing.assert_close(denoiser(image, timestep, parents), learned, rtol=0, atol=1e-5)
-    for name, weights in denoiser.unet.state_dict().items():
+    for name, weights in denoiser.network.state_dict().items():
         rank = torch.linalg.matrix_rank((weights - start[name]).flatten(1), rtol=1e-4) if weights.ndim > 1 else 0
         assert rank <= 2
-    assert all(parameter.requires_grad for parameter in denoiser.unet.parameters())
+    assert all(parameter.requires_grad for parameter in denoiser.network.parameters())
 
 
 def test_without_a_rank_all_weights_learn() -> None:
     denoiser = make_denoiser()
-    with adapters(denoiser.unet, rank=None):
-        assert all(parameter.requires_grad for parameter in denoiser.unet.parameters())
+    with adapters(denoiser.network, rank=None):
+        assert all(parameter.requires_grad for parameter in denoiser.network.parameters())
 
 
 def test_a_rank_that_is_none_is_refused() -> None:
