@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import get_args
 
@@ -10,8 +11,8 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from softcft.arguments import check_choice, check_number, check_whole, takes_any_numbers
-from softcft.counterfactuals import MOST_GUIDANCE, Solver
+from softcft.arguments import check_choice, check_whole, plain, shown, takes_any_numbers
+from softcft.counterfactuals import Solver, check_guidance
 from softcft.counterfactuals.backbone import BackboneOutput
 from softcft.counterfactuals.solvers import Interrupted, NoiseLevels, OnStep, invert, predict
 from softcft.models import CONDITION_DROPOUT, MIN_SNR_GAMMA
@@ -27,17 +28,18 @@ __all__ = ["DiffusionBackbone"]
 class DiffusionBackbone(nn.Module):
     r"""Abduction by deterministic inversion, prediction by denoising under the counterfactual parents.
 
-    Both take the same levels of noise. Abduction is never guided. Prediction may be (Ho and Salimans, "Classifier-free
-    diffusion guidance", 2022). With :math:`\epsilon_\emptyset`, the noise that the network predicts without any
-    attributes, and weight w,
+    Both take the same levels of noise. Abduction is never guided. Prediction may be. With
+    :math:`\epsilon_\emptyset`, the noise that the network predicts without any attributes, groups g of attributes,
+    and a weight for each,
 
-    .. math:: \hat\epsilon = \epsilon_\emptyset + w (\epsilon(pa^*) - \epsilon_\emptyset).
+    .. math:: \hat\epsilon = \epsilon_\emptyset + \sum_g w_g (\epsilon(pa^*_g) - \epsilon_\emptyset).
 
-    *Factored* guidance has one weight for the attributes that the intervention changes, and another for the others
-    (Xia et al., "Decoupled classifier-free guidance for counterfactual diffusion models", 2025):
-
-    .. math:: \hat\epsilon = \epsilon_\emptyset + w (\epsilon(pa^*_{changed}) - \epsilon_\emptyset)
-        + w' (\epsilon(pa^*_{kept}) - \epsilon_\emptyset).
+    - A number is the weight of a single group, of all attributes: Ho and Salimans, "Classifier-free diffusion
+      guidance" (2022). A weight of 1 is no guidance.
+    - *Factored* guidance has a group of the attributes that the intervention changes, and one of the others: Xia et
+      al., "Decoupled classifier-free guidance for counterfactual diffusion models" (2025).
+    - A mapping has a group for each variable that it names, whether it changes or not. The others are a group of
+      weight 1.
 
     Args:
         denoiser: The image mechanism.
@@ -47,8 +49,9 @@ class DiffusionBackbone(nn.Module):
         abduction: The solver, see :mod:`softcft.counterfactuals.solvers`. With ``bdia``, without ``vae`` and guidance,
             a null intervention returns exactly the image, whatever type the network computes in. Other interventions
             have the error of that type, which is larger if the network predicts the noise.
-        guidance_scale: w. Above 1 the attributes are exaggerated.
-        invariant_guidance_scale: w' of factored guidance; left out, guidance is not factored.
+        guidance_scale: The weight of all attributes, or, beside ``invariant_guidance_scale``, of those that change; or
+            a mapping from variables to weights. Above 1 attributes are exaggerated, at 0 they are left out.
+        invariant_guidance_scale: The weight of those that do not change; left out, guidance is not factored.
         gradient_steps: How many of the last steps of prediction, and of the same steps of abduction, have gradients;
             all if left out.
         condition_dropout: Of the fidelity, see :meth:`~softcft.models.denoiser.ConditionalDenoiser.loss`. Without it
@@ -59,7 +62,8 @@ class DiffusionBackbone(nn.Module):
 
     Raises:
         ValueError: If there is no such ``abduction``, ``num_inference_steps`` or ``gradient_steps`` does not fit the
-            scheduler, or a guidance scale is no number from 0 to 1000.
+            scheduler, a guidance scale is no number from 0 to 1000, a variable is unknown, or there is an
+            ``invariant_guidance_scale`` beside weights of variables.
     """
 
     @takes_any_numbers
@@ -69,7 +73,7 @@ class DiffusionBackbone(nn.Module):
         vae: AutoencoderKL | None = None,
         num_inference_steps: int = 50,
         abduction: Solver = "bdia",
-        guidance_scale: float = 1.0,
+        guidance_scale: float | Mapping[str, float] = 1.0,
         invariant_guidance_scale: float | None = None,
         gradient_steps: int | None = None,
         condition_dropout: float = CONDITION_DROPOUT,
@@ -78,9 +82,12 @@ class DiffusionBackbone(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("abduction", abduction, get_args(Solver))
-        check_number("guidance_scale", guidance_scale, least=0, most=MOST_GUIDANCE)
-        if invariant_guidance_scale is not None:
-            check_number("invariant_guidance_scale", invariant_guidance_scale, least=0, most=MOST_GUIDANCE)
+        if isinstance(guidance_scale, Mapping):
+            guidance_scale = plain(dict(guidance_scale))
+        check_guidance(guidance_scale, invariant_guidance_scale)
+        names = denoiser.parent_encoder.causal_graph.names
+        if isinstance(guidance_scale, Mapping) and (unknown := [name for name in guidance_scale if name not in names]):
+            raise ValueError(f"guidance_scale names {shown(unknown[0])}; the variables are {list(names)}.")
         levels = NoiseLevels.spaced(denoiser.schedule, num_inference_steps)
         if gradient_steps is not None:
             check_whole("gradient_steps", gradient_steps)
@@ -173,12 +180,9 @@ class DiffusionBackbone(nn.Module):
         return self.denoiser.schedule.split(noisy, prediction, self.levels.signal[level], self.levels.noise[level])
 
     def _predict_guided(self, noisy: Tensor, timestep: Tensor, parents: Tensor, changed: Tensor | None) -> Tensor:
-        if changed is None or (self.guidance_scale == 1 and self.invariant_guidance_scale is None):
+        if changed is None or (self.guidance_scale in (1, {}) and self.invariant_guidance_scale is None):
             return self.denoiser(noisy, timestep, parents)
-        if self.invariant_guidance_scale is None:
-            groups = [(self.guidance_scale, torch.ones_like(changed))]
-        else:
-            groups = [(self.guidance_scale, changed), (self.invariant_guidance_scale, ~changed)]
+        groups = self._groups(changed)
         # One pass for all: none of the attributes, then each group. Velocity is linear in the noise, and guided alike.
         present = torch.cat([torch.zeros_like(changed), *(mask for _, mask in groups)])
         times = 1 + len(groups)
@@ -187,6 +191,18 @@ class DiffusionBackbone(nn.Module):
         ).chunk(times)
         guidance = [scale * (prediction - none) for (scale, _), prediction in zip(groups, given, strict=True)]
         return none + torch.stack(guidance).sum(dim=0)
+
+    def _groups(self, changed: Tensor) -> list[tuple[float, Tensor]]:
+        """Weights of groups of variables, with which these are, of each image, (B, V)."""
+        scale = self.guidance_scale
+        if not isinstance(scale, Mapping):
+            if self.invariant_guidance_scale is None:
+                return [(scale, torch.ones_like(changed))]
+            return [(scale, changed), (self.invariant_guidance_scale, ~changed)]
+        names = self.denoiser.parent_encoder.causal_graph.names
+        sets = [(weight, [name]) for name, weight in scale.items()] + [(1.0, [n for n in names if n not in scale])]
+        members = [(weight, [name in group for name in names]) for weight, group in sets if group]
+        return [(weight, torch.tensor(member, device=changed.device).expand_as(changed)) for weight, member in members]
 
     @torch.no_grad()
     def _encode(self, image: Tensor) -> Tensor:

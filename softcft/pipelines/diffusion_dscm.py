@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -155,7 +155,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         parents: Values | list[Values] | None = None,
         do: Values | list[Values] | None = None,
         num_inference_steps: int = 50,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | Mapping[str, float] = 1.0,
         invariant_guidance_scale: float | None = None,
         abduction: Solver = "bdia",
         generator: Generator = None,
@@ -173,7 +173,8 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
             do: The intervention in natural units, see there.
             num_inference_steps: Levels of noise of abduction and of prediction; a divisor of the scheduler's training
                 steps (flow matching: any number up to these).
-            guidance_scale: Above 1 the attributes are exaggerated, also those that do not change, see
+            guidance_scale: Above 1 the attributes are exaggerated, also those that do not change; a mapping
+                (``{"sex": 2.0, "age": 1.5}``) has weights of single ones, see
                 :class:`~softcft.counterfactuals.diffusion_backbone.DiffusionBackbone`.
             invariant_guidance_scale: The guidance scale of the attributes that do not change; left out, that of all.
             abduction: ``"bdia"``, which is exact, or ``"ddim"``, the usual one.
@@ -216,7 +217,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         num_images: int = 1,
         do: Values | list[Values] | None = None,
         num_inference_steps: int = 50,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | Mapping[str, float] = 1.0,
         generator: Generator = None,
         output_type: OutputType = "pil",
     ) -> DSCMPipelineOutput:
@@ -226,7 +227,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
             num_images: See :meth:`softcft.DSCMPipeline.sample`, also for the other arguments and what is returned.
             do: See there.
             num_inference_steps: Levels of noise, see :meth:`__call__`.
-            guidance_scale: Above 1 the attributes are exaggerated.
+            guidance_scale: Above 1 the attributes are exaggerated; a mapping has weights of single ones.
             generator: See there.
             output_type: See there.
 

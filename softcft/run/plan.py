@@ -5,6 +5,7 @@ A plan needs no torch: settings are read, and mistakes in them refused, at once.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -318,6 +319,7 @@ def read_guidances(section: dict[str, dict[str, Any]], folder: Path) -> dict[str
         if unknown := [key for key in settings if key not in known]:
             raise ValueError(f"guidance.{name}: unknown key {unknown[0]!r}; it may have {', '.join(known)}.")
         given = given_settings(SolverConfig(**settings))
-        scales = [flag for key, value in given.items() for flag in (f"--{key}", str(value))]
+        texts = {key: json.dumps(value) if isinstance(value, dict) else str(value) for key, value in given.items()}
+        scales = [flag for key, text in texts.items() for flag in (f"--{key}", text)]
         guidances[name] = [*parts, *scales, "--output_dir", str(folder / name)]
     return guidances

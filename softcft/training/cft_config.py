@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 from softcft.arguments import Count, NotNegative, Positive, Range, Share, check_fields
 from softcft.cft import CFTMode
-from softcft.counterfactuals import MOST_GUIDANCE, Solver
+from softcft.counterfactuals import MOST_GUIDANCE, Solver, check_guidance
 from softcft.models import CONDITION_DROPOUT, MIN_SNR_GAMMA
+from softcft.training.yaml_files import parse_yaml
 
 __all__ = [
     "CFTConfig",
@@ -116,8 +117,12 @@ class SolverConfig:
     abduction: Solver | None = field(
         default=None, metadata={"help": "Diffusion only: the solver; bdia, which is exact, if left out."}
     )
-    guidance_scale: Annotated[float, Range(0, MOST_GUIDANCE)] | None = field(
-        default=None, metadata={"help": "Diffusion only: weight of the attributes in prediction; 1 if left out."}
+    guidance_scale: float | str | dict[str, float] | None = field(
+        default=None,
+        metadata={
+            "help": "Diffusion only: weight of the attributes in prediction, 2, or of single ones, '{sex: 2, age: 1}'; "
+            "1 if left out."
+        },
     )
     invariant_guidance_scale: Annotated[float, Range(0, MOST_GUIDANCE)] | None = field(
         default=None, metadata={"help": "Diffusion only: weight of the attributes that stay; not apart if left out."}
@@ -125,6 +130,10 @@ class SolverConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if isinstance(self.guidance_scale, str):  # a flag, which says what a file would
+            self.guidance_scale = parse_yaml(self.guidance_scale, "guidance_scale")
+        if self.guidance_scale is not None:
+            check_guidance(self.guidance_scale, self.invariant_guidance_scale)
 
 
 @dataclass(kw_only=True)

@@ -357,7 +357,10 @@ def _cast(value: Any, hint: Any, where: str) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
         if value is None and type(None) in get_args(hint):
             return None
-        (hint,) = (option for option in get_args(hint) if option is not type(None))
+        first, *others = (option for option in get_args(hint) if option is not type(None))
+        if isinstance(value, dict) and dict in [get_origin(option) for option in others]:
+            return value  # whose entries its class checks
+        hint = first
     is_number = is_finite(value) or (isinstance(value, float) and hint is float)  # infinity turns a limit off
     if get_origin(hint) is list and isinstance(value, list | str):  # one word is a list of one
         return [_cast(entry, get_args(hint)[0], where) for entry in ([value] if isinstance(value, str) else value)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["dump_yaml", "load_yaml"]
+__all__ = ["dump_yaml", "load_yaml", "parse_yaml"]
 
 SCALARS = {
     "null": ("~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -62,22 +62,26 @@ def dump_yaml(config: Mapping[str, Any]) -> str:
 
 
 def load_yaml(path: Path) -> Any:
-    """The content of a YAML file.
+    """The content of a YAML file, see :func:`parse_yaml`."""
+    return parse_yaml(path.read_bytes(), str(path))
+
+
+def parse_yaml(content: str | bytes, name: str) -> Any:
+    """The value that a text of YAML, of that name in messages, stands for.
 
     Raises:
         ValueError: If it is no valid YAML, or has more than 100,000 entries.
     """
-    content = path.read_bytes()
     try:
-        loader = _Loader(content.decode())
+        loader = _Loader(content if isinstance(content, str) else content.decode())
         node = loader.get_single_node()
         if _entries(node, {}) > MOST_ENTRIES:
             raise ValueError(
-                f"{path} has more than {MOST_ENTRIES:,} entries, with those that aliases (*name) repeat; write fewer."
+                f"{name} has more than {MOST_ENTRIES:,} entries, with those that aliases (*name) repeat; write fewer."
             )
         return None if node is None else loader.construct_document(node)
     except (RecursionError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+        raise ValueError(f"{name} is not valid YAML: {error}") from error
 
 
 def _entries(node: Any, known: dict[int, float]) -> float:

@@ -100,6 +100,23 @@ def test_guidance_is_a_weighted_sum() -> None:
     torch.testing.assert_close(guided(), expected)
     assert (expected - everything).abs().max() > 1e-3
 
+    # One variable with a weight of its own: factored, as if it alone had changed, and whatever has.
+    backbone.guidance_scale, backbone.invariant_guidance_scale = {"size": 3.0}, None
+    alone = torch.tensor([[name == "size" for name in GRAPH.names]]).expand(4, -1)
+    torch.testing.assert_close(guided(), none + 3 * (noise(alone) - none) + (noise(~alone) - none))
+    assert torch.equal(guided(), backbone._denoise(x, 5, 5, others, ~changed)[1])
+    weights = {"state": 0.5, "size": 3.0, "site": 2.0}
+    assert set(weights) == set(GRAPH.names)
+    groups = {name: torch.tensor([[n == name for n in GRAPH.names]]).expand(4, -1) for name in weights}
+    backbone.guidance_scale = weights
+    expected = none + sum(weights[name] * (noise(groups[name]) - none) for name in weights)
+    torch.testing.assert_close(guided(), expected)
+    backbone.guidance_scale = dict.fromkeys(weights, 0.0)
+    torch.testing.assert_close(guided(), none)
+    backbone.guidance_scale = {}
+    assert torch.equal(guided(), everything)
+    backbone.guidance_scale, backbone.invariant_guidance_scale = 3.0, 0.5
+
     # What changes is read from the attributes.
     seen = []
     original = backbone._predict_guided
@@ -169,6 +186,9 @@ def test_latents_of_an_autoencoder() -> None:
         ({"guidance_scale": -1.0}, "guidance_scale"),
         ({"guidance_scale": float("nan")}, "guidance_scale"),
         ({"invariant_guidance_scale": -2.0}, "invariant_guidance_scale"),
+        ({"guidance_scale": {"size": -1.0}}, r"guidance_scale\['size'\]"),
+        ({"guidance_scale": {"weight": 1.0}}, "guidance_scale .*'weight'"),
+        ({"guidance_scale": {"size": 2.0}, "invariant_guidance_scale": 1.0}, "invariant_guidance_scale"),
         ({"gradient_steps": 0}, "gradient_steps"),
         ({"gradient_steps": 11}, r"gradient_steps"),
         ({"abduction": "edict"}, r"abduction must be one of \['ddim', 'bdia'\], got 'edict'"),

@@ -298,6 +298,7 @@ def test_latents_wait_for_their_vae(
         ({"guidance": {"hard": {}}}, "guidance.hard"),
         ({"guidance": {"cfg": {"scale": 2}}}, "guidance.cfg: .*'scale'"),
         ({"guidance": {"cfg": {"guidance_scale": "two"}}}, "guidance_scale .*'two'"),
+        ({"guidance": {"each": {"guidance_scale": {"sex": -2}}}}, r"guidance_scale\['sex'\] .*-2"),
         ({"cft": {"num_inference_steps": 1}}, "--num_inference_steps .*1"),
         ({"cft": {"abduction": "edict"}}, "abduction.*'edict'"),
         ({"diffusion": {"model": {"channels": 8}}}, "diffusion.model: .*'channels'"),

@@ -6,6 +6,8 @@ from typing import Literal
 import pytest
 import yaml
 
+from softcft.run.plan import read_guidances
+from softcft.training.cft_config import SolverConfig, given_settings
 from softcft.training.config import TrainingConfig
 from softcft.training.parsing import further_guides, parse_config, read_config, write_config
 
@@ -101,6 +103,19 @@ def test_resolved_config_repeats_the_run(path, tmp_path):
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(yaml.safe_dump(first[0]))
     assert parse(path, ["--config", str(resolved)]) == first
+
+
+@pytest.mark.parametrize("scale", [2.5, {"sex": 2.0, 'it\'s "so" = high, or: {low}': 0.5}])
+def test_guidance_is_a_number_or_a_weight_per_variable_in_files_flags_and_runs(path, tmp_path, scale):
+    flags = read_guidances({"mine": {"guidance_scale": scale}}, tmp_path)["mine"]
+    place = flags.index("--guidance_scale")
+    config, given, _ = parse(path, flags[place : place + 2], "cft", (SolverConfig, DataConfig))
+    assert given_settings(given) == {"guidance_scale": scale}
+    (resolved := tmp_path / "resolved.yaml").write_text(yaml.safe_dump(config))
+    assert parse(resolved, [], "cft", (SolverConfig, DataConfig))[1] == given
+    for wrong in ("two", "{sex: 2", "{sex: -2}", "[2]", "nan"):
+        with pytest.raises(ValueError, match="guidance_scale"):
+            parse(path, ["--guidance_scale", wrong], "cft", (SolverConfig, DataConfig))
 
 
 def test_guides_are_a_list(path, tmp_path):
