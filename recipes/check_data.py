@@ -13,7 +13,7 @@ exit status is 1 if something would stop a training. Reads the section data.
 import argparse
 import sys
 import tempfile
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from transformers import HfArgumentParser
 from softcft.arguments import in_terms_of_flags
 from softcft.data.config import BUILT_IN, DataConfig
 from softcft.run.plan import RunConfig, make_plan
-from softcft.training.parsing import parse_config
+from softcft.training.parsing import FLAGS, parse_config, run_main
 
 if TYPE_CHECKING:
     from softcft.data.report import DataReport
@@ -131,13 +131,14 @@ def main() -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
         report = check_data(table, data, graph, config["columns"], all_images=settings.all_images)
     except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(in_terms_of_flags(str(error), [field.name for field in fields(data)])) from error
+        raise SystemExit(in_terms_of_flags(str(error), FLAGS)) from error
     if drafting:
         print(f"\nWithout --graph, this is about a draft, which is saved as {drafted}:\n\n{text}", end="")
         drafted.write_text(text, encoding="utf-8")
     print("\n".join(["", data.dataset_name, *report.lines]))
     draw(report, output_dir / "check_data.png")
-    for kind, found in (("problems that would stop a training", report.errors), ("warnings", report.warnings)):
+    errors = [in_terms_of_flags(error, FLAGS) for error in report.errors]
+    for kind, found in (("problems that would stop a training", errors), ("warnings", report.warnings)):
         print("\n".join(["", f"{len(found)} {kind}", *(f"  {i}. {text}" for i, text in enumerate(found, start=1))]))
     if not report.errors:
         print("\nMeasuring how long a run would take ...", flush=True)
@@ -148,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -25,7 +25,7 @@ from softcft.evaluation.config import EvaluationSettings
 from softcft.models import MODULES_HELP
 from softcft.training.cft_config import SolverConfig, given_settings
 from softcft.training.config import PRECISION_HELP, Precision
-from softcft.training.parsing import parse_config, write_config
+from softcft.training.parsing import parse_config, run_main, write_config
 from softcft.training.writing import replace_file
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
@@ -170,4 +170,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

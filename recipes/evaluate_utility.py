@@ -17,7 +17,7 @@ from softcft.arguments import Count, Natural, check_fields
 from softcft.cft import CFT_NAMES
 from softcft.data.config import DataConfig
 from softcft.training.config import PRECISION_HELP, Precision
-from softcft.training.parsing import parse_config, read_config
+from softcft.training.parsing import parse_config, read_config, run_main
 
 if TYPE_CHECKING:
     import torch
@@ -147,4 +147,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

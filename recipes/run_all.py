@@ -31,7 +31,7 @@ from softcft.data.config import DataConfig
 from softcft.run.plan import Plan, RunConfig, make_plan
 from softcft.run.records import Records
 from softcft.run.steps import run_plan, steps_to_do
-from softcft.training.parsing import parse_config
+from softcft.training.parsing import parse_config, run_main
 
 RECIPES = Path(__file__).resolve().parent
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
@@ -111,4 +111,4 @@ def print_end(plan: Plan, started: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -24,7 +24,7 @@ from softcft.data.config import AugmentationConfig, DataConfig, SubsetConfig
 from softcft.hub.config import HubConfig
 from softcft.training.cft_config import CFTConfig, DiffusionTuningConfig, SolverConfig, WatchConfig, given_settings
 from softcft.training.config import MemoryConfig, TrainingConfig
-from softcft.training.parsing import FURTHER_GUIDE, parse_config
+from softcft.training.parsing import FURTHER_GUIDE, parse_config, run_main
 from softcft.training.writing import replace_file
 
 if TYPE_CHECKING:
@@ -253,4 +253,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from softcft.data.config import AugmentationConfig, DataConfig, SubsetConfig
 from softcft.hub.config import HubConfig
 from softcft.training.config import TrainingConfig, TrunkConfig, UtilityConfig, ValidationConfig
-from softcft.training.parsing import FURTHER_GUIDE, model_arguments, parse_config
+from softcft.training.parsing import FURTHER_GUIDE, model_arguments, parse_config, run_main
 
 if TYPE_CHECKING:
     import torch
@@ -216,4 +216,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -11,7 +11,7 @@ from pathlib import Path
 from softcft.data.config import DataConfig
 from softcft.hub.config import HubConfig
 from softcft.training.config import TrainingConfig
-from softcft.training.parsing import model_arguments, parse_config
+from softcft.training.parsing import model_arguments, parse_config, run_main
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom.yaml"
 
@@ -58,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

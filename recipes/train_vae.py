@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from softcft.data.config import DataConfig
 from softcft.hub.config import HubConfig
 from softcft.training.config import MemoryConfig, PatchConfig, TrainingConfig
-from softcft.training.parsing import model_arguments, parse_config
+from softcft.training.parsing import model_arguments, parse_config, run_main
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -108,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -19,7 +19,7 @@ from softcft.data.picture_tables import PictureTables
 from softcft.data.rows import check_labels, keep_rows, name_groups, split_by
 from softcft.data.splits import rename_splits, split_of
 from softcft.data.tables import as_text
-from softcft.data.unused_files import left_out
+from softcft.data.unused_files import left_out, naming_unread
 
 __all__ = ["ROWS", "read_own", "read_table", "variable_columns"]
 
@@ -58,12 +58,13 @@ def read_own(
     read = {name: rows for name, rows in found.items() if isinstance(rows, Dataset)}
     if split is not None and len(read) < len(found):
         raise ValueError(f"split_column {split}: rows that are streamed are not split by a column; leave it out.")
-    check_labels(read, entries)
-    if wanted:
-        found = keep_rows(found, wanted)
-    found = _split_by_column(found) if split is None else split_by(found, entries.get(split, Entry(split)))
-    if group is not None and group in entries:
-        found = name_groups(found, group, entries[group])
+    with naming_unread(dataset_name, read):
+        check_labels(read, entries)
+        if wanted:
+            found = keep_rows(found, wanted)
+        found = _split_by_column(found) if split is None else split_by(found, entries.get(split, Entry(split)))
+        if group is not None and group in entries:
+            found = name_groups(found, group, entries[group])
     table = _name(dataset_name, found, config.streaming, tables.files)
     return table, variable_columns(config, columns, next(iter(table.values())).features)
 

@@ -25,7 +25,7 @@ from softcft.data.report_variables import check_variable
 from softcft.data.schema import FEWEST_SUBJECTS
 from softcft.data.splits import make_splits, split_doubts
 from softcft.data.tables import is_missing
-from softcft.data.unused_files import left_out
+from softcft.data.unused_files import left_out, naming_unread
 from softcft.graph import CausalGraph, Variable
 
 __all__ = ["DataReport", "Example", "check_data"]
@@ -89,7 +89,8 @@ def _split(table: DatasetDict, config: DataConfig, report: DataReport) -> Datase
     """The splits as training will have them, or those of the table if they cannot be made."""
     drawn = sorted(set(SPLITS) - set(table)) if len(table) > 1 else ["validation", "test"]
     try:
-        splits = make_splits(table, config.numbers, config.group_column, config.data_seed)
+        with naming_unread(config.dataset_name, table):
+            splits = make_splits(table, config.numbers, config.group_column, config.data_seed)
     except ValueError as error:
         report.errors.append(str(error))
         splits, drawn = table, []

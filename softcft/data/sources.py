@@ -23,7 +23,7 @@ from softcft.data.schema import ImageAttributeDataset
 from softcft.data.splits import make_splits, split_doubts
 from softcft.data.streaming import StreamedImages, stream_splits
 from softcft.data.tables import as_text, is_missing
-from softcft.data.unused_files import left_out
+from softcft.data.unused_files import left_out, naming_unread
 from softcft.graph import CausalGraph
 
 __all__ = ["GRAPHS", "load_data", "subjects_of", "training_images"]
@@ -73,10 +73,11 @@ def load_data(
         return stream_splits(config, graph, columns)
     name = str(config.data_dir) if config.dataset_name in SOURCES else config.dataset_name
     splits, columns = _read(config, name, columns)
-    splits = _translate(splits, config, graph, columns)
-    for rows in splits.values():
-        check_paths(rows, "image", name)
-    splits = make_splits(splits, config.numbers, config.group_column, config.data_seed)
+    with naming_unread(name, splits):
+        splits = _translate(splits, config, graph, columns)
+        for rows in splits.values():
+            check_paths(rows, "image", name)
+        splits = make_splits(splits, config.numbers, config.group_column, config.data_seed)
     values = {variable: {split: rows[variable][:] for split, rows in splits.items()} for variable in graph.names}
     _warn(name, find_repeats(splits, "image", values))
 

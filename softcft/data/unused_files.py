@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Image
@@ -15,7 +16,7 @@ from softcft.data.paths import stored_pictures
 from softcft.data.picture_tables import TABLES, examples
 from softcft.data.splits import split_of
 
-__all__ = ["left_out", "unread_tables"]
+__all__ = ["left_out", "naming_unread", "unread_tables"]
 
 TABULAR = re.compile(r"\.(csv|tsv|jsonl?|parquet|arrow|xlsx?|ods)(\.gz)?$", re.IGNORECASE)
 TEXTS = (".txt", ".dat", ".mat")  # lists of pictures, or their table
@@ -124,6 +125,20 @@ def unread_tables(dataset_name: str, splits: Mapping[str, Dataset]) -> list[str]
     if not os.path.isdir(dataset_name) or not _has_only_folders(splits):
         return []
     return [file for file in _not_read(list_files(dataset_name), splits) if TABULAR.search(file)]
+
+
+@contextmanager
+def naming_unread(dataset_name: str, splits: Mapping[str, Dataset]) -> Iterator[None]:
+    """Let an error within, such as that a column is not there, name the :func:`unread_tables`, if there are any."""
+    try:
+        yield
+    except ValueError as error:
+        if not splits or not (tables := unread_tables(dataset_name, splits)):
+            raise
+        raise ValueError(
+            f"{error} Of these pictures only the names of folders are read: if their table is {examples(tables)}, pass "
+            f"table_file {tables[0]}."
+        ) from error
 
 
 def _not_read(files: Sequence[str], splits: Mapping[str, Dataset]) -> list[str]:

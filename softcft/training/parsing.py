@@ -36,7 +36,7 @@ import re
 import sys
 import types
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from os.path import isfile  # unlike Path.is_file, False of what cannot be the name of a file
@@ -50,12 +50,14 @@ from softcft.training.writing import CONFIG, replace_file
 from softcft.training.yaml_files import dump_yaml, load_yaml
 
 __all__ = [
+    "FLAGS",
     "FURTHER_GUIDE",
     "SECTIONS",
     "further_guides",
     "model_arguments",
     "parse_config",
     "read_config",
+    "run_main",
     "write_config",
 ]
 
@@ -98,6 +100,9 @@ SET_BY_RECIPES: defaultdict[str, tuple[str, ...]] = defaultdict(
 
 REPLACED = {"trunk_dir": ("backbone", "image_mean", "image_std")}
 """Flags that replace arguments of the model. A file must not have both."""
+
+FLAGS: set[str] = set()
+"""The flags of this process's recipe, once they are parsed."""
 
 PRESETS = {"standard": "own_data.yaml", "quick": "own_data_quick.yaml"}
 """Files of settings for your own data."""
@@ -230,7 +235,18 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, in order
                     config[section]["model"].pop(name, None)
             only_data = key in config["data"] and key not in config[section]
             config["data" if only_data else section][key] = value
+    FLAGS.update(hints)
     return config, *instances
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a recipe. Errors of the library, which name arguments, name the recipe's flags."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        if len(error.args) == 1:  # not of the operating system
+            error.args = (in_terms_of_flags(str(error), FLAGS),)
+        raise
 
 
 def write_config(config: Mapping[str, Any], output_dir: str | Path) -> None:

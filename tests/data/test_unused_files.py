@@ -6,7 +6,8 @@ from PIL import Image
 from softcft.data.columns import translate
 from softcft.data.draft import draft_graph
 from softcft.data.own import read_table
-from softcft.data.unused_files import left_out, unread_tables
+from softcft.data.splits import make_splits
+from softcft.data.unused_files import left_out, naming_unread, unread_tables
 from softcft.graph import CausalGraph
 
 PLACES = {
@@ -36,6 +37,8 @@ def test_names_of_folders_are_no_attributes_while_a_table_is_unread(place: str, 
     assert unread_tables(name, table) == [file]
     with pytest.raises(ValueError, match=f"label: .*{file}"):
         draft_graph(table, unread_tables(name, table))
+    with pytest.raises(ValueError, match=f"group_column patient.*table_file {file}"), naming_unread(name, table):
+        make_splits(table, group_column="patient")
     # whoever names it has it, and is told
     label = CausalGraph([{"name": "label", "kind": "binary", "categories": ["a", "b"]}])
     assert sorted(translate(table["train"], label)["label"]) == ["a"] * 3 + ["b"] * 3
@@ -75,7 +78,11 @@ def test_a_table_that_is_read_is_enough(tmp_path: Path) -> None:
         "file_name,sex\n" + "".join(f"{'ab'[i % 2]}/{i}.png,{i}\n" for i in range(6))
     )
     (tmp_path / "labels.csv").write_text("a,b\n")
-    assert unread_tables(name, read_table(name)) == []
+    table = read_table(name)
+    assert unread_tables(name, table) == []
+    with pytest.raises(ValueError, match="group_column") as refused, naming_unread(name, table):
+        make_splits(table, group_column="patient")
+    assert "table_file" not in str(refused.value)
 
 
 @pytest.mark.parametrize("file", ["train_list.txt", "splits/test.txt", "official-val.txt"])

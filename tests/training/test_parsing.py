@@ -1,6 +1,7 @@
 import math
 import re
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from softcft.run.plan import read_guidances
 from softcft.training.cft_config import SolverConfig, given_settings
 from softcft.training.config import TrainingConfig
-from softcft.training.parsing import further_guides, parse_config, read_config, write_config
+from softcft.training.parsing import further_guides, parse_config, read_config, run_main, write_config
 
 FILE = """
 output_dir: runs
@@ -373,3 +374,16 @@ def test_tracker_must_be_installed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"report_to wandb .* pip install wandb"):
         TrainingConfig(output_dir="x", report_to="wandb")
+
+
+@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError])
+def test_errors_after_parsing_name_flags(path, kind):
+    def main():
+        parse(path)
+        raise kind("max_train_steps of train_batch_size images are too few; x_max_train_steps")
+
+    with pytest.raises(kind, match=r"^--max_train_steps of --train_batch_size images are too few; x_max_train_steps$"):
+        run_main(main)
+    with pytest.raises(OSError, match="max_train_steps") as caught:
+        run_main(Path("max_train_steps").read_text)
+    assert caught.value.filename == "max_train_steps"
