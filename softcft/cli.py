@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from softcft.graph import CausalGraph
     from softcft.pipelines.result import DSCMPipelineOutput
-    from softcft.variable import Variable
 
 __all__ = ["main"]
 
@@ -308,24 +307,9 @@ def _in_terms_of_flags(message: str, image: Path) -> str:
 
 def _comparison(graph: CausalGraph, output: DSCMPipelineOutput, number: int) -> str:
     """The attributes before and after, of the counterfactual of that number."""
-    rows = [["attribute", "factual", "counterfactual"]]
-    if output.factual_predictions is not None:
-        rows[0] += ["classifier before", "classifier after"]
-    factual, inferred = output.factual_parents or {}, output.inferred_parents or {}
-    for variable in graph.variables:
-        name = variable.name
-        values = [output.parents, output.factual_predictions, output.counterfactual_predictions]
-        known = _value(variable, factual[name][number]) + " (inferred)" * inferred[name][number]
-        rows.append([name, known, *(_value(variable, value[name][number]) for value in values if value is not None)])
-    return _table(rows)
-
-
-def _value(variable: Variable, value: Any) -> str:
-    """A category, a number with its unit, or the most probable category of a prediction."""
-    if isinstance(value, dict):
-        best = max(value, key=lambda category: value[category])
-        return f"{best} {100 * value[best]:.0f} %"
-    return variable.in_words(value, digits=4)
+    head, *rows = output.table(number)
+    units = {variable.name: f" ({variable.unit})" for variable in graph.variables if variable.unit}
+    return _table([head, *([name + units.get(name, ""), *cells] for name, *cells in rows)])
 
 
 # ---- softcft info ---------------------------------------------------------------------------------------------------

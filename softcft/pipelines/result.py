@@ -67,8 +67,8 @@ class DSCMPipelineOutput(BaseOutput):
         """
         return self._draw(len(self.images))
 
-    def _rows(self, i: int) -> list[list[str]]:
-        """Counterfactual i as a table of words, its head first and then a row for each variable."""
+    def table(self, i: int) -> list[list[str]]:
+        """Counterfactual i in words: the heads of the columns, and then a row for each variable."""
         own = "value" if self.factual_parents is None else "counterfactual"
         rows = [["attribute", "factual", own, "classifier before", "classifier after"]]
         for name, values in self.parents.items():
@@ -91,7 +91,7 @@ class DSCMPipelineOutput(BaseOutput):
         if self.parents:
             shown = min(number, SHOWN, max(1, LINES // (len(self.parents) + 2)))
             for i in range(shown):
-                rows = self._rows(i)
+                rows = self.table(i)
                 widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
                 lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
                 parts.append("\n".join([f"images[{i}]", *("  " + line for line in lines)]))
@@ -127,7 +127,7 @@ class DSCMPipelineOutput(BaseOutput):
             raise ValueError(f"images have {images.shape[1]} channels; only 1 or 3 can be drawn.")
         effects = None if self.effects is None else _channels_first(self.effects)[:number]
         left_out = len(self.images) - number
-        return draw_results(2 * images - 1, effects, [self._rows(i) for i in range(number)], left_out)
+        return draw_results(2 * images - 1, effects, [self.table(i) for i in range(number)], left_out)
 
 
 def _in_words(value: Any) -> str:
