@@ -22,8 +22,15 @@ from typing import TYPE_CHECKING
 from softcft.cft.verdict import WATCH
 from softcft.data.config import AugmentationConfig, DataConfig, SubsetConfig
 from softcft.hub.config import HubConfig
-from softcft.training.cft_config import CFTConfig, DiffusionTuningConfig, SolverConfig, WatchConfig, given_settings
-from softcft.training.config import MemoryConfig, TrainingConfig
+from softcft.training.cft_config import (
+    CFTConfig,
+    DiffusionTuningConfig,
+    SolverConfig,
+    WatchConfig,
+    given_settings,
+    refuse_for_hvae,
+)
+from softcft.training.config import AdapterConfig, MemoryConfig, TrainingConfig
 from softcft.training.parsing import FURTHER_GUIDE, parse_config, run_main
 from softcft.training.writing import replace_file
 
@@ -174,23 +181,28 @@ def save_verdict(watch: "Watch", folder: Path) -> None:
 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
-    config, data, subset, training, hub, memory, cft, augmentation, watching, solver, tuning, parts = parse_config(
-        "cft",
-        DataConfig,
-        SubsetConfig,
-        TrainingConfig,
-        HubConfig,
-        MemoryConfig,
-        CFTConfig,
-        AugmentationConfig,
-        WatchConfig,
-        SolverConfig,
-        DiffusionTuningConfig,
-        PretrainedConfig,
-        default_config=DEFAULT_CONFIG,
-        description=__doc__,
+    config, data, subset, training, hub, memory, cft, augmentation, watching, solver, tuning, lora, parts = (
+        parse_config(
+            "cft",
+            DataConfig,
+            SubsetConfig,
+            TrainingConfig,
+            HubConfig,
+            MemoryConfig,
+            CFTConfig,
+            AugmentationConfig,
+            WatchConfig,
+            SolverConfig,
+            DiffusionTuningConfig,
+            AdapterConfig,
+            PretrainedConfig,
+            default_config=DEFAULT_CONFIG,
+            description=__doc__,
+        )
     )
     folders = parts.folders(training.output_dir, watching.watch and cft.cft != "none")
+    if "hvae" in folders:
+        refuse_for_hvae(solver, tuning, lora)
     # Here, once there is no mistake in the settings: it takes seconds.
     from softcft import CausalGraph
     from softcft.data.schema import ImageAttributeDataset
@@ -199,6 +211,7 @@ def main() -> None:
     from softcft.training.backbones import make_backbone
     from softcft.training.cft_trainer import CFTTrainer
     from softcft.training.checkpoints import save_whole
+    from softcft.training.footprint import footprint
     from softcft.training.lora import adapters
     from softcft.training.preparation import begin_training, main_process_first
     from softcft.training.processes import this_process
@@ -232,8 +245,9 @@ def main() -> None:
         network = pipeline.hvae if "hvae" in folders else pipeline.unet
         if memory.gradient_checkpointing:
             network.enable_gradient_checkpointing()
-        with adapters(network, tuning.lora_rank):
+        with adapters(network, lora.lora_rank):
             trainer = CFTTrainer(backbone, pipeline.attribute_scm, guides, training, cft, augmentation)
+            this_process().print(footprint(trainer.objective, averaged=training.ema_decay > 0))
             if watcher is not None:
                 validation = ImageAttributeDataset(splits["validation"], graph).subset(complete=True)
                 watch = Watch(trainer.objective, watcher, validation, watching, training, frechet_distance)

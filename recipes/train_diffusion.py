@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from softcft.data.config import DataConfig
 from softcft.hub.config import HubConfig
-from softcft.training.config import DiffusionConfig, MemoryConfig, TrainingConfig
+from softcft.training.config import AdapterConfig, DiffusionConfig, MemoryConfig, TrainingConfig
 from softcft.training.parsing import model_arguments, parse_config, run_main
 
 if TYPE_CHECKING:
@@ -78,13 +78,14 @@ def load_vae(folder: str | Path) -> AutoencoderKL:
 
 def main() -> None:
     """Run the recipe; see the module's docstring."""
-    config, data, training, hub, memory, diffusion = parse_config(
+    config, data, training, hub, memory, diffusion, lora = parse_config(
         "diffusion",
         DataConfig,
         TrainingConfig,
         HubConfig,
         MemoryConfig,
         DiffusionConfig,
+        AdapterConfig,
         default_config=DEFAULT_CONFIG,
         description=__doc__,
     )
@@ -96,7 +97,9 @@ def main() -> None:
     from softcft.data.sources import load_data, training_images
     from softcft.models.vae import encode_latents, latent_stride
     from softcft.training.checkpoints import save_whole
+    from softcft.training.footprint import footprint
     from softcft.training.loop import train
+    from softcft.training.lora import adapters
     from softcft.training.objectives import DiffusionObjective
     from softcft.training.preparation import begin_training, main_process_first
     from softcft.training.processes import this_process
@@ -121,7 +124,9 @@ def main() -> None:
     if memory.gradient_checkpointing:
         denoiser.network.enable_gradient_checkpointing()
     objective = DiffusionObjective(denoiser, vae, diffusion.condition_dropout, diffusion.min_snr_gamma)
-    train(objective, images.subset(complete=True), training, name="diffusion")
+    with adapters(denoiser.network, lora.lora_rank):
+        this_process().print(footprint(objective, averaged=training.ema_decay > 0))
+        train(objective, images.subset(complete=True), training, name="diffusion")
     if this_process().is_main_process:
         denoiser.eval()
         parts = {"unet": denoiser.network} | {name: getattr(denoiser, name) for name in ("parent_encoder", "scheduler")}

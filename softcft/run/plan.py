@@ -23,6 +23,7 @@ from softcft.training.cft_config import (
     refuse_for_hvae,
 )
 from softcft.training.config import (
+    AdapterConfig,
     DiffusionConfig,
     MemoryConfig,
     PatchConfig,
@@ -61,11 +62,12 @@ def classifier(seed: int = 0) -> Training:
     return Training("train_classifier", "AttributeClassifier", settings, role=True, seed=seed)
 
 
-TUNING = SubsetConfig, MemoryConfig, CFTConfig, AugmentationConfig, WatchConfig, SolverConfig, DiffusionTuningConfig
+DIFFUSION_TUNING = SolverConfig, DiffusionTuningConfig, AdapterConfig
+TUNING = SubsetConfig, MemoryConfig, CFTConfig, AugmentationConfig, WatchConfig, *DIFFUSION_TUNING
 TRAININGS = {  # in the order of the steps
     "scm": Training("train_scm", "AttributeSCM"),
     "hvae": Training("train_hvae", "HVAEModel", (MemoryConfig,)),
-    "diffusion": Training("train_diffusion", None, (MemoryConfig, DiffusionConfig)),
+    "diffusion": Training("train_diffusion", None, (MemoryConfig, DiffusionConfig, AdapterConfig)),
     "guide": classifier(),
     "watcher": classifier(seed=3000),
     "judge": classifier(seed=1000),
@@ -215,8 +217,7 @@ def make_plan(sections: dict[str, Any], run: RunConfig, flags: list[str], defaul
         if section not in left_out
     }
     if image_model == "hvae":
-        tuning = trainings["cft"].others
-        refuse_for_hvae(tuning[SolverConfig], tuning[DiffusionTuningConfig])
+        refuse_for_hvae(*(trainings["cft"].others[kind] for kind in DIFFUSION_TUNING))
     guidances = read_guidances(sections.get("guidance", {}), folder)
     if guidances and image_model == "hvae":
         raise ValueError("The section guidance is for diffusion models, but the image model is an HVAE.")

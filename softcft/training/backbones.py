@@ -21,8 +21,6 @@ def make_backbone(
         ValueError: If a setting was given that is for diffusion models only, or is out of range.
     """
     if isinstance(pipeline, DiffusionDSCMPipeline):
-        settings = given_settings(*configs)
-        settings.pop("lora_rank", None)  # not a setting of the backbone
-        return pipeline.make_backbone(**settings)
+        return pipeline.make_backbone(**given_settings(*configs))
     refuse_for_hvae(*configs)
     return pipeline.make_backbone()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
@@ -138,11 +137,7 @@ class SolverConfig:
 
 @dataclass(kw_only=True)
 class DiffusionTuningConfig:
-    """How a diffusion model is fine-tuned. An HVAE has none of these settings.
-
-    Raises:
-        ValueError: Also if peft is needed and not installed.
-    """
+    """How a diffusion model is fine-tuned. An HVAE has none of these settings."""
 
     gradient_steps: Count | None = field(
         default=None,
@@ -156,26 +151,17 @@ class DiffusionTuningConfig:
         default=None,
         metadata={"help": f"Diffusion only: of the fidelity, as in training; {MIN_SNR_GAMMA} if left out."},
     )
-    lora_rank: Count | None = field(
-        default=None,
-        metadata={
-            "help": "Diffusion only: train adapters of this rank on each layer of the UNet (and the encoder of its "
-            "tokens), and add them to its weights at the end; all weights if left out. Needs pip install peft."
-        },
-    )
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.lora_rank is not None and importlib.util.find_spec("peft") is None:
-            raise ValueError("lora_rank needs a package that is not installed: pip install peft")
 
 
-def given_settings(*configs: SolverConfig | DiffusionTuningConfig) -> dict[str, Any]:
+def given_settings(*configs: Any) -> dict[str, Any]:
     """The settings of diffusion models that were given."""
     return {name: value for config in configs for name, value in asdict(config).items() if value is not None}
 
 
-def refuse_for_hvae(*configs: SolverConfig | DiffusionTuningConfig) -> None:
+def refuse_for_hvae(*configs: Any) -> None:
     """Raise ValueError if a setting of diffusion models was given."""
     for name in given_settings(*configs):
         raise ValueError(f"{name} is for diffusion models, which the image model is not; leave it out.")

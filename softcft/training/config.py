@@ -16,6 +16,7 @@ from softcft.models import CONDITION_DROPOUT, MIN_SNR_GAMMA
 
 __all__ = [
     "PRECISION_HELP",
+    "AdapterConfig",
     "DiffusionConfig",
     "MemoryConfig",
     "PatchConfig",
@@ -160,6 +161,28 @@ class MemoryConfig:
             "help": "Recompute activations in the backward pass: about a third slower, a fraction of the memory."
         },
     )
+
+
+@dataclass(kw_only=True)
+class AdapterConfig:
+    """Adapters of a diffusion model.
+
+    Raises:
+        ValueError: Also if peft is needed and not installed.
+    """
+
+    lora_rank: Count | None = field(
+        default=None,
+        metadata={
+            "help": "Diffusion only: train adapters of this rank on each layer of the network (and the encoder of its "
+            "tokens), and add them to its weights at the end; all weights if left out. Needs pip install peft."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.lora_rank is not None and importlib.util.find_spec("peft") is None:
+            raise ValueError("lora_rank needs a package that is not installed: pip install peft")
 
 
 @dataclass(kw_only=True)

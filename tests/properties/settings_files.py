@@ -11,7 +11,14 @@ from softcft.data.config import AugmentationConfig, DataConfig, SubsetConfig
 from softcft.evaluation.config import EvaluationSettings, GenerationSettings
 from softcft.hub.config import HubConfig
 from softcft.training.cft_config import CFTConfig, DiffusionTuningConfig, SolverConfig, WatchConfig
-from softcft.training.config import DiffusionConfig, MemoryConfig, PatchConfig, TrainingConfig, ValidationConfig
+from softcft.training.config import (
+    AdapterConfig,
+    DiffusionConfig,
+    MemoryConfig,
+    PatchConfig,
+    TrainingConfig,
+    ValidationConfig,
+)
 from softcft.training.parsing import SECTIONS
 from softcft.training.yaml_files import _Dumper
 from tests.recipes.small_pipeline import load_recipe
@@ -20,9 +27,9 @@ RECIPES: dict[str, tuple[type, ...]] = {
     "hvae": (DataConfig, TrainingConfig, HubConfig, MemoryConfig),
     "vae": (DataConfig, TrainingConfig, PatchConfig),
     "guide": (DataConfig, TrainingConfig, HubConfig, SubsetConfig, ValidationConfig, AugmentationConfig),
-    "diffusion": (DataConfig, TrainingConfig, MemoryConfig, DiffusionConfig),
+    "diffusion": (DataConfig, TrainingConfig, MemoryConfig, DiffusionConfig, AdapterConfig),
     "cft": (DataConfig, SubsetConfig, TrainingConfig, MemoryConfig, CFTConfig, AugmentationConfig, WatchConfig,
-            SolverConfig, DiffusionTuningConfig, load_recipe("soft_cft").PretrainedConfig),
+            SolverConfig, DiffusionTuningConfig, AdapterConfig, load_recipe("soft_cft").PretrainedConfig),
     "evaluate": (DataConfig, load_recipe("evaluate").EvaluateConfig, EvaluationSettings, SolverConfig),
     "generate": (DataConfig, load_recipe("generate_counterfactuals").GenerateConfig, GenerationSettings,
                  SolverConfig),

@@ -16,7 +16,7 @@ from softcft.data.chest_xrays import SOURCES
 from softcft.data.config import AugmentationConfig, DataConfig, SubsetConfig
 from softcft.data.phantom import PHANTOM_GRAPH
 from softcft.training.cft_config import CFTConfig, DiffusionTuningConfig, SolverConfig, WatchConfig
-from softcft.training.config import DiffusionConfig, MemoryConfig, TrainingConfig, ValidationConfig
+from softcft.training.config import AdapterConfig, DiffusionConfig, MemoryConfig, TrainingConfig, ValidationConfig
 from softcft.training.parsing import parse_config
 from tests.data.test_morphomnist import make_files
 from tests.processes import run_python
@@ -103,7 +103,7 @@ def parse(name: str, section: str) -> tuple[Any, ...]:
         "scm": [DataConfig, TrainingConfig],
         **dict.fromkeys(("guide", "guide_2", "guide_3", "judge", "watcher"), classifier),
         "hvae": [DataConfig, TrainingConfig, MemoryConfig],
-        "diffusion": [DataConfig, TrainingConfig, MemoryConfig, DiffusionConfig],
+        "diffusion": [DataConfig, TrainingConfig, MemoryConfig, DiffusionConfig, AdapterConfig],
         "cft": [
             DataConfig,
             TrainingConfig,
@@ -114,6 +114,7 @@ def parse(name: str, section: str) -> tuple[Any, ...]:
             WatchConfig,
             SolverConfig,
             DiffusionTuningConfig,
+            AdapterConfig,
             load_recipe("soft_cft").PretrainedConfig,
         ],
     }[section]
@@ -191,7 +192,7 @@ def test_shipped_guide_and_judge_share_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_models_can_be_built(name: str) -> None:
     is_diffusion = name in DIFFUSION
-    config, *_, last = parse(name, "diffusion" if is_diffusion else "hvae")
+    config, *others = parse(name, "diffusion" if is_diffusion else "hvae")
     graph = CausalGraph(config["graph"])
     if name.startswith("phantom"):
         assert graph == PHANTOM_GRAPH
@@ -201,9 +202,9 @@ def test_the_shipped_models_can_be_built(name: str) -> None:
         assert AttributeClassifier(graph.to_list(), backbone).causal_graph == graph
     size = config["data"]["sample_size"]
     if is_diffusion:
-        channels, size = (4, 28) if last.latents else (1, size)
+        channels, size = (4, 28) if others[3].latents else (1, size)
         with torch.device("meta"):
-            denoiser = load_recipe("train_diffusion").build(config, graph, last, channels, size)
+            denoiser = load_recipe("train_diffusion").build(config, graph, others[3], channels, size)
         assert denoiser.parent_encoder.causal_graph == graph
     else:
         assert HVAEModel(graph.to_list(), size, **config["hvae"]["model"]).causal_graph == graph

@@ -1,13 +1,18 @@
 """Adapters of a diffusion model of toy size: nothing at first, all that learns, and gone in the end."""
 
+import re
+
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
 
 from softcft.models.denoiser import ConditionalDenoiser
-from softcft.training.cft_config import DiffusionTuningConfig
+from softcft.models.parent_encoder import ParentEncoder
+from softcft.training.config import AdapterConfig
+from softcft.training.footprint import footprint
 from softcft.training.lora import adapters
-from tests.models.test_denoiser import draw_parents, make_denoiser
+from tests.models.test_denoiser import GRAPH, draw_parents, make_denoiser
 
 
 @pytest.mark.parametrize("attention", [False, True])
@@ -41,4 +46,34 @@ def test_without_a_rank_all_weights_learn() -> None:
 
 def test_a_rank_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="lora_rank"):
-        DiffusionTuningConfig(lora_rank=0)
+        AdapterConfig(lora_rank=0)
+
+
+STABLE_DIFFUSION = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 2,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+    "norm_num_groups": 32,
+}
+"""The network of Stable Diffusion 1.5."""
+
+
+def test_adapters_of_stable_diffusion_are_few() -> None:
+    with torch.device("meta"):
+        network, encoder = UNet2DConditionModel(**STABLE_DIFFUSION), ParentEncoder(GRAPH.to_list(), 768)
+    whole = sum(parameter.numel() for parameter in network.parameters())
+    assert whole == 859_520_964  # as published
+    with adapters(network, rank=8):
+        told = footprint(nn.ModuleList([network, encoder]), averaged=True)
+        trained = [p.numel() for p in [*network.parameters(), *encoder.parameters()] if p.requires_grad]
+    assert 0 < sum(trained) < 0.02 * whole
+    learned, total = (int(number.replace(",", "")) for number in re.findall(r"[\d,]{4,}", told)[:2])
+    assert (learned, total) == (sum(trained), whole + sum(trained))
+    gigabytes = float(re.search(r"([\d.]+) GB", told)[1])  # type: ignore[index]
+    assert gigabytes == pytest.approx((4 * total + 16 * learned) / 1e9, abs=0.01)
