@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
+from functools import reduce
+from operator import or_
 from typing import Any, NamedTuple
 
 import networkx as nx
@@ -98,7 +100,7 @@ class CausalGraph:
             self.slices[variable.name] = slice(start, start + variable.width)
             start += variable.width
         self.width = start
-        self._reach = [[float(effect in self.affected_by(cause)) for effect in self.names] for cause in self.names]
+        self._causes = [[i for i, cause in enumerate(self.names) if v in self.affected_by(cause)] for v in self.names]
 
     def __len__(self) -> int:
         return len(self.variables)
@@ -157,7 +159,8 @@ class CausalGraph:
         self._check_shape("mask", mask, "V", len(self))
         if mask.dtype != torch.bool:
             raise ValueError(f"mask must be bool, got {mask.dtype}.")
-        return mask.float() @ torch.tensor(self._reach, device=mask.device) > 0
+        # Without constants, which would have to be copied to the device at each call; so are the functions below.
+        return torch.stack([reduce(or_, (mask[:, i] for i in causes)) for causes in self._causes], dim=1)
 
     def changed(self, parents: Tensor, counterfactual_parents: Tensor) -> Tensor:
         """Which variables differ between two encoded tensors of shape (B, K), bool of shape (B, V).
@@ -186,8 +189,8 @@ class CausalGraph:
             ValueError: If ``per_variable`` has another shape.
         """
         self._check_shape("per_variable", per_variable, "V", len(self))
-        widths = torch.tensor([v.width for v in self.variables], device=per_variable.device)
-        return per_variable.repeat_interleave(widths, dim=1, output_size=self.width)
+        columns = zip(per_variable.split(1, dim=1), self.variables, strict=True)
+        return torch.cat([column.expand(-1, variable.width) for column, variable in columns], dim=1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits (B, K) to probabilities; the means of continuous variables stay as they are."""

@@ -52,6 +52,7 @@ class View(NamedTuple):
         logits: Its logits and means on the counterfactual images, shape (B, K).
         scales: Its errors, shape (B, K).
         guide: Which guide it was, shape (B,), in [0, G).
+        asked: The variables that it is asked for, bool of shape (B, V).
     """
 
     parents: Tensor
@@ -61,10 +62,7 @@ class View(NamedTuple):
     logits: Tensor
     scales: Tensor
     guide: Tensor
-
-    def rows(self, rows: Tensor) -> View:
-        """The same of some images of the batch."""
-        return View(*(values[rows] for values in self))
+    asked: Tensor
 
 
 class Guides(nn.ModuleList):
@@ -84,6 +82,8 @@ class Guides(nn.ModuleList):
         ValueError: If there is no guide, their graphs differ, or none sees a variable.
     """
 
+    asks: Tensor
+
     def __init__(self, guides: Sequence[Guide], published: bool = False) -> None:
         if not guides:
             raise ValueError("guides must have at least one classifier, got none.")
@@ -95,6 +95,8 @@ class Guides(nn.ModuleList):
         self.names = tuple(name for name in self.graph.names if any(name in each for each in self.asked))
         if not self.names:
             raise ValueError("guides see no variable in validation images, so there is nothing to fine-tune by.")
+        asks = torch.tensor([[name in each for name in self.graph.names] for each in self.asked])
+        self.register_buffer("asks", asks, persistent=False)
         self.eval().requires_grad_(False)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the images they will see
 
@@ -115,14 +117,16 @@ class Guides(nn.ModuleList):
         """Show each image to one guide, before and after; arguments as in :class:`View`."""
         draw = uniform((len(image), 1), generators, image.device)[:, 0]
         whose = (draw * len(self)).long().clamp_max(len(self) - 1)
-        parts = [(cast("Guide", guide), (whose == i).nonzero()[:, 0]) for i, guide in enumerate(self)]
-        parts = [(guide, rows) for guide, rows in parts if len(rows)]
+        each = [torch.arange(len(whose), device=whose.device)]
+        if len(self) > 1:  # the host must wait for the number of images that each of them has
+            each = [(whose == i).nonzero()[:, 0] for i in range(len(self))]
+        parts = [(cast("Guide", guide), rows) for guide, rows in zip(self, each, strict=True) if len(rows)]
         order = torch.cat([rows for _, rows in parts]).argsort()
         with torch.no_grad():
             prediction = torch.cat([guide.predict(image[rows]) for guide, rows in parts])[order]
         logits = torch.cat([guide(new_image[rows]).logits for guide, rows in parts])[order]
         scales = torch.cat([guide.column_scales.expand(len(rows), -1) for guide, rows in parts])[order]
-        return View(parents, new_parents, intervened, prediction, logits, scales, whose)
+        return View(parents, new_parents, intervened, prediction, logits, scales, whose, self.asks[whose])
 
     def mean_losses(self, seen: View, targets: Tensor) -> dict[str, Tensor]:
         """The guidance loss of what guides are asked for, a mean over all images for each of ``names``.
@@ -132,8 +136,5 @@ class Guides(nn.ModuleList):
             targets: What guides should see in them, shape (B, K).
         """
         losses = guidance_losses(self.graph, seen.logits, targets, seen.scales)
-        means = {}
-        for name in self.names:
-            asked = torch.tensor([name in each for each in self.asked], device=targets.device)[seen.guide]
-            means[name] = torch.where(asked, losses[name], 0).sum() / len(targets)
-        return means
+        asked = dict(zip(self.graph.names, seen.asked.unbind(dim=1), strict=True))
+        return {name: (losses[name] * asked[name]).sum() / len(targets) for name in self.names}

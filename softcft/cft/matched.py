@@ -14,7 +14,6 @@ An image model follows its targets only in part. So the mean strength (:mod:`sof
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,17 +34,17 @@ def expected_targets(graph: CausalGraph, seen: View, reference: Reference, publi
 
     Args:
         graph: The causal graph.
-        seen: Counterfactuals, all of them seen by one guide.
-        reference: What this guide says of real images.
+        seen: A batch of counterfactuals.
+        reference: What the guides say of real images.
         published: See :func:`~softcft.cft.targets.moved_variables`.
 
     Returns:
         Encoded targets, shape (B, K): probabilities or means.
     """
-    moved = moved_variables(graph, seen, published).float()
-    evidence = [[float(a == b or b in graph.blanket(a)) for a in graph.names] for b in graph.names]
-    matched = moved @ torch.tensor(evidence, device=moved.device) > 0
-    targets = matched_targets(graph, seen.parents, seen.new_parents, seen.prediction, reference)
+    moved = moved_variables(graph, seen, published)
+    around = [[moved[:, graph.names.index(name)] for name in sorted(graph.blanket(v) | {v})] for v in graph.names]
+    matched = torch.stack([torch.stack(columns).any(dim=0) for columns in around], dim=1)
+    targets = matched_targets(graph, seen.parents, seen.new_parents, seen.prediction, seen.guide, reference)
     return torch.where(graph.expand(matched), targets, seen.prediction)
 
 
@@ -68,7 +67,7 @@ class Matched(nn.Module):
 
     def __init__(self, guides: Guides, published: bool = False) -> None:
         super().__init__()
-        self.graph, self.asked, self.published = guides.graph, guides.asked, published
+        self.graph, self.published = guides.graph, published
         self.strength = StrengthConstraint(self.graph, names=guides.names)
         self.effect = EffectConstraint(self.graph, names=guides.names)
         self.register_buffer("reference_parents", None)
@@ -76,10 +75,7 @@ class Matched(nn.Module):
 
     def forward(self, seen: View) -> Tensor:
         """Encoded targets, shape (B, K)."""
-        targets = torch.empty_like(seen.prediction)
-        for i, rows in _by_guide(seen):
-            targets[rows] = expected_targets(self.graph, seen.rows(rows), self.reference(i), self.published)
-        return targets
+        return expected_targets(self.graph, seen, self.reference, self.published)
 
     def hold(self, seen: View, targets: Tensor, change: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Hold the mean strength and the mean effect of the counterfactuals.
@@ -94,18 +90,10 @@ class Matched(nn.Module):
             them what :meth:`after_step` needs.
         """
         moved = moved_variables(self.graph, seen, self.published)
-        shortfalls = {variable.name: torch.zeros((), device=targets.device) for variable in self.strength.variables}
-        for i, rows in _by_guide(seen):
-            part = seen.rows(rows)
-            short = self.strength.shortfall(
-                targets[rows],
-                self.graph.probabilities(part.logits.detach()),
-                part.new_parents,
-                moved[rows],
-                self.reference(i),
-            )
-            for name in shortfalls.keys() & set(self.asked[i]):
-                shortfalls[name] = shortfalls[name] + short[name] / len(targets)
+        prediction = self.graph.probabilities(seen.logits.detach())
+        short = self.strength.shortfall(targets, prediction, seen.new_parents, moved, seen.guide, self.reference)
+        asked = dict(zip(self.graph.names, seen.asked.unbind(dim=1), strict=True))
+        shortfalls = {name: (asked[name] * values).mean() for name, values in short.items()}
         penalty, effect = self.effect(change, seen.parents, seen.new_parents, seen.intervened)
         metrics = {f"shortfall/{name}": value for name, value in shortfalls.items()} | effect
         return self.strength(targets, seen.new_parents, moved), penalty, metrics
@@ -119,18 +107,13 @@ class Matched(nn.Module):
         self.strength.ascend({v.name: metrics[f"shortfall/{v.name}"] for v in self.strength.variables})
         self.effect.follow(metrics)
 
-    def reference(self, guide: int) -> Reference:
-        """What a guide says of real images.
+    @property
+    def reference(self) -> Reference:
+        """What the guides say of real images.
 
         Raises:
             ValueError: If it was not measured.
         """
         if self.reference_parents is None or self.reference_predictions is None:
             raise ValueError("Matched targets need a reference: what the guides say of real images. Measure it first.")
-        return Reference(self.reference_parents, self.reference_predictions[guide])
-
-
-def _by_guide(seen: View) -> Iterator[tuple[int, Tensor]]:
-    """Guides, by number, and the rows of the images that they have seen."""
-    for i in seen.guide.unique().tolist():
-        yield i, (seen.guide == i).nonzero()[:, 0]
+        return Reference(self.reference_parents, self.reference_predictions)

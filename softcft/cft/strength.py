@@ -73,33 +73,37 @@ class StrengthConstraint(nn.Module):
         prediction: Tensor,
         counterfactual_parents: Tensor,
         moves: Tensor,
+        guide: Tensor,
         reference: Reference,
     ) -> dict[str, Tensor]:
-        """By how much the strength of counterfactuals falls short of that of their targets, summed over moved images.
+        """By how much the strength of each counterfactual falls short of that of its targets.
 
         Args:
             targets: Encoded targets, without offsets, shape (B, K).
-            prediction: The guide's probabilities and means on the counterfactual images, shape (B, K).
+            prediction: Probabilities and means on the counterfactual images, each by its guide, shape (B, K).
             counterfactual_parents: Encoded counterfactual attributes, shape (B, K).
             moves: Which variables the intervention moves, bool of shape (B, V).
-            reference: What the guide says of real images.
+            guide: The guide of each image, shape (B,), in [0, G).
+            reference: What the guides say of real images.
 
         Returns:
-            For each discrete variable a scalar.
+            For each discrete variable shape (B,); 0 where the intervention does not move it.
         """
         short = {}
         for variable in self.variables:
             columns, moved = self.graph.slices[variable.name], self._moved(variable, moves)
             labels, asked, seen, real, real_labels = (
-                variable.category_probabilities(values[:, columns])
+                variable.category_probabilities(values[..., columns])
                 for values in (counterfactual_parents, targets, prediction, reference.predictions, reference.parents)
             )
-            total = torch.zeros((), device=targets.device)
-            for k in range(len(variable.categories)):
-                mine = moved & (labels[:, k] > 0)
-                others = real[real_labels[:, k] == 0, k].sort().values
-                total = total + (_share_below(others, asked[mine, k]) - _share_below(others, seen[mine, k])).sum()
-            short[variable.name] = total
+            # Others in order, the images of the category itself beyond them: (C, G, N), and of each image (B, N).
+            others = torch.where(real_labels > 0, torch.inf, real).permute(2, 0, 1).sort().values
+            new = labels.argmax(dim=1)
+            number = (real_labels == 0).sum(dim=0)[new]
+            asked, seen = (
+                _share_below(others[new, guide], values.gather(1, new[:, None]), number) for values in (asked, seen)
+            )
+            short[variable.name] = torch.where(moved, asked - seen, 0)
         return short
 
     def ascend(self, shortfalls: dict[str, float]) -> None:
@@ -115,7 +119,10 @@ class StrengthConstraint(nn.Module):
         return moves[:, self.graph.names.index(variable.name)]
 
 
-def _share_below(others: Tensor, values: Tensor) -> Tensor:
-    """The share of the others (N,), sorted, that is less than each value (B,), equals by half."""
-    below, not_above = (torch.searchsorted(others, values.contiguous(), right=right) for right in (False, True))
-    return (below + not_above) / (2 * len(others))
+def _share_below(others: Tensor, values: Tensor, number: Tensor) -> Tensor:
+    """The share of the first others (B, N), sorted, that is less than each value (B, 1), equals by half; (B,).
+
+    ``number`` of others, shape (B,), are finite.
+    """
+    below, not_above = (torch.searchsorted(others, values, right=right)[:, 0] for right in (False, True))
+    return (below + not_above) / (2 * number)

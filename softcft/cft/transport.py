@@ -45,11 +45,11 @@ WINDOW = 1 / 32
 
 
 class Reference(NamedTuple):
-    """What the guide says of real images that it was not trained on.
+    """What guides say of real images that they were not trained on.
 
     Attributes:
         parents: Their encoded attributes, shape (N, K), with every category of every variable among them.
-        predictions: The guide's probabilities and means, shape (N, K).
+        predictions: Probabilities and means by each of G guides, shape (G, N, K).
     """
 
     parents: Tensor
@@ -68,7 +68,12 @@ class _Sample(NamedTuple):
 
 
 def matched_targets(
-    graph: CausalGraph, parents: Tensor, counterfactual_parents: Tensor, prediction: Tensor, reference: Reference
+    graph: CausalGraph,
+    parents: Tensor,
+    counterfactual_parents: Tensor,
+    prediction: Tensor,
+    guide: Tensor,
+    reference: Reference,
 ) -> Tensor:
     """What the guide would say of each variable of a real image with the counterfactual attributes.
 
@@ -81,8 +86,9 @@ def matched_targets(
         graph: The causal graph.
         parents: Encoded factual attributes, shape (B, K).
         counterfactual_parents: Encoded counterfactual attributes, shape (B, K).
-        prediction: The guide's probabilities and means on the factual images, shape (B, K).
-        reference: What the guide says of real images.
+        prediction: Probabilities and means on the factual images, each by its guide, shape (B, K).
+        guide: The guide of each image, shape (B,), in [0, G).
+        reference: What the guides say of real images.
 
     Returns:
         Probabilities and means, shape (B, K).
@@ -92,7 +98,9 @@ def matched_targets(
         columns = graph.slices[variable.name]
         old, new = parents[:, columns], counterfactual_parents[:, columns]
         own = _scores(variable, prediction[:, columns], old)[:, None]
-        peers, donors = (_alike(graph, variable, values, reference) for values in (parents, counterfactual_parents))
+        peers, donors = (
+            _alike(graph, variable, values, guide, reference) for values in (parents, counterfactual_parents)
+        )
         if variable.kind == "categorical":
             own, peers, donors = _near_in_first_odds(own, peers, donors, old[:, None], new[:, None])
         score = _quantile(donors, _place(own, peers))[:, 0]
@@ -104,7 +112,7 @@ def matched_targets(
 
 
 def _scores(variable: Variable, prediction: Tensor, value: Tensor) -> Tensor:
-    """Log-odds or log probabilities; of a continuous variable the guide's error. Shapes (N, width)."""
+    """Log-odds or log probabilities; of a continuous variable the guide's error. Shapes (..., N, width)."""
     if variable.kind == "continuous":
         return prediction - value
     logs = prediction.clamp_min(torch.finfo(prediction.dtype).tiny).log()
@@ -113,14 +121,14 @@ def _scores(variable: Variable, prediction: Tensor, value: Tensor) -> Tensor:
     return logs - (1 - prediction).clamp_min(torch.finfo(prediction.dtype).eps / 2).log()
 
 
-def _alike(graph: CausalGraph, variable: Variable, parents: Tensor, reference: Reference) -> _Sample:
+def _alike(graph: CausalGraph, variable: Variable, parents: Tensor, guide: Tensor, reference: Reference) -> _Sample:
     """Real images like those with the attributes ``parents`` (B, K), their scores moved to these attributes."""
     real = reference.parents
     around = [graph[name] for name in sorted(graph.blanket(variable.name) | {variable.name})]
     discrete = [v for v in around if v.kind != "continuous" and v != variable]
     columns = graph.slices[variable.name]
     mine, theirs = (variable.category_probabilities(x[:, columns]) for x in (parents, real))
-    scores = _scores(variable, reference.predictions[:, columns], real[:, columns])
+    scores = _scores(variable, reference.predictions[..., columns], real[:, columns])
 
     # 1. Equal categories. Those of the blanket may differ in ever more variables until there are enough images.
     same = mine @ theirs.T > 0
@@ -156,24 +164,25 @@ def _alike(graph: CausalGraph, variable: Variable, parents: Tensor, reference: R
         return x, target.clamp(x.amin(dim=0), x.amax(dim=0))[:, None] - x[rows]
 
     x, away = displacements([v for v in around if v.kind == "continuous" or v != variable])
-    moved = scores[rows] + away @ torch.einsum("bc,ckw->bkw", mine, _slopes(x, scores, theirs))
+    slopes = _slopes(x, scores, theirs)[guide]
+    moved = scores[guide[:, None], rows] + away @ torch.einsum("bc,bckw->bkw", mine, slopes)
     _, away = displacements([v for v in around if v.kind == "continuous"])
     return _Sample(moved + away @ _local_slopes(-away, moved, weights), weights)
 
 
 def _slopes(x: Tensor, scores: Tensor, categories: Tensor) -> Tensor:
-    """Slopes of scores (N, width) on x (N, k) within each category, shape (C, k, width).
+    """Slopes of scores (G, N, width) on x (N, k) within each category, shape (G, C, k, width).
 
     Where a category has few images they shrink towards the slopes within all categories.
     """
     x, scores, categories = x.double(), scores.double(), categories.double()
     number = categories.sum(dim=0).clamp_min(1)[:, None, None]
-    mean_x, mean_scores = (torch.einsum("nc,nk->ck", categories, values)[:, None] / number for values in (x, scores))
-    products, moments = (
-        torch.einsum("nc,nk,nl->ckl", categories, x, values) - number * mean_x.mT @ mean
-        for values, mean in ((x, mean_x), (scores, mean_scores))
-    )
-    common = _ridge(torch.zeros_like(moments[0]), products.sum(dim=0), moments.sum(dim=0))
+    mean_x = torch.einsum("nc,nk->ck", categories, x)[:, None] / number
+    mean_scores = torch.einsum("nc,gnw->gcw", categories, scores)[:, :, None] / number
+    products = torch.einsum("nc,nk,nl->ckl", categories, x, x) - number * mean_x.mT @ mean_x
+    moments = torch.einsum("nc,nk,gnw->gckw", categories, x, scores) - number * mean_x.mT @ mean_scores
+    in_all = moments.sum(dim=1, keepdim=True)
+    common = _ridge(torch.zeros_like(in_all), products.sum(dim=0), in_all)
     return _ridge(common, products, moments).to(torch.float32)
 
 

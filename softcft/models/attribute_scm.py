@@ -127,13 +127,16 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
         graph = self.causal_graph
         known = ~graph.any_column(values.isnan())
         # A missing value is replaced by any valid one, and the terms that it enters get the weight 0.
-        some = [torch.eye(1, v.width)[0] if v.kind == "categorical" else torch.zeros(1) for v in graph.variables]
-        columns = self._columns(torch.where(graph.expand(known), values, torch.cat(some).to(values)))
+        some = torch.zeros_like(values)
+        for variable in graph.variables:
+            if variable.kind == "categorical":
+                some[:, graph.slices[variable.name].start] = 1
+        columns = self._columns(torch.where(graph.expand(known), values, some))
         terms = []
         for name in graph.names:
             term = self._mechanism(name).log_prob(columns[name], self._parents(name, columns))
-            needed = [graph.names.index(n) for n in (name, *graph[name].parents)]
-            terms.append(term * known[:, needed].all(dim=1))
+            needed = [known[:, graph.names.index(n)] for n in (name, *graph[name].parents)]
+            terms.append(term * torch.stack(needed).all(dim=0))
         return torch.stack(terms).sum(dim=0)
 
     @_without_autocast
@@ -177,7 +180,7 @@ class AttributeSCM(SafetensorsOnly, ModelMixin, ConfigMixin):
         columns: dict[str, Tensor] = {}
         for name in self.causal_graph.causal_order:
             value = self._mechanism(name).predict(noises[name], self._parents(name, columns))
-            is_given = intervention.mask[:, [self.causal_graph.names.index(name)]]
+            is_given = intervention.mask[:, self.causal_graph.names.index(name), None]
             columns[name] = torch.where(is_given, given[name], value)
         return torch.cat([columns[name] for name in self.causal_graph.names], dim=1)
 

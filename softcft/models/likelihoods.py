@@ -49,7 +49,7 @@ def discretised_gaussian_log_prob(image: Tensor, loc: Tensor, log_scale: Tensor)
 
     is_tail = near < -TAIL
     # Each branch sees a harmless argument where the other one is taken, so that no gradient becomes nan.
-    near_body, far_body = near.clamp_min(-TAIL), torch.where(is_tail, near.new_tensor(-2 * TAIL), far)
+    near_body, far_body = near.clamp_min(-TAIL), far.masked_fill(is_tail, -2 * TAIL)
     mass = 0.5 * (torch.erfc(-near_body / math.sqrt(2)) - torch.erfc(-far_body / math.sqrt(2)))
     body = torch.log(mass.clamp_min(torch.finfo(dtype).tiny))
 

@@ -69,7 +69,7 @@ class LogisticMechanism(nn.Module):
         log_survival = torch.special.log_ndtr(normal) + F.logsigmoid(margin)
         noise = torch.log(-torch.expm1(log_survival)) - log_survival
         # Rounding must not put the draw on the wrong side.
-        return sign * torch.maximum(noise, torch.nextafter(-margin.detach(), margin.new_tensor(math.inf)))
+        return sign * torch.maximum(noise, torch.nextafter(-margin.detach(), torch.full_like(margin, math.inf)))
 
     def predict(self, noise: Tensor, parents: Tensor | None) -> Tensor:
         """The value, from noise."""

@@ -156,7 +156,7 @@ class CFTTrainer:
         self._check_counts(parents)
         if watch is not None:
             logits = torch.cat([output.logits.float() for output in watched])
-            watch.reference = Reference(parents, objective.guides.graph.probabilities(logits))
+            watch.reference = Reference(parents, objective.guides.graph.probabilities(logits)[None])
             watch.embeddings = torch.cat([output.embedding.float() for output in watched])
         if matched is not None:
             matched.reference_parents, matched.reference_predictions = parents, torch.cat(predicted, dim=1)
@@ -169,7 +169,7 @@ class CFTTrainer:
         graph = self.objective.attribute_scm.causal_graph
         if len(parents) < 2:
             raise ValueError(f"cft matched and watch need at least 2 reference images, got {len(parents)}.")
-        reference = Reference(parents, parents)
+        reference = Reference(parents, parents[None])
         for variable in graph.variables:
             if variable.kind == "continuous":
                 continue

@@ -132,8 +132,9 @@ class Watch:
         classifier: Guide, image: Tensor, new: Tensor, parents: Tensor, new_parents: Tensor, intervened: Tensor
     ) -> View:
         prediction, logits = classifier.predict(image), classifier(new).logits
-        scales, first = classifier.column_scales.expand_as(logits), torch.zeros(len(image), dtype=torch.long)
-        return View(parents, new_parents, intervened, prediction, logits, scales, first.to(image.device))
+        scales, first = classifier.column_scales.expand_as(logits), torch.zeros_like(intervened[:, 0], dtype=torch.long)
+        asked = torch.ones_like(intervened)  # those that count are chosen afterwards
+        return View(parents, new_parents, intervened, prediction, logits, scales, first, asked)
 
     def _real(self) -> Reference:
         if self.reference is None:

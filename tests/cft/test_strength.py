@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -32,6 +34,14 @@ def world(size: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.cat([site, age, ill], dim=1), said
 
 
+def shortfall(strength: StrengthConstraint, *arguments: Any) -> dict[str, Tensor]:
+    """Summed over images, by one guide; arguments as in its method, and what the guide says of real images."""
+    *known, real_parents, real = arguments
+    first = torch.zeros(len(known[0]), dtype=torch.long)
+    short = strength.shortfall(*known, first, Reference(real_parents, real[None]))
+    return {name: values.sum() for name, values in short.items()}
+
+
 def log_odds(probabilities: Tensor) -> Tensor:
     return torch.logit(probabilities.double())
 
@@ -60,7 +70,7 @@ def test_the_shortfall_is_the_difference_of_two_areas_under_the_curve() -> None:
     parents, targets = world(300, 1)
     seen = world(300, 2)[1]  # of other images: no better than chance
     moves = torch.rand(300, 3, generator=torch.Generator().manual_seed(0)) < 0.7
-    short = StrengthConstraint(GRAPH).shortfall(targets, seen, parents, moves, Reference(real_parents, real))
+    short = shortfall(StrengthConstraint(GRAPH), targets, seen, parents, moves, real_parents, real)
 
     def area(scores: Tensor, mine: Tensor, real_scores: Tensor, others: Tensor) -> float:
         labels = [1] * int(mine.sum()) + [0] * int(others.sum())
@@ -83,7 +93,7 @@ def test_the_shortfall_is_the_difference_of_two_areas_under_the_curve() -> None:
 @pytest.mark.parametrize(("followed", "lost"), [(0.6, 1.0), (0.8, 0.5), (1.5, 1.5), (0.5, -3.0), (1.5, -1.0)])
 def test_offsets_make_up_for_what_a_model_does_not_follow(followed: float, lost: float) -> None:
     """A model that makes something else of each log-odds it is asked for ends as strong as it should be."""
-    reference = Reference(*world(2000, 0))
+    reference = world(2000, 0)
     strength = StrengthConstraint(GRAPH)
     gaps = []
     for step in range(400):
@@ -93,7 +103,7 @@ def test_offsets_make_up_for_what_a_model_does_not_follow(followed: float, lost:
         signs = torch.cat([2 * parents[:, SITE] - 1, torch.ones(64, 1), 2 * parents[:, ILL] - 1], dim=1)
         seen = (followed * asked - lost * signs).sigmoid().float()
         seen[:, SITE] = seen[:, SITE] / seen[:, SITE].sum(dim=1, keepdim=True)
-        short = strength.shortfall(targets, seen, parents, moves, reference)
+        short = shortfall(strength, targets, seen, parents, moves, *reference)
         gaps.append({name: value.item() / 64 for name, value in short.items()})
         strength.ascend(gaps[-1])
     for name in ("site", "ill"):
@@ -117,10 +127,10 @@ def test_offsets_stay_where_targets_are_met() -> None:
     strength = StrengthConstraint(GRAPH)
     moves = torch.ones(50, 3, dtype=torch.bool)
     torch.testing.assert_close(strength(targets, parents, moves), targets)
-    reference = Reference(*world(100, 1))
-    assert not any(strength.shortfall(targets, targets, parents, moves, reference).values())
-    assert all(strength.shortfall(targets, 0 * targets, parents, moves, reference).values())
-    assert not any(strength.shortfall(targets, 0 * targets, parents, ~moves, reference).values())
+    reference = world(100, 1)
+    assert not any(shortfall(strength, targets, targets, parents, moves, *reference).values())
+    assert all(shortfall(strength, targets, 0 * targets, parents, moves, *reference).values())
+    assert not any(shortfall(strength, targets, 0 * targets, parents, ~moves, *reference).values())
 
 
 def test_offsets_are_saved_and_have_no_gradient() -> None:

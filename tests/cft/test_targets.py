@@ -41,12 +41,26 @@ def counterfactual_targets(
     reference: Reference | None = None,
     published: bool = False,
 ) -> Tensor:
-    rest = torch.zeros_like(prediction), torch.ones_like(prediction), torch.zeros(len(parents), dtype=torch.long)
+    first = torch.zeros(len(parents), dtype=torch.long)
+    rest = torch.zeros_like(prediction), torch.ones_like(prediction), first, torch.ones_like(mask)
     seen = View(parents, counterfactual, mask, prediction, *rest)
     if mode == "matched":
         assert reference is not None
         return expected_targets(graph, seen, reference, published)
     return Hard()(seen) if mode == "hard" else Soft(graph, published)(seen)
+
+
+def reference_of(parents: Tensor, predictions: Tensor) -> Reference:
+    """What one guide says of real images."""
+    return Reference(parents, predictions[None])
+
+
+def targets_of(
+    graph: CausalGraph, parents: Tensor, counterfactual: Tensor, prediction: Tensor, reference: Reference
+) -> Tensor:
+    """Matched targets by one guide."""
+    first = torch.zeros(len(parents), dtype=torch.long)
+    return matched_targets(graph, parents, counterfactual, prediction, first, reference)
 
 
 def soft(*names: str) -> list[float]:
@@ -83,7 +97,7 @@ def test_descendants_that_keep_their_value_keep_what_the_guide_said() -> None:
 
 @pytest.mark.parametrize("mode", ["soft", "matched"])
 def test_an_intervention_that_changes_nothing_asks_for_nothing(mode: str) -> None:
-    reference = Reference(*world(500)[::2])
+    reference = reference_of(*world(500)[::2])
     rounded = FACTUAL.clone()
     rounded[0, 3] += 1e-6
     targets = counterfactual_targets(GRAPH, intervened(*GRAPH.names), FACTUAL, rounded, PREDICTION, mode, reference)
@@ -167,11 +181,11 @@ def changed(parents: Tensor, name: str, n: int) -> Tensor:
 
 @pytest.mark.parametrize("name", GRAPH.names)
 def test_matched_targets_are_what_the_guide_says_of_the_true_counterfactual(name: str) -> None:
-    reference = Reference(*world(10_000)[::2])
+    reference = reference_of(*world(10_000)[::2])
     parents, noise, prediction = world(300)
     counterfactual = changed(parents, name, 300)
     truth = world(300, counterfactual, noise)[2]
-    targets = matched_targets(GRAPH, parents, counterfactual, prediction, reference)
+    targets = targets_of(GRAPH, parents, counterfactual, prediction, reference)
     columns = GRAPH.slices[name]
     error = (targets - truth)[:, columns].abs().mean()
     assert error < 0.03
@@ -184,7 +198,7 @@ def test_an_image_of_the_reference_that_stays_as_it_is_keeps_its_prediction() ->
     parents = world(200)[0]
     parents[:, 4] = torch.arange(200) % 2  # equally many of both, and fewer than neighbours: all are among the peers
     prediction = world(200, parents)[2]
-    targets = matched_targets(GRAPH, parents, parents, prediction, Reference(parents, prediction))
+    targets = targets_of(GRAPH, parents, parents, prediction, reference_of(parents, prediction))
     torch.testing.assert_close(targets[:, :3], prediction[:, :3])
     torch.testing.assert_close(targets[:, 4], prediction[:, 4])
 
@@ -193,11 +207,11 @@ def test_no_donor_is_of_another_category_however_rare_it_is() -> None:
     parents, _, _ = world(1_000)
     parents[:, 4] = 0.0
     parents[:3, 4] = 1.0
-    reference = Reference(*world(1_000, parents)[::2])
+    reference = reference_of(*world(1_000, parents)[::2])
     counterfactual = parents.clone()
     counterfactual[:, 4] = 1.0
-    targets = matched_targets(GRAPH, parents, counterfactual, reference.predictions, reference)[:, 4]
-    rare = reference.predictions[:3, 4]
+    targets = targets_of(GRAPH, parents, counterfactual, reference.predictions[0], reference)[:, 4]
+    rare = reference.predictions[0, :3, 4]
     assert ((rare.min() - 1e-6 <= targets) & (targets <= rare.max() + 1e-6)).all()
 
 
@@ -211,7 +225,7 @@ def test_a_rare_category_does_not_spoil_the_others(rare: int, order: list[int]) 
     said = (torch.randn(len(labels), 3) + 2 * parents + torch.bincount(labels).log()).softmax(dim=1)
     graph = CausalGraph([{"name": "site", "kind": "categorical", "categories": ["x", "y", "z"]}])
     old, new = parents[:300], parents[4500 - rare].expand(300, 3)
-    targets = matched_targets(graph, old, new, said[:300], Reference(parents, said))[:, order[1]]
+    targets = targets_of(graph, old, new, said[:300], reference_of(parents, said))[:, order[1]]
     real = said[labels == order[1], order[1]]
     assert targets.unique().numel() > 250
     assert targets.mean() == pytest.approx(real.mean().item(), abs=0.04)
@@ -239,10 +253,10 @@ def test_few_images_of_a_category_are_compared_at_the_same_values_of_its_causes(
     age, noise = torch.rand(10_000, 1) * 2 - 1, torch.randn(10_000, 2)
     chance = torch.sigmoid(2 * age - 5)
     parents = torch.cat([age, (torch.rand(10_000, 1) < ill * chance / chance.sum()).float()], dim=1)
-    reference = Reference(parents, says(parents, noise))
+    reference = reference_of(parents, says(parents, noise))
     old = torch.cat([torch.rand(500, 1) * 2 - 1, torch.zeros(500, 1)], dim=1)
     new, own = old + torch.tensor([0.0, 1.0]), torch.randn(500, 2)
-    targets = matched_targets(AGE_AND_ILL, old, new, says(old, own), reference)
+    targets = targets_of(AGE_AND_ILL, old, new, says(old, own), reference)
     age_error, ill_error = (targets - says(new, own))[:, 0], targets[:, 1].logit() - says(new, own)[:, 1].logit()
     assert age_error.mean().abs() < 0.04  # says() moves by 0.1
     assert ill_error.mean().abs() < 0.4
@@ -269,10 +283,10 @@ def test_targets_follow_what_a_score_depends_on_even_if_that_is_no_line(
 
     age, noise = mean + farthest * (2 * torch.rand(10_000, 1) - 1), torch.randn(10_000, 1)
     parents = torch.cat([age, torch.bernoulli(torch.sigmoid(5 * (age - mean) - 2))], dim=1)
-    old, own, reference = parents[:300], noise[:300], Reference(parents, says(parents, noise))
+    old, own, reference = parents[:300], noise[:300], reference_of(parents, says(parents, noise))
     for set_to in (torch.tensor([torch.nan, 1.0]), torch.tensor([-0.9, torch.nan]), torch.tensor([0.9, torch.nan])):
         new = torch.where(set_to.isnan(), old, set_to)
-        targets = matched_targets(AGE_AND_ILL, old, new, says(old, own), reference)[:, 1]
+        targets = targets_of(AGE_AND_ILL, old, new, says(old, own), reference)[:, 1]
         error = targets.logit(1e-6) - says(new, own)[:, 1].logit(1e-6)
         assert error.mean().abs() < 0.6
         assert error.square().mean().sqrt() < 0.9
@@ -293,8 +307,8 @@ def test_the_blanket_counts_however_small_its_spread_is_in_its_range() -> None:
         said = (3 * ill + dose - 6 + torch.randn(3_000, 1, generator=generator)).sigmoid()
         parents, predictions = torch.cat([2 * dose / high - 1, ill], dim=1), torch.cat([dose * 0, said], dim=1)
         new = torch.cat([parents[:100, :1], 1 - parents[:100, 1:]], dim=1)
-        reference = Reference(parents[100:], predictions[100:])
-        targets.append(matched_targets(graph, parents[:100], new, predictions[:100], reference)[:, 1])
+        reference = reference_of(parents[100:], predictions[100:])
+        targets.append(targets_of(graph, parents[:100], new, predictions[:100], reference)[:, 1])
     assert (targets[0] - targets[1]).abs().max() < 0.1  # float32 keeps a dose in a million to 0.06
 
 
@@ -302,14 +316,14 @@ def test_the_order_of_the_reference_does_not_matter() -> None:
     """Tables are often sorted by site or date; ages in whole years are shared by many."""
     parents, _, prediction = world(3_000)
     parents[:, 3] = (parents[:, 3] * 10).round() / 10
-    reference = Reference(parents, prediction)
+    reference = reference_of(parents, prediction)
     own, _, said = world(100)
     own[:, 3] = (own[:, 3] * 10).round() / 10
     new = changed(changed(own, "ill", 100), "sex", 100)
-    first = matched_targets(GRAPH, own, new, said, reference)
+    first = targets_of(GRAPH, own, new, said, reference)
     order = torch.argsort(parents[:, 3] + 3 * parents[:, 0])
     torch.testing.assert_close(
-        matched_targets(GRAPH, own, new, said, Reference(parents[order], prediction[order])), first, atol=1e-4, rtol=0
+        targets_of(GRAPH, own, new, said, reference_of(parents[order], prediction[order])), first, atol=1e-4, rtol=0
     )
 
 
@@ -318,12 +332,12 @@ def test_where_all_of_a_category_are_alike_all_of_them_count() -> None:
     parents, _, _ = world(900)
     parents[:, :3] = torch.eye(3).repeat(300, 1)
     parents[:, 4] = torch.tensor([0.0, 1.0]).repeat(450)
-    reference = Reference(*world(900, parents)[::2])
+    reference = reference_of(*world(900, parents)[::2])
     order = torch.randperm(900)
-    shuffled = Reference(*(t[order] for t in reference))
+    shuffled = reference_of(reference.parents[order], reference.predictions[0, order])
     own, _, prediction = world(100)
     new = changed(changed(own, "site", 100), "sex", 100)  # or not: some stay what they are
-    targets = [matched_targets(GRAPH, own, new, prediction, r) for r in (reference, shuffled)]
+    targets = [targets_of(GRAPH, own, new, prediction, r) for r in (reference, shuffled)]
     for name in ("site", "sex"):
         torch.testing.assert_close(*(t[:, GRAPH.slices[name]] for t in targets))
 
@@ -338,23 +352,37 @@ def test_the_place_among_the_peers_is_that_among_the_donors(own: float, target: 
     graph = CausalGraph([{"name": "ill", "kind": "binary", "categories": ["no", "yes"]}])
     ill = torch.tensor([0.0] * 4 + [1.0] * 4)[:, None]
     said = torch.tensor([0.1, 0.2, 0.4, 0.8, 0.15, 0.3, 0.6, 0.6])[:, None]
-    targets = matched_targets(graph, ill[-1:], ill[:1], torch.tensor([[own]]), Reference(ill, said))
+    targets = targets_of(graph, ill[-1:], ill[:1], torch.tensor([[own]]), reference_of(ill, said))
     assert targets.item() == pytest.approx(target, abs=1e-4)
 
 
 def test_of_many_categories_each_keeps_its_order_among_its_like() -> None:
-    reference = Reference(*world(5_000)[::2])
+    reference = reference_of(*world(5_000)[::2])
     parents = world(200)[0]
     parents[:, :3] = torch.tensor([1.0, 0.0, 0.0])
     prediction = world(200, parents)[2]
     counterfactual = parents.clone()
     counterfactual[:, :3] = torch.tensor([0.0, 1.0, 0.0])
     before = prediction[:, :3].log()
-    after = matched_targets(GRAPH, parents, counterfactual, prediction, reference)[:, :3].log()
+    after = targets_of(GRAPH, parents, counterfactual, prediction, reference)[:, :3].log()
     pair, other = (lambda logs: logs[:, 1] - logs[:, 0], lambda logs: logs[:, 2] - (logs[:, 0] + logs[:, 1]) / 2)
     for odds, correlation in ((pair, 0.999), (other, 0.97)):
         ranks = torch.stack([odds(logs).argsort().argsort().double() for logs in (before, after)])
         assert torch.corrcoef(ranks)[0, 1] > correlation
+
+
+def test_each_image_is_matched_to_what_its_own_guide_says_of_real_images() -> None:
+    real, _, said = world(600)
+    parents, _, prediction = world(40)
+    new, guide = changed(parents, "site", 40), torch.arange(40) % 2
+    shy = [0.5 * x + 0.5 * x.mean(dim=0) for x in (said, prediction)]
+    mixed = torch.where(guide[:, None] > 0, shy[1], prediction)
+    both = matched_targets(GRAPH, parents, new, mixed, guide, Reference(real, torch.stack([said, shy[0]])))
+    alone = [
+        targets_of(GRAPH, parents, new, *of_one)
+        for of_one in [(prediction, reference_of(real, said)), (shy[1], reference_of(real, shy[0]))]
+    ]
+    torch.testing.assert_close(both, torch.where(guide[:, None] > 0, alone[1], alone[0]))
 
 
 def test_of_many_categories_targets_are_together_like_predictions_of_real_images() -> None:
@@ -370,8 +398,8 @@ def test_of_many_categories_targets_are_together_like_predictions_of_real_images
     digit, old = torch.randint(6, (6_000,)), torch.randint(6, (2_000,))
     new = (old + torch.randint(1, 6, old.shape)) % 6
     real = said(digit)
-    targets = matched_targets(
-        graph, torch.eye(6)[old], torch.eye(6)[new], said(old), Reference(torch.eye(6)[digit], real)
+    targets = targets_of(
+        graph, torch.eye(6)[old], torch.eye(6)[new], said(old), reference_of(torch.eye(6)[digit], real)
     )
 
     def surprise(probabilities: Tensor, digit: Tensor) -> float:
@@ -381,7 +409,7 @@ def test_of_many_categories_targets_are_together_like_predictions_of_real_images
 
 
 def test_matched_targets_move_only_what_the_intervention_can_reach() -> None:
-    reference = Reference(*world(1_000)[::2])
+    reference = reference_of(*world(1_000)[::2])
     parents, _, prediction = world(50)
     counterfactual = changed(parents, "sex", 50)
     mask = intervened("sex").expand(50, -1)
@@ -399,7 +427,7 @@ def test_a_neighbour_of_what_moves_is_matched_to_it() -> None:
         return prediction
 
     real, _, said = world(10_000)
-    reference = Reference(real, leaning(real, said))
+    reference = reference_of(real, leaning(real, said))
     parents, noise, prediction = world(300)
     prediction = leaning(parents, prediction)
     counterfactual = parents.clone()
@@ -425,7 +453,7 @@ def test_continuous_targets_hold_where_no_real_image_is_like_the_counterfactual(
     counterfactual = parents.clone()
     counterfactual[:200, 1] = -parents[:200, 1]
     truth = 0.95 * counterfactual + noise
-    reference = Reference(parents[200:], predictions[200:])
-    targets = matched_targets(graph, parents[:200], counterfactual[:200], predictions[:200], reference)
+    reference = reference_of(parents[200:], predictions[200:])
+    targets = targets_of(graph, parents[:200], counterfactual[:200], predictions[:200], reference)
     assert (targets - truth[:200]).abs().mean() < 0.03
     assert (targets - truth[:200]).abs().max() < 0.15  # by the predictions themselves some would be off by 1
