@@ -234,8 +234,10 @@ class Variable:
                 of shape (B,).
         """
         other = (self.category_index(encoded) + steps) % len(self.categories)
-        other = other[:, None] if self.kind == "binary" else torch.nn.functional.one_hot(other, self.width)
-        return other.to(encoded.dtype)
+        others = other[:, None]
+        if self.kind == "categorical":  # one-hot; PyTorch's function waits for the device
+            others = others == torch.arange(self.width, device=other.device)
+        return others.to(encoded.dtype)
 
     # ---- in words ---------------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from softcft.graph import CausalGraph, Intervention
 from softcft.noise import Generator, uniform
@@ -94,7 +93,7 @@ def draw_interventions(
     values = torch.cat([other_values(graph, name, parents, generator, others) for name in graph.names], dim=1)
     draw = uniform((len(parents), 1), generator, parents.device)[:, 0]
     variable = (draw * len(graph)).long().clamp_max(len(graph) - 1)
-    return Intervention(values, F.one_hot(variable, len(graph)).bool())
+    return Intervention(values, variable[:, None] == torch.arange(len(graph), device=parents.device))
 
 
 @torch.no_grad()

@@ -94,13 +94,12 @@ def matched_targets(
         Probabilities and means, shape (B, K).
     """
     targets = torch.empty_like(prediction)
+    both, guides = torch.cat([parents, counterfactual_parents]), guide.repeat(2)
     for variable in graph.variables:
         columns = graph.slices[variable.name]
         old, new = parents[:, columns], counterfactual_parents[:, columns]
         own = _scores(variable, prediction[:, columns], old)[:, None]
-        peers, donors = (
-            _alike(graph, variable, values, guide, reference) for values in (parents, counterfactual_parents)
-        )
+        peers, donors = map(_Sample, *(x.chunk(2) for x in _alike(graph, variable, both, guides, reference)))
         if variable.kind == "categorical":
             own, peers, donors = _near_in_first_odds(own, peers, donors, old[:, None], new[:, None])
         score = _quantile(donors, _place(own, peers))[:, 0]
@@ -125,48 +124,48 @@ def _alike(graph: CausalGraph, variable: Variable, parents: Tensor, guide: Tenso
     """Real images like those with the attributes ``parents`` (B, K), their scores moved to these attributes."""
     real = reference.parents
     around = [graph[name] for name in sorted(graph.blanket(variable.name) | {variable.name})]
-    discrete = [v for v in around if v.kind != "continuous" and v != variable]
+    continuous = [graph.slices[v.name] for v in around if v.kind == "continuous"]
+    discrete = [graph.slices[v.name] for v in around if v.kind != "continuous" and v != variable]
     columns = graph.slices[variable.name]
     mine, theirs = (variable.category_probabilities(x[:, columns]) for x in (parents, real))
     scores = _scores(variable, reference.predictions[..., columns], real[:, columns])
 
     # 1. Equal categories. Those of the blanket may differ in ever more variables until there are enough images.
     same = mine @ theirs.T > 0
-    differing = sum(
-        (parents[:, None, s] != real[:, s]).any(dim=2).int() for s in (graph.slices[v.name] for v in discrete)
-    )
-    differing = torch.as_tensor(differing, device=real.device).expand_as(same)
-    enough = same.sum(dim=1, keepdim=True).clamp_max(FEWEST)
-    allowed = torch.zeros_like(enough)
-    for number in range(len(discrete)):
-        too_few = (same & (differing <= number)).sum(dim=1, keepdim=True) < enough
-        allowed = torch.where(too_few, number + 1, allowed)
-    same &= differing <= allowed
+    if discrete:
+        differing = torch.stack([(parents[:, None, s] != real[:, s]).any(dim=2) for s in discrete]).sum(dim=0)
+        enough = same.sum(dim=1, keepdim=True).clamp_max(FEWEST)
+        allowed = torch.zeros_like(enough)
+        for number in range(len(discrete)):
+            allowed += (same & (differing <= number)).sum(dim=1, keepdim=True) < enough
+        same &= differing <= allowed
 
     # 2. Near continuous values, in standard deviations. Without continuous variables all weights are equal.
     spread = real.std(dim=0, correction=0).clamp_min(1e-6)
     distances = torch.zeros_like(same, dtype=real.dtype)
-    for s in (graph.slices[v.name] for v in around if v.kind == "continuous"):
+    for s in continuous:
         distances += ((parents[:, None, s] - real[:, s]) / spread[s]).square().sum(dim=2)
     distances.masked_fill_(~same, torch.inf)
     count = same.sum(dim=1, keepdim=True)
     nearest = torch.maximum(count // 2, count.clamp_max(FEWEST)).clamp_max(NEAREST)
-    reach = distances.topk(int(nearest.max()), largest=False).values.gather(1, nearest - 1)
+    reach = distances.topk(min(NEAREST, len(real)), largest=False).values.gather(1, nearest - 1)
     most = int((distances <= reach).sum(dim=1).max())  # ties with the last one included
     distances, rows = distances.topk(most, largest=False)
     weights = torch.where(distances <= reach, (-2 * distances / reach.clamp_min(1e-12)).exp(), 0)
 
     # 3. Linear regressions: on all that may differ, in all images; then on continuous values, in the near ones.
-    def displacements(variables: list[Variable]) -> tuple[Tensor, Tensor]:
-        """Values of real images (N, k); own values, within the range of these, minus those of near ones (B, m, k)."""
-        columns = [i for v in variables for i in range(graph.width)[graph.slices[v.name]]]
-        x, target = (values[:, columns] / spread[columns] for values in (real, parents))
-        return x, target.clamp(x.amin(dim=0), x.amax(dim=0))[:, None] - x[rows]
+    x, own = real / spread, parents / spread
+    own = own.clamp(x.amin(dim=0), x.amax(dim=0))
 
-    x, away = displacements([v for v in around if v.kind == "continuous" or v != variable])
-    slopes = _slopes(x, scores, theirs)[guide]
+    def displacements(slices: list[slice]) -> tuple[Tensor, Tensor]:
+        """Values of real images (N, k); own values, within the range of these, minus those of near ones (B, m, k)."""
+        values, others = (torch.cat([tensor[:, :0], *(tensor[:, s] for s in slices)], dim=1) for tensor in (own, x))
+        return others, values[:, None] - others[rows]
+
+    x_all, away = displacements(continuous + discrete)
+    slopes = _slopes(x_all, scores, theirs)[guide]
     moved = scores[guide[:, None], rows] + away @ torch.einsum("bc,bckw->bkw", mine, slopes)
-    _, away = displacements([v for v in around if v.kind == "continuous"])
+    _, away = displacements(continuous)
     return _Sample(moved + away @ _local_slopes(-away, moved, weights), weights)
 
 

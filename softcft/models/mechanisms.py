@@ -105,8 +105,8 @@ class GumbelMechanism(nn.Module):
 
     def predict(self, noise: Tensor, parents: Tensor | None) -> Tensor:
         """The value, from noise."""
-        winner = (self.logits(parents) + noise).argmax(dim=1)
-        return F.one_hot(winner, noise.shape[1]).to(noise.dtype)
+        winner = (self.logits(parents) + noise).argmax(dim=1, keepdim=True)
+        return torch.zeros_like(noise).scatter(1, winner, 1.0)
 
     def log_prob(self, value: Tensor, parents: Tensor | None) -> Tensor:
         """Log probability or density of the value in nats, shape (B,)."""
