@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from softcft.models.networks import family_of
+from softcft.models.networks import conditions_of, family_of, image_tokens, network_channels
 from softcft.models.noise_schedule import NoiseSchedule, Scheduler
 from softcft.models.parent_encoder import ParentEncoder
 from softcft.models.patches import fold_patches, unfold_patches
+from softcft.models.prompt import PromptEmbedding
 from softcft.noise import Generator, uniform
-
-if TYPE_CHECKING:
-    from softcft.models.prompt import PromptEmbedding
 
 __all__ = ["ConditionalDenoiser"]
 
@@ -46,16 +42,16 @@ class ConditionalDenoiser(nn.Module):
         prompt: PromptEmbedding | None = None,
     ) -> None:
         super().__init__()
-        family, size = family_of(network), parent_encoder.config["embedding_dim"]
-        self.channels = family.channels(network)
-        if (taken := family.token_size(network, prompt)) != size:
+        self.channels = network_channels(network)
+        size, taken = parent_encoder.config["embedding_dim"], conditions_of(network, prompt).token_size
+        if size != taken:
             raise ValueError(f"parent_encoder makes tokens of size {size}, but the network takes such of size {taken}.")
-        self.schedule = NoiseSchedule(scheduler)
+        self.schedule = NoiseSchedule(scheduler, image_tokens(network))
         self.network = network
         self.parent_encoder = parent_encoder
         self.scheduler = scheduler
         self.prompt = prompt
-        self._predict = family.predict
+        self._predict = family_of(network).predict
 
     def forward(self, noisy: Tensor, timestep: Tensor, parents: Tensor, present: Tensor | None = None) -> Tensor:
         """The network's prediction, of the schedule's kind, in float32 and of the shape of the images.
@@ -69,7 +65,7 @@ class ConditionalDenoiser(nn.Module):
         tokens = self.parent_encoder(parents.to(self.parent_encoder.dtype), present).to(self.network.dtype)
         patches = fold_patches(noisy, self.channels).to(self.network.dtype)
         prediction = self._predict(self.network, patches, timestep, tokens, self.prompt)
-        return unfold_patches(prediction.float(), noisy.shape[1])
+        return unfold_patches(prediction[:, : self.channels].float(), noisy.shape[1])  # without a variance
 
     def loss(
         self,

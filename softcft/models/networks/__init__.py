@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import diffusers
 from diffusers.models.modeling_utils import ModelMixin
@@ -17,38 +17,70 @@ from torch import Tensor
 from softcft.arguments import plain
 from softcft.graph import CausalGraph
 from softcft.models.parent_encoder import ParentEncoder
+from softcft.models.prompt import PromptEmbedding as Prompt
 from softcft.models.weights import load_safetensors
 
-if TYPE_CHECKING:
-    from softcft.models.prompt import PromptEmbedding
-
-__all__ = ["FAMILIES", "Family", "adopt_network", "family_of", "load_network", "network_class", "network_size"]
+__all__ = [
+    "FAMILIES",
+    "Conditions",
+    "Family",
+    "adopt_network",
+    "conditions_of",
+    "family_of",
+    "image_tokens",
+    "load_network",
+    "network_channels",
+    "network_class",
+    "network_size",
+]
 
 FAMILIES = {
     "UNet2DModel": "unet",
-    "UNet2DConditionModel": "unet",
+    "UNet2DConditionModel": "unet_condition",
+    "DiTTransformer2DModel": "dit",
+    "Transformer2DModel": "transformer2d",
+    "PixArtTransformer2DModel": "pixart",
+    "SD3Transformer2DModel": "sd3",
+    "FluxTransformer2DModel": "flux",
 }
 """The module of each class of networks, by the name that diffusers saves."""
 
 
+class Conditions(NamedTuple):
+    """What a network is conditioned on, besides the time.
+
+    Attributes:
+        token_size: Size of the tokens of attributes.
+        reads_text: Whether these are tokens of a text, or else are summed up and added to an embedding.
+        pooled_size: Size of an embedding of the whole text, if the network takes one.
+        masks: Whether tokens can be hidden from it.
+    """
+
+    token_size: int
+    reads_text: bool = True
+    pooled_size: int | None = None
+    masks: bool = False
+
+
 class Family(Protocol):
-    """What the module of a family has: functions of a network and, where it reads text, its prompt."""
+    """What the module of a family has. One whose networks must be changed to take attributes has ``adopt``, too."""
 
-    def channels(self, network: ModelMixin) -> int:
-        """Channels of what it takes; ValueError if it predicts something else than that."""
+    def conditions(self, network: ModelMixin) -> Conditions:
+        """What the network is conditioned on; ValueError if attributes cannot be."""
 
-    def token_size(self, network: ModelMixin, prompt: PromptEmbedding | None) -> int:
-        """Size of attribute tokens; ValueError if it takes none, or the prompt does not fit."""
+    def predict(self, network: Any, noisy: Tensor, timestep: Tensor, tokens: Tensor, prompt: Prompt | None) -> Tensor:
+        """The network's own prediction for noisy images (B, C, H, W).
 
-    def predict(
-        self, network: Any, noisy: Tensor, timestep: Tensor, tokens: Tensor, prompt: PromptEmbedding | None
-    ) -> Tensor:
-        """The prediction for noisy images (B, C, H, W) at times (B,), given tokens (B, V, D); of the images' shape."""
+        Args:
+            network: Of the family.
+            noisy: Images, their patches, or latents, shape (B, C, H, W).
+            timestep: Shape (B,), from 0 to the number of training steps.
+            tokens: Of attributes, shape (B, V, D).
+            prompt: What a network that reads text is told besides.
 
-    def adopt(
-        self, network: ModelMixin, graph: CausalGraph, prompt: PromptEmbedding | None
-    ) -> tuple[ModelMixin, ParentEncoder]:
-        """See :func:`adopt_network`."""
+        Returns:
+            Shape (B, C, H, W), or (B, 2 * C, H, W) with a variance.
+        """
 
 
 def network_class(name: str) -> type[ModelMixin]:
@@ -67,8 +99,26 @@ def family_of(network: ModelMixin) -> Family:
     return cast(Family, import_module(f"{__name__}.{FAMILIES[name]}"))
 
 
+def conditions_of(network: ModelMixin, prompt: Prompt | None = None) -> Conditions:
+    """What a network is conditioned on; ValueError if attributes cannot be, or the prompt does not fit."""
+    conditions = family_of(network).conditions(network)
+    if prompt is None:
+        return conditions
+    if not conditions.reads_text:
+        raise ValueError("prompt must be left out: the network reads no text.")
+    told = prompt.config["token_dim"], prompt.config["pooled_dim"]
+    if told != (conditions.token_size, conditions.pooled_size):
+        raise ValueError(
+            f"prompt has tokens of size {told[0]} and a pooled embedding of size {told[1]}, but the network takes "
+            f"{conditions.token_size} and {conditions.pooled_size}. Encode it by the network's own pipeline."
+        )
+    if prompt.config["masked"] and not conditions.masks:
+        raise ValueError("prompt must have no mask: no token can be hidden from the network.")
+    return conditions
+
+
 def adopt_network(
-    network: ModelMixin, graph: CausalGraph, prompt: PromptEmbedding | None = None
+    network: ModelMixin, graph: CausalGraph, prompt: Prompt | None = None
 ) -> tuple[ModelMixin, ParentEncoder]:
     """Condition a network of diffusers on the attributes of a graph, so that it first computes what it did before.
 
@@ -88,7 +138,15 @@ def adopt_network(
         ValueError: If the network is of no known family, or has conditions that attributes cannot be added to; or has
             classes, but not one discrete variable has as many categories (``UNet2DModel``).
     """
-    return family_of(network).adopt(network, graph, prompt)
+    family = family_of(network)
+    if hasattr(family, "adopt"):
+        adopted: tuple[ModelMixin, ParentEncoder] = family.adopt(network, graph)
+        return adopted
+    conditions = conditions_of(network, prompt)
+    encoder = ParentEncoder(graph.to_list(), conditions.token_size)
+    if prompt is not None or not conditions.reads_text:
+        encoder.silence()
+    return network, encoder
 
 
 def load_network(folder: str | Path) -> ModelMixin:
@@ -102,6 +160,22 @@ def load_network(folder: str | Path) -> ModelMixin:
         raise ValueError(f"{folder} holds a {name}, and not one of {', '.join(FAMILIES)}.")
     network: ModelMixin = load_safetensors(network_class(name), folder)
     return network
+
+
+def network_channels(network: ModelMixin) -> int:
+    """Channels of a network's input; ValueError if it predicts neither as many nor, with a variance, twice as many."""
+    taken = network.config["in_channels"]
+    predicted = network.config.get("out_channels") or taken
+    if predicted not in (taken, 2 * taken):
+        raise ValueError(f"network must predict as many channels as it takes, {taken}, but predicts {predicted}.")
+    return taken
+
+
+def image_tokens(network: ModelMixin) -> int | None:
+    """Number of patches that a transformer sees; None for UNets, and where its config has no size."""
+    if network.config.get("sample_size") is None or "patch_size" not in network.config:
+        return None
+    return (network_size(network) // (network.config["patch_size"] or 1)) ** 2
 
 
 def network_size(network: ModelMixin) -> int:

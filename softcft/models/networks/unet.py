@@ -1,63 +1,34 @@
-"""UNets: tokens are summed up and added to the time embedding (``UNet2DModel``), or attended to."""
+"""``UNet2DModel``: tokens are summed up and added to the time embedding."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from softcft.graph import CausalGraph
+from softcft.models.networks import Conditions, Prompt
 from softcft.models.parent_encoder import ParentEncoder
 
-if TYPE_CHECKING:
-    from softcft.models.prompt import PromptEmbedding
 
-UNet = UNet2DModel | UNet2DConditionModel
-
-
-def channels(network: UNet) -> int:
+def conditions(network: UNet2DModel) -> Conditions:
     """See :class:`softcft.models.networks.Family`."""
-    if network.config["in_channels"] != network.config["out_channels"]:
-        raise ValueError(
-            f"network must predict as many channels as it takes, {network.config['in_channels']}, but predicts "
-            f"{network.config['out_channels']}: a variance cannot be used."
-        )
-    return network.config["in_channels"]
-
-
-def token_size(network: UNet, prompt: PromptEmbedding | None) -> int:
-    """See :class:`softcft.models.networks.Family`."""
-    if _attends(network):
-        return network.config["cross_attention_dim"]
     if network.config["class_embed_type"] != "identity":
         raise ValueError(
             "network must have class_embed_type 'identity', so that the tokens of parent_encoder can be added to its "
-            f"time embedding, got {network.config['class_embed_type']!r}."
+            f"time embedding, got {network.config['class_embed_type']!r}; softcft.models.networks.adopt_network makes "
+            "such a network of another."
         )
-    return _time_embedding_size(network)
+    return Conditions(_time_embedding_size(network), reads_text=False)
 
 
-def predict(network: UNet, noisy: Tensor, timestep: Tensor, tokens: Tensor, prompt: PromptEmbedding | None) -> Tensor:
+def predict(network: UNet2DModel, noisy: Tensor, timestep: Tensor, tokens: Tensor, prompt: Prompt | None) -> Tensor:
     """See :class:`softcft.models.networks.Family`."""
-    if _attends(network):
-        return network(noisy, timestep, encoder_hidden_states=tokens).sample
-    return network(noisy, timestep, class_labels=tokens.sum(dim=1)).sample
+    return network(noisy, timestep, class_labels=tokens.sum(dim=1), return_dict=False)[0]
 
 
-def adopt(network: UNet, graph: CausalGraph, prompt: PromptEmbedding | None) -> tuple[UNet, ParentEncoder]:
+def adopt(network: UNet2DModel, graph: CausalGraph) -> tuple[UNet2DModel, ParentEncoder]:
     """See :func:`softcft.models.networks.adopt_network`."""
-    if _attends(network):
-        size = network.config["cross_attention_dim"]
-        others = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type")
-        if not isinstance(size, int) or any(network.config.get(other) is not None for other in others):
-            raise ValueError(
-                "network must attend to tokens of one size, cross_attention_dim, and have no other conditions; it has "
-                f"{ {name: network.config.get(name) for name in ('cross_attention_dim', *others)} }."
-            )
-        return network, ParentEncoder(graph.to_list(), size)
     if network.config["class_embed_type"] not in (None, "identity"):
         raise ValueError(
             f"network must be conditioned on classes or on nothing, got class_embed_type "
@@ -93,10 +64,5 @@ def adopt(network: UNet, graph: CausalGraph, prompt: PromptEmbedding | None) -> 
     return conditional, encoder
 
 
-def _attends(network: UNet) -> bool:
-    """Whether a UNet attends to tokens; by its config, as it may be compiled."""
-    return "cross_attention_dim" in network.config
-
-
-def _time_embedding_size(network: UNet) -> int:
+def _time_embedding_size(network: UNet2DModel) -> int:
     return network.config["time_embedding_dim"] or 4 * network.config["block_out_channels"][0]
