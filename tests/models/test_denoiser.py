@@ -218,7 +218,7 @@ def test_the_encoder_is_saved(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("attention", "network", "embedding_dim", "scheduler", "named"),
     [
-        (False, {"out_channels": 2}, 16, {}, "network must"),
+        (False, {"out_channels": 3}, 16, {}, "network must"),
         (False, {"class_embed_type": None}, 16, {}, "network must .*class_embed_type"),
         (False, {}, 8, {}, "size 8, .* size 16"),
         (True, {}, 8, {}, "size 8, .* size 16"),

@@ -159,7 +159,7 @@ def test_nothing_changes_where_nothing_is_changed(kind: str, flow: bool) -> None
     perturb(denoiser.parent_encoder, 0.5)
     image = 0.5 * torch.rand(2, 4, 8, 8) - 0.25
     parents = draw_parents(2)
-    for steps in (10, 20, 50):
+    for steps in (10, 20) if flow else (50,):
         output = DiffusionBackbone(denoiser, num_inference_steps=steps).counterfactual(image, parents, parents)
         assert (output.image - image).abs().max() < 1e-6
 

@@ -24,7 +24,7 @@ def conditions(network: UNet2DModel) -> Conditions:
 
 def predict(network: UNet2DModel, noisy: Tensor, timestep: Tensor, tokens: Tensor, prompt: Prompt | None) -> Tensor:
     """See :class:`softcft.models.networks.Family`."""
-    return network(noisy, timestep, class_labels=tokens.sum(dim=1), return_dict=False)[0]
+    return network(noisy, timestep, class_labels=tokens.sum(dim=1)).sample
 
 
 def adopt(network: UNet2DModel, graph: CausalGraph) -> tuple[UNet2DModel, ParentEncoder]:
