@@ -1,14 +1,14 @@
 """Train a conditional diffusion model on images and their attributes, or fine-tune one that diffusers has saved.
 
     accelerate launch recipes/train_diffusion.py --config recipes/configs/phantom_diffusion.yaml
-    accelerate launch recipes/train_diffusion.py --unet_dir my_pipeline/unet --scheduler_dir my_pipeline/scheduler
+    accelerate launch recipes/train_diffusion.py --pipeline_dir stable-diffusion --prompt "a chest X-ray" --lora_rank 8
 
-With --unet_dir training starts from a UNet2DModel of diffusers, conditioned on classes or on nothing (classes become
-the categories of the variable that has as many), or from a UNet2DConditionModel; the settings of a new network, among
-them the section's model, are not read then. With --latents the model is one of the latents of an AutoencoderKL, that of
-train_vae.py.
+With --pipeline_dir training starts from a pipeline that diffusers has saved: DDPM, DiT, Stable Diffusion 1, 2, XL or 3,
+Flux, PixArt. It is told the prompt with all images, and at first does what it did. The settings of a new network, among
+them the section's model, are not read then. With --latents a new network is one of the latents of an AutoencoderKL,
+that of train_vae.py.
 
-Reads the sections data, graph and diffusion. Writes unet, parent_encoder, scheduler and vae into
+Reads the sections data, graph and diffusion. Writes unet or transformer, parent_encoder, scheduler, vae and prompt into
 --output_dir/diffusion.
 """
 
@@ -35,31 +35,22 @@ DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom_diffusion.yaml"
 def build(
     config: dict[str, Any], graph: CausalGraph, diffusion: DiffusionConfig, channels: int, size: int
 ) -> ConditionalDenoiser:
-    """The network, new or trained by others, with its tokens and noise schedule."""
+    """A new network with its tokens and noise schedule, for images, or latents, of so many channels and that size."""
     from softcft import ConditionalDenoiser
-    from softcft.models.networks import adopt_network, load_network, network_class, network_size
-    from softcft.models.noise_schedule import load_scheduler, new_scheduler
+    from softcft.models.networks import adopt_network, network_class
+    from softcft.models.noise_schedule import new_scheduler
 
     arguments = model_arguments(config, "diffusion", network_class(diffusion.unet))
-    if diffusion.unet_dir is None or diffusion.scheduler_dir is None:
-        if size % diffusion.patch_size:
-            raise ValueError(f"--patch_size {diffusion.patch_size} must divide the images' side, {size}.")
-        folded = channels * diffusion.patch_size**2
-        arguments |= {
-            "in_channels": folded,
-            "out_channels": folded,
-            "sample_size": size // diffusion.patch_size,
-        }
-        network, encoder = adopt_network(network_class(diffusion.unet)(**arguments), graph)
-        return ConditionalDenoiser(network, encoder, new_scheduler(diffusion.prediction_type))
-    unet = load_network(diffusion.unet_dir)
-    patch_sizes = range(1, 2 if diffusion.latents else size + 1)
-    if [unet.config["in_channels"], network_size(unet)] not in [[channels * p**2, size / p] for p in patch_sizes]:
-        raise ValueError(
-            f"--unet_dir {diffusion.unet_dir} was trained on images of {unet.config['in_channels']} channels and size "
-            f"{unet.config['sample_size']}, but these have {channels} and {size}; set --sample_size."
-        )
-    return ConditionalDenoiser(*adopt_network(unet, graph), load_scheduler(diffusion.scheduler_dir))
+    if size % diffusion.patch_size:
+        raise ValueError(f"--patch_size {diffusion.patch_size} must divide the images' side, {size}.")
+    folded = channels * diffusion.patch_size**2
+    arguments |= {
+        "in_channels": folded,
+        "out_channels": folded,
+        "sample_size": size // diffusion.patch_size,
+    }
+    network, encoder = adopt_network(network_class(diffusion.unet)(**arguments), graph)
+    return ConditionalDenoiser(network, encoder, new_scheduler(diffusion.prediction_type))
 
 
 def load_vae(folder: str | Path) -> AutoencoderKL:
@@ -90,12 +81,12 @@ def main() -> None:
         description=__doc__,
     )
     # Here, once there is no mistake in the settings: it takes seconds.
-    import torch
     from accelerate.utils import set_seed
 
-    from softcft import CausalGraph
+    from softcft import CausalGraph, ConditionalDenoiser, adopt
     from softcft.data.sources import load_data, training_images
-    from softcft.models.vae import encode_latents, latent_stride
+    from softcft.models.patches import patch_size_of
+    from softcft.models.vae import latent_stride
     from softcft.training.checkpoints import save_whole
     from softcft.training.footprint import footprint
     from softcft.training.loop import train
@@ -105,7 +96,13 @@ def main() -> None:
     from softcft.training.processes import this_process
 
     graph = CausalGraph(config["graph"])
-    vae = load_vae(diffusion.vae_dir or Path(training.output_dir, "vae")) if diffusion.latents else None
+    denoiser = vae = None
+    if diffusion.pipeline_dir is not None:
+        set_seed(training.seed)
+        *parts, vae = adopt(diffusion.pipeline_dir, graph, diffusion.prompt, data.sample_size)
+        denoiser = ConditionalDenoiser(*parts)
+    elif diffusion.latents:
+        vae = load_vae(diffusion.vae_dir or Path(training.output_dir, "vae"))
     training = replace(training, output_dir=str(Path(training.output_dir, "diffusion")))
     with main_process_first():  # the others find the data in the cache
         hub.reserve(config)
@@ -113,13 +110,17 @@ def main() -> None:
     images = training_images(splits["train"], data, graph, config["columns"])
 
     channels, size = images.image_channels, images.sample_size
-    if vae is not None:
-        if size % latent_stride(vae):
-            raise ValueError(f"--sample_size must be a multiple of {latent_stride(vae)} for this VAE, got {size}.")
-        with torch.no_grad():
-            _, channels, size, _ = encode_latents(vae, torch.zeros(1, channels, size, size)).shape
-    set_seed(training.seed)
-    denoiser = build(config, graph, diffusion, channels, size)
+    if vae is not None and size % latent_stride(vae):
+        raise ValueError(f"--sample_size must be a multiple of {latent_stride(vae)} for this VAE, got {size}.")
+    if denoiser is None:
+        shape = (channels, size) if vae is None else (vae.config["latent_channels"], size // latent_stride(vae))
+        set_seed(training.seed)
+        denoiser = build(config, graph, diffusion, *shape)
+    taken, _ = patch_size_of(denoiser.channels if vae is None else vae.config["in_channels"])
+    if taken != channels:
+        raise ValueError(
+            f"--image_channels must be {taken}, in all recipes, as the model takes, but the images have {channels}."
+        )
     begin_training(config, "diffusion", training.output_dir)
     if memory.gradient_checkpointing:
         denoiser.network.enable_gradient_checkpointing()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from softcft._api import *
     from softcft.evaluation.evaluate import evaluate
     from softcft.evaluation.generation import generate_counterfactuals
+    from softcft.models.adoption import adopt
     from softcft.training.fine_tune import fine_tune
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "ParentEncoder",
     "Variable",
     "__version__",
+    "adopt",
     "evaluate",
     "example_model",
     "fine_tune",
@@ -42,11 +44,13 @@ __all__ = [
 ]
 
 ELSEWHERE = {
+    "adopt": "softcft.models.adoption",
     "evaluate": "softcft.evaluation.evaluate",
     "fine_tune": "softcft.training.fine_tune",
     "generate_counterfactuals": "softcft.evaluation.generation",
 }
-"""Names that _api.py does not import: they need pandas and matplotlib, or accelerate."""
+"""Names that _api.py does not import: they need pandas and matplotlib, or accelerate,
+or are needed by few."""
 
 
 def __getattr__(name: str) -> Any:

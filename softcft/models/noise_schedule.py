@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -152,13 +152,17 @@ def new_scheduler(kind: Prediction) -> Scheduler:
     return DDIMScheduler(prediction_type=kind, beta_schedule=beta_schedule, clip_sample=False)
 
 
-def load_scheduler(folder: str | Path) -> Scheduler:
+def load_scheduler(folder: str | Path, **kwargs: Any) -> Scheduler:
     """The noise schedule of any scheduler that diffusers has saved, as one that is followed here.
+
+    Args:
+        folder: Where it is, or a repository of the Hub.
+        kwargs: As for diffusers' ``load_config``, such as ``subfolder``.
 
     Raises:
         ValueError: If it adds noise in another way than DDIM or flow matching.
     """
-    config = DDIMScheduler.load_config(folder)
+    config = DDIMScheduler.load_config(folder, **kwargs)
     name = config.get("_class_name")
     if config.get("prediction_type") == "flow_prediction":  # solvers of other kinds, that were set to flow matching
         return FlowMatchEulerDiscreteScheduler(config["num_train_timesteps"], shift=config.get("flow_shift") or 1.0)

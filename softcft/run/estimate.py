@@ -57,11 +57,11 @@ def estimate(plan: Plan, sizes: Mapping[str, int]) -> dict[str, float]:
         sizes: The number of rows of each split.
 
     Raises:
-        ValueError: If it cannot be known: a diffusion model is one of latents, or starts from a trained UNet.
+        ValueError: If it cannot be known: a diffusion model is one of latents, or starts from a pretrained one.
     """
     diffusion = plan.trainings.get("diffusion")
-    if diffusion is not None and (choice := diffusion.others[DiffusionConfig]).latents | bool(choice.unet_dir):
-        raise ValueError("a diffusion model of latents, or one that goes on from a trained UNet, is not measured")
+    if diffusion is not None and (choice := diffusion.others[DiffusionConfig]).latents | bool(choice.pipeline_dir):
+        raise ValueError("a diffusion model of latents, or one that starts from a pretrained one, is not measured")
     sections = [*plan.trainings, COUNTERFACTUAL]
     environment = {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     before = {name: os.environ.get(name) for name in environment}

@@ -219,7 +219,7 @@ class DiffusionConfig:
     """What a diffusion model learns.
 
     Raises:
-        ValueError: Also if one of two folders that go together is missing.
+        ValueError: Also if a setting is given without the one that it belongs to, or two exclude each other.
     """
 
     unet: Literal["UNet2DModel", "UNet2DConditionModel"] = field(
@@ -253,11 +253,15 @@ class DiffusionConfig:
             "full resolution; 1 is none. Not for latents."
         },
     )
-    unet_dir: str | None = field(
-        default=None, metadata={"help": "Folder of a trained UNet to go on from, as diffusers saves it."}
+    pipeline_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Start from a pipeline that diffusers has saved in place of a new network: a folder, or the name "
+            "of a repository of the Hub. Network, VAE and scheduler are its own."
+        },
     )
-    scheduler_dir: str | None = field(
-        default=None, metadata={"help": "With --unet_dir: the scheduler that the UNet was trained with."}
+    prompt: str = field(
+        default="", metadata={"help": "With --pipeline_dir: a text for all images, if the network reads text."}
     )
     latents: bool = field(
         default=False, metadata={"help": "Model the latents of --vae_dir in place of pixels: for large images."}
@@ -275,8 +279,11 @@ class DiffusionConfig:
             raise ValueError("vae_dir is for models of its latents; set latents=True, or leave it out.")
         if self.patch_size > 1 and self.latents:
             raise ValueError(f"patch_size {self.patch_size} is not for models of latents; set it to 1.")
-        if (self.unet_dir is None) != (self.scheduler_dir is None):
-            raise ValueError("unet_dir and scheduler_dir go together: a UNet knows only the noise of its scheduler.")
+        self.pipeline_dir = None if self.pipeline_dir is None else os.path.expanduser(self.pipeline_dir)
+        if self.prompt and self.pipeline_dir is None:
+            raise ValueError(f"prompt {self.prompt!r} is for a pretrained network; set pipeline_dir, or leave it out.")
+        if self.latents and self.pipeline_dir is not None:
+            raise ValueError("latents must be left out with pipeline_dir: a pipeline has its own VAE, or none.")
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,7 @@
 """A diffusion model through the same recipes, from training to the report; and one that diffusers has saved."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import pytest
 import torch
 import yaml
 from datasets import load_dataset
-from diffusers import CMStochasticIterativeScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from softcft import DiffusionDSCMPipeline
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.schema import ImageAttributeDataset, scale_pixels
 from softcft.models.vae import encode_latents
 from tests.recipes.small_pipeline import TINY, make_pipeline, run_recipe
+from tests.stock_pipelines import make_stock
 
 STEPS = ["--num_inference_steps", "4"]
 PARENTS = {"age": 50, "sex": "male", "race": "White", "disease": "no finding"}
@@ -119,27 +121,24 @@ def test_the_latents_of_the_vae_can_be_modelled(folder: Path) -> None:
     assert result.images[0].size == (16, 16)
 
 
-def test_a_network_of_diffusers_is_fine_tuned(folder: Path) -> None:
-    """Trained with classes, saved by a stock pipeline, no softcft in it."""
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=16,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
-        num_class_embeds=3,
+def adopt(folder: Path, kind: str, *flags: str) -> DiffusionDSCMPipeline:
+    """A stock pipeline through the recipes, from its folder to a counterfactual."""
+    make_stock(kind).save_pretrained(folder / "stock" / kind)
+    told = run_recipe(
+        folder, "train_diffusion", "--output_dir", kind, "--pipeline_dir", f"stock/{kind}", "--lora_rank", "2", *flags
     )
-    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder / "stock")
-    parts = ["--unet_dir", "stock/unet", "--scheduler_dir", "stock/scheduler"]
-    run_recipe(folder, "train_diffusion", "--output_dir", "adopted", *parts)
-    parts = ["--scm_dir", "runs/scm", "--guide_dir", "runs/guide"]
-    run_recipe(folder, "soft_cft", "--output_dir", "adopted", "--watch", "false", *parts, *STEPS)
-    pipe = DiffusionDSCMPipeline.from_pretrained(folder / "adopted" / "soft")
+    assert re.search(r"Trains [\d,]+ of [\d,]+ parameters", told)
+    parts = ["--scm_dir", "runs/scm", "--guide_dir", "runs/guide", "--lora_rank", "2"]
+    run_recipe(folder, "soft_cft", "--output_dir", kind, "--watch", "false", *parts, *STEPS)
+    return DiffusionDSCMPipeline.from_pretrained(folder / kind / "soft")
+
+
+@pytest.mark.parametrize(("kind", "flags"), [("classes", []), ("sd", ["--prompt", "a scan"])])
+def test_a_pipeline_of_diffusers_is_fine_tuned(folder: Path, kind: str, flags: list[str]) -> None:
+    """Saved with no softcft in it."""
+    pipe = adopt(folder, kind, *flags, "--gradient_checkpointing", "true")
     assert pipe.scheduler.config["prediction_type"] == "epsilon"
+    assert (pipe.vae is None) == (kind == "classes")
     image = load_phantom(16, 64, 48, 40, cache_dir=str(folder / "data"))["train"][0]["image"]
     result = pipe(image, parents=PARENTS, do={"race": "Black"}, num_inference_steps=4)
     assert result.parents["race"] == ["Black"]
@@ -164,9 +163,9 @@ def start(folder: Path, tmp_path: Path) -> Callable[..., None]:
     [
         (["--condition_dropout", "1.5"], r"--condition_dropout .*1\.5"),
         (["--min_snr_gamma", "0"], "--min_snr_gamma .*0"),
-        (["--unet_dir", "stock/unet"], "--unet_dir and --scheduler_dir"),
-        (["--unet_dir", "runs/diffusion/parent_encoder", "--scheduler_dir", "x"], "holds a ParentEncoder"),
-        (["--unet_dir", "runs/diffusion/unet", "--scheduler_dir", "x", "--sample_size", "24"], "size 8, but .* 24"),
+        (["--prompt", "a scan"], "--prompt .*--pipeline_dir"),
+        (["--pipeline_dir", "runs/soft"], "pipeline_dir runs/soft holds a DiffusionDSCMPipeline"),
+        (["--pipeline_dir", "sd", "--latents", "--patch_size", "1"], "--latents .*--pipeline_dir"),
         (["--latents", "--patch_size", "1", "--vae_dir", "nowhere"], "--vae_dir nowhere"),
         (["--patch_size", "0"], "--patch_size .*0"),
         (["--patch_size", "3"], "--patch_size 3 .*16"),
@@ -179,10 +178,13 @@ def test_mistakes_of_a_training(start: Callable[..., None], flags: list[str], me
         start("train_diffusion", *flags)
 
 
-def test_a_scheduler_of_another_kind_of_noise_is_refused(start: Callable[..., None], tmp_path: Path) -> None:
-    CMStochasticIterativeScheduler().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="CMStochasticIterativeScheduler"):
-        start("train_diffusion", "--unet_dir", "runs/diffusion/unet", "--scheduler_dir", str(tmp_path))
+def test_images_of_another_kind_are_refused(start: Callable[..., None], folder: Path) -> None:
+    for kind in ("sd", "sdxl"):
+        make_stock(kind).save_pretrained(folder / "stock" / kind)
+    with pytest.raises(ValueError, match=r"sample_size must be 16.* 24"):
+        start("train_diffusion", "--pipeline_dir", "stock/sd", "--sample_size", "24")
+    with pytest.raises(ValueError, match="--image_channels must be 3"):
+        start("train_diffusion", "--pipeline_dir", "stock/sdxl", "--prompt", "a scan")
 
 
 def test_settings_of_diffusion_are_refused_for_an_hvae(start: Callable[..., None], tmp_path: Path) -> None:
