@@ -15,8 +15,14 @@ steps over the level between:
 
 .. math:: x_{i-1} = x_{i+1} + (\alpha_{i-1} - \alpha_{i+1}) \hat x_i + (\sigma_{i-1} - \sigma_{i+1}) \hat\epsilon_i.
 
-Solved for :math:`x_{i+1}` this is the exact inverse, with the same call of the denoiser, and it is of second order. Its
-noise is the images of the two last levels.
+Solved for :math:`x_{i+1}` this is the exact inverse, with the same call of the denoiser, and it is of second order.
+Both ways begin with a step of DDIM. That of abduction is done as it is. That of prediction, from pure noise, need not
+lead to where abduction came through; so the noise is :math:`x_S`, and what this step lacks,
+
+.. math:: r = x_{S-1} - (\alpha_{S-1} \hat x_S + \sigma_{S-1} \hat\epsilon_S),
+
+which is of second order. The images of the two last levels would not do as noise: what the factual attributes do to an
+image between them would stay in the counterfactual, an error of first order.
 
 A network that gets an image with other rounding on the way back predicts something else; in bfloat16 the image would
 change by dozens of grey levels over fifty levels. So nothing is rounded: images and what is added to them are multiples
@@ -104,18 +110,20 @@ def invert(
         on_step: Of the levels 1 to S.
 
     Returns:
-        The images at level S (DDIM), or at levels S - 1 and S (BDIA), constants; and those at level K, or K and K + 1
-        (at most the former), as functions of the network. All are of float64 (of float32 on devices that have none).
+        The images at level S, for BDIA with r before them, constants; and those at level K, for BDIA also at level
+        K + 1, as functions of the network (if K is S, the former). All are of float64 (of float32 on devices that have
+        none).
     """
     tracked = torch.is_grad_enabled()
-    last = min(gradient_steps, len(levels) - (solver == "bdia"))
+    count = len(levels)
+    known = gradient_steps + (solver == "bdia")  # levels whose images are kept as functions of the network
     # DDIM gives the network the level that it goes to, as diffusers' DDIMInverseScheduler does, and so must BDIA at
     # level 0, which has no training step.
     image = _round(image.to(torch.float32 if image.device.type == "mps" else torch.float64))
     path = [image, image]
-    for level in range(len(levels)):
+    for level in range(count):
         below, x = path
-        with torch.set_grad_enabled(tracked and level < last + (solver == "bdia")):
+        with torch.set_grad_enabled(tracked and level < known):
             if solver == "ddim" or level == 0:
                 above = _round(levels.mix(*denoiser(x, level, level + 1), level + 1))
             else:
@@ -123,10 +131,14 @@ def invert(
             if on_step is not None:
                 above = on_step(above, level + 1)
         path = [x, above]
-        if level < last + (solver == "bdia"):
+        if level < known:
             passed = path
-    kept = slice(1, None) if solver == "ddim" else slice(None)
-    return [x.detach() for x in path[kept]], passed[kept]
+    if solver == "ddim":
+        return [path[1].detach()], passed[1:]
+    with torch.set_grad_enabled(tracked and gradient_steps >= count):
+        below, x = path
+        path = [below - _round(levels.mix(*denoiser(x, count, count), count - 1)), x]
+    return [x.detach() for x in path], path if gradient_steps >= count else passed
 
 
 def predict(
@@ -150,17 +162,20 @@ def predict(
         gradient_steps: K.
         passed: Of :func:`invert`: the images at level K, whose gradient is added to that of the images there, as if
             the levels above changed neither. Left out, there is none.
-        on_step: Of the levels below those of ``latents``, down to 0.
+        on_step: Of the levels S - 1 down to 0.
     """
     tracked = torch.is_grad_enabled()
-    state = list(latents)
-    last = min(gradient_steps, len(levels) + 1 - len(state))
-    for level in range(len(levels) + 1 - len(state), 0, -1):
+    state, count = list(latents), len(levels)
+    last = min(gradient_steps, count)
+    for level in range(count, 0, -1):
         if level == last and tracked and passed is not None:
             state = [x + (p - p.detach()) for x, p in zip(state, passed, strict=True)]
         with torch.set_grad_enabled(tracked and level <= last):
             if len(state) == 1:
                 state = [levels.mix(*denoiser(state[0], level, level), level - 1)]
+            elif level == count:
+                missing, x = state
+                state = [missing + _round(levels.mix(*denoiser(x, level, level), level - 1)), x]
             else:
                 x, above = state
                 state = [above + levels.leap(*denoiser(x, level, level), level), x]

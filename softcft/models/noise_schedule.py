@@ -170,6 +170,7 @@ def load_scheduler(folder: str | Path, **kwargs: Any) -> Scheduler:
         flow: FlowMatchEulerDiscreteScheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
         return flow
     names = {"DDIMScheduler", *(scheduler.__name__ for scheduler in DDIMScheduler().compatibles)}
+    names -= {"EDMEulerScheduler"}  # its noise has no beta_schedule
     if name not in names:
         names |= {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"}
         raise ValueError(f"{folder} holds a {name}, and not one of {sorted(names)}.")

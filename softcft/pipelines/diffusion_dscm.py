@@ -185,9 +185,9 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
             fit: Whether images, of any size or in files, are brought to the model's size as in training, see there.
             callback_on_step_end: Called after each step with the pipeline, the number of the step, the time that the
                 network gets for its noisier end, and ``{"latents": ...}``, float64 of shape (B, C, H, W); returns a
-                dict, whose ``latents``, if any, replace these. The first ``num_inference_steps`` are abduction, the
-                others prediction, as many or (``"bdia"``) one less. If it sets ``pipe._interrupt = True``, the call
-                ends with the noisy images of that step.
+                dict, whose ``latents``, if any, replace these. The first ``num_inference_steps`` are abduction, as many
+                others prediction. If it sets ``pipe._interrupt = True``, the call ends with the noisy images of that
+                step.
             return_dict: Whether to return a :class:`DSCMPipelineOutput` or a tuple of its images, parents, effects,
                 factual and counterfactual predictions.
 
@@ -204,8 +204,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
             guidance_scale=guidance_scale,
             invariant_guidance_scale=invariant_guidance_scale,
         )
-        total = 2 * len(backbone.levels) - (abduction == "bdia")  # its noise is the images of two levels
-        with self._steps(backbone, total, callback_on_step_end):
+        with self._steps(backbone, 2 * len(backbone.levels), callback_on_step_end):
             query = Query(image, parents, do, generator, output_type, infer_missing_parents, fit)
             output = predict_counterfactuals(self, backbone, query)
         self.maybe_free_model_hooks()

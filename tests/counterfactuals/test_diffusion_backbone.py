@@ -27,8 +27,9 @@ def images(n: int) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16", "autocast"])
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("steps", [10, 50])
+@pytest.mark.parametrize(
+    ("steps", "prediction_type"), [(10, "epsilon"), (50, "v_prediction"), (10, "flow"), (33, "flow")]
+)
 def test_nothing_changes_where_nothing_is_changed(steps: int, prediction_type: str, precision: str) -> None:
     """However coarsely the network computes: all that is left is the last digits of float32."""
     image, parents = images(4), draw_parents(4)
@@ -122,9 +123,9 @@ def test_guidance_is_a_weighted_sum() -> None:
     original = backbone._predict_guided
     backbone._predict_guided = lambda *a: seen.append(a[3]) or original(*a)  # type: ignore[method-assign]
     backbone.counterfactual(x, parents, others)
-    assert all(mask is None for mask in seen[:10])
-    assert all(torch.equal(mask, changed) for mask in seen[10:])
-    assert len(seen) == 19
+    assert all(mask is None for mask in seen[:11])
+    assert all(torch.equal(mask, changed) for mask in seen[11:])
+    assert len(seen) == 21
 
 
 @torch.no_grad()
@@ -147,7 +148,6 @@ def test_gradients_of_the_last_steps() -> None:
         weight = backbone.denoiser.network.conv_in.weight
         gradients[steps] = weight.grad.clone()
     assert (gradients[1] - gradients[3]).norm() > 0.01 * gradients[3].norm()
-    torch.testing.assert_close(gradients[3], gradients[None])  # BDIA takes one step less than there are levels
 
 
 def test_image_and_fidelity_train_every_parameter() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from softcft.graph import CausalGraph, Variable
 from softcft.models.denoiser import ConditionalDenoiser
 from softcft.models.networks import adopt_network
+from softcft.models.noise_schedule import Scheduler
 from softcft.models.parent_encoder import ParentEncoder
 
 GRAPH = CausalGraph(
@@ -23,7 +24,9 @@ GRAPH = CausalGraph(
 UNET = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "norm_num_groups": 4}
 
 
-def make_scheduler(**settings: Any) -> DDIMScheduler:
+def make_scheduler(**settings: Any) -> Scheduler:
+    if settings.get("prediction_type") == "flow":
+        return FlowMatchEulerDiscreteScheduler()
     return DDIMScheduler(**{"clip_sample": False, **settings})
 
 
