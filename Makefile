@@ -5,7 +5,7 @@ BIN := .venv/bin
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce reproduce-diffusion paper example test test-all smoke smoke-lowest smoke-newest check docs clean
+.PHONY: help reproduce reproduce-diffusion reproduce-flow paper example test test-all smoke smoke-lowest smoke-newest check docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ reproduce: .venv/.installed ## Train and evaluate on the phantom; SEED=1 for ano
 
 reproduce-diffusion: .venv/.installed ## The same with a diffusion model, at 32 x 32 pixels
 	$(BIN)/python recipes/run_all.py --config recipes/configs/phantom_diffusion.yaml --seed $(SEED)
+
+reproduce-flow: .venv/.installed ## The same with flow matching by a transformer, at 32 x 32 pixels
+	$(BIN)/python recipes/run_all.py --config recipes/configs/phantom_flow.yaml --seed $(SEED)
 
 paper: .venv/.installed ## Tables 1 and 2 and all figures of the paper on the phantom, three seeds, into outputs/paper
 	for seed in 0 1 2; do \

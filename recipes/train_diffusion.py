@@ -40,7 +40,7 @@ def build(
     from softcft.models.networks import adopt_network, network_class
     from softcft.models.noise_schedule import new_scheduler
 
-    arguments = model_arguments(config, "diffusion", network_class(diffusion.unet))
+    arguments = model_arguments(config, "diffusion", network_class(diffusion.network))
     if size % diffusion.patch_size:
         raise ValueError(f"--patch_size {diffusion.patch_size} must divide the images' side, {size}.")
     folded = channels * diffusion.patch_size**2
@@ -49,7 +49,7 @@ def build(
         "out_channels": folded,
         "sample_size": size // diffusion.patch_size,
     }
-    network, encoder = adopt_network(network_class(diffusion.unet)(**arguments), graph)
+    network, encoder = adopt_network(network_class(diffusion.network)(**arguments), graph)
     return ConditionalDenoiser(network, encoder, new_scheduler(diffusion.prediction_type))
 
 

@@ -34,7 +34,7 @@ def arguments_of(settings: Settings) -> dict[str, Any]:
         ValueError: If there is an unknown one, or the trunk cannot be used.
     """
     diffusion = settings.others.get(DiffusionConfig)
-    name = settings.kind.model if diffusion is None else diffusion.unet
+    name = settings.kind.model if diffusion is None else diffusion.network
     if name is None:
         return {}
     model_class = getattr(softcft if name in softcft.__all__ else diffusers, name)

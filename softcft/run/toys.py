@@ -117,7 +117,7 @@ def _image_model(plan: Plan) -> HVAEModel | ConditionalDenoiser:
     channels = _channels(plan) * choice.patch_size**2
     arguments |= {"in_channels": channels, "out_channels": channels, "sample_size": size // choice.patch_size}
     scheduler = new_scheduler(choice.prediction_type)
-    return ConditionalDenoiser(*adopt_network(network_class(choice.unet)(**arguments), _graph(plan)), scheduler)
+    return ConditionalDenoiser(*adopt_network(network_class(choice.network)(**arguments), _graph(plan)), scheduler)
 
 
 def _vae(plan: Plan, settings: Settings) -> AutoencoderKL:

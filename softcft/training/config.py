@@ -222,11 +222,12 @@ class DiffusionConfig:
         ValueError: Also if a setting is given without the one that it belongs to, or two exclude each other.
     """
 
-    unet: Literal["UNet2DModel", "UNet2DConditionModel"] = field(
+    network: Literal["UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"] = field(
         default="UNet2DModel",
         metadata={
-            "help": "How a new network sees attributes: their tokens are added to its time embedding (UNet2DModel), or "
-            "attended to (UNet2DConditionModel). diffusion.model has its arguments."
+            "help": "Class of a new network, by how it sees attributes: their tokens are added to the time embedding "
+            "of a UNet (UNet2DModel) or of a transformer (DiTTransformer2DModel), or attended to "
+            "(UNet2DConditionModel). diffusion.model has its arguments."
         },
     )
     prediction_type: Literal["epsilon", "v_prediction", "flow"] = field(
