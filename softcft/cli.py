@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 # softcft is imported where it is used: it takes seconds, which --help and most mistakes need not wait for.
 if TYPE_CHECKING:
-    import numpy as np
     from PIL import Image
 
     from softcft.graph import CausalGraph
@@ -120,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="bring a picture of another size or colour to the model's as training does; --no-fit refuses it [--fit]",
     )
+    ask.add_argument("--mask", type=Path, metavar="FILE", help="a picture of the same size, white where it may change")
     ask.add_argument("--seed", type=_whole(0), help="another draw of the noise [that which a picture always has]")
     ask.add_argument(
         "--num_inference_steps", type=_whole(1), metavar="N", help="levels of noise of a diffusion model [50]"
@@ -151,7 +151,9 @@ def _counterfactual(arguments: argparse.Namespace) -> None:
     files = _outputs(arguments)
     pictures = {name: _find(name) for name in arguments.images}
     for path, _ in pictures.values():
-        _check_picture(path)
+        _check_picture("IMAGE", path)
+    if arguments.mask is not None:
+        _check_picture("--mask", arguments.mask)
     pipeline = _load(arguments.model, arguments.modules)
     settings: dict[str, Any] = {"infer_missing_parents": arguments.infer_missing_parents}
     if (steps := arguments.num_inference_steps) is not None:
@@ -168,9 +170,11 @@ def _counterfactual(arguments: argparse.Namespace) -> None:
         factual = _read(path, pipeline, arguments.fit)
         try:
             output: Any = pipeline(
-                factual,
+                path if arguments.fit else factual,
                 parents=parents,
                 do=[_typed(pipeline.causal_graph, do) for do in interventions],
+                fit=arguments.fit,
+                mask=arguments.mask,
                 generator=None if arguments.seed is None else seeded_generator(arguments.seed),
                 **settings,
             )
@@ -180,7 +184,7 @@ def _counterfactual(arguments: argparse.Namespace) -> None:
             if len(pictures) * len(interventions) > 1:
                 print(_plain(f"{name}, do({', '.join(f'{key} = {value}' for key, value in do.items())})"))
             print(_comparison(pipeline.causal_graph, output, number) + "\n")
-        rows.append((_as_picture(factual), output))
+        rows.append((factual, output))
     for flag, path in files.items():
         _save(flag, path, rows)
 
@@ -197,12 +201,6 @@ def _find(name: str) -> tuple[Path, dict[str, str]]:
     if name not in rows:
         raise ValueError(f"IMAGE {name} is none of the examples, which are {', '.join(rows)}.")
     return folder / rows[name].pop("file_name"), rows[name]
-
-
-def _as_picture(pixels: np.ndarray | Image.Image) -> Image.Image:
-    from PIL import Image
-
-    return pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
 
 
 def _save(flag: str, path: Path, rows: Sequence[tuple[Image.Image, DSCMPipelineOutput]]) -> None:
@@ -250,7 +248,7 @@ def _typed(graph: CausalGraph, pairs: dict[str, str]) -> dict[str, str | float]:
     return typed
 
 
-def _check_picture(path: Path) -> None:
+def _check_picture(flag: str, path: Path) -> None:
     """Refuse a picture that cannot be read, before the model is loaded."""
     from softcft.data.pictures import read_picture, why_unread
 
@@ -258,12 +256,14 @@ def _check_picture(path: Path) -> None:
         read_picture(path)
     except Exception as error:  # of many kinds, which Pillow does not list
         raise ValueError(
-            f"IMAGE {path} cannot be read: {why_unread(error)}. Give a picture that is whole, such as a PNG."
+            f"{flag} {path} cannot be read: {why_unread(error)}. Give a picture that is whole, such as a PNG."
         ) from error
 
 
-def _read(path: Path, pipeline: Any, fit: bool) -> np.ndarray | Image.Image:
+def _read(path: Path, pipeline: Any, fit: bool) -> Image.Image:
     """The picture; with ``fit`` as the model takes it, as in training. What was done to it is printed."""
+    from PIL import Image
+
     from softcft.data.pictures import COLOURS, fit_file, read_picture
 
     channels, size = pipeline.image_format
@@ -274,7 +274,7 @@ def _read(path: Path, pipeline: Any, fit: bool) -> np.ndarray | Image.Image:
     pixels, done = fit_file(path, channels, size)
     if done:
         print(f"{_plain(str(path))}: {done}\n")
-    return pixels
+    return Image.fromarray(pixels)
 
 
 def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:
@@ -301,7 +301,8 @@ def _in_terms_of_flags(message: str, image: Path) -> str:
     from softcft.arguments import in_terms_of_flags
 
     message = re.sub(r"^do\[\d+\]", "do", message)
-    message = in_terms_of_flags(message, ("do", "fit", "infer_missing_parents", "num_inference_steps", "parents"))
+    names = "do", "fit", "infer_missing_parents", "mask", "num_inference_steps", "parents"
+    message = in_terms_of_flags(message, names)
     return re.sub(r"^image\b", lambda _: f"IMAGE {image}", message)
 
 

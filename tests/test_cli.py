@@ -157,6 +157,24 @@ def test_a_picture_of_another_size_may_be_refused(model: str, capsys: pytest.Cap
     assert "--fit" in said
 
 
+def test_a_mask_lies_on_the_picture(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = np.zeros((24, 36), np.uint8)
+    mask[6:, 6:] = 255
+    Image.fromarray(mask).save("mask.png")
+    Image.open("scan.png").resize((36, 24)).save("large.png")
+    ask = ["counterfactual", "large.png", "--model", model, *KNOWN, "--do", "sex=female"]
+    main([*ask, "--mask", "mask.png", "-o", "out.png"])
+    main([*ask, "-o", "all.png"])
+    seen = np.asarray(read_picture("large.png", 1, 16))
+    local, anywhere = (np.asarray(Image.open(name)) for name in ("out.png", "all.png"))
+    assert np.array_equal(local[:4], seen[:4])
+    assert not np.array_equal(local[4:], seen[4:])
+    assert not np.array_equal(anywhere[:4], seen[:4])
+    capsys.readouterr()
+    for wrong in ("scan.png", "nowhere.png"):
+        assert "--mask" in refusal(capsys, *ask, "--mask", wrong, "-o", "new.png")
+
+
 def test_what_is_not_known_is_inferred(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     known = ["--parents", "age=63", "sex=male", "--infer_missing_parents"]
     main(["counterfactual", "scan.png", "--model", model, *known, "--do", "disease=no finding", "-o", "out.png"])

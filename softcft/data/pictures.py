@@ -35,6 +35,7 @@ __all__ = [
     "fit_file",
     "fit_picture",
     "is_grey",
+    "middle_square",
     "open_file",
     "plain_picture",
     "read_picture",
@@ -386,9 +387,13 @@ def fit_picture(picture: Image.Image, size: int, channels: int) -> np.ndarray:
     picture.draft(None, (2 * size, 2 * size))
     picture = plain_picture(picture, channels)
     if picture.size != (size, size):
-        side = min(picture.size)
-        left, top = (picture.width - side) / 2, (picture.height - side) / 2
-        square = (left, top, left + side, top + side)
         # From four times the size on, blocks of whole pixels are averaged first, down to no less than twice the size.
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=square, reducing_gap=2.0)
+        box, bicubic = middle_square(picture.size), Image.Resampling.BICUBIC
+        picture = picture.resize((size, size), bicubic, box=box, reducing_gap=2.0)
     return np.asarray(picture)
+
+
+def middle_square(size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the middle square of a picture of this width and height."""
+    side, (left, top) = min(size), ((length - min(size)) / 2 for length in size)
+    return left, top, left + side, top + side

@@ -99,6 +99,7 @@ class CounterfactualPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignor
         output_type: OutputType = "pil",
         infer_missing_parents: bool = False,
         fit: bool = False,
+        mask: Images | None = None,
         return_dict: bool = True,
     ) -> DSCMPipelineOutput | tuple[Any, ...]:
         """Predict what images would have been under an intervention, had all else been the same.
@@ -112,6 +113,7 @@ class CounterfactualPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignor
             output_type: See there.
             infer_missing_parents: See there.
             fit: See there.
+            mask: See there.
             return_dict: See there.
 
         Raises:
@@ -121,7 +123,7 @@ class CounterfactualPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignor
         # The model itself: what wraps it has a mode of its own, which the user does not see.
         if getattr(self.make_backbone().uncompiled, "training", False):
             logger.warning("The backbone is in training mode, in which dropout is random; call .eval() on it.")
-        query = Query(image, parents, do, generator, output_type, infer_missing_parents, fit)
+        query = Query(image, parents, do, generator, output_type, infer_missing_parents, fit, mask)
         output = predict_counterfactuals(self, self.make_backbone(), query)
         self.maybe_free_model_hooks()
         return output if return_dict else output.to_full_tuple()

@@ -162,6 +162,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         output_type: OutputType = "pil",
         infer_missing_parents: bool = False,
         fit: bool = False,
+        mask: Images | None = None,
         callback_on_step_end: StepCallback | None = None,
         return_dict: bool = True,
     ) -> DSCMPipelineOutput | tuple[Any, ...]:
@@ -183,6 +184,8 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
             infer_missing_parents: Whether the classifier may fill in the factual attributes that ``parents`` lacks.
             fit: Whether images, of any size or in files, are brought to the model's size as in training, see there.
+            mask: Where images may change, see there. At each level of prediction all else is held to what it was in
+                abduction, whose latents are kept for it: ``num_inference_steps`` times their memory, in float64.
             callback_on_step_end: Called after each step with the pipeline, the number of the step, the time that the
                 network gets for its noisier end, and ``{"latents": ...}``, float64 of shape (B, C, H, W); returns a
                 dict, whose ``latents``, if any, replace these. The first ``num_inference_steps`` are abduction, as many
@@ -205,7 +208,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
             invariant_guidance_scale=invariant_guidance_scale,
         )
         with self._steps(backbone, 2 * len(backbone.levels), callback_on_step_end):
-            query = Query(image, parents, do, generator, output_type, infer_missing_parents, fit)
+            query = Query(image, parents, do, generator, output_type, infer_missing_parents, fit, mask)
             output = predict_counterfactuals(self, backbone, query)
         self.maybe_free_model_hooks()
         return output if return_dict else output.to_full_tuple()

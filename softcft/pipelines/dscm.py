@@ -97,6 +97,7 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
         infer_missing_parents: bool = False,
         effect: Effect = "direct",
         fit: bool = False,
+        mask: Images | None = None,
         return_dict: bool = True,
     ) -> DSCMPipelineOutput | tuple[Any, ...]:
         """Predict what images would have been under an intervention, had all else been the same.
@@ -128,6 +129,12 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
                 shorter side fits, of which the middle square is kept, in 8 bits, and made grey or colour as the model.
                 ``image`` may then also be the path of a file, DICOM too, or a list of paths. An image that has the
                 model's size and channels stays as it is. Otherwise one of another size is refused.
+            mask: Where images may change: 1, True or white. Where it is 0, False or black, the counterfactual has the
+                pixels of the image (as it was read: of more than 8 bits, 8), bit for bit. Within the mask the change
+                grows smoothly from its border, over a sixteenth of the image's size; values between 0 and 1 are the
+                largest share of it. One mask for all, or one for each counterfactual, in the forms of single-channel
+                images, as an array or a tensor (H, W) or (B, H, W), or the path of a file; of the size of its image,
+                with which ``fit`` fits it. Effects and predictions are those of the image that is returned.
             return_dict: Whether to return a :class:`DSCMPipelineOutput` or a tuple of its images, parents, effects,
                 factual and counterfactual predictions.
 
@@ -142,7 +149,7 @@ class DSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore[misc]  #
             [<PIL.Image.Image ...>, <PIL.Image.Image ...>, <PIL.Image.Image ...>]
         """
         check_flag("return_dict", return_dict)
-        query = Query(image, parents, do, generator, output_type, infer_missing_parents, fit)
+        query = Query(image, parents, do, generator, output_type, infer_missing_parents, fit, mask)
         output = predict_counterfactuals(self, self.make_backbone(effect), query)
         self.maybe_free_model_hooks()
         return output if return_dict else output.to_full_tuple()

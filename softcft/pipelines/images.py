@@ -19,7 +19,16 @@ from torch import Tensor
 from softcft.arguments import check_choice
 from softcft.data.pictures import MODES, plain_picture, read_picture, scale_to_eight_bits, why_unread
 
-__all__ = ["Images", "OutputType", "check_output_type", "from_tensor", "to_numpy", "to_tensor"]
+__all__ = [
+    "Images",
+    "OutputType",
+    "check_output_type",
+    "from_tensor",
+    "named_images",
+    "to_numpy",
+    "to_pixels",
+    "to_tensor",
+]
 
 File = str | os.PathLike[str]
 SingleImage = Image.Image | np.ndarray | Tensor | File
@@ -27,8 +36,20 @@ Images = SingleImage | list[Image.Image] | list[np.ndarray] | list[Tensor] | lis
 OutputType = Literal["pil", "np", "pt"]
 
 
-def to_tensor(image: Images, channels: int, size: int, fit: bool = False) -> Tensor:
-    """One or several images as float32 in [-1, 1] of shape (B, C, H, W).
+def to_tensor(image: Images, channels: int, size: int) -> Tensor:
+    """As :func:`to_pixels`, in [-1, 1]."""
+    return 2 * to_pixels(image, channels, size) - 1
+
+
+def named_images(image: Images) -> dict[str, Any]:
+    """Single images with their names in messages."""
+    if isinstance(image, list | tuple) or (isinstance(image, np.ndarray | Tensor) and image.ndim == 4):
+        return {f"image[{i}]": single for i, single in enumerate(image)}
+    return {"image": image}
+
+
+def to_pixels(image: Images, channels: int, size: int, fit: bool = False) -> Tensor:
+    """One or several images as float32 in [0, 1] of shape (B, C, H, W).
 
     Args:
         image: See :meth:`softcft.DSCMPipeline.__call__`.
@@ -40,21 +61,18 @@ def to_tensor(image: Images, channels: int, size: int, fit: bool = False) -> Ten
         ValueError: If there is no image, or one cannot be read, has the wrong type, size, channels or range, or is not
             finite; or if ``fit`` is set and there are neither 1 nor 3 channels.
     """
-    if isinstance(image, list | tuple) or (isinstance(image, np.ndarray | Tensor) and image.ndim == 4):
-        named = {f"image[{i}]": single for i, single in enumerate(image)}
-    else:
-        named = {"image": image}
+    named = named_images(image)
     if not named:
         raise ValueError("image is empty; give at least one image.")
     if fit:
         if channels not in MODES:
             raise ValueError(f"fit=True is for models of 1 or 3 channels; this one takes {_takes(channels)}.")
         named = {name: _fit(name, single, channels, size) for name, single in named.items()}
-    return 2 * torch.stack([_pixels(name, single, channels, size) for name, single in named.items()]) - 1
+    return torch.stack([_pixels(name, single, channels, size) for name, single in named.items()])
 
 
 def from_tensor(images: Tensor, output_type: OutputType) -> list[Image.Image] | np.ndarray | Tensor:
-    """From [-1, 1] to PIL images, an array (B, H, W, C) in [0, 1] or a tensor (B, C, H, W) in [0, 1].
+    """From a tensor (B, C, H, W) in [0, 1] to PIL images, an array (B, H, W, C) or a tensor.
 
     Raises:
         ValueError: If images have pixels that are no numbers.
@@ -64,7 +82,6 @@ def from_tensor(images: Tensor, output_type: OutputType) -> list[Image.Image] | 
             "The image model has computed pixels that are NaN or infinite. In float16 numbers overflow: load it with "
             "dtype=torch.bfloat16 or torch.float32. In float32 its weights are damaged."
         )
-    images = (images.float() + 1) / 2
     if output_type == "pt":
         return images
     array = to_numpy(images)

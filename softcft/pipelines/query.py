@@ -21,7 +21,8 @@ from softcft.models.classifier import AttributeClassifier
 from softcft.models.sight import not_seen
 from softcft.models.weights import load_safetensors
 from softcft.noise import Generator, copies, own_generators
-from softcft.pipelines.images import Images, OutputType, check_output_type, from_tensor, to_numpy, to_tensor
+from softcft.pipelines.images import Images, OutputType, check_output_type, from_tensor, to_numpy, to_pixels
+from softcft.pipelines.masks import blend_weights, to_mask
 from softcft.pipelines.result import DSCMPipelineOutput, Predictions
 
 __all__ = [
@@ -94,6 +95,7 @@ class Query:
     output_type: OutputType
     infer_missing_parents: bool
     fit: bool
+    mask: Images | None
 
 
 def predict_counterfactuals(
@@ -118,18 +120,16 @@ def predict_counterfactuals(
     check_flag("fit", query.fit)
     if classifier is not None and classifier.training:
         raise ValueError("The classifier is in training mode and would predict something else; call .eval() on it.")
-    factual = to_tensor(query.image, *image_format, fit=query.fit).to(device)
+    pixels = to_pixels(query.image, *image_format, fit=query.fit).to(device)
+    factual = 2 * pixels - 1
     known = _encode_values("parents", graph, query.parents, len(factual))
     intervention = _encode_values("do", graph, query.do, len(factual) if len(factual) > 1 else None)
     batch_size = len(intervention.values)
+    mask = None if query.mask is None else to_mask(query.mask, query.image, image_format.size, query.fit, batch_size)
     check_generator(generator, batch_size)
     shares_noise = len(factual) < batch_size and not isinstance(generator, list)
-    if generator is None:
-        generators: Any = own_generators(factual.expand(batch_size, -1, -1, -1))
-    elif shares_noise:
-        generators = copies(generator, batch_size)  # rows that share one image draw the same noise
-    else:
-        generators = generator
+    own = generator or own_generators(factual.expand(batch_size, -1, -1, -1))
+    generators: Any = copies(own, batch_size) if generator and shares_noise else own  # of one image the same noise
     missing = [name for name, is_known in zip(graph.names, known.mask.all(dim=0).tolist(), strict=True) if not is_known]
     if missing and not query.infer_missing_parents:
         raise ValueError(
@@ -160,19 +160,24 @@ def predict_counterfactuals(
         values.to(scm_device), Intervention(*(t.to(scm_device) for t in intervention)), generators
     )
 
-    # 4. Abduct the noise of the images and predict them under their counterfactual attributes.
+    # 4. Abduct the noise of the images and predict them under their counterfactual attributes, where these may change.
+    if hasattr(backbone, "mask"):  # all others know nothing of masks
+        backbone.mask = None if mask is None else mask.to(device)
     old, new = values.to(device), counterfactual_values.to(device)
     if shares_noise and getattr(backbone, "abducts_once", False):
         images = backbone.counterfactual(factual[:1], old[:1], new[None], generators[-1:]).image[0].float()
     else:
         images = backbone.counterfactual(factual, old, new, generators).image.float()
+    images = (images + 1) / 2
+    if mask is not None:  # of [0, 1]: bit for bit the image, where the weight is 0
+        images = torch.lerp(pixels, images, blend_weights(mask).to(device))
 
     # 5. The changes of the pixels and of the classifier's predictions.
-    effects = (images - factual.float()) / 2
+    effects = images - pixels
     factual_predictions = counterfactual_predictions = None
     if classifier is not None and seen is not None:
         factual_predictions = _describe(graph, seen.expand(batch_size, -1))
-        counterfactual_predictions = _describe(graph, _predict(classifier, images))
+        counterfactual_predictions = _describe(graph, _predict(classifier, 2 * images - 1))
     return DSCMPipelineOutput(
         images=from_tensor(images, query.output_type),
         parents=graph.decode(counterfactual_values),
@@ -209,7 +214,7 @@ def draw_samples(
     check_generator(generator, num_images)
     on_device = Intervention(*(tensor.to(attribute_scm.device) for tensor in intervention))
     values = attribute_scm.sample(num_images, on_device, generator).to(pipeline._execution_device)
-    images = backbone.sample(values, generator)
+    images = (backbone.sample(values, generator).float() + 1) / 2
     return DSCMPipelineOutput(images=from_tensor(images, output_type), parents=graph.decode(values))
 
 

@@ -199,8 +199,15 @@ BAD_SCALES = [1001, 1e308,
     -1, -0.1, math.nan, math.inf, -math.inf, "1", b"1", True, [1.0], 3j, 10**400, np.array([1.0, 2.0]), torch.ones(2),
     object(),
 ]  # fmt: skip
+BAD_MASKS = [
+    True, 1, 0.5, "", b"", "nowhere.png", {}, [], [None], [[]], object(), np.zeros((0, 0)), np.ones((7, 9)), np.ones(3),
+    np.zeros((8, 8)), np.zeros((16, 16), bool), np.full((16, 16), -1), np.full((16, 16), 3), np.full((8, 8), np.nan),
+    np.ones((16, 16)) * 1j, np.array(["a"]), torch.zeros(2), torch.empty(1, 8, device="meta"), torch.eye(8).to_sparse(),
+    Image.new("RGBA", (16, 16)), Image.new("L", (0, 0)), Image.new("F", (8, 8), 2.5),
+]  # fmt: skip
 
 SHARED = {
+    "mask": BAD_MASKS,
     "generator": BAD_GENERATORS,
     "output_type": BAD_CHOICES,
     "infer_missing_parents": BAD_FLAGS,
