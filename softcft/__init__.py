@@ -34,6 +34,7 @@ __all__ = [
     "Intervention",
     "ModelMixin",
     "ParentEncoder",
+    "PromptEmbedding",
     "Variable",
     "__version__",
     "adopt",

@@ -16,6 +16,7 @@ from softcft.models.classifier import AttributeClassifier
 from softcft.models.denoiser import ConditionalDenoiser
 from softcft.models.hvae import HVAEModel
 from softcft.models.parent_encoder import ParentEncoder
+from softcft.models.prompt import PromptEmbedding
 from softcft.pipelines.counterfactual import CounterfactualPipeline
 from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
 from softcft.pipelines.dscm import DSCMPipeline, DSCMPipelineOutput

@@ -166,10 +166,9 @@ class DiffusionBackbone(nn.Module):
 
     def sample(self, parents: Tensor, generator: Generator = None) -> Tensor:
         """Images of encoded attributes (B, K), shape (B, C, H, W), by DDIM, all guided by ``guidance_scale``."""
-        channels, size = self.denoiser.channels, network_size(self.denoiser.network)
-        if self.vae is None:  # pixels, of which the network may see patches
-            channels, patch_size = patch_size_of(channels)
-            size *= patch_size
+        latents = (1, 3) if self.vae is None else (self.vae.config["latent_channels"],)
+        channels, patch_size = patch_size_of(self.denoiser.channels, latents)
+        size = patch_size * network_size(self.denoiser.network)
         shape = (len(parents), channels, size, size)
         noise = randn_tensor(shape, generator=generator, device=parents.device, dtype=torch.float32)
         variables = len(self.denoiser.parent_encoder.causal_graph)

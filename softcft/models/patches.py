@@ -65,13 +65,18 @@ def overlap_patches(patches: Tensor, patch_size: int) -> Tensor:
     )
 
 
-def patch_size_of(channels: int) -> tuple[int, int]:
-    """The image channels, 1 (grey) or 3 (RGB), and the side of the patches of a network that takes ``channels``.
+def patch_size_of(channels: int, of: tuple[int, ...] = (1, 3)) -> tuple[int, int]:
+    """The image channels and the side of the patches of a network that takes ``channels``.
+
+    Args:
+        channels: Of the network.
+        of: The channels that images may have: 1 (grey) or 3 (RGB), or those of latents.
 
     Raises:
         ValueError: If these are no square patches of such images.
     """
-    for own in (1, 3):
+    for own in of:
         if own * (patch_size := math.isqrt(channels // own)) ** 2 == channels:
             return own, patch_size
-    raise ValueError(f"The network takes {channels} channels, which are no square patches of grey or RGB images.")
+    images = "grey or RGB images" if of == (1, 3) else f"latents of {of[0]} channels"
+    raise ValueError(f"The network takes {channels} channels, which are no square patches of {images}.")

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
@@ -24,10 +22,11 @@ from softcft.graph import CausalGraph
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.models.denoiser import ConditionalDenoiser
-from softcft.models.networks import network_size
+from softcft.models.networks import component_of, network_size
 from softcft.models.noise_schedule import Scheduler
 from softcft.models.parent_encoder import ParentEncoder
 from softcft.models.patches import patch_size_of
+from softcft.models.prompt import PromptEmbedding
 from softcft.models.vae import latent_stride
 from softcft.models.weights import SafetensorsOnly
 from softcft.pipelines.images import Images, OutputType
@@ -53,17 +52,20 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
     """A deep structural causal model whose image mechanism is a conditional diffusion model.
 
     Args:
-        unet: The network, see :class:`~softcft.models.denoiser.ConditionalDenoiser`. Its number of channels tells
-            whether images are grey or RGB, and the size of its patches.
+        unet: The network, if it is a UNet, see :mod:`softcft.models.networks`; otherwise None. Its number of channels
+            tells whether images are grey or RGB, and the size of its patches.
         parent_encoder: Turns attributes into what the network is conditioned on.
         scheduler: The noise schedule that the network was trained with.
         attribute_scm: The causal model of the attributes.
         classifier: See :class:`softcft.DSCMPipeline`; may be None.
         vae: The network works on its latents; may be None.
+        transformer: The network, if it is no UNet.
+        prompt: What a network that reads text is told with all images; may be None.
 
     Raises:
-        ValueError: If a component is of another class, the causal graphs differ, unet, parent_encoder and scheduler do
-            not fit together, or the config of unet tells no size of square images.
+        ValueError: If a component is of another class, both or none of unet and transformer are given, the causal
+            graphs differ, the network, parent_encoder, scheduler and prompt do not fit together, or the config of the
+            network tells no size of square images.
 
     Example:
         >>> from softcft import DiffusionDSCMPipeline
@@ -73,27 +75,31 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         (<PIL.Image.Image image mode=L size=32x32>, {'age': [63.0], 'sex': ['female']})
     """
 
-    model_cpu_offload_seq = "classifier->unet->vae"  # type: ignore[assignment]
-    # Small, and the encoder is used at each step.
-    _exclude_from_cpu_offload = ["attribute_scm", "parent_encoder"]  # noqa: RUF012 - the loader wants lists
-    _optional_components = ["classifier", "vae"]  # noqa: RUF012
+    model_cpu_offload_seq = "classifier->unet->transformer->vae"  # type: ignore[assignment]
+    # Small, and used at each step, but for the first.
+    _exclude_from_cpu_offload = ["attribute_scm", "parent_encoder", "prompt"]  # noqa: RUF012 - the loader wants lists
+    _optional_components = ["classifier", "vae", "unet", "transformer", "prompt"]  # noqa: RUF012
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
 
-    unet: ModelMixin
+    unet: ModelMixin | None
     parent_encoder: ParentEncoder
     scheduler: Scheduler
     attribute_scm: AttributeSCM
     classifier: AttributeClassifier | None
     vae: AutoencoderKL | None
+    transformer: ModelMixin | None
+    prompt: PromptEmbedding | None
 
     def __init__(
         self,
-        unet: ModelMixin,
+        unet: ModelMixin | None,
         parent_encoder: ParentEncoder,
         scheduler: Scheduler,
         attribute_scm: AttributeSCM,
         classifier: AttributeClassifier | None,
         vae: AutoencoderKL | None,
+        transformer: ModelMixin | None = None,
+        prompt: PromptEmbedding | None = None,
     ) -> None:
         super().__init__()
         parts = {
@@ -103,18 +109,30 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
             "attribute_scm": attribute_scm,
             "classifier": classifier,
             "vae": vae,
+            "transformer": transformer,
+            "prompt": prompt,
         }
         kinds = {
-            "unet": (UNet2DModel, UNet2DConditionModel),
+            "unet": (ModelMixin, type(None)),
             "parent_encoder": (ParentEncoder,),
             "scheduler": (SchedulerMixin,),
             "attribute_scm": (AttributeSCM,),
             "classifier": (AttributeClassifier, type(None)),
             "vae": (AutoencoderKL, type(None)),
+            "transformer": (ModelMixin, type(None)),
+            "prompt": (PromptEmbedding, type(None)),
         }
         check_parts(parts, kinds)
-        ConditionalDenoiser(unet, parent_encoder, scheduler)  # refuses parts that do not fit
-        network_size(unet)
+        network = unet if transformer is None else transformer
+        if network is None or None not in (unet, transformer):
+            raise ValueError(
+                "unet or transformer must be given, one of them, got "
+                + ("none." if network is None else f"{type(unet).__name__} and {type(transformer).__name__}.")
+            )
+        if parts[component_of(network)] is not network:
+            raise ValueError(f"{type(network).__name__} must be given as {component_of(network)}.")
+        ConditionalDenoiser(network, parent_encoder, scheduler, prompt)  # refuses parts that do not fit
+        network_size(network)
         self.register_modules(**parts)
         self._interrupt = False
 
@@ -124,9 +142,13 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         Args:
             settings: See :class:`~softcft.counterfactuals.diffusion_backbone.DiffusionBackbone`.
         """
-        return DiffusionBackbone(
-            ConditionalDenoiser(self.unet, self.parent_encoder, self.scheduler), self.vae, **settings
-        )
+        denoiser = ConditionalDenoiser(self.network, self.parent_encoder, self.scheduler, self.prompt)
+        return DiffusionBackbone(denoiser, self.vae, **settings)
+
+    @property
+    def network(self) -> Any:
+        """The network that denoises: ``unet`` or ``transformer``."""
+        return self.unet if self.transformer is None else self.transformer
 
     @property
     def interrupt(self) -> bool:
@@ -141,12 +163,13 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
     @property
     def image_format(self) -> ImageFormat:
         """What images the model takes."""
-        size = network_size(self.unet)
+        taken, size = self.network.config["in_channels"], network_size(self.network)
         if self.vae is None:
-            channels, patch_size = patch_size_of(self.unet.config["in_channels"])
+            channels, patch_size = patch_size_of(taken)
             return ImageFormat(channels, patch_size * size)
         channels, _ = patch_size_of(self.vae.config["in_channels"])
-        return ImageFormat(channels, latent_stride(self.vae) * size)
+        _, patch_size = patch_size_of(taken, (self.vae.config["latent_channels"],))
+        return ImageFormat(channels, latent_stride(self.vae) * patch_size * size)
 
     @torch.no_grad()
     def __call__(

@@ -1,5 +1,6 @@
 """The pipeline of a diffusion model of toy size; what it shares with DSCMPipeline is tested there."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DiffusionPipeline,
+    DiTTransformer2DModel,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
 )
 from torch import nn
 
-from softcft import AttributeClassifier, AttributeSCM, DiffusionDSCMPipeline, ParentEncoder
+from softcft import AttributeClassifier, AttributeSCM, DiffusionDSCMPipeline, ParentEncoder, PromptEmbedding
 from softcft.data.pictures import read_picture
 from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline as Pipeline
 from tests.models.test_denoiser import GRAPH, make_unet
+from tests.stock_pipelines import make_stock
 
 PARENTS = {"size": [2.0, 5.0, 9.0], "state": ["off", "on", "on"], "site": ["a", "c", "b"]}
 STEPS = 10
@@ -156,10 +160,10 @@ def test_samples(pipe: Pipeline) -> None:
     assert one.effects is None
 
 
-def make_vae() -> AutoencoderKL:
+def make_vae(latents: int = 1) -> AutoencoderKL:
     torch.manual_seed(2)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    channels = {"in_channels": 1, "out_channels": 1, "latent_channels": 1, "block_out_channels": (4, 8)}
+    channels = {"in_channels": 1, "out_channels": 1, "latent_channels": latents, "block_out_channels": (4, 8)}
     return AutoencoderKL(**channels, **blocks, norm_num_groups=4).eval()
 
 
@@ -230,6 +234,76 @@ def test_half_precision(images: np.ndarray, tmp_path: Path, dtype: torch.dtype) 
     pipe.set_progress_bar_config(disable=True)
     torch.testing.assert_close(ask(pipe, images).images[:, 0], torch.as_tensor(images), rtol=0, atol=1e-6)
     assert ask(pipe, images, {"size": 7.0}).images.isfinite().all()
+
+
+def test_a_pipeline_that_was_saved_before_transformers_loads(
+    pipe: Pipeline, images: np.ndarray, tmp_path: Path
+) -> None:
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index.pop("transformer") == index.pop("prompt") == [None, None]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    again = DiffusionDSCMPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(ask(again, images, {"size": 7.0}).images, ask(pipe, images, {"size": 7.0}).images)
+
+
+def build_transformer(kind: str) -> Pipeline:
+    """Of pixels without a prompt (DiT), or of latents with one, by diffusion or by flow matching."""
+    parts = build().components
+    if kind == "dit":
+        torch.manual_seed(0)
+        sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 1, "sample_size": 8}
+        network: Any = DiTTransformer2DModel(**sizes, num_layers=1, num_embeds_ada_norm=1)
+        parts |= {"transformer": network}
+    else:
+        torch.manual_seed(0)
+        stock = make_stock(kind)
+        config = stock.transformer.config
+        width, pooled = config.get("joint_attention_dim") or 24, config.get("pooled_projection_dim")
+        prompt = PromptEmbedding.of(torch.randn(5, width), None if pooled is None else torch.randn(pooled))
+        parts |= {"transformer": stock.transformer, "prompt": prompt, "vae": make_vae(4)}
+        if kind == "flux":
+            stock.transformer.register_to_config(sample_size=4)
+        if kind in ("flux", "sd3"):
+            parts["scheduler"] = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    encoder = ParentEncoder(GRAPH.to_list(), 16 if kind == "dit" else width)
+    pipe = DiffusionDSCMPipeline(**{**parts, "unet": None, "parent_encoder": encoder})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("loading_class", [DiffusionDSCMPipeline, DiffusionPipeline])
+@pytest.mark.parametrize("kind", ["dit", "pixart", "sd3", "flux"])
+def test_a_transformer_in_place_of_a_unet(kind: str, images: np.ndarray, tmp_path: Path, loading_class: Any) -> None:
+    pipe = build_transformer(kind)
+    side = pipe.image_format.size
+    large = images.repeat(side // 8, axis=1).repeat(side // 8, axis=2)
+    expected = ask(pipe, large, {"size": 7.0}, num_inference_steps=4)
+    assert expected.images.shape == (3, 1, side, side)
+    assert (expected.images != ask(pipe, large, num_inference_steps=4).images).any()
+    assert pipe.sample(1, num_inference_steps=4, output_type="pt").images.shape == (1, 1, side, side)
+    pipe.save_pretrained(tmp_path)
+    assert not (tmp_path / "unet").exists()
+    again = loading_class.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert type(again.transformer) is type(pipe.transformer)
+    assert torch.equal(ask(again, large, {"size": 7.0}, num_inference_steps=4).images, expected.images)
+    again.enable_model_cpu_offload(device="cpu")
+    assert hasattr(again.transformer, "_hf_hook")
+    assert torch.equal(ask(again, large, {"size": 7.0}, num_inference_steps=4).images, expected.images)
+
+
+def test_there_is_one_network_under_its_own_name(pipe: Pipeline) -> None:
+    transformer = build_transformer("dit").transformer
+    for given in (
+        {"unet": None},
+        {"transformer": transformer},
+        {"unet": transformer},
+        {"unet": None, "transformer": pipe.unet},
+    ):
+        with pytest.raises(ValueError, match=r"unet|transformer"):
+            DiffusionDSCMPipeline(**{**pipe.components, **given})
 
 
 def test_what_is_not_finite_is_no_image(images: np.ndarray) -> None:

@@ -268,12 +268,14 @@ def test_components_that_are_none_are_refused(name: str, anything: Any) -> None:
 
 @examples(100)
 @given(
-    st.sampled_from(["unet", "parent_encoder", "scheduler", "attribute_scm", "classifier", "vae"]),
+    st.sampled_from(
+        ["unet", "parent_encoder", "scheduler", "attribute_scm", "classifier", "vae", "transformer", "prompt"]
+    ),
     st.sampled_from(OBJECTS),
 )
 def test_components_of_a_diffusion_model_that_are_none_are_refused(name: str, anything: Any) -> None:
     parts = {**PIPELINES["diffusion"][0].components, name: anything}
-    if not (name in ("classifier", "vae") and anything is None):
+    if not (name in ("classifier", "vae", "transformer", "prompt") and anything is None):
         refuse(name, DiffusionDSCMPipeline, **parts)
 
 

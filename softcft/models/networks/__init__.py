@@ -25,6 +25,7 @@ __all__ = [
     "Conditions",
     "Family",
     "adopt_network",
+    "component_of",
     "conditions_of",
     "family_of",
     "image_tokens",
@@ -147,6 +148,12 @@ def adopt_network(
     if prompt is not None or not conditions.reads_text:
         encoder.silence()
     return network, encoder
+
+
+def component_of(network: ModelMixin) -> str:
+    """What pipelines call a network: ``unet`` or ``transformer``."""
+    family_of(network)
+    return "unet" if "down_block_types" in network.config else "transformer"
 
 
 def load_network(folder: str | Path) -> ModelMixin:
