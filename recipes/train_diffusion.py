@@ -124,7 +124,9 @@ def main() -> None:
     begin_training(config, "diffusion", training.output_dir)
     if memory.gradient_checkpointing:
         denoiser.network.enable_gradient_checkpointing()
-    objective = DiffusionObjective(denoiser, vae, diffusion.condition_dropout, diffusion.min_snr_gamma)
+    objective = DiffusionObjective(
+        denoiser, vae, diffusion.condition_dropout, diffusion.min_snr_gamma, diffusion.coupling
+    )
     with adapters(denoiser.network, lora.lora_rank):
         this_process().print(footprint(objective, averaged=training.ema_decay > 0))
         train(objective, images.subset(complete=True), training, name="diffusion")

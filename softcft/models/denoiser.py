@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
@@ -75,6 +77,7 @@ class ConditionalDenoiser(nn.Module):
         min_snr_gamma: float | None = None,
         generator: Generator = None,
         time: Tensor | None = None,
+        couple: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
         r"""Mean squared error of the prediction for images at random times, given some of their attributes, shape (B,).
 
@@ -90,6 +93,7 @@ class ConditionalDenoiser(nn.Module):
             generator: Makes times, dropout and noise reproducible; a list has one generator per image.
             time: Quantile of each image's time, in [0, 1), shape (B,): 0 is no noise, 1 pure noise. Left out, they are
                 drawn: spread evenly by one generator, independent by a list of them.
+            couple: From images and their noise to the same noise in another order. Left out, it is independent of them.
 
         Returns:
             One error per image; their mean over random times is what training minimises.
@@ -108,6 +112,8 @@ class ConditionalDenoiser(nn.Module):
         lost = torch.where(loses < condition_dropout, 1 + (number * variables).long().clamp_max(variables - 1), 0)
         present = order.argsort(dim=1).argsort(dim=1) >= lost
         epsilon = randn_tensor(image.shape, generator=generator, device=image.device, dtype=torch.float32)
+        if couple is not None:
+            epsilon = couple(image, epsilon)
         prediction = self(signal * image + noise * epsilon, timestep, parents, present)
         target = self.schedule.target(image, epsilon, signal, noise)
         error = (prediction - target).square().flatten(1).mean(dim=1)

@@ -17,6 +17,7 @@ from softcft.models import CONDITION_DROPOUT, MIN_SNR_GAMMA
 __all__ = [
     "PRECISION_HELP",
     "AdapterConfig",
+    "Coupling",
     "DiffusionConfig",
     "MemoryConfig",
     "PatchConfig",
@@ -27,6 +28,7 @@ __all__ = [
     "ValidationConfig",
 ]
 
+Coupling = Literal["independent", "optimal_transport"]
 Precision = Literal["auto", "no", "bf16", "fp16"]
 PRECISION_HELP = (
     "Type of the forward pass; weights stay float32. auto: bf16 on machines that compute in it, else no. A CPU without "
@@ -245,6 +247,13 @@ class DiffusionConfig:
         metadata={
             "help": "Largest weight of an image's error, see min-SNR weighting; inf for the plain error of the noise. "
             "Not for flow matching, which has more of the times that matter instead."
+        },
+    )
+    coupling: Coupling = field(
+        default="independent",
+        metadata={
+            "help": "Which noise an image is mixed with: any, or with optimal_transport that of its batch which lies "
+            "nearest, among images of equal or near attributes. Larger batches gain more."
         },
     )
     patch_size: Count = field(

@@ -4,13 +4,15 @@ The objective of fine-tuning is in :mod:`softcft.cft.objective`.
 
 Each loss is a mean over the images of its batch, and each image has noise of its own, which follows from the batch's
 ``seeds``. So a step does not depend on how its images are divided into processes and accumulated batches. What depends
-on all images, such as the error of a classifier, is a buffer that follows the steps. Three things depend on the images
-of one forward pass: batch normalisation, the error of the VAE, and the log in the fidelity of a diffusion model.
+on all images, such as the error of a classifier, is a buffer that follows the steps. Four things depend on the images
+of one forward pass: batch normalisation, the error of the VAE, the coupling of noise by optimal transport, and the log
+in the fidelity of a diffusion model.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +31,8 @@ from softcft.models.hvae import HVAEModel
 from softcft.models.patches import fold_patches
 from softcft.models.vae import encode_latents
 from softcft.noise import noise_generators, spread_evenly
+from softcft.training.config import Coupling
+from softcft.training.coupling import optimal_transport
 
 __all__ = [
     "ClassifierObjective",
@@ -134,6 +138,8 @@ class DiffusionObjective(nn.Module):
         vae: Where given, the model is one of its latents; not trained.
         condition_dropout: See there.
         min_snr_gamma: See there.
+        coupling: Which noise an image is mixed with: any, or ``optimal_transport``, see
+            :func:`~softcft.training.coupling.optimal_transport`.
     """
 
     def __init__(
@@ -142,12 +148,14 @@ class DiffusionObjective(nn.Module):
         vae: AutoencoderKL | None = None,
         condition_dropout: float = CONDITION_DROPOUT,
         min_snr_gamma: float | None = MIN_SNR_GAMMA,
+        coupling: Coupling = "independent",
     ) -> None:
         super().__init__()
         self.denoiser = denoiser.train()
         self.vae = None if vae is None else vae.eval().requires_grad_(False)
         self.condition_dropout = condition_dropout
         self.min_snr_gamma = min_snr_gamma
+        self.coupling = coupling
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss of a batch with ``image`` (B, C, H, W), uint8 or in [-1, 1], and ``parents`` (B, K)."""
@@ -157,7 +165,12 @@ class DiffusionObjective(nn.Module):
                 image = encode_latents(self.vae, image)
         times = spread_evenly(batch["seeds"]) if "seeds" in batch else None
         generators = noise_generators(batch)
-        loss = self.denoiser.loss(image, parents, self.condition_dropout, self.min_snr_gamma, generators, times).mean()
+        graph = self.denoiser.parent_encoder.causal_graph
+        couple = None if self.coupling == "independent" else partial(optimal_transport, parents=parents, graph=graph)
+        losses = self.denoiser.loss(
+            image, parents, self.condition_dropout, self.min_snr_gamma, generators, times, couple
+        )
+        loss = losses.mean()
         return {"loss": loss, "denoising": loss}
 
 
