@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -17,7 +16,14 @@ from softcft.arguments import check_whole, shown
 from softcft.graph import CausalGraph
 from softcft.models.denoiser import ConditionalDenoiser
 from softcft.models.hub_errors import explain_hub_errors
-from softcft.models.networks import adopt_network, conditions_of, network_channels, network_class, network_size
+from softcft.models.networks import (
+    adopt_network,
+    component_of,
+    conditions_of,
+    network_channels,
+    network_class,
+    network_size,
+)
 from softcft.models.noise_schedule import Scheduler, load_scheduler
 from softcft.models.parent_encoder import ParentEncoder
 from softcft.models.patches import patch_size_of
@@ -51,6 +57,12 @@ class DiffusionParts(NamedTuple):
     scheduler: Scheduler
     prompt: PromptEmbedding | None
     vae: AutoencoderKL | None
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The same, by their names in :class:`softcft.DiffusionDSCMPipeline`."""
+        network = dict.fromkeys(NETWORKS) | {component_of(self.network): self.network}
+        return network | {name: getattr(self, name) for name in ("parent_encoder", "scheduler", "prompt", "vae")}
 
 
 @torch.no_grad()
@@ -152,10 +164,7 @@ def _image_size(network: Any, vae: AutoencoderKL | None, sample_size: int | None
     else:
         if vae.config.get("latents_mean") or vae.config.get("latents_std"):
             raise ValueError("vae has latents_mean and latents_std, by which latents are not scaled here.")
-        latents = vae.config["latent_channels"]
-        patch_size = math.isqrt(channels // latents)
-        if latents * patch_size**2 != channels:
-            raise ValueError(f"network takes {channels} channels, but vae has latents of {latents}.")
+        _, patch_size = patch_size_of(channels, (vae.config["latent_channels"],))
         stride = latent_stride(vae) * patch_size
     if network.config.get("sample_size") is None:
         if sample_size is None or sample_size % stride:
