@@ -5,9 +5,11 @@ import struct
 import zlib
 from typing import Any
 
+import datasets
 import numpy as np
 import pydicom
 import tifffile
+from datasets import Dataset, Features
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
@@ -19,6 +21,20 @@ def saved(picture: Image.Image, form: str = "png", **options: Any) -> bytes:
     file = io.BytesIO()
     picture.save(file, form, **options)
     return file.getvalue()
+
+
+def png(shade: int = 0, size: int = 8) -> bytes:
+    """A grey square."""
+    return saved(Image.fromarray(np.full((size, size), shade, np.uint8)))
+
+
+def table(n: int = 4, **columns: Any) -> Dataset:
+    """A table of pictures, whose shade is the number of the row, and given columns."""
+    pictures = [{"bytes": png(i % 256), "path": None} for i in range(n)]
+    rows = Dataset.from_dict({"image": pictures}, features=Features({"image": datasets.Image()}))
+    for name, values in columns.items():
+        rows = rows.add_column(name, values)
+    return rows
 
 
 def deep_png(pixels: np.ndarray) -> bytes:

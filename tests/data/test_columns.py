@@ -1,4 +1,3 @@
-import io
 from collections import Counter
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -7,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
-from PIL import Image as PILImage
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from softcft.data.columns import doubt_places, explain_unknown, find_columns, read_column, translate
 from softcft.data.entries import Entry, read_entry
 from softcft.data.tables import as_text
 from softcft.graph import CausalGraph, Variable
+from tests.data.picture_files import table
 
 GRAPH = CausalGraph(
     [
@@ -23,25 +22,6 @@ GRAPH = CausalGraph(
     ]
 )
 SEX = GRAPH["sex"]
-
-
-def picture(shade: int = 0) -> PILImage.Image:
-    return PILImage.fromarray(np.full((8, 8), shade, "u1"))
-
-
-def png(shade: int = 0) -> bytes:
-    data = io.BytesIO()
-    picture(shade).save(data, "PNG")
-    return data.getvalue()
-
-
-def table(n: int = 4, **columns: Any) -> Dataset:
-    """A table of pictures, whose first pixel is the number of the row, and given columns."""
-    pictures = [{"bytes": png(i % 256), "path": None} for i in range(n)]
-    rows = Dataset.from_dict({"image": pictures}, features=Features({"image": Image()}))
-    for name, values in columns.items():
-        rows = rows.add_column(name, values)
-    return rows
 
 
 def full(**columns: Any) -> Dataset:

@@ -33,6 +33,7 @@ from softcft.data.sources import load_data, training_images
 from softcft.graph import CausalGraph
 from softcft.training.interruption import next_batch
 from softcft.training.writing import KILLED
+from tests.data.picture_files import png
 from tests.processes import python, start_command
 
 GRAPH = CausalGraph([{"name": "age", "kind": "continuous", "low": 0, "high": 300}])
@@ -40,17 +41,11 @@ SIZE = 16
 PHANTOM = {"num_train": 2_100, "num_validation": 2, "num_test": 2}  # several batches to a file
 
 
-def picture(value: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.full((SIZE, SIZE), value, np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
 def make_folder(folder: Path, n: int = 100) -> Path:
     """Pictures with a table; each picture has its age as its grey level."""
     (folder / "pictures").mkdir(parents=True)
     for i in range(n):
-        (folder / "pictures" / f"{i}.png").write_bytes(picture(i % 256))
+        (folder / "pictures" / f"{i}.png").write_bytes(png(i % 256, SIZE))
     lines = [json.dumps({"file_name": f"pictures/{i}.png", "age": i}) for i in range(n)]
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return folder
@@ -159,7 +154,7 @@ def test_a_file_of_the_user_that_is_cut_short_is_named(kind: str, is_streamed: b
     if kind == "tar":
         with tarfile.open(path, "w") as archive:
             for i in range(4):
-                for name, content in ((f"{i}.png", picture(i)), (f"{i}.json", b'{"age": 1}')):
+                for name, content in ((f"{i}.png", png(i, SIZE)), (f"{i}.json", b'{"age": 1}')):
                     info = tarfile.TarInfo(name)
                     info.size = len(content)
                     archive.addfile(info, io.BytesIO(content))
@@ -237,7 +232,7 @@ while True:
     (tmp_path / "away").rename(pictures)
     for i, pipe in zip((100, 200), pipes, strict=True):
         pipe.unlink()
-        pipe.write_bytes(picture(i))
+        pipe.write_bytes(png(i, SIZE))
     prepared, problems = prepare_images(rows, SIZE, 1, cache_dir=tmp_path / "cache")
     assert (len(prepared), problems) == (300, [])
 
@@ -337,7 +332,7 @@ load_phantom({SIZE}, **{sizes}, cache_dir={str(tmp_path)!r})
 def test_a_preparation_that_was_killed_goes_on(tmp_path: Path) -> None:
     n = 2_500
     rows = Dataset.from_dict(
-        {"image": [{"bytes": picture(i % 256), "path": None} for i in range(n)], "age": [i % 100 for i in range(n)]}
+        {"image": [{"bytes": png(i % 256, SIZE), "path": None} for i in range(n)], "age": [i % 100 for i in range(n)]}
     ).cast_column("image", datasets.Image())
     rows.save_to_disk(tmp_path / "saved")
 

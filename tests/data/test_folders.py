@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset, Image
-from PIL import Image as PILImage
 
 from softcft.data.config import DataConfig
 from softcft.data.folders import list_files, read_folder
@@ -26,7 +25,7 @@ from softcft.data.report import check_data
 from softcft.data.sources import load_data
 from softcft.data.unused_files import left_out
 from softcft.graph import CausalGraph
-from tests.data.picture_files import dicom
+from tests.data.picture_files import dicom, png
 
 GRAPH = CausalGraph([{"name": "size", "kind": "continuous", "low": 0, "high": 255}])
 # datasets leaves files open when it reads a folder.
@@ -42,12 +41,6 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _collect() -> Iterator[None]:
     yield
     gc.collect()  # here, where it may warn
-
-
-def png(shade: int) -> bytes:
-    file = io.BytesIO()
-    PILImage.fromarray(np.full((8, 8), shade, np.uint8)).save(file, "PNG")
-    return file.getvalue()
 
 
 def put(folder: Path, names: list[str], first: int = 0) -> Path:
@@ -782,12 +775,17 @@ def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.Monk
     assert (settings.dataset_name, settings.data_dir) == (str(tmp_path / "pictures"), str(tmp_path / "cache"))
 
 
-def test_dicom_files_count_as_pictures_in_folders_of_classes(tmp_path: Path) -> None:
-    """With a table they may have any name, see tests/recipes/test_kinds_of_pictures.py."""
-    for place in ("ill/a.dcm", "ill/b.DCM", "well/c.dicom"):
-        (tmp_path / place).parent.mkdir(exist_ok=True)
-        (tmp_path / place).write_bytes(dicom(np.arange(64).reshape(8, 8)))
+@pytest.mark.parametrize("has_table", [False, True])
+def test_dicom_files_count_as_pictures(has_table: bool, tmp_path: Path) -> None:
+    """In folders of classes those with their endings, in a table those of any name."""
+    names = ["ill/a.dcm", "ill/b.DCM", "well/c.dicom", *(["well/d", "well/e.png"] if has_table else [])]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(dicom(np.arange(64).reshape(8, 8)))
+    if has_table:
+        write_csv(tmp_path / "metadata.csv", [{"file_name": name, "label": name.split("/")[0]} for name in names])
     rows = read_folder(tmp_path)["train"]
-    assert rows.features["label"].names == ["ill", "well"]
+    if not has_table:
+        assert rows.features["label"].names == ["ill", "well"]
     prepared, problems = prepare_images(rows, 8, 1, cache_dir=tmp_path / "cache")
-    assert (len(prepared), problems) == (3, [])
+    assert (len(prepared), problems) == (len(names), [])

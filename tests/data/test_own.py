@@ -8,23 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict, Features, Image
-from PIL import Image as PILImage
+from datasets import Dataset, DatasetDict, Image
 
 from softcft.data.columns import translate
 from softcft.data.own import read_table
 from softcft.data.splits import make_splits
 from softcft.graph import CausalGraph
-
-GRAPH = CausalGraph(
-    [
-        {"name": "age", "kind": "continuous", "low": 0, "high": 100},
-        {"name": "sex", "kind": "binary", "categories": ["male", "female"]},
-        {"name": "grade", "kind": "categorical", "categories": ["1", "2", "3"]},
-    ]
-)
-SEX = GRAPH["sex"]
-
+from tests.data.picture_files import png, table
 
 # datasets leaves files open when it reads a folder.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -39,36 +29,13 @@ def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         gc.collect()  # here, where it may warn
 
 
-def picture(shade: int = 0) -> PILImage.Image:
-    return PILImage.fromarray(np.full((8, 8), shade, "u1"))
-
-
-def png(shade: int = 0) -> bytes:
-    data = io.BytesIO()
-    picture(shade).save(data, "PNG")
-    return data.getvalue()
-
-
-def table(n: int = 4, **columns: Any) -> Dataset:
-    """A table of pictures, whose first pixel is the number of the row, and given columns."""
-    pictures = [{"bytes": png(i % 256), "path": None} for i in range(n)]
-    rows = Dataset.from_dict({"image": pictures}, features=Features({"image": Image()}))
-    for name, values in columns.items():
-        rows = rows.add_column(name, values)
-    return rows
-
-
-def full(**columns: Any) -> Dataset:
-    return table(**{"age": [1, 2, 3, 4], "sex": ["male"] * 4, "grade": ["1", "2", "3", "1"], **columns})
-
-
 # ---- reading ------------------------------------------------------------------------------------------------------
 
 
 def pictures_in(folder: Path, n: int = 3) -> Path:
     folder.mkdir(parents=True)
     for i in range(n):
-        picture(i).save(folder / f"{i}.png")
+        (folder / f"{i}.png").write_bytes(png(i))
     return folder
 
 

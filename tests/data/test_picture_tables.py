@@ -1,6 +1,5 @@
 """Tables of any name, whose pictures are named in any column; rows, splits and patients by columns."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import Dataset, Image
-from PIL import Image as PILImage
 
 from softcft.data.config import DataConfig
 from softcft.data.own import read_own
 from softcft.data.sources import load_data
 from softcft.data.unused_files import left_out
 from softcft.graph import CausalGraph
+from tests.data.picture_files import png
 
 GRAPH = CausalGraph([{"name": "size", "kind": "continuous", "low": 0, "high": 255}])
 # datasets leaves files open when it reads a folder.
@@ -25,12 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
-def png(shade: int) -> bytes:
-    file = io.BytesIO()
-    PILImage.fromarray(np.full((8, 8), shade, np.uint8)).save(file, "PNG")
-    return file.getvalue()
 
 
 def make(folder: Path, files: list[str], table: str = "labels.csv", **columns: list[Any]) -> Path:

@@ -23,7 +23,6 @@ from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.schema import ImageAttributeDataset
 from softcft.evaluation import generation
 from softcft.evaluation.effectiveness import image_generators
-from softcft.training.parsing import parse_config
 from tests.killed import run_until_killed
 from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe, make_pipeline
 
@@ -302,15 +301,3 @@ def test_a_missing_pipeline_is_told_with_the_command_that_makes_it(generate: Gen
         SystemExit, match=r"no pipeline in gone/hard. (.*\n)+.*soft_cft.py --cft hard --output_dir gone$"
     ):
         generate("refused", "--pipelines", "gone/hard")
-
-
-@pytest.mark.parametrize(
-    "name", ["phantom", "morphomnist", "mimic_cxr_224", "mimic_cxr_224_diffusion", "nih_64", "own_data"]
-)
-def test_shipped_configs_have_the_section(name: str) -> None:
-    recipe = load_recipe("generate_counterfactuals")
-    own = ["--dataset_name", "folder", "--graph", str(TINY.with_name("graph.yaml"))] if name == "own_data" else []
-    command = ["--config", str(RECIPES / "configs" / f"{name}.yaml"), "--data_dir", "data", *own]
-    types = (recipe.DataConfig, recipe.GenerateConfig, recipe.GenerationSettings, recipe.SolverConfig)
-    with pytest.raises(SystemExit, match=rf"no pipeline in outputs/{name}/none"):
-        parse_config("generate", *types, default_config=TINY, argv=command)

@@ -15,8 +15,16 @@ from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline
 from softcft.data.chest_xrays import SOURCES
 from softcft.data.config import AugmentationConfig, DataConfig, SubsetConfig
 from softcft.data.phantom import PHANTOM_GRAPH
+from softcft.evaluation.config import GenerationSettings
 from softcft.training.cft_config import CFTConfig, DiffusionTuningConfig, SolverConfig, WatchConfig
-from softcft.training.config import AdapterConfig, DiffusionConfig, MemoryConfig, TrainingConfig, ValidationConfig
+from softcft.training.config import (
+    AdapterConfig,
+    DiffusionConfig,
+    MemoryConfig,
+    TrainingConfig,
+    UtilityConfig,
+    ValidationConfig,
+)
 from softcft.training.parsing import parse_config
 from tests.data.test_morphomnist import make_files
 from tests.processes import run_python
@@ -117,6 +125,13 @@ def parse(name: str, section: str) -> tuple[Any, ...]:
             AdapterConfig,
             load_recipe("soft_cft").PretrainedConfig,
         ],
+        "generate": [
+            DataConfig,
+            load_recipe("generate_counterfactuals").GenerateConfig,
+            GenerationSettings,
+            SolverConfig,
+        ],
+        "utility": [DataConfig, TrainingConfig, UtilityConfig],
     }[section]
     own = ["--dataset_name", "folder", "--graph", str(TINY.with_name("graph.yaml"))]
     argv = ["--data_dir", "data", "--config", str(shipped(name)), *(own if name in OWN else [])]
@@ -189,6 +204,15 @@ def test_shipped_guide_and_judge_share_nothing(name: str) -> None:
         assert more[role]["model"] not in (guide["guide"]["model"], judge["judge"]["model"])
 
 
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name != "phantom_diffusion"])  # which has none
+def test_predictors_learn_from_the_same_images(name: str) -> None:
+    config, _, training, choice = parse(name, "utility")
+    assert (choice.train_on, training.ema_decay) == ("real", 0)
+    assert choice.num_images == config["generate"].get("num_images")
+    with pytest.raises(SystemExit, match=rf"no pipeline in outputs/{name}/none"):  # its settings are right
+        parse(name, "generate")
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_models_can_be_built(name: str) -> None:
     is_diffusion = name in DIFFUSION
@@ -197,7 +221,7 @@ def test_the_shipped_models_can_be_built(name: str) -> None:
     if name.startswith("phantom"):
         assert graph == PHANTOM_GRAPH
     assert AttributeSCM(graph.to_list(), **config["scm"].get("model", {})).causal_graph == graph
-    for role in {"guide", "guide_2", "guide_3", "judge", "watcher"} & set(config):
+    for role in {"guide", "guide_2", "guide_3", "judge", "watcher", "utility"} & set(config):
         backbone = {"num_channels": 1, **config[role]["model"]["backbone"]}
         assert AttributeClassifier(graph.to_list(), backbone).causal_graph == graph
     size = config["data"]["sample_size"]

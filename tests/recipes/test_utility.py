@@ -16,12 +16,9 @@ from accelerate.state import AcceleratorState, GradientState
 from sklearn.metrics import roc_auc_score
 
 from softcft import AttributeClassifier
-from softcft.data.config import DataConfig
 from softcft.data.phantom import PHANTOM_GRAPH, load_phantom
 from softcft.data.schema import ImageAttributeDataset, random_part, scale_pixels
-from softcft.training.config import TrainingConfig, UtilityConfig
-from softcft.training.parsing import parse_config
-from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe, make_pipeline
+from tests.recipes.small_pipeline import TINY, load_recipe, make_pipeline
 
 IMAGES = "40"  # of 64
 COLUMNS = [
@@ -216,17 +213,3 @@ def test_evaluation_refuses_bad_numbers(run: Run) -> None:
     for flag, value in (("--num_resamples", "-1"), ("--eval_batch_size", "0"), ("--seed", "-2")):
         with pytest.raises(ValueError, match=f"{flag} .*{value}"):
             run("evaluate_utility", flag, value)
-
-
-@pytest.mark.parametrize(
-    "name", ["phantom", "morphomnist", "mimic_cxr_224", "mimic_cxr_224_diffusion", "nih_64", "own_data"]
-)
-def test_shipped_configs_have_the_section(name: str) -> None:
-    own = ["--dataset_name", "folder", "--graph", str(TINY.with_name("graph.yaml"))] if name == "own_data" else []
-    command = ["--config", str(RECIPES / "configs" / f"{name}.yaml"), "--data_dir", "data", *own]
-    types = (DataConfig, TrainingConfig, UtilityConfig)
-    config, _, training, choice = parse_config("utility", *types, default_config=TINY, argv=command)
-    assert (choice.train_on, training.ema_decay) == ("real", 0)
-    assert choice.num_images == config["generate"].get("num_images")  # the same images for all
-    backbone = {"num_channels": 1, **config["utility"]["model"]["backbone"]}
-    assert AttributeClassifier(PHANTOM_GRAPH.to_list(), backbone).heads.out_features == PHANTOM_GRAPH.width
