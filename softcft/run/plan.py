@@ -112,6 +112,13 @@ class RunConfig:
         default=False,
         metadata={"help": "Also train predictors on the counterfactuals, and test them on real images: Table 2."},
     )
+    pipeline_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Start from a pipeline that diffusers has saved, see train_diffusion.py; with --preset pretrained."
+        },
+    )
+    prompt: str = field(default="", metadata={"help": "With --pipeline_dir: a text for all images."})
     jobs: Literal[1, 2] = field(
         default=2, metadata={"help": "Steps that run side by side: 1 takes longer, and half of the memory."}
     )
@@ -211,8 +218,15 @@ def make_plan(sections: dict[str, Any], run: RunConfig, flags: list[str], defaul
     kinds = TRAININGS | {name: classifier(seed=100 * number) for number, name in enumerate(more, start=1)}
     if not is_watched(run.cft, sections, read_settings("cft", TRAININGS["cft"], flags, default_config)):
         left_out.add("watcher")
+    pretrained = [] if run.pipeline_dir is None else ["--pipeline_dir", run.pipeline_dir, "--prompt", run.prompt]
+    if pretrained and image_model == "hvae":
+        raise ValueError(
+            f"pipeline_dir {run.pipeline_dir} is for a diffusion model, but the settings have an HVAE; for your own "
+            "data add --preset pretrained."
+        )
+    flags_of = {section: flags + pretrained * (section == "diffusion") for section in kinds}
     trainings = {
-        section: read_settings(section, kind, flags, default_config)
+        section: read_settings(section, kind, flags_of[section], default_config)
         for section, kind in kinds.items()
         if section not in left_out
     }
@@ -223,7 +237,7 @@ def make_plan(sections: dict[str, Any], run: RunConfig, flags: list[str], defaul
         raise ValueError("The section guidance is for diffusion models, but the image model is an HVAE.")
     plan = Plan(folder, run, image_model, sections, trainings, {}, list(guidances))
 
-    steps = {section: plan_training(plan, settings, flags) for section, settings in trainings.items()}
+    steps = {section: plan_training(plan, settings, flags_of[section]) for section, settings in trainings.items()}
     scm, cft, image = (steps.pop(name) for name in ("scm", "cft", image_model))
     utility = steps.pop("utility", None)
     tunings = []

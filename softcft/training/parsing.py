@@ -4,7 +4,8 @@ The file has one section per recipe (``scm``, ``guide``, ``judge``, ``watcher``,
 ``cft``, ``evaluate``, ``generate``, ``utility``; ``guidance`` has one for each evaluation of a diffusion model), the
 ``data`` that all of them read, the folder of the run, and the ``graph`` as a list of variables. Several guides are a
 list ``guides`` in place of ``guide``: their sections are then ``guide``, ``guide_2``, ``guide_3`` and so on.
-``base: FILE`` takes from another file the sections, and in them the keys, that this one does not have.
+``base: FILE`` takes from another file the sections, and in them the keys, that this one does not have; but no section
+``hvae`` if this one has ``diffusion``.
 
 .. code-block:: yaml
 
@@ -104,7 +105,7 @@ REPLACED = {"trunk_dir": ("backbone", "image_mean", "image_std")}
 FLAGS: set[str] = set()
 """The flags of this process's recipe, once they are parsed."""
 
-PRESETS = {"standard": "own_data.yaml", "quick": "own_data_quick.yaml"}
+PRESETS = {"standard": "own_data.yaml", "quick": "own_data_quick.yaml", "pretrained": "own_data_pretrained.yaml"}
 """Files of settings for your own data."""
 
 
@@ -153,8 +154,8 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, in order
     flags.add_argument(
         "--preset",
         choices=PRESETS,
-        help="Settings for your own data, in place of --config: standard, or quick, with a fifth of the steps, for a "
-        "first look within a quarter of an hour on two CPU cores. (default: standard)",
+        help="Settings for your own data, in place of --config: standard; quick, with a fifth of the steps, for a "
+        "first look within a quarter of an hour on two CPU cores; pretrained, for --pipeline_dir. (default: standard)",
     )
     flags.add_argument(
         "--graph",
@@ -308,8 +309,10 @@ def read_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = read_config(path.parent / name, (*above, path.resolve()))
     if "graph" in config:  # its columns are not those of another graph
         base = {name: section for name, section in base.items() if name not in OF_TABLES}
+    other_model = "diffusion" in config and "hvae" not in config
     for name, section in base.items():
-        if replaces_guides and (name == "guide" or FURTHER_GUIDE.fullmatch(name)):
+        is_guide = name == "guide" or FURTHER_GUIDE.fullmatch(name)
+        if (replaces_guides and is_guide) or (other_model and name == "hvae"):
             continue
         if name in config and name not in OF_TABLES and isinstance(section, Mapping):
             config[name] = {**section, **_mapping(config[name], f"{path}: section '{name}'")}

@@ -140,13 +140,21 @@ def parse(name: str, section: str) -> tuple[Any, ...]:
 
 DIFFUSION = ["phantom_diffusion", "mimic_cxr_224_diffusion"]
 OF_SOURCES = {f"{source}_{size}": source for source in SOURCES for size in (224, 64)}
-OWN = ["own_data", "own_data_quick"]
+PRETRAINED = "own_data_pretrained"
+OWN = ["own_data", "own_data_quick", PRETRAINED]
 SHIPPED = ["phantom", "phantom_32", "phantom_64", "morphomnist", *OWN, *OF_SOURCES, *DIFFUSION]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configs_parse_and_agree_on_their_folder(name: str) -> None:
-    for section in ("scm", "guide", "judge", "watcher", "diffusion" if name in DIFFUSION else "hvae", "cft"):
+    for section in (
+        "scm",
+        "guide",
+        "judge",
+        "watcher",
+        "diffusion" if name in (*DIFFUSION, PRETRAINED) else "hvae",
+        "cft",
+    ):
         _, data, training, *_ = parse(name, section)
         assert training.output_dir == f"outputs/{name}"
         phantoms = [name for name in SHIPPED if name.startswith("phantom")]
@@ -215,7 +223,7 @@ def test_predictors_learn_from_the_same_images(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_models_can_be_built(name: str) -> None:
-    is_diffusion = name in DIFFUSION
+    is_diffusion = name in (*DIFFUSION, PRETRAINED)
     config, *others = parse(name, "diffusion" if is_diffusion else "hvae")
     graph = CausalGraph(config["graph"])
     if name.startswith("phantom"):
@@ -232,6 +240,19 @@ def test_the_shipped_models_can_be_built(name: str) -> None:
         assert denoiser.parent_encoder.causal_graph == graph
     else:
         assert HVAEModel(graph.to_list(), size, **config["hvae"]["model"]).causal_graph == graph
+
+
+def test_a_pretrained_pipeline_is_the_image_model_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = ["--dataset_name", "folder", "--graph", str(TINY.with_name("graph.yaml"))]
+    pretrained = ["--pipeline_dir", "stock", "--prompt", "a scan"]
+    monkeypatch.setattr(sys, "argv", ["run_all.py", *own, *pretrained, "--preset", "pretrained"])
+    plan = load_recipe("run_all").read_plan()
+    assert plan.image_model == "diffusion"
+    steps = {step.name: " ".join(step.flags) for group in plan.groups for step in group}
+    assert {name for name, flags in steps.items() if " ".join(pretrained) in flags} == {"diffusion"}
+    monkeypatch.setattr(sys, "argv", ["run_all.py", *own, *pretrained])
+    with pytest.raises(ValueError, match="pipeline_dir stock"):
+        load_recipe("run_all").read_plan()
 
 
 # ---- the other data set -------------------------------------------------------------------------------------------
