@@ -38,6 +38,7 @@ from tests.notebook import TOUR
 from tests.notebook import run as run_notebook
 from tests.processes import run_python
 from tests.recipes.small_pipeline import load_recipe
+from tests.stock_pipelines import make_stock
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/**/*.md"))]
@@ -89,12 +90,13 @@ def saved_by_your_data(folder: Path) -> None:
 
 
 def saved_by_diffusion(folder: Path) -> None:
-    """The pipeline of make reproduce-diffusion, and an image of its size."""
+    """The pipeline of make reproduce-diffusion, an image of its size, and a pipeline with no softcft in it."""
     plain = PHANTOM_GRAPH.to_list()
     parts = ParentEncoder(plain, 16), DDIMScheduler(clip_sample=False), AttributeSCM(plain), None, None
     pipe = DiffusionDSCMPipeline(make_unet(False, 1), *parts)
     pipe.save_pretrained(folder / "outputs/phantom_diffusion/soft")
     Image.new("L", (pipe.image_format.size,) * 2, 100).save(folder / "scan.png")
+    make_stock("sd").save_pretrained(folder / "stable-diffusion")
 
 
 def own_picture(folder: Path) -> None:
