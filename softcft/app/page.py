@@ -69,16 +69,15 @@ def build(models: Sequence[Model], examples: Sequence[Example]) -> gr.Blocks:
         with gr.Row(elem_id="desk"):
             with gr.Column(scale=5, min_width=340, elem_id="controls"):
                 parents, switches, values = [], [], []
+                first = _first_do(models, graph)  # also of a first picture that is uploaded
                 for i, variable in enumerate(graph.variables):
                     with gr.Row(elem_classes="variable"):
                         parents.append(_widget(variable, f"parent-{i}"))
                         with gr.Column(min_width=130):
                             do = f"do({variable.name})"
-                            switches.append(gr.Checkbox(label=do, elem_id=f"switch-{i}"))
-                            value = _widget(
-                                variable, f"do-{i}", label=do, show_label=False, container=False, visible="hidden"
-                            )
-                            values.append(value)
+                            switches.append(gr.Checkbox(first[i], label=do, elem_id=f"switch-{i}"))
+                            look = {"label": do, "show_label": False, "container": False}
+                            values.append(_widget(variable, f"do-{i}", visible=first[i] or "hidden", **look))
                 steps = _steps(models)
                 reset = gr.Button("Reset", size="sm", elem_id="reset")
             with gr.Column(scale=8, min_width=340, elem_id="results"):

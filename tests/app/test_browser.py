@@ -141,6 +141,16 @@ def test_as_long_as_an_answer_takes_the_old_one_is_grey(page: Page) -> None:
     expect(page.locator("#result .pending")).to_have_count(0)
 
 
+def test_without_examples_the_first_upload_has_an_answer(chromium: Browser, tmp_path: Path) -> None:
+    with served(make_pipeline(tmp_path / "soft", 0, GRAPH)) as started:
+        page = chromium.new_page(viewport=SIZES["laptop"])
+        page.goto(started)
+        expect(page.locator("#result")).to_contain_text("Upload a picture")
+        upload(page, png(Image.radial_gradient("L").resize((40, 30))))
+        expect(page.locator("#result .change").nth(SEX).locator(".tag")).to_have_text("do")
+        page.close()
+
+
 def test_errors_are_sentences(page: Page) -> None:
     before = page.inner_html("#result")
     upload(page, b"no picture")

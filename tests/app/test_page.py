@@ -179,6 +179,13 @@ async def build(*models: Model) -> gr.Blocks:
     return page.build(models, [])
 
 
+def test_an_uploaded_picture_is_asked_about_where_there_is_no_example(models: list[Model]) -> None:
+    blocks = asyncio.run(build(*models)).blocks.values()
+    assert [block.value for block in blocks if isinstance(block, gr.Checkbox)] == page._first_do(models, GRAPH)[:4]
+    shown = [block.visible for block in blocks if str(block.elem_id).startswith("do-")]
+    assert shown == ["hidden", True, "hidden", "hidden"]
+
+
 def words(blocks: gr.Blocks) -> str:
     return " ".join(str(block.value) for block in blocks.blocks.values() if isinstance(block, gr.HTML)).lower()
 
