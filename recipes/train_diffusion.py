@@ -80,6 +80,7 @@ def main() -> None:
         default_config=DEFAULT_CONFIG,
         description=__doc__,
     )
+    lora.check_start(diffusion)
     # Here, once there is no mistake in the settings: it takes seconds.
     from accelerate.utils import set_seed
 

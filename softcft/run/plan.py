@@ -230,7 +230,10 @@ def make_plan(sections: dict[str, Any], run: RunConfig, flags: list[str], defaul
         for section, kind in kinds.items()
         if section not in left_out
     }
-    if image_model == "hvae":
+    if image_model == "diffusion":
+        others = trainings["diffusion"].others
+        others[AdapterConfig].check_start(others[DiffusionConfig])
+    else:
         refuse_for_hvae(*(trainings["cft"].others[kind] for kind in DIFFUSION_TUNING))
     guidances = read_guidances(sections.get("guidance", {}), folder)
     if guidances and image_model == "hvae":

@@ -186,6 +186,13 @@ class AdapterConfig:
         if self.lora_rank is not None and importlib.util.find_spec("peft") is None:
             raise ValueError("lora_rank needs a package that is not installed: pip install peft")
 
+    def check_start(self, diffusion: DiffusionConfig) -> None:
+        """Raise ValueError if adapters were to be trained of a new network, whose weights would stay random."""
+        if self.lora_rank is not None and diffusion.pipeline_dir is None:
+            raise ValueError(
+                f"lora_rank {self.lora_rank} is for a pretrained network; set pipeline_dir, or leave it out."
+            )
+
 
 @dataclass(kw_only=True)
 class PatchConfig:

@@ -164,6 +164,7 @@ def start(folder: Path, tmp_path: Path) -> Callable[..., None]:
         (["--condition_dropout", "1.5"], r"--condition_dropout .*1\.5"),
         (["--min_snr_gamma", "0"], "--min_snr_gamma .*0"),
         (["--prompt", "a scan"], "--prompt .*--pipeline_dir"),
+        (["--lora_rank", "2"], "lora_rank 2 .*pipeline_dir"),
         (["--pipeline_dir", "runs/soft"], "pipeline_dir runs/soft holds a DiffusionDSCMPipeline"),
         (["--pipeline_dir", "sd", "--latents", "--patch_size", "1"], "--latents .*--pipeline_dir"),
         (["--latents", "--patch_size", "1", "--vae_dir", "nowhere"], "--vae_dir nowhere"),

@@ -250,9 +250,10 @@ def test_a_pretrained_pipeline_is_the_image_model_of_a_run(monkeypatch: pytest.M
     assert plan.image_model == "diffusion"
     steps = {step.name: " ".join(step.flags) for group in plan.groups for step in group}
     assert {name for name, flags in steps.items() if " ".join(pretrained) in flags} == {"diffusion"}
-    monkeypatch.setattr(sys, "argv", ["run_all.py", *own, *pretrained])
-    with pytest.raises(ValueError, match="pipeline_dir stock"):
-        load_recipe("run_all").read_plan()
+    for flags in (pretrained, ["--preset", "pretrained"]):
+        monkeypatch.setattr(sys, "argv", ["run_all.py", *own, *flags])
+        with pytest.raises(ValueError, match="pipeline_dir"):
+            load_recipe("run_all").read_plan()
 
 
 # ---- the other data set -------------------------------------------------------------------------------------------
