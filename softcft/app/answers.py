@@ -28,11 +28,15 @@ class Subject(NamedTuple):
         picture: Of the models' size, uint8 of shape (H, W) or (H, W, 3).
         note: What was done to make it fit.
         known: What is known of its attributes, in natural units.
+        upload: The file that it is from; None for an example.
+        mask: Where it may change, of shape (H, W); None for everywhere.
     """
 
     picture: np.ndarray
     note: str
     known: dict[str, Any]
+    upload: bytes | None = None
+    mask: np.ndarray | None = None
 
 
 class Answer(NamedTuple):
@@ -91,8 +95,11 @@ class Answers:
         if not do and not swept:
             raise ValueError("There is nothing to change yet: switch on do() for one attribute or several.")
         wanted = {**do, swept: sweep_values(self.graph[swept])} if swept else do
-        outputs = [(model.name, model.ask(subject.picture, parents, wanted, steps)) for model in self.models]
+        outputs = [
+            (model.name, model.ask(subject.picture, parents, wanted, steps, subject.mask)) for model in self.models
+        ]
         words = f"do({', '.join(self._set(name, value) for name, value in wanted.items())})"
+        words += " within the mask" * (subject.mask is not None)
         unseen = [sentence for name in wanted if (sentence := warn_of_unseen(self.models, name)) is not None]
         if swept:
             html = self._sweep(swept, {**parents, **do}, outputs, words, unseen)
@@ -123,7 +130,9 @@ class Answers:
         return has_classifier and not set(self.graph.names) <= set(subject.known)
 
     def _note(self, subject: Subject) -> str:
-        return f"{subject.note} {GUESS if self._guesses(subject) else ''}".strip()
+        guess = GUESS * self._guesses(subject)
+        masked = "" if subject.mask is None else f"{100 * np.mean(subject.mask > 0):.0f} % of it, the mask, may change."
+        return " ".join(filter(None, [subject.note, guess, masked]))
 
     def _read(self, widgets: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The attributes and the intervention, as the widgets have them."""

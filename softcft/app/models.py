@@ -16,19 +16,21 @@ from huggingface_hub import snapshot_download
 
 from softcft.arguments import is_hub_name
 from softcft.data.paths import check_files
-from softcft.data.pictures import COLOURS, fit_file, why_unread
+from softcft.data.pictures import COLOURS, fit_file, open_file, read_picture, why_unread
 from softcft.example import example_model
 from softcft.graph import CausalGraph
 from softcft.models.sight import not_seen
 from softcft.models.weights import load_safetensors
 from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
 from softcft.pipelines.images import to_tensor
+from softcft.pipelines.masks import to_mask
 from softcft.pipelines.query import ImageFormat, Values
 from softcft.pipelines.result import DSCMPipelineOutput
 
 __all__ = [
     "Example",
     "Model",
+    "fit_mask",
     "fit_upload",
     "is_example",
     "load_models",
@@ -72,13 +74,15 @@ class Model(NamedTuple):
         """Whether it works in steps."""
         return isinstance(self.pipeline, DiffusionDSCMPipeline)
 
-    def ask(self, picture: np.ndarray, parents: Values, do: Values, steps: int | None) -> DSCMPipelineOutput:
+    def ask(
+        self, picture: np.ndarray, parents: Values, do: Values, steps: int | None, mask: np.ndarray | None = None
+    ) -> DSCMPipelineOutput:
         """Counterfactuals of one picture; see :meth:`softcft.DSCMPipeline.__call__`.
 
         ``steps`` are those of a diffusion model; None is its default.
         """
-        settings = {"num_inference_steps": steps} if self.is_diffusion and steps else {}
-        output: DSCMPipelineOutput = self.pipeline(picture, parents=parents, do=do, output_type="np", **settings)
+        settings: dict[str, Any] = {"num_inference_steps": steps} if self.is_diffusion and steps else {}
+        output: DSCMPipelineOutput = self.pipeline(picture, parents, do, output_type="np", mask=mask, **settings)
         return output
 
 
@@ -192,6 +196,29 @@ def fit_upload(content: bytes, image_format: ImageFormat) -> tuple[np.ndarray, s
         return fit_file(content, channels, size)
     except Exception as error:  # of many kinds, which Pillow does not list
         raise ValueError(f"The picture cannot be used: {why_unread(error)}.") from error
+
+
+def fit_mask(content: bytes, upload: bytes | None, size: int) -> np.ndarray:
+    """Fit a mask's file to the model as the picture was that it lies on, see :func:`~softcft.pipelines.masks.to_mask`.
+
+    Args:
+        content: The file of a mask, of the size of the upload or that of the model.
+        upload: The picture's file; None for an example.
+        size: Height and width in pixels that the model takes.
+
+    Returns:
+        Float32 in [0, 1] of shape (H, W).
+
+    Raises:
+        ValueError: If it cannot be read, or is no mask of that picture.
+    """
+    try:
+        mask = open_file(content)
+    except Exception as error:  # of many kinds, which Pillow does not list
+        raise ValueError(f"The mask cannot be used: {why_unread(error)}.") from error
+    fits = upload is None or mask.size == (size, size)
+    image = np.zeros((size, size)) if fits or upload is None else read_picture(upload)
+    return to_mask(mask, image, size, True, 1)[0, 0].numpy()
 
 
 def propose(models: Sequence[Model], picture: np.ndarray) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import gradio as gr
 from softcft.app import markup
 from softcft.app.answers import Answer, Answers, Subject
 from softcft.app.changes import another_value
-from softcft.app.models import Example, Model, fit_upload, is_example, steps_choices, warn_of_unseen
+from softcft.app.models import Example, Model, fit_mask, fit_upload, is_example, steps_choices, warn_of_unseen
 from softcft.data.dicom import ENDINGS
 from softcft.graph import CausalGraph, Variable
 
@@ -57,15 +57,15 @@ def build(models: Sequence[Model], examples: Sequence[Example]) -> gr.Blocks:
                 visible=bool(examples),
                 scale=6,
             )
-            upload = gr.UploadButton(
-                "Upload a picture",
-                type="binary",
-                file_types=["image", *ENDINGS],
-                size="sm",
-                elem_id="upload",
-                scale=1,
-                min_width=140,
-            )
+            files: dict[str, Any] = {
+                "type": "binary",
+                "file_types": ["image", *ENDINGS],
+                "size": "sm",
+                "min_width": 140,
+            }
+            with gr.Column(scale=1, min_width=140):
+                upload = gr.UploadButton("Upload a picture", elem_id="upload", **files)
+                cover = gr.UploadButton("Upload a mask", elem_id="mask", **files)
         with gr.Row(elem_id="desk"):
             with gr.Column(scale=5, min_width=340, elem_id="controls"):
                 parents, switches, values = [], [], []
@@ -117,12 +117,13 @@ def build(models: Sequence[Model], examples: Sequence[Example]) -> gr.Blocks:
             return _present(answers, Subject(examples[index].picture, "", examples[index].parents), intervention)
 
         def receive(content: bytes, *intervention: Any) -> list[Any]:
-            return _present(answers, Subject(*fit_upload(content, image_format), {}), intervention)
+            return _present(answers, Subject(*fit_upload(content, image_format), {}, content), intervention)
 
         def start() -> list[Any]:
             return _present(answers, Subject(examples[0].picture, "", examples[0].parents), _first_do(models, graph))
 
         def again(chosen: Subject | None) -> Any:
+            chosen = chosen and chosen._replace(mask=None)
             return gr.skip() if chosen is None else _present(answers, chosen, _first_do(models, graph))
 
         intervention = [*switches, *values]
@@ -130,6 +131,9 @@ def build(models: Sequence[Model], examples: Sequence[Example]) -> gr.Blocks:
         changed = [
             gallery.select(_show_errors(choose), intervention, presented, **working),
             upload.upload(_show_errors(receive), [upload, *intervention], presented, **working),
+            cover.upload(
+                _show_errors(functools.partial(_mask, image_format.size)), [cover, subject], subject, **working
+            ),
             reset.click(_show_errors(again), subject, presented, **working),
         ]
         if examples:
@@ -235,6 +239,13 @@ def _present(answers: Answers, subject: Subject, intervention: Sequence[Any]) ->
     switched, values = intervention[:count], intervention[count:]
     offered = [_offer(*row) for row in zip(variables, switched, parents, values, strict=True)]
     return [subject, None, answers.without(subject, "..."), *parents, *switched, *offered]
+
+
+def _mask(size: int, content: bytes, subject: Subject | None) -> Subject:
+    """The picture under a mask. Its result follows."""
+    if subject is None:
+        raise ValueError("First choose the picture that the mask lies on.")
+    return subject._replace(mask=fit_mask(content, subject.upload, size))
 
 
 def _answer(answers: Answers, *inputs: Any) -> Any:

@@ -25,6 +25,7 @@ SCRIPT = "<img src=x onerror=alert(1)>"
 GRAPH = CausalGraph(
     [{**v, "categories": ["White", SCRIPT, "Black"]} if v["name"] == "race" else v for v in PHANTOM_GRAPH.to_list()]
 )
+PICTURE, MASK = ("input[type=file] >> nth=0", "input[type=file] >> nth=1")
 AGE, SEX, RACE, DISEASE = range(4)
 
 
@@ -56,7 +57,7 @@ def page(chromium: Browser, address: str) -> Iterator[Page]:
 
 
 def upload(page: Page, content: bytes) -> None:
-    page.set_input_files("input[type=file]", {"name": "a.png", "mimeType": "image/png", "buffer": content})
+    page.set_input_files(PICTURE, {"name": "a.png", "mimeType": "image/png", "buffer": content})
 
 
 def png(picture: Image.Image) -> bytes:
@@ -149,6 +150,19 @@ def test_without_examples_the_first_upload_has_an_answer(chromium: Browser, tmp_
         upload(page, png(Image.radial_gradient("L").resize((40, 30))))
         expect(page.locator("#result .change").nth(SEX).locator(".tag")).to_have_text("do")
         page.close()
+
+
+def test_a_mask_keeps_a_change_local_until_reset(page: Page) -> None:
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (0, 8, 16, 16))
+    cover = {"name": "mask.png", "mimeType": "image/png"}
+    page.set_input_files(MASK, {**cover, "buffer": png(mask)})
+    expect(page.locator(".asked")).to_contain_text("within the mask")
+    expect(page.locator("#result figcaption").first).to_contain_text("50 %")
+    page.set_input_files(MASK, {**cover, "buffer": png(mask.resize((9, 9)))})
+    expect(page.get_by_text("9 x 9")).to_be_visible()
+    page.click("#reset")
+    expect(page.locator(".asked")).not_to_contain_text("mask")
 
 
 def test_errors_are_sentences(page: Page) -> None:

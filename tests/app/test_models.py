@@ -10,7 +10,7 @@ from PIL import Image
 
 from softcft import DSCMPipeline
 from softcft.app import main
-from softcft.app.models import Model, fit_upload, load_models, propose, read_examples, steps_choices
+from softcft.app.models import Model, fit_mask, fit_upload, load_models, propose, read_examples, steps_choices
 from softcft.pipelines.query import ImageFormat
 from tests.pipelines.test_diffusion_dscm import build
 from tests.recipes.small_pipeline import make_pipeline
@@ -44,6 +44,21 @@ def write_examples(model: Model, table: str) -> None:
 
 
 # ---- pictures -----------------------------------------------------------------------------------------------------
+
+
+def test_a_mask_lies_on_the_upload_or_on_what_the_model_takes() -> None:
+    upload, white = file(Image.new("L", (40, 32))), Image.new("L", (20, 32), 255)
+    wide, fitted = Image.new("L", (40, 32)), Image.new("L", (16, 16))
+    wide.paste(white, (20, 0))
+    fitted.paste(white, (8, 0))
+    expected = np.asarray(fitted) / 255
+    for mask, picture in ((wide, upload), (fitted, upload), (fitted, None)):
+        np.testing.assert_array_equal(fit_mask(file(mask), picture, 16), expected)
+    for bad, picture in ((wide, None), (wide.rotate(90, expand=True), upload), (Image.new("L", (40, 32)), upload)):
+        with pytest.raises(ValueError, match="mask"):
+            fit_mask(file(bad), picture, 16)
+    with pytest.raises(ValueError, match="mask"):
+        fit_mask(b"no picture", None, 16)
 
 
 def test_a_picture_that_fits_is_not_touched() -> None:

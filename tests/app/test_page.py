@@ -72,6 +72,16 @@ def test_a_question_is_asked_once(answers: Answers) -> None:
     assert answers.ask(other, first, "", None, [*PARENTS, True, False, False, False, *VALUES]).subject is other
 
 
+def test_a_mask_keeps_all_else(answers: Answers) -> None:
+    mask = np.zeros(PICTURE.shape[:2])
+    mask[4:] = 1
+    masked = answers.ask(SUBJECT._replace(mask=mask), None, "", None, [*PARENTS, False, True, False, False, *VALUES])
+    assert "within the mask" in masked.html
+    for _, output in masked.outputs:
+        assert not output.effects[0, :4].any()
+        assert output.effects[0, 4:].any()
+
+
 def test_what_a_guide_does_not_see_is_told_with_the_answer(models: list[Model]) -> None:
     one, other = (Model(m.name, m.source, copy.deepcopy(m.pipeline)) for m in models)
     assert warn_of_unseen([one, other], SCRIPT) is None
