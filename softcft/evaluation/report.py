@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from softcft.cft import CFT_NAMES
 from softcft.escaping import as_latex, as_markdown
 from softcft.evaluation.sight import sight_warnings
 from softcft.evaluation.tables import ReportTable, heading, read_metrics, report_tables
@@ -181,7 +182,9 @@ def _html(
     sections = {"Verdict": _verdict_html(verdicts, training, warnings)}
     for path in figures:
         data = base64.b64encode(path.read_bytes()).decode("ascii")
-        name = heading(path.stem.replace("_", " "))
+        kind, _, model = path.stem.partition("_")
+        of_model = kind == "counterfactuals" and model in CFT_NAMES
+        name = f"Counterfactuals: {CFT_NAMES[model]}" if of_model else heading(path.stem.replace("_", " "))
         sections[name] = f'<img alt="{html.escape(name)}" src="data:image/{path.suffix[1:]};base64,{data}">'
     for table in tables:
         body = table.frame.to_html(index=False, border=0)

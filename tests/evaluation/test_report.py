@@ -180,7 +180,7 @@ def runs(tmp_path):
         table1(seed=seed).to_csv(folder / "metrics" / "evaluation.csv", index=False)
         (folder / "config.yaml").write_text(f"seed: {seed}  # <&>\n")
         (folder / "figures").mkdir()
-        (folder / "figures" / "effects.png").write_bytes(b"picture %d" % seed)
+        (folder / "figures" / "counterfactuals_soft.png").write_bytes(b"picture %d" % seed)
     return [tmp_path / "seed0", tmp_path / "seed1"]
 
 
@@ -207,6 +207,7 @@ def test_html_needs_no_other_file(runs, tmp_path):
     assert base64.b64encode(b"picture 0").decode() in text
     assert "http" not in text
     assert "A &amp; B" in text
+    assert "Counterfactuals: Soft-CFT" in text
     assert "seed: 1  # &lt;&amp;&gt;" in text
     assert "torch" in text
 
