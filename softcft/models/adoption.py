@@ -12,7 +12,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from softcft.arguments import check_whole, shown
+from softcft.arguments import check_whole, is_hub_name, shown
 from softcft.graph import CausalGraph
 from softcft.models.denoiser import ConditionalDenoiser
 from softcft.models.hub_errors import explain_hub_errors
@@ -89,11 +89,18 @@ def adopt(
             if images have another size than those of the pipeline, or there are only pickled weights.
         OSError: If there is no such pipeline.
     """
+    if not isinstance(graph, CausalGraph):
+        raise ValueError(f"graph must be a CausalGraph, got {shown(graph)}.")
+    name = str(pipeline_dir)
+    if not isinstance(pipeline_dir, str | Path) or not (Path(name).is_dir() or is_hub_name(name)):
+        raise ValueError(
+            f"pipeline_dir must be a folder, or the name of a repository of the Hub, owner/name, got {shown(name)}."
+        )
     index = _read_config(DiffusionPipeline, pipeline_dir)
-    name, library_class = _network_of(pipeline_dir, index)
+    component, class_name = _network_of(pipeline_dir, index)
     try:
-        network_type: Any = network_class(library_class)
-        config = _read_config(network_type, pipeline_dir, subfolder=name)
+        network_type: Any = network_class(class_name)
+        config = _read_config(network_type, pipeline_dir, subfolder=component)
         has_vae = _has_vae(index)
         vae_config = _read_config(AutoencoderKL, pipeline_dir, subfolder="vae") if has_vae else None
         with explain_hub_errors(pipeline_dir):
@@ -111,7 +118,7 @@ def adopt(
 
     told = _encode(pipeline_dir, index, prompt, type(network).__name__, size) if reads_text else None
     own_size = network.config.get("sample_size")
-    network = load_safetensors(network_type, pipeline_dir, subfolder=name, dtype=torch.float32)
+    network = load_safetensors(network_type, pipeline_dir, subfolder=component, dtype=torch.float32)
     if network.config.get("sample_size") is None:
         network.register_to_config(sample_size=own_size)
     if vae is not None:

@@ -204,11 +204,13 @@ def test_what_cannot_be_used_is_refused_before_weights_are_read(case: str, folde
         ("flux", {}, "sample_size"),
         ("flux", {"sample_size": 18}, "sample_size"),
         ("ddpm", {"sample_size": 8}, "sample_size"),
+        ("nowhere", {}, "pipeline_dir .*nowhere"),
+        ("ddpm", {"graph": PHANTOM_GRAPH.to_list()}, "graph"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(kind: str, arguments: Any, named: str, folder: Path) -> None:
     with pytest.raises(ValueError, match=named):
-        softcft.adopt(folder / kind, PHANTOM_GRAPH, **arguments)
+        softcft.adopt(folder / kind, **{"graph": PHANTOM_GRAPH, **arguments})
 
 
 def test_classes_that_no_variable_has_are_refused(folder: Path) -> None:
