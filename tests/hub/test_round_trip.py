@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DModel
+from huggingface_hub import HfApi
 
 import softcft
 from softcft import (
@@ -22,12 +23,14 @@ from softcft import (
     HVAEModel,
     ParentEncoder,
 )
+from softcft.data.phantom import PHANTOM_GRAPH
 from softcft.models.weights import load_safetensors
-from tests.hub.loopback import READER, LoopbackHub
+from tests.hub.loopback import READER, WRITER, LoopbackHub
 from tests.own_models import Additive
 from tests.pipelines.test_counterfactual import make as make_own
 from tests.pipelines.test_diffusion_dscm import build, make_vae
 from tests.recipes.small_pipeline import make_pipeline
+from tests.stock_pipelines import make_stock
 
 # That of diffusers: it still hands this argument on when it loads a model.
 pytestmark = pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument is deprecated:UserWarning")
@@ -75,6 +78,19 @@ def test_a_pipeline_comes_back_bit_by_bit(kind: str, hub: LoopbackHub, tmp_path:
         assert_same(expected, answer(loaded))
     without = type(pipe).from_pretrained("owner/pipe", classifier=None)
     assert np.array_equal(answer(without).images, expected.images)
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd3"])
+def test_a_pipeline_of_diffusers_is_adopted(kind: str, hub: LoopbackHub, tmp_path: Path) -> None:
+    make_stock(kind).save_pretrained(tmp_path / "stock")
+    HfApi(hub.address, WRITER).create_repo("owner/stock")
+    HfApi(hub.address, WRITER).upload_folder(repo_id="owner/stock", folder_path=tmp_path / "stock")
+    there, here = (softcft.adopt(name, PHANTOM_GRAPH, "a scan") for name in ("owner/stock", tmp_path / "stock"))
+    for ours, theirs in zip(there, here, strict=True):
+        if isinstance(ours, torch.nn.Module):
+            expected = theirs.state_dict()
+            named = {name for name in expected if not name.startswith("encoders.")}  # drawn at random
+            assert all(torch.equal(value, expected[name]) for name, value in ours.state_dict().items() if name in named)
 
 
 def test_a_model_of_ones_own_comes_back_where_its_module_was_imported(hub: LoopbackHub) -> None:
