@@ -86,7 +86,7 @@ def measure_step(
     pipeline = DiffusionDSCMPipeline.from_pretrained(folder)
     image, parents = test_images(pipeline, data_dir, batch_size)
     if checkpointing:
-        pipeline.unet.enable_gradient_checkpointing()
+        pipeline.network.enable_gradient_checkpointing()
     backbone = pipeline.make_backbone(num_inference_steps=CFT_STEPS, gradient_steps=gradient_steps)
     constraint = LagrangianConstraint(slack=0.1, damping=10, learning_rate=0.1, inequality=True)
     guides = Guides([pipeline.classifier])

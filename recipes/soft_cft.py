@@ -90,7 +90,7 @@ class PretrainedConfig:
             "diffusion": "train_diffusion.py",
         }
         folders = {name: Path(getattr(self, f"{name}_dir") or Path(output_dir, name)) for name in makers}
-        files = {name: Path("unet" if name == "diffusion" else "", "config.json") for name in makers}
+        files = {name: Path("parent_encoder" if name == "diffusion" else "", "config.json") for name in makers}
         there = {name for name in makers if (folders[name] / files[name]).is_file()}
         is_diffusion = self.diffusion_dir is not None or (
             self.hvae_dir is None and "hvae" not in there and "diffusion" in there
@@ -130,6 +130,7 @@ def load_pipeline(folders: dict[str, Path]) -> "DSCMPipeline | DiffusionDSCMPipe
         DSCMPipeline,
         HVAEModel,
         ParentEncoder,
+        PromptEmbedding,
     )
     from softcft.models.networks import load_network
     from softcft.models.noise_schedule import load_scheduler
@@ -140,13 +141,15 @@ def load_pipeline(folders: dict[str, Path]) -> "DSCMPipeline | DiffusionDSCMPipe
     if "hvae" in folders:
         return DSCMPipeline(HVAEModel.from_pretrained(folders["hvae"]), attribute_scm=scm, classifier=guide)
     folder = folders["diffusion"]
+    found = {name: load_network(folder / name) for name in ("unet", "transformer") if (folder / name).is_dir()}
     return DiffusionDSCMPipeline(
-        unet=load_network(folder / "unet"),
+        **{"unet": None, **found},
         parent_encoder=ParentEncoder.from_pretrained(folder / "parent_encoder"),
         scheduler=load_scheduler(folder / "scheduler"),
         attribute_scm=scm,
         classifier=guide,
         vae=load_safetensors(AutoencoderKL, folder / "vae") if (folder / "vae").is_dir() else None,
+        prompt=PromptEmbedding.from_pretrained(folder / "prompt") if (folder / "prompt").is_dir() else None,
     )
 
 
@@ -242,7 +245,7 @@ def main() -> None:
         with main_process_first():  # the others find the data in the cache
             splits = load_data(data, graph, config["columns"])
         images = training_images(splits["train"], data, graph, config["columns"])
-        network = pipeline.hvae if "hvae" in folders else pipeline.unet
+        network = pipeline.hvae if "hvae" in folders else pipeline.network
         if memory.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         with adapters(network, lora.lora_rank):

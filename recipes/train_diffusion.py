@@ -37,20 +37,15 @@ def build(
 ) -> ConditionalDenoiser:
     """A new network with its tokens and noise schedule, for images, or latents, of so many channels and that size."""
     from softcft import ConditionalDenoiser
-    from softcft.models.networks import adopt_network, network_class
+    from softcft.models.networks import adopt_network, network_class, new_network
     from softcft.models.noise_schedule import new_scheduler
 
     arguments = model_arguments(config, "diffusion", network_class(diffusion.network))
     if size % diffusion.patch_size:
         raise ValueError(f"--patch_size {diffusion.patch_size} must divide the images' side, {size}.")
     folded = channels * diffusion.patch_size**2
-    arguments |= {
-        "in_channels": folded,
-        "out_channels": folded,
-        "sample_size": size // diffusion.patch_size,
-    }
-    network, encoder = adopt_network(network_class(diffusion.network)(**arguments), graph)
-    return ConditionalDenoiser(network, encoder, new_scheduler(diffusion.prediction_type))
+    network = new_network(diffusion.network, folded, size // diffusion.patch_size, **arguments)
+    return ConditionalDenoiser(*adopt_network(network, graph), new_scheduler(diffusion.prediction_type))
 
 
 def load_vae(folder: str | Path) -> AutoencoderKL:
@@ -86,6 +81,7 @@ def main() -> None:
 
     from softcft import CausalGraph, ConditionalDenoiser, adopt
     from softcft.data.sources import load_data, training_images
+    from softcft.models.networks import component_of
     from softcft.models.patches import patch_size_of
     from softcft.models.vae import latent_stride
     from softcft.training.checkpoints import save_whole
@@ -133,11 +129,15 @@ def main() -> None:
         train(objective, images.subset(complete=True), training, name="diffusion")
     if this_process().is_main_process:
         denoiser.eval()
-        parts = {"unet": denoiser.network} | {name: getattr(denoiser, name) for name in ("parent_encoder", "scheduler")}
-        if vae is None:  # of a model that was here before
-            shutil.rmtree(Path(training.output_dir, "vae"), ignore_errors=True)
-        else:
-            parts["vae"] = vae
+        parts = {
+            component_of(denoiser.network): denoiser.network,
+            "parent_encoder": denoiser.parent_encoder,
+            "scheduler": denoiser.scheduler,
+            **({} if vae is None else {"vae": vae}),
+            **({} if denoiser.prompt is None else {"prompt": denoiser.prompt}),
+        }
+        for name in {"unet", "transformer", "vae", "prompt"} - set(parts):  # of a model that was here before
+            shutil.rmtree(Path(training.output_dir, name), ignore_errors=True)
         save_whole(training.output_dir, **parts)
         print(f"Saved to {training.output_dir}")
         if hub.push_to_hub:

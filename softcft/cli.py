@@ -157,7 +157,7 @@ def _counterfactual(arguments: argparse.Namespace) -> None:
     pipeline = _load(arguments.model, arguments.modules)
     settings: dict[str, Any] = {"infer_missing_parents": arguments.infer_missing_parents}
     if (steps := arguments.num_inference_steps) is not None:
-        if "unet" not in pipeline.components:
+        if "parent_encoder" not in pipeline.components:
             raise ValueError(f"--num_inference_steps {steps} is for diffusion models, which this is not; leave it out.")
         settings["num_inference_steps"] = steps
 

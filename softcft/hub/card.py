@@ -143,7 +143,7 @@ def make_card(
     folder = Path(folder)
     graph, name = CausalGraph(settings["graph"]), setting(settings, "dataset_name")
     source = SOURCES.get(name) or _unknown_source(name)
-    is_diffusion = any(part.name == "unet" for part in parts_of(folder))
+    is_diffusion = any(part.name == "parent_encoder" for part in parts_of(folder))
     metadata = ModelCardData(
         library_name="diffusers",
         tags=["softcft", "counterfactual", "causality", "image-generation", *["diffusion"] * is_diffusion],
@@ -188,7 +188,8 @@ def parts_of(folder: Path) -> list[Path]:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         names = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
     else:  # what train_diffusion.py saves has no index
-        names = [name for name in (".", "unet", "parent_encoder", "scheduler", "vae") if _config(folder / name)]
+        every = (".", "unet", "transformer", "parent_encoder", "scheduler", "vae", "prompt")
+        names = [name for name in every if _config(folder / name)]
     if missing := [name for name in names if not _config(folder / name)] or not names:
         of = f" of its parts {missing}" if names else ""
         raise FileNotFoundError(f"There is no model in {folder}: it has no config.json{of}. Train it first.")

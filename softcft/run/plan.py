@@ -275,7 +275,7 @@ def plan_training(plan: Plan, settings: Settings, flags: list[str]) -> Step:
     own += [*flags, *seed, "--max_train_steps", str(most), "--resume_from_checkpoint", "latest"]
     if section == "cft" and plan.is_trial:
         own += ["--published", "true"]  # for all variables: guides of a trial have not learned to see
-    makes = "diffusion/unet/config.json" if section == "diffusion" else f"{section}/config.json"
+    makes = "diffusion/parent_encoder/config.json" if section == "diffusion" else f"{section}/config.json"
     return Step(section, kind.recipe, own, makes, section)
 
 

@@ -15,7 +15,7 @@ from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.models.denoiser import ConditionalDenoiser
 from softcft.models.hvae import HVAEModel
-from softcft.models.networks import adopt_network, network_class
+from softcft.models.networks import adopt_network, component_of, new_network
 from softcft.models.noise_schedule import new_scheduler
 from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
 from softcft.pipelines.dscm import DSCMPipeline
@@ -79,7 +79,15 @@ def make_pipeline(plan: Plan) -> DSCMPipeline | DiffusionDSCMPipeline:
     model, scm, guide = _image_model(plan), _scm(plan), _classifier(plan, plan.trainings["guide"])
     if isinstance(model, HVAEModel):
         return DSCMPipeline(model, scm, guide)
-    return DiffusionDSCMPipeline(model.network, model.parent_encoder, model.scheduler, scm, guide, None)
+    network: dict[str, Any] = {"unet": None, component_of(model.network): model.network}
+    return DiffusionDSCMPipeline(
+        **network,
+        parent_encoder=model.parent_encoder,
+        scheduler=model.scheduler,
+        attribute_scm=scm,
+        classifier=guide,
+        vae=None,
+    )
 
 
 def _tuning(plan: Plan, settings: Settings, augmentation: AugmentationConfig | None) -> nn.Module:
@@ -115,9 +123,8 @@ def _image_model(plan: Plan) -> HVAEModel | ConditionalDenoiser:
         return HVAEModel(graph=_graph(plan).to_list(), sample_size=size, in_channels=_channels(plan), **arguments)
     choice: DiffusionConfig = settings.others[DiffusionConfig]
     channels = _channels(plan) * choice.patch_size**2
-    arguments |= {"in_channels": channels, "out_channels": channels, "sample_size": size // choice.patch_size}
-    scheduler = new_scheduler(choice.prediction_type)
-    return ConditionalDenoiser(*adopt_network(network_class(choice.network)(**arguments), _graph(plan)), scheduler)
+    network = new_network(choice.network, channels, size // choice.patch_size, **arguments)
+    return ConditionalDenoiser(*adopt_network(network, _graph(plan)), new_scheduler(choice.prediction_type))
 
 
 def _vae(plan: Plan, settings: Settings) -> AutoencoderKL:

@@ -44,7 +44,7 @@ PROGRESS = "progress.json"
 PARTIAL_CHECKPOINT = "partial-checkpoint"
 PARTIAL_MODEL = "partial-model"
 REPLACED_MODEL = "replaced-model"
-MARKERS = ("model_index.json", "config.json", "unet")
+MARKERS = ("model_index.json", "config.json", "parent_encoder")
 """What a folder must have to be loaded as a pipeline, a model, or a diffusion model. It comes last and goes first."""
 
 

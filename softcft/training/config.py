@@ -231,12 +231,19 @@ class DiffusionConfig:
         ValueError: Also if a setting is given without the one that it belongs to, or two exclude each other.
     """
 
-    network: Literal["UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"] = field(
+    network: Literal[
+        "UNet2DModel",
+        "UNet2DConditionModel",
+        "DiTTransformer2DModel",
+        "PixArtTransformer2DModel",
+        "SD3Transformer2DModel",
+        "FluxTransformer2DModel",
+    ] = field(
         default="UNet2DModel",
         metadata={
             "help": "Class of a new network, by how it sees attributes: their tokens are added to the time embedding "
-            "of a UNet (UNet2DModel) or of a transformer (DiTTransformer2DModel), or attended to "
-            "(UNet2DConditionModel). diffusion.model has its arguments."
+            "of a UNet (UNet2DModel) or of a transformer (DiTTransformer2DModel), or take the place of a text's (the "
+            "others). diffusion.model has its arguments."
         },
     )
     prediction_type: Literal["epsilon", "v_prediction", "flow"] = field(

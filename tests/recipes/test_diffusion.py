@@ -133,7 +133,7 @@ def adopt(folder: Path, kind: str, *flags: str) -> DiffusionDSCMPipeline:
     return DiffusionDSCMPipeline.from_pretrained(folder / kind / "soft")
 
 
-@pytest.mark.parametrize(("kind", "flags"), [("classes", []), ("sd", ["--prompt", "a scan"])])
+@pytest.mark.parametrize(("kind", "flags"), [("classes", []), ("dit", []), ("sd", ["--prompt", "a scan"])])
 def test_a_pipeline_of_diffusers_is_fine_tuned(folder: Path, kind: str, flags: list[str]) -> None:
     """Saved with no softcft in it."""
     pipe = adopt(folder, kind, *flags, "--gradient_checkpointing", "true")
@@ -142,6 +142,29 @@ def test_a_pipeline_of_diffusers_is_fine_tuned(folder: Path, kind: str, flags: l
     image = load_phantom(16, 64, 48, 40, cache_dir=str(folder / "data"))["train"][0]["image"]
     result = pipe(image, parents=PARENTS, do={"race": "Black"}, num_inference_steps=4)
     assert result.parents["race"] == ["Black"]
+
+
+def test_a_small_transformer_from_training_to_the_report(folder: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load(TINY.read_text())
+    model = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8, "patch_size": 4}
+    network = {"network": "DiTTransformer2DModel", "prediction_type": "flow", "patch_size": 1}
+    config["diffusion"] |= {**network, "model": {**model, "num_embeds_ada_norm": 1}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    run_recipe(folder, "train_diffusion", "--output_dir", "dit")  # a UNet, of which nothing must be left
+    parts = ["--output_dir", "dit", "--scm_dir", "runs/scm", "--guide_dir", "runs/guide"]
+    for recipe, flags in (
+        ("train_diffusion", ["--output_dir", "dit", "--gradient_checkpointing", "true"]),
+        ("soft_cft", [*parts, "--watch", "false", "--gradient_steps", "1", *STEPS]),
+    ):
+        run_recipe(folder, recipe, *flags, config=tmp_path / "config.yaml")
+    assert (folder / "dit/diffusion/transformer/config.json").is_file()
+    assert not (folder / "dit/diffusion/unet").exists()
+    parts = ["--output_dir", "dit", "--judge_dir", "runs/judge", "--vae_dir", "runs/vae"]
+    run_recipe(
+        folder, EVALUATION[0], "--pipelines", "dit/soft", *EVALUATION[4:], *parts, config=tmp_path / "config.yaml"
+    )
+    metrics = pd.read_csv(folder / "dit" / "metrics.csv")
+    assert metrics.loc[metrics["metric"].str.startswith("composition"), "value"].max() < 1e-3
 
 
 @pytest.fixture

@@ -178,8 +178,8 @@ def test_parts_are_looked_for_where_the_recipes_leave_them(tmp_path: Path, monke
     elsewhere = load_recipe("soft_cft").PretrainedConfig(guide_dir="run/judge")
     assert elsewhere.folders("run", watched=False) == there | {"guide": Path("run/judge")}
     # A diffusion model is taken where there is no HVAE, or where it is asked for.
-    Path("run/diffusion/unet").mkdir(parents=True)
-    Path("run/diffusion/unet/config.json").touch()
+    Path("run/diffusion/parent_encoder").mkdir(parents=True)
+    Path("run/diffusion/parent_encoder/config.json").touch()
     assert parts.folders("run", watched=False) == there
     diffusion = {name: Path("run", name) for name in ("scm", "guide", "diffusion")}
     assert (

@@ -6,6 +6,7 @@ A network's family is found by the name of its class. Attributes are tokens of a
 
 from __future__ import annotations
 
+import inspect
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
@@ -33,6 +34,7 @@ __all__ = [
     "network_channels",
     "network_class",
     "network_size",
+    "new_network",
 ]
 
 FAMILIES = {
@@ -89,6 +91,24 @@ def network_class(name: str) -> type[ModelMixin]:
     if name not in FAMILIES:
         raise ValueError(f"network must be one of {', '.join(FAMILIES)}, got {name!r}.")
     return cast(type[ModelMixin], getattr(diffusers, name))
+
+
+def new_network(name: str, channels: int, size: int, **arguments: Any) -> ModelMixin:
+    """A network of a class, by its name, for square inputs of so many channels and that side.
+
+    Args:
+        name: Of the class.
+        channels: Of images, their patches, or latents.
+        size: Their side.
+        arguments: Others of the class.
+    """
+    kind: Any = network_class(name)
+    arguments |= {"in_channels": channels, "out_channels": channels}
+    knows_size = "sample_size" in inspect.signature(kind).parameters
+    network: ModelMixin = kind(**arguments, **{"sample_size": size} if knows_size else {})
+    if not knows_size:
+        network.register_to_config(sample_size=size)
+    return network
 
 
 def family_of(network: ModelMixin) -> Family:
