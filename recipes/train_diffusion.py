@@ -62,6 +62,18 @@ def load_vae(folder: str | Path) -> AutoencoderKL:
     return load_safetensors(AutoencoderKL, folder).eval()
 
 
+def save(folder: str, denoiser: ConditionalDenoiser, vae: AutoencoderKL | None) -> None:
+    """Write all parts, and remove those that only a model that was here before had."""
+    from softcft.models.adoption import DiffusionParts
+    from softcft.training.checkpoints import save_whole
+
+    parts = DiffusionParts(denoiser.network, denoiser.parent_encoder, denoiser.scheduler, denoiser.prompt, vae)
+    there = {name: part for name, part in parts.components.items() if part is not None}
+    for name in set(parts.components) - set(there):
+        shutil.rmtree(Path(folder, name), ignore_errors=True)
+    save_whole(folder, **there)
+
+
 def main() -> None:
     """Run the recipe; see the module's docstring."""
     config, data, training, hub, memory, diffusion, lora = parse_config(
@@ -81,10 +93,8 @@ def main() -> None:
 
     from softcft import CausalGraph, ConditionalDenoiser, adopt
     from softcft.data.sources import load_data, training_images
-    from softcft.models.networks import component_of
     from softcft.models.patches import patch_size_of
     from softcft.models.vae import latent_stride
-    from softcft.training.checkpoints import save_whole
     from softcft.training.footprint import footprint
     from softcft.training.loop import train
     from softcft.training.lora import adapters
@@ -128,17 +138,7 @@ def main() -> None:
         this_process().print(footprint(objective, averaged=training.ema_decay > 0))
         train(objective, images.subset(complete=True), training, name="diffusion")
     if this_process().is_main_process:
-        denoiser.eval()
-        parts = {
-            component_of(denoiser.network): denoiser.network,
-            "parent_encoder": denoiser.parent_encoder,
-            "scheduler": denoiser.scheduler,
-            **({} if vae is None else {"vae": vae}),
-            **({} if denoiser.prompt is None else {"prompt": denoiser.prompt}),
-        }
-        for name in {"unet", "transformer", "vae", "prompt"} - set(parts):  # of a model that was here before
-            shutil.rmtree(Path(training.output_dir, name), ignore_errors=True)
-        save_whole(training.output_dir, **parts)
+        save(training.output_dir, denoiser.eval(), vae)
         print(f"Saved to {training.output_dir}")
         if hub.push_to_hub:
             print(f"Published as {hub.publish(training.output_dir, config)}")

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from softcft.data.config import AugmentationConfig
 from softcft.graph import CausalGraph
+from softcft.models.adoption import DiffusionParts
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
 from softcft.models.denoiser import ConditionalDenoiser
 from softcft.models.hvae import HVAEModel
-from softcft.models.networks import adopt_network, component_of, new_network
+from softcft.models.networks import adopt_network, new_network
 from softcft.models.noise_schedule import new_scheduler
 from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
 from softcft.pipelines.dscm import DSCMPipeline
@@ -79,15 +80,8 @@ def make_pipeline(plan: Plan) -> DSCMPipeline | DiffusionDSCMPipeline:
     model, scm, guide = _image_model(plan), _scm(plan), _classifier(plan, plan.trainings["guide"])
     if isinstance(model, HVAEModel):
         return DSCMPipeline(model, scm, guide)
-    network: dict[str, Any] = {"unet": None, component_of(model.network): model.network}
-    return DiffusionDSCMPipeline(
-        **network,
-        parent_encoder=model.parent_encoder,
-        scheduler=model.scheduler,
-        attribute_scm=scm,
-        classifier=guide,
-        vae=None,
-    )
+    parts = DiffusionParts(model.network, model.parent_encoder, model.scheduler, None, None)
+    return DiffusionDSCMPipeline(**parts.components, attribute_scm=scm, classifier=guide)
 
 
 def _tuning(plan: Plan, settings: Settings, augmentation: AugmentationConfig | None) -> nn.Module:
