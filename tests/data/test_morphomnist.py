@@ -5,13 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from datasets import DatasetDict
 
-from softcft.data.config import DataConfig
 from softcft.data.morphomnist import MORPHOMNIST_GRAPH, load_morphomnist
 from softcft.data.schema import ImageAttributeDataset
-from softcft.graph import CausalGraph
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = Path(os.environ.get("MORPHOMNIST_DIR", ROOT.parent / "shared" / "data" / "morphomnist"))
@@ -103,12 +100,6 @@ def test_uncompressed_files_give_the_same(folder: Path) -> None:
     splits = load_morphomnist(folder, num_validation=5)
     for split in splits:
         assert splits[split].to_dict() == expected[split].to_dict()
-
-
-def test_the_recipe_has_this_graph_and_reads_this_data() -> None:
-    config = yaml.safe_load((ROOT / "recipes" / "configs" / "morphomnist.yaml").read_text())
-    assert CausalGraph(config["graph"]) == MORPHOMNIST_GRAPH
-    assert DataConfig(**config["data"], data_dir="folder").dataset_name == "morphomnist"
 
 
 def test_the_real_files() -> None:

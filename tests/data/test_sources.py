@@ -12,9 +12,8 @@ from softcft.data.chest_xrays.prepared import read_pictures, save_prepared
 from softcft.data.config import DataConfig
 from softcft.data.phantom import PHANTOM_GRAPH
 from softcft.data.schema import ImageAttributeDataset
-from softcft.data.sources import GRAPHS, load_data, subjects_of, training_images
+from softcft.data.sources import load_data, subjects_of, training_images
 from softcft.graph import CausalGraph
-from softcft.training.parsing import parse_config
 from tests.data.chest_xrays.mimic_cxr_tree import make_mimic_tree
 
 ROOT = Path(__file__).parents[2]
@@ -49,12 +48,6 @@ def test_the_phantom_is_made_as_asked(tmp_path: Path) -> None:
     assert list(splits["train"]["age"]) != list(other["train"]["age"])
 
 
-def test_folder_and_numbers_reach_the_files(tmp_path: Path) -> None:
-    config = DataConfig(dataset_name="morphomnist", sample_size=32, data_dir=str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match="nowhere is no folder"):
-        load_data(config, GRAPHS["morphomnist"])
-
-
 @pytest.mark.parametrize("dataset", ["phantom", "morphomnist"])
 def test_a_graph_of_other_variables_is_refused_before_anything_is_made(dataset: str, tmp_path: Path) -> None:
     config = DataConfig(dataset_name=dataset, sample_size=32, data_dir=str(tmp_path / "cache"))
@@ -62,13 +55,6 @@ def test_a_graph_of_other_variables_is_refused_before_anything_is_made(dataset: 
     with pytest.raises(ValueError, match=rf"variables \['{graph.names[0]}'\], but the data set '{dataset}' has"):
         load_data(config, graph)
     assert not (tmp_path / "cache").exists()
-
-
-def test_the_fields_are_flags_and_keys_of_the_data_section(tmp_path: Path) -> None:
-    file = tmp_path / "recipe.yaml"
-    file.write_text("graph: []\ndata: {dataset_name: phantom, sample_size: 32, num_train: 100}\nhvae:\n")
-    _, config = parse_config("hvae", DataConfig, default_config=file, argv=["--num_train", "50", "--data_seed", "2"])
-    assert config == DataConfig(dataset_name="phantom", sample_size=32, num_train=50, data_seed=2)
 
 
 def test_subjects_are_those_of_the_group_column_or_the_images(tmp_path: Path) -> None:

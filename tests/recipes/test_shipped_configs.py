@@ -14,6 +14,7 @@ import torch
 from softcft import AttributeClassifier, AttributeSCM, CausalGraph, DSCMPipeline, HVAEModel
 from softcft.data.chest_xrays import SOURCES
 from softcft.data.config import AugmentationConfig, DataConfig, SubsetConfig
+from softcft.data.morphomnist import MORPHOMNIST_GRAPH
 from softcft.data.phantom import PHANTOM_GRAPH
 from softcft.evaluation.config import GenerationSettings
 from softcft.training.cft_config import CFTConfig, DiffusionTuningConfig, SolverConfig, WatchConfig
@@ -228,6 +229,8 @@ def test_the_shipped_models_can_be_built(name: str) -> None:
     graph = CausalGraph(config["graph"])
     if name.startswith("phantom"):
         assert graph == PHANTOM_GRAPH
+    if name == "morphomnist":
+        assert graph == MORPHOMNIST_GRAPH
     assert AttributeSCM(graph.to_list(), **config["scm"].get("model", {})).causal_graph == graph
     for role in {"guide", "guide_2", "guide_3", "judge", "watcher", "utility"} & set(config):
         backbone = {"num_channels": 1, **config[role]["model"]["backbone"]}
