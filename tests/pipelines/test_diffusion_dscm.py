@@ -294,6 +294,28 @@ def test_a_transformer_in_place_of_a_unet(kind: str, images: np.ndarray, tmp_pat
     assert torch.equal(ask(again, large, {"size": 7.0}, num_inference_steps=4).images, expected.images)
 
 
+@pytest.mark.parametrize("kind", ["dit", "pixart", "sd3", "flux"])
+def test_a_transformer_that_is_coarse_or_offloaded(kind: str, images: np.ndarray, tmp_path: Path) -> None:
+    pipe = build_transformer(kind)
+    if kind == "dit":  # the VAE is not exact
+        pipe.save_pretrained(tmp_path)
+        for dtype in (torch.bfloat16, torch.float16):
+            half = DiffusionDSCMPipeline.from_pretrained(tmp_path, dtype=dtype)
+            torch.testing.assert_close(ask(half, images).images[:, 0], torch.as_tensor(images), rtol=0, atol=1e-6)
+    side = pipe.image_format.size
+    large = images.repeat(side // 8, axis=1).repeat(side // 8, axis=2)
+    expected = ask(pipe, large, {"size": 7.0}, num_inference_steps=4).images
+    cpu_offload(pipe.transformer, torch.device("cpu"))
+    assert pipe.transformer.device.type == "meta"
+    assert torch.equal(ask(pipe, large, {"size": 7.0}, num_inference_steps=4).images, expected)
+    compiled = build_transformer(kind)
+    compiled.transformer = torch.compile(compiled.transformer, backend="eager")
+    torch.testing.assert_close(ask(compiled, large, {"size": 7.0}, num_inference_steps=4).images, expected)
+    for name in ("transformer", "parent_encoder"):
+        compiled.components[name].to(torch.bfloat16)
+    assert ask(compiled, large, {"size": 7.0}, num_inference_steps=4).images.isfinite().all()
+
+
 def test_there_is_one_network_under_its_own_name(pipe: Pipeline) -> None:
     transformer = build_transformer("dit").transformer
     for given in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from diffusers.models.embeddings import LabelEmbedding
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -35,7 +36,9 @@ class _ClassOrTokens(LabelEmbedding):
     def forward(self, labels: Tensor, force_drop_ids: Tensor | None = None) -> Tensor:
         if not labels.is_floating_point():
             return super().forward(labels, force_drop_ids)  # type: ignore[arg-type]
-        return self.embedding_table.weight[self.num_classes] + labels
+        # The table is called, for it may lie elsewhere until then: weights can be offloaded layer by layer.
+        none = torch.full((len(labels),), self.num_classes, device=labels.device)
+        return self.embedding_table(none) + labels
 
 
 def take_tokens(network: Any) -> None:
