@@ -22,7 +22,8 @@ lead to where abduction came through; so the noise is :math:`x_S`, and what this
 .. math:: r = x_{S-1} - (\alpha_{S-1} \hat x_S + \sigma_{S-1} \hat\epsilon_S),
 
 which is of second order. The images of the two last levels would not do as noise: what the factual attributes do to an
-image between them would stay in the counterfactual, an error of first order.
+image between them would stay in the counterfactual, an error of first order. Both steps give the network the level that
+they go to: level 0 has no training step, and pure noise has next to no weight in training.
 
 A network that gets an image with other rounding on the way back predicts something else; in bfloat16 the image would
 change by dozens of grey levels over fifty levels. So nothing is rounded: images and what is added to them are multiples
@@ -117,8 +118,7 @@ def invert(
     tracked = torch.is_grad_enabled()
     count = len(levels)
     known = gradient_steps + (solver == "bdia")  # levels whose images are kept as functions of the network
-    # DDIM gives the network the level that it goes to, as diffusers' DDIMInverseScheduler does, and so must BDIA at
-    # level 0, which has no training step.
+    # DDIM gives the network the level that it goes to, as diffusers' DDIMInverseScheduler does.
     image = _round(image.to(torch.float32 if image.device.type == "mps" else torch.float64))
     path = [image, image]
     for level in range(count):
@@ -137,7 +137,7 @@ def invert(
         return [path[1].detach()], passed[1:]
     with torch.set_grad_enabled(tracked and gradient_steps >= count):
         below, x = path
-        path = [below - _round(levels.mix(*denoiser(x, count, count), count - 1)), x]
+        path = [below - _round(levels.mix(*denoiser(x, count, count - 1), count - 1)), x]
     return [x.detach() for x in path], path if gradient_steps >= count else passed
 
 
@@ -175,7 +175,7 @@ def predict(
                 state = [levels.mix(*denoiser(state[0], level, level), level - 1)]
             elif level == count:
                 missing, x = state
-                state = [missing + _round(levels.mix(*denoiser(x, level, level), level - 1)), x]
+                state = [missing + _round(levels.mix(*denoiser(x, level, level - 1), level - 1)), x]
             else:
                 x, above = state
                 state = [above + levels.leap(*denoiser(x, level, level), level), x]

@@ -181,6 +181,24 @@ def start(folder: Path, tmp_path: Path) -> Callable[..., None]:
     return start
 
 
+def test_a_transformer_learns_flow_matching(folder: Path, start: Callable[..., None]) -> None:
+    """At any number of levels, and with noise by optimal transport."""
+    dit = {"patch_size": 4, "num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8}
+    changes = {"network": "DiTTransformer2DModel", "prediction_type": "flow", "patch_size": 1, "model": dit}
+    start("train_diffusion", "--output_dir", "flow", "--coupling", "optimal_transport", diffusion=changes)
+    parts = ["--scm_dir", "runs/scm", "--guide_dir", "runs/guide", "--watch", "false"]
+    run_recipe(folder, "soft_cft", "--output_dir", "flow", *parts, "--num_inference_steps", "3")
+    pipe = DiffusionDSCMPipeline.from_pretrained(folder / "flow" / "soft")
+    assert (pipe.unet is None, type(pipe.transformer).__name__) == (True, "DiTTransformer2DModel")
+    image = load_phantom(16, 64, 48, 40, cache_dir=str(folder / "data"))["train"][0]["image"]
+    for steps in (3, 7):
+        same = pipe(image, parents=PARENTS, do={}, num_inference_steps=steps)
+        assert np.array_equal(np.asarray(same.images[0]), np.asarray(image))
+    other = pipe(image, parents=PARENTS, do={"race": "Black"}, num_inference_steps=7)
+    assert other.parents["race"] == ["Black"]
+    assert pipe.sample(2, num_inference_steps=3).images[0].size == (16, 16)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -139,7 +139,7 @@ def parse(name: str, section: str) -> tuple[Any, ...]:
     return parse_config(section, *types, default_config=shipped("phantom"), argv=argv)
 
 
-DIFFUSION = ["phantom_diffusion", "mimic_cxr_224_diffusion"]
+DIFFUSION = ["phantom_diffusion", "phantom_flow", "mimic_cxr_224_diffusion"]
 OF_SOURCES = {f"{source}_{size}": source for source in SOURCES for size in (224, 64)}
 PRETRAINED = "own_data_pretrained"
 OWN = ["own_data", "own_data_quick", PRETRAINED]
@@ -213,7 +213,9 @@ def test_shipped_guide_and_judge_share_nothing(name: str) -> None:
         assert more[role]["model"] not in (guide["guide"]["model"], judge["judge"]["model"])
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if name != "phantom_diffusion"])  # which has none
+@pytest.mark.parametrize(
+    "name", [name for name in SHIPPED if name not in ("phantom_diffusion", "phantom_flow")]
+)  # which have none
 def test_predictors_learn_from_the_same_images(name: str) -> None:
     config, _, training, choice = parse(name, "utility")
     assert (choice.train_on, training.ema_decay) == ("real", 0)
