@@ -31,7 +31,7 @@ napoleon_use_ivar = True
 
 # Others' classes. Their sites would be asked for over the network.
 nitpick_ignore_regex = [
-    ("py:.*", r"(accelerate|collections|datasets|numpy|pandas|pathlib|PIL|re|sklearn|torch)(\..*)?")
+    ("py:.*", r"(accelerate|collections|datasets|diffusers|numpy|pandas|pathlib|PIL|re|sklearn|torch)(\..*)?")
 ]
 
 html_theme = "furo"

@@ -24,7 +24,7 @@ from softcft.arguments import shown
 __all__ = ["NoiseSchedule", "Prediction", "Scheduler", "load_scheduler", "new_scheduler"]
 
 Prediction = Literal["epsilon", "v_prediction", "flow"]
-"""What a network predicts: the noise, the velocity, or the flow."""
+"""The noise, the velocity, or the flow, which a network predicts."""
 
 Scheduler = DDIMScheduler | FlowMatchEulerDiscreteScheduler
 """The schedulers of diffusers whose noise schedule can be followed."""

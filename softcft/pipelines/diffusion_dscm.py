@@ -147,7 +147,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
 
     @property
     def network(self) -> Any:
-        """The network that denoises: ``unet`` or ``transformer``."""
+        """The network that denoises, ``unet`` or ``transformer``."""
         return self.unet if self.transformer is None else self.transformer
 
     @property
