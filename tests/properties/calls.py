@@ -218,7 +218,7 @@ HVAE_ARGUMENTS = {**SHARED, "effect": ["indirect", "total", *BAD_CHOICES]}
 DIFFUSION_ARGUMENTS = {
     **SHARED,
     "num_inference_steps": BAD_STEPS,
-    "guidance_scale": [None, *BAD_SCALES],
+    "guidance_scale": [None, *BAD_SCALES, {"nobody": 2.0}, {0: 1.0}, *({"size": scale} for scale in BAD_SCALES)],
     "invariant_guidance_scale": BAD_SCALES,
     "abduction": BAD_CHOICES,
     "callback_on_step_end": [0, "print", True, [], {}, object(), torch.zeros(2)],

@@ -10,6 +10,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -194,6 +195,7 @@ def good_call(data: st.DataObject, kind: str, batch: int) -> dict[str, Any]:
         "image": data.draw(calls.good_images(batch, size)),
         "parents": data.draw(calls.good_values(graph, batch)),
         "do": data.draw(calls.good_values(graph, batch, part=True)),
+        "mask": data.draw(st.sampled_from([None, np.tri(size, dtype=bool), np.stack([np.tri(size)] * batch)])),
         **extra,
     }
 
