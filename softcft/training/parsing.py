@@ -63,27 +63,9 @@ __all__ = [
 ]
 
 SECTIONS = (
-    "base",
-    "note",
-    "output_dir",
-    "data",
-    "graph",
-    "columns",
-    "rows",
-    "scm",
-    "guide",
-    "guides",
-    "judge",
-    "watcher",
-    "hvae",
-    "vae",
-    "diffusion",
-    "cft",
-    "evaluate",
-    "guidance",
-    "generate",
-    "utility",
-)
+    "base", "note", "output_dir", "data", "graph", "columns", "rows", "scm", "guide", "guides", "judge",
+    "watcher", "hvae", "vae", "diffusion", "cft", "evaluate", "guidance", "generate", "utility",
+)  # fmt: skip
 """The sections that a YAML file may have."""
 
 OF_TABLES = ("columns", "rows")
