@@ -133,12 +133,16 @@ def adopt(folder: Path, kind: str, *flags: str) -> DiffusionDSCMPipeline:
     return DiffusionDSCMPipeline.from_pretrained(folder / kind / "soft")
 
 
-@pytest.mark.parametrize(("kind", "flags"), [("classes", []), ("dit", []), ("sd", ["--prompt", "a scan"])])
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [("sd", ["--prompt", "a scan"]), *(pytest.param(kind, [], marks=pytest.mark.slow) for kind in ("classes", "dit"))],
+)
 def test_a_pipeline_of_diffusers_is_fine_tuned(folder: Path, kind: str, flags: list[str]) -> None:
     """Saved with no softcft in it."""
     pipe = adopt(folder, kind, *flags, "--gradient_checkpointing", "true")
     assert pipe.scheduler.config["prediction_type"] == "epsilon"
     assert (pipe.vae is None) == (kind == "classes")
+    assert (pipe.prompt is None) == (kind != "sd")
     image = load_phantom(16, 64, 48, 40, cache_dir=str(folder / "data"))["train"][0]["image"]
     result = pipe(image, parents=PARENTS, do={"race": "Black"}, num_inference_steps=4)
     assert result.parents["race"] == ["Black"]
