@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from softcft.counterfactuals.diffusion_backbone import DiffusionBackbone
 from softcft.models.denoiser import ConditionalDenoiser
-from softcft.models.networks import adopt_network, load_network
+from softcft.models.networks import adopt_network, component_of, load_network, new_network
+from softcft.models.noise_schedule import new_scheduler
 from softcft.models.prompt import PromptEmbedding
 from tests.models.test_denoiser import GRAPH, draw_parents
 from tests.small_models import perturb
@@ -190,6 +191,67 @@ def test_a_network_that_reads_text_can_read_attributes_alone(kind: str) -> None:
     x, timestep = torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
     difference = denoiser(x, timestep, draw_parents(2)) - denoiser(x, timestep, draw_parents(2, seed=1))
     assert difference.abs().amax(dim=(1, 2, 3)).min() > 1e-6
+
+
+SMALL = {
+    "UNet2DModel": {
+        "down_block_types": ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"],
+        "block_out_channels": [8],
+        "norm_num_groups": 4,
+    },
+    "UNet2DConditionModel": {
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D"],
+        "block_out_channels": [8],
+        "norm_num_groups": 4,
+        "cross_attention_dim": 8,
+    },
+    "DiTTransformer2DModel": {"num_attention_heads": 2, "attention_head_dim": 8, "num_embeds_ada_norm": 1},
+    "PixArtTransformer2DModel": {"num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": 16},
+    "SD3Transformer2DModel": {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "caption_projection_dim": 16,
+        "joint_attention_dim": 8,
+        "pooled_projection_dim": 8,
+    },
+    "FluxTransformer2DModel": {
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "axes_dims_rope": [4, 6, 6],
+        "joint_attention_dim": 8,
+        "pooled_projection_dim": 8,
+        "num_single_layers": 1,
+    },
+}
+"""Arguments of new networks, those that configs can name."""
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_new_network_of_each_class_learns_from_pixels(name: str) -> None:
+    torch.manual_seed(0)
+    layers = {} if "UNet" in name else {"num_layers": 1}
+    folded = 2 if "Flux" in name else 1  # the others have patches of their own, or none
+    network = new_network(name, folded**2, 8 // folded, **SMALL[name], **layers)
+    denoiser = ConditionalDenoiser(*adopt_network(network, GRAPH), new_scheduler("flow"))
+    assert component_of(denoiser.network) == ("unet" if "UNet" in name else "transformer")
+    optimizer = torch.optim.Adam(denoiser.parameters(), lr=3e-3)
+    image, parents, losses = torch.full((8, 1, 8, 8), 0.5), draw_parents(8), []
+    for step in range(40):
+        optimizer.zero_grad()
+        loss = denoiser.loss(image, parents, generator=torch.Generator().manual_seed(step % 2)).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.95 * losses[1]
+    assert all(layer.weight.abs().max() > 0 for layer in denoiser.parent_encoder.encoders if hasattr(layer, "weight"))
+
+
+def test_patches_must_fill_the_image() -> None:
+    network = new_network("DiTTransformer2DModel", 1, 8, **SMALL["DiTTransformer2DModel"], num_layers=1, patch_size=3)
+    with pytest.raises(ValueError, match="patch_size"):
+        ConditionalDenoiser(*adopt_network(network, GRAPH), DDIMScheduler(clip_sample=False))
 
 
 @pytest.mark.parametrize("seen", [1, 2, 3, 7])

@@ -199,10 +199,17 @@ def network_channels(network: ModelMixin) -> int:
 
 
 def image_tokens(network: ModelMixin) -> int | None:
-    """Number of patches that a transformer sees; None for UNets, and where its config has no size."""
+    """Number of patches that a transformer sees; None for UNets, and where its config has no size.
+
+    Raises:
+        ValueError: If patches do not fill the network's input.
+    """
     if network.config.get("sample_size") is None or "patch_size" not in network.config:
         return None
-    return (network_size(network) // (network.config["patch_size"] or 1)) ** 2
+    size, patch_size = network_size(network), network.config["patch_size"]
+    if size % patch_size:
+        raise ValueError(f"patch_size of the network, {patch_size}, must divide its sample_size, {size}.")
+    return (size // patch_size) ** 2
 
 
 def network_size(network: ModelMixin) -> int:
