@@ -148,6 +148,7 @@ def test_a_pipeline_of_diffusers_is_fine_tuned(folder: Path, kind: str, flags: l
     assert result.parents["race"] == ["Black"]
 
 
+@pytest.mark.slow
 def test_a_small_transformer_from_training_to_the_report(folder: Path, tmp_path: Path) -> None:
     config = yaml.safe_load(TINY.read_text())
     model = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8, "patch_size": 4}
