@@ -68,6 +68,8 @@ def test_fine_tuning_in_one_call(kind: str, dataset: Any, tmp_path: Path) -> Non
     assert not model.training
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
     answer(pipe)
+    with pytest.raises(ValueError, match="lora_rank"):
+        softcft.fine_tune(pipe, dataset["train"], tmp_path, lora_rank=2)
 
 
 def test_fine_tuning_obeys(dataset: Any, tmp_path: Path) -> None:

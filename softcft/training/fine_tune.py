@@ -10,10 +10,12 @@ from typing import Any
 from softcft.data.config import AugmentationConfig
 from softcft.data.schema import ImageAttributeDataset
 from softcft.models.classifier import AttributeClassifier
+from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
 from softcft.pipelines.query import CausalPipeline
-from softcft.training.cft_config import CFTConfig
+from softcft.training.cft_config import CFTConfig, refuse_for_hvae
 from softcft.training.cft_trainer import CFTTrainer
-from softcft.training.config import TrainingConfig
+from softcft.training.config import AdapterConfig, TrainingConfig
+from softcft.training.lora import adapters
 
 __all__ = ["fine_tune"]
 
@@ -40,8 +42,9 @@ def fine_tune(
         guides: Classifiers that tell what counterfactuals show; the pipeline's own if left out.
         backbone_settings: Arguments of the pipeline's ``make_backbone``, such as ``{"num_inference_steps": 10}``.
         settings: Fields of :class:`~softcft.training.config.TrainingConfig`,
-            :class:`~softcft.training.cft_config.CFTConfig` and :class:`~softcft.data.config.AugmentationConfig`,
-            such as ``cft="soft"``, ``max_train_steps=1000`` and ``learning_rate=1e-4``.
+            :class:`~softcft.training.cft_config.CFTConfig`, :class:`~softcft.data.config.AugmentationConfig` and
+            :class:`~softcft.training.config.AdapterConfig`, such as ``cft="soft"``, ``max_train_steps=1000``,
+            ``learning_rate=1e-4`` and ``lora_rank=8``.
 
     Raises:
         ValueError: If there is no such setting or it is out of range, there is no classifier, graphs differ, images
@@ -50,19 +53,26 @@ def fine_tune(
     Example:
         >>> fine_tune(pipe, load_phantom(64)["train"], "runs/soft", cft="soft", learning_rate=1e-4)  # doctest: +SKIP
     """
-    configs = TrainingConfig, CFTConfig, AugmentationConfig
+    configs = TrainingConfig, CFTConfig, AugmentationConfig, AdapterConfig
     names = {config: [field.name for field in fields(config)] for config in configs}
     if unknown := set(settings) - {name for known in names.values() for name in known}:
         raise ValueError(
             f"settings has {sorted(unknown)}, which are fields of none of {[c.__name__ for c in configs]}."
         )
     settings = {"output_dir": str(output_dir), **settings}
-    of = {config: config(**{name: settings[name] for name in names[config] if name in settings}) for config in configs}
+    of: dict[Any, Any] = {
+        config: config(**{name: settings[name] for name in names[config] if name in settings}) for config in configs
+    }
     guides = guides or [guide for guide in [pipeline.classifier] if guide is not None]
     images = ImageAttributeDataset(rows, pipeline.causal_graph)
     given, taken = (images.image_channels, images.sample_size), tuple(pipeline.image_format)
     if given != taken:
         raise ValueError(f"rows has images of (channels, pixels) {given}, but the pipeline takes those of {taken}.")
     backbone = pipeline.make_backbone(**backbone_settings or {})
-    trainer = CFTTrainer(backbone, pipeline.attribute_scm, guides, *of.values())  # type: ignore[arg-type]
-    trainer.train(images.subset(complete=True))
+    training, cft, augmentation, lora = of.values()
+    network: Any = pipeline.network if isinstance(pipeline, DiffusionDSCMPipeline) else None
+    if network is None:
+        refuse_for_hvae(lora)
+    with adapters(network, lora.lora_rank):
+        trainer = CFTTrainer(backbone, pipeline.attribute_scm, guides, training, cft, augmentation)
+        trainer.train(images.subset(complete=True))

@@ -99,7 +99,7 @@ def test_it_predicts_what_it_did(folder: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_learns_and_answers(folder: Path, rows: Dataset, kind: str, tmp_path: Path) -> None:
-    """By adapters and gradient checkpoints; then all weights are fine-tuned, saved and loaded."""
+    """By adapters and gradient checkpoints; then it is fine-tuned, by adapters or all weights, saved and loaded."""
     parts, scm, guide = adopt(folder, kind), make_scm(PHANTOM_GRAPH.to_list()), make_classifier(PHANTOM_GRAPH.to_list())
     if parts.vae is not None and parts.vae.config["in_channels"] == 3:
         guide = AttributeClassifier(PHANTOM_GRAPH.to_list(), {**TRUNK, "num_channels": 3})
@@ -134,6 +134,7 @@ def test_it_learns_and_answers(folder: Path, rows: Dataset, kind: str, tmp_path:
         images,
         tmp_path / "soft",
         cft="soft",
+        lora_rank=2 if kind in ("dit", "sd", "flux") else None,
         lr_warmup_steps=0,
         backbone_settings={**steps, "gradient_steps": 1},
         **settings,
