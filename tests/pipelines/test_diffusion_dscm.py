@@ -316,6 +316,16 @@ def test_a_transformer_that_is_coarse_or_offloaded(kind: str, images: np.ndarray
     assert ask(compiled, large, {"size": 7.0}, num_inference_steps=4).images.isfinite().all()
 
 
+@pytest.mark.parametrize("loading_class", [DiffusionDSCMPipeline, DiffusionPipeline])
+def test_parts_that_are_passed_replace_those_that_were_saved(tmp_path: Path, loading_class: Any) -> None:
+    pipe, other = build_transformer("pixart"), build_transformer("pixart")
+    pipe.save_pretrained(tmp_path)
+    again = loading_class.from_pretrained(tmp_path, transformer=other.transformer, prompt=other.prompt)
+    assert again.transformer is other.transformer
+    assert again.prompt is other.prompt
+    assert loading_class.from_pretrained(tmp_path, prompt=None).prompt is None
+
+
 def test_there_is_one_network_under_its_own_name(pipe: Pipeline) -> None:
     transformer = build_transformer("dit").transformer
     for given in (
