@@ -105,7 +105,7 @@ def main() -> None:
     from softcft.data.truth import true_counterfactuals
     from softcft.evaluation.evaluate import Evaluation, check_pipelines
     from softcft.evaluation.figures.curves import draw_training_curves
-    from softcft.evaluation.report import NOTES, write_report
+    from softcft.evaluation.report import NOTES, SETTINGS, write_report
     from softcft.evaluation.tables import COLUMNS
     from softcft.evaluation.verdict import training_rows
     from softcft.models.weights import import_modules, load_safetensors
@@ -156,7 +156,7 @@ def main() -> None:
     training = training.assign(dataset=data.dataset_name, seed=settings.seed, resampled=table["resampled"].iloc[0])
     pd.concat([table, training[list(COLUMNS)]]).to_csv(output_dir / "metrics" / "evaluation.csv", index=False)
     evaluation.draw(output_dir / "figures")
-    notes = {"Settings": config.get("note")}
+    notes = {SETTINGS: config.get("note")}
     notes |= {CFT_NAMES[Path(folder).name]: read_sentence(folder) for folder in parts.pipelines}
     replace_file(output_dir / "metrics" / NOTES, json.dumps({name: text for name, text in notes.items() if text}))
     draw_training_curves(output_dir)

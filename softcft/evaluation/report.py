@@ -22,12 +22,15 @@ from softcft.cft import CFT_NAMES
 from softcft.escaping import as_latex, as_markdown
 from softcft.evaluation.sight import sight_warnings
 from softcft.evaluation.tables import ReportTable, heading, read_metrics, report_tables
-from softcft.evaluation.verdict import Answer, Verdict, answer_training, in_short, reach_verdicts
+from softcft.evaluation.verdict import Answer, Status, Verdict, answer_training, in_short, reach_verdicts
 from softcft.graph import CausalGraph
 
-__all__ = ["NOTES", "write_report"]
+__all__ = ["NOTES", "SETTINGS", "write_report"]
 
 PACKAGES = ("softcft", "torch", "diffusers", "transformers", "datasets", "accelerate", "scikit-learn", "scipy", "numpy")
+SETTINGS = "Settings"
+"""The name of the note about settings, among those of :data:`NOTES`."""
+
 NOTES = "watch.json"
 """In ``metrics`` of a run: by the name of each fine-tuning, what the watcher found of it."""
 
@@ -61,7 +64,11 @@ def write_report(runs: Sequence[str | Path], output_dir: str | Path, graph: Caus
     metrics = pd.concat([read_metrics(path) for path in paths], ignore_index=True)
     tables = report_tables(metrics, graph)
     verdicts, training = reach_verdicts(metrics, graph), answer_training(metrics)
-    warnings = [*sight_warnings(metrics[metrics["table"] == "sight"]), *_notes(folders)]
+    warnings = sight_warnings(metrics[metrics["table"] == "sight"])
+    for note in _notes(folders):
+        if note.startswith(SETTINGS):  # of a preset that trains for less: its steps are not enough
+            training = [_qualified(answer, note) for answer in training]
+        warnings.append(note)
 
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -86,6 +93,12 @@ def _notes(folders: Sequence[Path]) -> list[str]:
         of = f" in {folder}" if len(folders) > 1 else ""
         notes += [f"{name}{of}: {sentence}" for name, sentence in sentences.items()]
     return notes
+
+
+def _qualified(answer: Answer, note: str) -> Answer:
+    """An answer that is no *yes*, with what is to be known of the settings."""
+    status = Status.PARTLY if answer.status == Status.YES else answer.status
+    return Answer(answer.question, status, f"{answer.sentence} {note.partition(': ')[2]}")
 
 
 LEGEND = (

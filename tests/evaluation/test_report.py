@@ -1,11 +1,12 @@
 import base64
+import json
 import re
 
 import pandas as pd
 import pytest
 
 from softcft.data.phantom import PHANTOM_GRAPH
-from softcft.evaluation.report import write_report
+from softcft.evaluation.report import NOTES, SETTINGS, write_report
 from softcft.evaluation.tables import COLUMNS, report_tables
 
 NAN = float("nan")
@@ -246,3 +247,15 @@ def test_the_verdict_leads_and_every_part_is_in_the_contents(runs, tmp_path):
     assert text.count("<table") == text.count("<div class=scroll><table") + text.count("<table class=verdict")
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert markdown.index("do(race)") < markdown.index("| Intervention")
+
+
+@pytest.mark.parametrize("note", [None, "Models are trained for a fifth."])
+def test_a_run_by_rough_settings_is_not_called_trained_enough(runs, tmp_path, note):
+    steps = [("training", "none", "none", "hvae", "", metric, 900, 900, 900) for metric in ("steps", "steps_planned")]
+    results(*steps).to_csv(runs[0] / "metrics" / "training.csv", index=False)
+    if note:
+        (runs[0] / "metrics" / NOTES).write_text(json.dumps({SETTINGS: note, "Soft-CFT": "It went well."}))
+    first = write_report([runs[0]], tmp_path, PHANTOM_GRAPH, "Phantom")[0]
+    assert first.startswith("Trained enough? partly. " if note else "Trained enough? yes. ")
+    assert (note or "") in first
+    assert "went well" not in first
