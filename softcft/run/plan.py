@@ -222,7 +222,7 @@ def make_plan(sections: dict[str, Any], run: RunConfig, flags: list[str], defaul
     if pretrained and image_model == "hvae":
         raise ValueError(
             f"pipeline_dir {run.pipeline_dir} is for a diffusion model, but the settings have an HVAE; for your own "
-            "data add --preset pretrained."
+            "data choose the preset 'pretrained'."
         )
     flags_of = {section: flags + pretrained * (section == "diffusion") for section in kinds}
     trainings = {
