@@ -79,7 +79,9 @@ def bad_for(hint: Any) -> list[Any]:
     """Values that a field of that type must not get from a file."""
     optional = type(None) in get_args(hint)
     if get_origin(hint) in (Union, types.UnionType):
-        (hint,) = (option for option in get_args(hint) if option is not type(None))
+        hint, *others = (option for option in get_args(hint) if option is not type(None))
+        if others:  # a number, a text with a mapping, or a mapping
+            return [[], [None], [[]], "2020-01-01", True, 10**400]
     common: list[Any] = [[], {}, [None], {"a": 1}, [[]], "2020-01-01", *([] if optional else [None])]
     if hint is str:
         return [*(value for value in common if not isinstance(value, str)), 7, 1.5, True]
