@@ -10,7 +10,6 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
-from torch.nn import functional
 
 from softcft.arguments import check_choice, check_whole, plain, shown, takes_any_numbers
 from softcft.counterfactuals import Solver, check_guidance
@@ -61,11 +60,6 @@ class DiffusionBackbone(nn.Module):
         on_step: From the images (or latents) after each step, first of abduction, then of prediction, and their level,
             to those to go on with; may raise :class:`~softcft.counterfactuals.solvers.Interrupted`.
 
-    Attributes:
-        mask: Where images may change, shape (1 or B, 1, H, W) with 0 where they may not; None for everywhere. At each
-            level of prediction, all else is replaced by what it was in abduction: Lugmayr et al., "RePaint" (CVPR
-            2022), with the image's own noise in place of a random one.
-
     Raises:
         ValueError: If there is no such ``abduction``, ``num_inference_steps`` or ``gradient_steps`` does not fit the
             scheduler, a guidance scale is no number from 0 to 1000, a variable is unknown, or there is an
@@ -112,7 +106,6 @@ class DiffusionBackbone(nn.Module):
         self.condition_dropout = condition_dropout
         self.min_snr_gamma = min_snr_gamma
         self.on_step = on_step
-        self.mask: Tensor | None = None
 
     def train(self, mode: bool = True) -> DiffusionBackbone:
         """Stays in evaluation mode: abduction and prediction need the same network, without dropout."""
@@ -137,29 +130,17 @@ class DiffusionBackbone(nn.Module):
         one = generator[0] if isinstance(generator, list) else generator
         times = (uniform((1,), one, clean.device) + torch.arange(len(clean), device=clean.device) / len(clean)) % 1
         loss = self.denoiser.loss(clean, parents, self.condition_dropout, self.min_snr_gamma, generator, times)
-        factual, path = partial(self._denoise, parents=parents), [clean]
-        may_change = None if self.mask is None else functional.adaptive_max_pool2d(self.mask, clean.shape[-2:]) > 0
-
-        def remember(images: Tensor, level: int) -> Tensor:
-            images = images if self.on_step is None else self.on_step(images, level)
-            if may_change is not None:
-                path.append(images)
-            return images
-
-        def hold(images: Tensor, level: int) -> Tensor:
-            images = images if may_change is None else torch.where(may_change, images, path[level])
-            return images if self.on_step is None else self.on_step(images, level)
-
+        factual = partial(self._denoise, parents=parents)
         fidelity = 0.5 * loss.mean().log()
         try:
-            latents, passed = invert(factual, clean, self.levels, self.abduction, self.gradient_steps, remember)
+            latents, passed = invert(factual, clean, self.levels, self.abduction, self.gradient_steps, self.on_step)
         except Interrupted as stopped:
             return BackboneOutput(image=self._decode(stopped.images), fidelity=fidelity, latents=[stopped.images])
         if counterfactual_parents.ndim == 2:
-            predicted = self._predict(latents, passed, parents, counterfactual_parents, hold)
+            predicted = self._predict(latents, passed, parents, counterfactual_parents)
         else:
             each = counterfactual_parents.unbind(dim=1)
-            predictions = [self._predict(latents, passed, parents, other, hold) for other in each]
+            predictions = [self._predict(latents, passed, parents, other) for other in each]
             predicted = torch.stack(predictions, dim=1)
             latents = [z[:, None].expand(-1, predicted.shape[1], -1, -1, -1) for z in latents]
         return BackboneOutput(image=predicted, fidelity=fidelity, latents=latents)
@@ -173,31 +154,19 @@ class DiffusionBackbone(nn.Module):
         noise = randn_tensor(shape, generator=generator, device=parents.device, dtype=torch.float32)
         variables = len(self.denoiser.parent_encoder.causal_graph)
         changed = torch.ones(len(noise), variables, dtype=torch.bool, device=noise.device)
-        return self._follow([noise], None, parents, changed, self.on_step)
+        return self._follow([noise], None, parents, changed)
 
     def _predict(
-        self,
-        latents: list[Tensor],
-        passed: list[Tensor],
-        parents: Tensor,
-        counterfactual_parents: Tensor,
-        on_step: OnStep,
+        self, latents: list[Tensor], passed: list[Tensor], parents: Tensor, counterfactual_parents: Tensor
     ) -> Tensor:
         graph = self.denoiser.parent_encoder.causal_graph
         changed = graph.any_column(parents != counterfactual_parents)
-        return self._follow(latents, passed, counterfactual_parents, changed, on_step)
+        return self._follow(latents, passed, counterfactual_parents, changed)
 
-    def _follow(
-        self,
-        latents: list[Tensor],
-        passed: list[Tensor] | None,
-        parents: Tensor,
-        changed: Tensor,
-        on_step: OnStep | None,
-    ) -> Tensor:
+    def _follow(self, latents: list[Tensor], passed: list[Tensor] | None, parents: Tensor, changed: Tensor) -> Tensor:
         guided = partial(self._denoise, parents=parents, changed=changed)
         try:
-            image = predict(guided, latents, self.levels, self.gradient_steps, passed, on_step)
+            image = predict(guided, latents, self.levels, self.gradient_steps, passed, self.on_step)
         except Interrupted as stopped:
             image = stopped.images
         return self._decode(image)

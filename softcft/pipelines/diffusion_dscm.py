@@ -207,8 +207,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
             infer_missing_parents: Whether the classifier may fill in the factual attributes that ``parents`` lacks.
             fit: Whether images, of any size or in files, are brought to the model's size as in training, see there.
-            mask: Where images may change, see there. At each level of prediction all else is held to what it was in
-                abduction, whose latents are kept for it: ``num_inference_steps`` times their memory, in float64.
+            mask: Where images may change, see there.
             callback_on_step_end: Called after each step with the pipeline, the number of the step, the time that the
                 network gets for its noisier end, and ``{"latents": ...}``, float64 of shape (B, C, H, W); returns a
                 dict, whose ``latents``, if any, replace these. The first ``num_inference_steps`` are abduction, as many

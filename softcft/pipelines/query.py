@@ -161,8 +161,6 @@ def predict_counterfactuals(
     )
 
     # 4. Abduct the noise of the images and predict them under their counterfactual attributes, where these may change.
-    if hasattr(backbone, "mask"):  # all others know nothing of masks
-        backbone.mask = None if mask is None else mask.to(device)
     old, new = values.to(device), counterfactual_values.to(device)
     if shares_noise and getattr(backbone, "abducts_once", False):
         images = backbone.counterfactual(factual[:1], old[:1], new[None], generators[-1:]).image[0].float()

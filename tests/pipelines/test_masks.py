@@ -72,23 +72,6 @@ def test_a_null_intervention_returns_the_image_within_a_mask_too(kind: str, pipe
     np.testing.assert_allclose(output.images[0, ..., 0], image, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["diffusion", "ddim", "latents"])
-def test_at_each_level_the_outside_is_that_of_abduction(kind: str, pipelines: Any) -> None:
-    pipe, size, parents, do, settings = pipelines[kind]
-    mask, (image,), seen = disc(size), pictures(1, size), []
-
-    def look(pipeline: Any, step: int, timestep: int, given: dict[str, Any]) -> dict[str, Any]:
-        seen.append(given["latents"][0, 0])
-        return {}
-
-    pipe(image, parents, do, mask=mask, callback_on_step_end=look, **settings)
-    up, down = seen[:10], seen[10:]
-    may_change = torch.nn.functional.adaptive_max_pool2d(torch.tensor(mask)[None].float(), seen[0].shape)[0] > 0
-    for level, latents in zip(range(len(down) - 1, 0, -1), down, strict=False):
-        assert torch.equal(latents[~may_change], up[level - 1][~may_change])
-        assert not torch.equal(latents[may_change], up[level - 1][may_change])
-
-
 class Brighter:
     """Makes every image brighter by a constant."""
 
