@@ -143,7 +143,7 @@ def load_pipeline(folders: dict[str, Path]) -> "DSCMPipeline | DiffusionDSCMPipe
     folder = folders["diffusion"]
     found = {name: load_network(folder / name) for name in ("unet", "transformer") if (folder / name).is_dir()}
     return DiffusionDSCMPipeline(
-        **{"unet": None, **found},
+        **{"unet": None, "transformer": None, **found},
         parent_encoder=ParentEncoder.from_pretrained(folder / "parent_encoder"),
         scheduler=load_scheduler(folder / "scheduler"),
         attribute_scm=scm,

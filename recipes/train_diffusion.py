@@ -17,7 +17,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from softcft.data.config import DataConfig
 from softcft.hub.config import HubConfig
@@ -27,25 +27,9 @@ from softcft.training.parsing import model_arguments, parse_config, run_main
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-    from softcft import CausalGraph, ConditionalDenoiser
+    from softcft import ConditionalDenoiser
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "phantom_diffusion.yaml"
-
-
-def build(
-    config: dict[str, Any], graph: CausalGraph, diffusion: DiffusionConfig, channels: int, size: int
-) -> ConditionalDenoiser:
-    """A new network with its tokens and noise schedule, for images, or latents, of so many channels and that size."""
-    from softcft import ConditionalDenoiser
-    from softcft.models.networks import adopt_network, network_class, new_network
-    from softcft.models.noise_schedule import new_scheduler
-
-    arguments = model_arguments(config, "diffusion", network_class(diffusion.network))
-    if size % diffusion.patch_size:
-        raise ValueError(f"--patch_size {diffusion.patch_size} must divide the images' side, {size}.")
-    folded = channels * diffusion.patch_size**2
-    network = new_network(diffusion.network, folded, size // diffusion.patch_size, **arguments)
-    return ConditionalDenoiser(*adopt_network(network, graph), new_scheduler(diffusion.prediction_type))
 
 
 def load_vae(folder: str | Path) -> AutoencoderKL:
@@ -93,6 +77,8 @@ def main() -> None:
 
     from softcft import CausalGraph, ConditionalDenoiser, adopt
     from softcft.data.sources import load_data, training_images
+    from softcft.models.denoiser import new_denoiser
+    from softcft.models.networks import network_class
     from softcft.models.patches import patch_size_of
     from softcft.models.vae import latent_stride
     from softcft.training.footprint import footprint
@@ -122,7 +108,9 @@ def main() -> None:
     if denoiser is None:
         shape = (channels, size) if vae is None else (vae.config["latent_channels"], size // latent_stride(vae))
         set_seed(training.seed)
-        denoiser = build(config, graph, diffusion, *shape)
+        model = model_arguments(config, "diffusion", network_class(diffusion.network))
+        kind = diffusion.network, diffusion.prediction_type
+        denoiser = new_denoiser(graph, *kind, *shape, diffusion.patch_size, model)
     taken, _ = patch_size_of(denoiser.channels if vae is None else vae.config["in_channels"])
     if taken != channels:
         raise ValueError(

@@ -20,7 +20,6 @@ transformers, and ``softcft --help`` seconds (``benchmarks/import_time.py``).
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -74,24 +73,7 @@ def register(*pipelines: type[DiffusionPipeline]) -> None:
         saved_as = loader._fetch_class_library_tuple(pipeline)
         if saved_as != ("softcft", pipeline.__name__):
             raise _unsupported(f"{pipeline.__name__} would be saved as {saved_as}")
-        _make_components_passable(pipeline)
         setattr(diffusers, pipeline.__name__, pipeline)
-
-
-def _make_components_passable(pipeline: Any) -> None:
-    """Let ``DiffusionPipeline.from_pretrained`` take optional components.
-
-    It takes what has a default for a plain setting, and would load the saved component in place of the one passed.
-    """
-    signature = inspect.signature(pipeline.__init__)
-    pipeline.__init__.__signature__ = signature.replace(
-        parameters=[
-            parameter.replace(default=parameter.empty, kind=parameter.KEYWORD_ONLY)
-            if name in pipeline._optional_components and parameter.default is not parameter.empty
-            else parameter
-            for name, parameter in signature.parameters.items()
-        ]
-    )
 
 
 def name_of(model: Any) -> tuple[str, str]:

@@ -92,7 +92,7 @@ def saved_by_your_data(folder: Path) -> None:
 def saved_by_diffusion(folder: Path) -> None:
     """The pipeline of make reproduce-diffusion, an image of its size, and a pipeline with no softcft in it."""
     plain = PHANTOM_GRAPH.to_list()
-    parts = ParentEncoder(plain, 16), DDIMScheduler(clip_sample=False), AttributeSCM(plain), None, None
+    parts = ParentEncoder(plain, 16), DDIMScheduler(clip_sample=False), AttributeSCM(plain), None, None, None, None
     pipe = DiffusionDSCMPipeline(make_unet(False, 1), *parts)
     pipe.save_pretrained(folder / "outputs/phantom_diffusion/soft")
     Image.new("L", (pipe.image_format.size,) * 2, 100).save(folder / "scan.png")

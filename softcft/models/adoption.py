@@ -31,7 +31,7 @@ from softcft.models.prompt import PromptEmbedding
 from softcft.models.vae import latent_stride
 from softcft.models.weights import load_safetensors
 
-__all__ = ["DiffusionParts", "adopt"]
+__all__ = ["DiffusionParts", "Found", "adopt", "read_pipeline"]
 
 NETWORKS = ("unet", "transformer")
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
@@ -89,6 +89,44 @@ def adopt(
             if images have another size than those of the pipeline, or there are only pickled weights.
         OSError: If there is no such pipeline.
     """
+    found = read_pipeline(pipeline_dir, graph, prompt, sample_size)
+    told = None
+    if found.reads_text:
+        told = _encode(pipeline_dir, found.listed, prompt, type(found.network).__name__, found.size)
+    own_size = found.network.config.get("sample_size")
+    network: Any = load_safetensors(type(found.network), pipeline_dir, subfolder=found.name, dtype=torch.float32)
+    if network.config.get("sample_size") is None:
+        network.register_to_config(sample_size=own_size)
+    vae = found.vae
+    if vae is not None:
+        vae = load_safetensors(AutoencoderKL, pipeline_dir, subfolder="vae", dtype=torch.float32)
+    return DiffusionParts(*adopt_network(network, graph, told), found.scheduler, told, vae)
+
+
+class Found(NamedTuple):
+    """A pipeline that can be adopted, by its settings. Its models have no weights.
+
+    Attributes:
+        listed: Its ``model_index.json``.
+        name: Of the network among its parts.
+        network: See :class:`DiffusionParts`.
+        vae: See there.
+        scheduler: See there.
+        size: Side of the images in pixels.
+        reads_text: Whether the network does.
+    """
+
+    listed: dict[str, Any]
+    name: str
+    network: ModelMixin
+    vae: AutoencoderKL | None
+    scheduler: Scheduler
+    size: int
+    reads_text: bool
+
+
+def read_pipeline(pipeline_dir: str | Path, graph: CausalGraph, prompt: str, sample_size: int | None) -> Found:
+    """Whether a pipeline can be adopted, before weights are read; arguments and errors as of :func:`adopt`."""
     if not isinstance(graph, CausalGraph):
         raise ValueError(f"graph must be a CausalGraph, got {shown(graph)}.")
     name = str(pipeline_dir)
@@ -97,15 +135,15 @@ def adopt(
             f"pipeline_dir must be a folder, or the name of a repository of the Hub, owner/name, got {shown(name)}."
         )
     index = _read_config(DiffusionPipeline, pipeline_dir)
-    component, class_name = _network_of(pipeline_dir, index)
+    name, library_class = _network_of(pipeline_dir, index)
     try:
-        network_type: Any = network_class(class_name)
-        config = _read_config(network_type, pipeline_dir, subfolder=component)
+        network_type: Any = network_class(library_class)
+        config = _read_config(network_type, pipeline_dir, subfolder=name)
         has_vae = _has_vae(index)
         vae_config = _read_config(AutoencoderKL, pipeline_dir, subfolder="vae") if has_vae else None
         with explain_hub_errors(pipeline_dir):
             scheduler = load_scheduler(pipeline_dir, subfolder="scheduler")
-        with torch.device("meta"):  # all that can be refused is, before weights are read
+        with torch.device("meta"):
             network: Any = network_type.from_config(config)
             vae: Any = None if vae_config is None else AutoencoderKL.from_config(vae_config)
             size = _image_size(network, vae, sample_size)
@@ -115,15 +153,7 @@ def adopt(
         _check_text(index, prompt, reads_text)
     except ValueError as error:
         raise ValueError(f"pipeline_dir {pipeline_dir} cannot be adopted: {error}") from error
-
-    told = _encode(pipeline_dir, index, prompt, type(network).__name__, size) if reads_text else None
-    own_size = network.config.get("sample_size")
-    network = load_safetensors(network_type, pipeline_dir, subfolder=component, dtype=torch.float32)
-    if network.config.get("sample_size") is None:
-        network.register_to_config(sample_size=own_size)
-    if vae is not None:
-        vae = load_safetensors(AutoencoderKL, pipeline_dir, subfolder="vae", dtype=torch.float32)
-    return DiffusionParts(*adopt_network(network, graph, told), scheduler, told, vae)
+    return Found(index, name, network, vae, scheduler, size, reads_text)
 
 
 def _read_config(kind: Any, pipeline_dir: str | Path, **subfolder: str) -> dict[str, Any]:

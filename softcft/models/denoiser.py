@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from softcft.models.networks import conditions_of, family_of, image_tokens, network_channels
-from softcft.models.noise_schedule import NoiseSchedule, Scheduler
+from softcft.graph import CausalGraph
+from softcft.models.networks import (
+    adopt_network,
+    conditions_of,
+    family_of,
+    image_tokens,
+    network_channels,
+    new_network,
+)
+from softcft.models.noise_schedule import NoiseSchedule, Prediction, Scheduler, new_scheduler
 from softcft.models.parent_encoder import ParentEncoder
 from softcft.models.patches import fold_patches, unfold_patches
 from softcft.models.prompt import PromptEmbedding
 from softcft.noise import Generator, uniform
 
-__all__ = ["ConditionalDenoiser"]
+__all__ = ["ConditionalDenoiser", "new_denoiser"]
 
 
 class ConditionalDenoiser(nn.Module):
@@ -118,3 +127,32 @@ class ConditionalDenoiser(nn.Module):
         target = self.schedule.target(image, epsilon, signal, noise)
         error = (prediction - target).square().flatten(1).mean(dim=1)
         return self.schedule.weighted(error, signal, noise, min_snr_gamma)
+
+
+def new_denoiser(
+    graph: CausalGraph,
+    network: str,
+    prediction_type: Prediction,
+    channels: int,
+    size: int,
+    patch_size: int,
+    model: Mapping[str, Any],
+) -> ConditionalDenoiser:
+    """An untrained model.
+
+    Args:
+        graph: The attributes.
+        network: Class of the network, by its name.
+        prediction_type: What it predicts.
+        channels: Of images, or of latents.
+        size: Their side.
+        patch_size: Side of the patches that the network sees as channels.
+        model: Arguments of the network.
+
+    Raises:
+        ValueError: If patches do not fill the image, or the network cannot be made or conditioned.
+    """
+    if size % patch_size:
+        raise ValueError(f"patch_size {patch_size} must divide the images' side, {size}.")
+    made = new_network(network, channels * patch_size**2, size // patch_size, **model)
+    return ConditionalDenoiser(*adopt_network(made, graph), new_scheduler(prediction_type))

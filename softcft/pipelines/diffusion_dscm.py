@@ -59,7 +59,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         attribute_scm: The causal model of the attributes.
         classifier: See :class:`softcft.DSCMPipeline`; may be None.
         vae: The network works on its latents; may be None.
-        transformer: The network, if it is no UNet.
+        transformer: The network, if it is no UNet; otherwise None.
         prompt: What a network that reads text is told with all images; may be None.
 
     Raises:
@@ -98,9 +98,9 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         attribute_scm: AttributeSCM,
         classifier: AttributeClassifier | None,
         vae: AutoencoderKL | None,
-        transformer: ModelMixin | None = None,
-        prompt: PromptEmbedding | None = None,
-    ) -> None:
+        transformer: ModelMixin | None,
+        prompt: PromptEmbedding | None,
+    ) -> None:  # no defaults: DiffusionPipeline.from_pretrained would not take what has one
         super().__init__()
         parts = {
             "unet": unet,

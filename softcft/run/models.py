@@ -9,6 +9,8 @@ import torch
 
 import softcft
 from softcft.graph import CausalGraph
+from softcft.models.adoption import read_pipeline
+from softcft.models.denoiser import new_denoiser
 from softcft.models.trunk import read_trunk
 from softcft.run.plan import Plan, Settings
 from softcft.training.config import DiffusionConfig, TrunkConfig
@@ -18,13 +20,19 @@ __all__ = ["arguments_of", "check_models"]
 
 
 def check_models(plan: Plan) -> None:
-    """Raise ValueError if a model cannot be made from its settings."""
+    """Raise ValueError if a model cannot be made from its settings, or a pipeline not be the start of one."""
     for settings in plan.trainings.values():
-        graph = CausalGraph(settings.config["graph"])
+        graph, data = CausalGraph(settings.config["graph"]), settings.data
         arguments = arguments_of(settings)
-        if settings.section == "hvae":
-            with torch.device("meta"):  # no memory: whether it can be built is all that is asked
-                softcft.HVAEModel(graph.to_list(), settings.data.sample_size, **arguments)
+        diffusion = settings.others.get(DiffusionConfig)
+        with torch.device("meta"):  # no memory: whether it can be built is all that is asked
+            if settings.section == "hvae":
+                softcft.HVAEModel(graph.to_list(), data.sample_size, **arguments)
+            elif diffusion is not None and not diffusion.latents and diffusion.pipeline_dir is None:
+                kind = diffusion.network, diffusion.prediction_type, data.image_channels or 1
+                new_denoiser(graph, *kind, data.sample_size, diffusion.patch_size, arguments)
+        if diffusion is not None and diffusion.pipeline_dir is not None:
+            read_pipeline(diffusion.pipeline_dir, graph, diffusion.prompt, data.sample_size)
 
 
 def arguments_of(settings: Settings) -> dict[str, Any]:

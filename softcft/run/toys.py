@@ -14,10 +14,8 @@ from softcft.graph import CausalGraph
 from softcft.models.adoption import DiffusionParts
 from softcft.models.attribute_scm import AttributeSCM
 from softcft.models.classifier import AttributeClassifier
-from softcft.models.denoiser import ConditionalDenoiser
+from softcft.models.denoiser import ConditionalDenoiser, new_denoiser
 from softcft.models.hvae import HVAEModel
-from softcft.models.networks import adopt_network, new_network
-from softcft.models.noise_schedule import new_scheduler
 from softcft.pipelines.diffusion_dscm import DiffusionDSCMPipeline
 from softcft.pipelines.dscm import DSCMPipeline
 from softcft.run.models import arguments_of
@@ -116,9 +114,8 @@ def _image_model(plan: Plan) -> HVAEModel | ConditionalDenoiser:
     if plan.image_model == "hvae":
         return HVAEModel(graph=_graph(plan).to_list(), sample_size=size, in_channels=_channels(plan), **arguments)
     choice: DiffusionConfig = settings.others[DiffusionConfig]
-    channels = _channels(plan) * choice.patch_size**2
-    network = new_network(choice.network, channels, size // choice.patch_size, **arguments)
-    return ConditionalDenoiser(*adopt_network(network, _graph(plan)), new_scheduler(choice.prediction_type))
+    kind = choice.network, choice.prediction_type
+    return new_denoiser(_graph(plan), *kind, _channels(plan), size, choice.patch_size, arguments)
 
 
 def _vae(plan: Plan, settings: Settings) -> AutoencoderKL:

@@ -47,6 +47,8 @@ def build(
         attribute_scm=AttributeSCM(plain, num_bins=4, hidden_features=[8]).eval(),
         classifier=AttributeClassifier(plain, {**backbone, "layer_type": "basic"}).eval() if with_classifier else None,
         vae=vae,
+        transformer=None,
+        prompt=None,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

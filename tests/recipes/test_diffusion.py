@@ -215,7 +215,7 @@ def test_a_transformer_learns_flow_matching(folder: Path, start: Callable[..., N
         (["--pipeline_dir", "sd", "--latents", "--patch_size", "1"], "--latents .*--pipeline_dir"),
         (["--latents", "--patch_size", "1", "--vae_dir", "nowhere"], "--vae_dir nowhere"),
         (["--patch_size", "0"], "--patch_size .*0"),
-        (["--patch_size", "3"], "--patch_size 3 .*16"),
+        (["--patch_size", "3"], "patch_size 3 .*16"),
         (["--vae_dir", "runs/vae"], "--vae_dir .*--latents"),
         (["--latents"], "--patch_size 2 is not for models of latents"),
     ],

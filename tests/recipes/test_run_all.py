@@ -303,6 +303,8 @@ def test_latents_wait_for_their_vae(
         ({"cft": {"abduction": "edict"}}, "abduction.*'edict'"),
         ({"diffusion": {"model": {"channels": 8}}}, "diffusion.model: .*'channels'"),
         ({"diffusion": {"model": {"in_channels": 8}}}, "diffusion.model: .*'in_channels'"),
+        ({"diffusion": {"patch_size": 3}}, "patch_size 3"),
+        ({"diffusion": {"pipeline_dir": "nowhere"}}, "pipeline_dir .*nowhere"),
     ],
 )
 def test_mistakes_with_a_diffusion_model_end_it_before_anything_is_made(
