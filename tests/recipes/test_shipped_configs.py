@@ -17,6 +17,8 @@ from softcft.data.config import AugmentationConfig, DataConfig, SubsetConfig
 from softcft.data.morphomnist import MORPHOMNIST_GRAPH
 from softcft.data.phantom import PHANTOM_GRAPH
 from softcft.evaluation.config import GenerationSettings
+from softcft.models.denoiser import new_denoiser
+from softcft.models.networks import network_class
 from softcft.training.cft_config import CFTConfig, DiffusionTuningConfig, SolverConfig, WatchConfig
 from softcft.training.config import (
     AdapterConfig,
@@ -26,7 +28,7 @@ from softcft.training.config import (
     UtilityConfig,
     ValidationConfig,
 )
-from softcft.training.parsing import parse_config
+from softcft.training.parsing import model_arguments, parse_config
 from tests.data.test_morphomnist import make_files
 from tests.processes import run_python
 from tests.recipes.small_pipeline import RECIPES, TINY, load_recipe, run_recipe
@@ -241,7 +243,9 @@ def test_the_shipped_models_can_be_built(name: str) -> None:
     if is_diffusion:
         channels, size = (4, 28) if others[3].latents else (1, size)
         with torch.device("meta"):
-            denoiser = load_recipe("train_diffusion").build(config, graph, others[3], channels, size)
+            kind = others[3].network, others[3].prediction_type
+            model = model_arguments(config, "diffusion", network_class(others[3].network))
+            denoiser = new_denoiser(graph, *kind, channels, size, others[3].patch_size, model)
         assert denoiser.parent_encoder.causal_graph == graph
     else:
         assert HVAEModel(graph.to_list(), size, **config["hvae"]["model"]).causal_graph == graph

@@ -123,11 +123,12 @@ def test_without_checkpoints_a_signal_says_that_nothing_is_saved(tmp_path, capsy
             os.kill(os.getpid(), signal.SIGTERM)
             return super().forward(batch)
 
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stopped:
         run(tmp_path, Ends())
     assert stopped.value.code == 143
     assert "after step 1 of 6; nothing is saved, for checkpointing_steps is 0" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # as it was
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_ctrl_c_twice_does_not_wait_for_the_step(tmp_path):
