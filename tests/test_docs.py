@@ -127,6 +127,7 @@ def test_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             exec(compile("\n" * line + block["code"], page, "exec"), namespace)  # errors have the page's line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if "<!-- file: " in read(page)])
 def test_files_and_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a reader does: files are saved, and then all commands are run in their order."""

@@ -296,6 +296,7 @@ def test_a_transformer_in_place_of_a_unet(kind: str, images: np.ndarray, tmp_pat
     assert torch.equal(ask(again, large, {"size": 7.0}, num_inference_steps=4).images, expected.images)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")  # other tests leave a hook that counts passes
 @pytest.mark.parametrize("kind", ["dit", "pixart", "sd3", "flux"])
 def test_a_transformer_that_is_coarse_or_offloaded(kind: str, images: np.ndarray, tmp_path: Path) -> None:

@@ -390,6 +390,7 @@ def run_again(run_all: Callable[..., None], tmp_path: Path) -> Callable[..., set
 ALL = {"train_scm", "guide", "watcher", "judge", "train_vae", "train_hvae", "none", "hard", "soft", "evaluate"}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_complete_is_not_run_again(run_again: Callable[..., set[str]], folder: Path) -> None:
     assert run_again() == ALL
     assert run_again() == set()
