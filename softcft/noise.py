@@ -14,6 +14,7 @@ from torch import Tensor
 __all__ = [
     "Generator",
     "copies",
+    "draw_normal",
     "noise_generators",
     "own_generators",
     "seeded_generator",
@@ -61,9 +62,16 @@ def copies(generator: torch.Generator | list[torch.Generator], number: int) -> l
     return [generator.clone_state() for _ in range(number - 1)] + [generator]
 
 
+def draw_normal(shape: tuple[int, ...], generator: Generator, device: torch.device | str) -> Tensor:
+    """Standard normal numbers, float32, each row from its own generator where there are several."""
+    if generator is None:  # the same numbers; randn_tensor cannot be exported with a batch of any size
+        return torch.randn(shape, device=device)
+    return randn_tensor(shape, generator=generator, device=torch.device(device), dtype=torch.float32)
+
+
 def uniform(shape: tuple[int, ...], generator: Generator, device: torch.device) -> Tensor:
     """Uniform numbers in [0, 1], float32, each row from its own generator where there are several."""
-    return torch.special.ndtr(randn_tensor(shape, generator=generator, device=device, dtype=torch.float32))
+    return torch.special.ndtr(draw_normal(shape, generator, device))
 
 
 def spread_evenly(places: Sequence[int]) -> Tensor:

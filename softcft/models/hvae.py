@@ -50,10 +50,10 @@ from softcft.arguments import (
 from softcft.graph import CausalGraph
 from softcft.models.hvae_blocks import MAX_LOG_SCALE, MIN_LOG_SCALE, DecoderBlock, ResidualBlock, convolve_shared
 from softcft.models.likelihoods import discretised_gaussian_log_prob
-from softcft.models.normals import draw_normal, normal_kl
+from softcft.models.normals import normal_kl
 from softcft.models.patches import overlap_patches
 from softcft.models.weights import SafetensorsOnly
-from softcft.noise import Generator
+from softcft.noise import Generator, draw_normal
 
 __all__ = ["HVAEModel", "HVAEOutput", "HVAEPriorOutput"]
 
@@ -302,6 +302,7 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         stochastic = sum(block.posterior is not None for block in self.decoder)
         if latents is not None and len(latents) != stochastic:
             raise ValueError(f"latents must be {stochastic}, one for each stochastic block, got {len(latents)}.")
+        noise = iter([] if latents else self.draw_noise(parents.shape[0], generator, parents.device))
         parents = self._condition(parents)
         state, drawn, priors, injections = None, list[Tensor](), [], []
         for block in self.decoder:
@@ -310,14 +311,38 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
             z = None
             if block.posterior is not None:
                 priors.append((loc, log_scale))
-                z = draw_normal(loc, log_scale, generator) if latents is None else latents[len(drawn)]
+                z = torch.addcmul(loc, log_scale.exp(), next(noise)) if latents is None else latents[len(drawn)]
                 drawn.append(z)
             injection, state = block.inject(hidden, z)
             injections.append(injection)
         return HVAEPriorOutput(latents=drawn, priors=priors, injections=injections)
 
+    def draw_noise(
+        self, batch_size: int, generator: Generator = None, device: torch.device | str | None = None
+    ) -> list[Tensor]:
+        """Standard normal noise for all latents of a batch, float32, by one draw for each image.
+
+        Args:
+            batch_size: Number of images B.
+            generator: Makes the draw reproducible; one for the batch or a list with one per image.
+            device: Where the noise is needed, by default where the model is.
+
+        Returns:
+            For each stochastic block, from 1x1 up, noise of shape (B, z_dim, r, r), channels last in memory.
+        """
+        sides = [block.resolution for block in self.decoder if block.posterior is not None]
+        sizes = [side**2 * self.config["z_dim"] for side in sides]
+        noise = draw_normal((batch_size, sum(sizes)), generator, self.device if device is None else device)
+        parts = zip(sides, noise.split(sizes, dim=1), strict=True)
+        return [part.unflatten(1, (side, side, -1)).permute(0, 3, 1, 2) for side, part in parts]
+
     def forward(
-        self, image: Tensor, parents: Tensor, generator: Generator = None, return_dict: bool = True
+        self,
+        image: Tensor,
+        parents: Tensor,
+        generator: Generator = None,
+        return_dict: bool = True,
+        noise: list[Tensor] | None = None,
     ) -> HVAEOutput | tuple[Tensor, ...]:
         """Abduct the latents of images and compute the evidence lower bound.
 
@@ -326,11 +351,14 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
             parents: Encoded factual parents, shape (B, K).
             generator: Of the posterior draw; one for the batch or a list with one per image.
             return_dict: Whether to return an :class:`HVAEOutput` or a plain tuple with ``nelbo`` first.
+            noise: Of the posterior draw, from :meth:`draw_noise`, in place of the generator: so the pass draws nothing
+                itself, and compiles as a whole.
 
         Raises:
             ValueError: If a shape is wrong, or the weights are offloaded layer by layer.
         """
         self._check_inputs(image, parents)
+        noise = self.draw_noise(image.shape[0], generator, image.device) if noise is None else noise
         convolved, parents = self._convolve_activations(self._encode(image)), self._condition(parents)
         h = state = None
         kl = torch.zeros(image.shape[0], device=image.device)
@@ -344,8 +372,7 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
             if block.posterior is not None:
                 q_loc, q_log_scale = self._run(block.run_posterior, h, next(convolved), given)
                 kl = kl + normal_kl(q_loc, q_log_scale, p_loc, p_log_scale)
-                # Outside the checkpointed parts: when these are computed again, a generator would draw other numbers.
-                z = draw_normal(q_loc, q_log_scale, generator)
+                z = torch.addcmul(q_loc, q_log_scale.exp(), noise[len(latents)])
                 latents.append(z)
                 posteriors.append((q_loc, q_log_scale))
             injection, state = block.inject(hidden, z)

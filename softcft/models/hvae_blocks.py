@@ -38,7 +38,7 @@ class ParentBias(nn.Module):
     def forward(self, parents: Tensor, resolution: int) -> Tensor:
         """Map parents (B, P) to a bias of shape (B, out_channels, 1 or resolution, 1 or resolution)."""
         if self.conv.kernel_size[0] == 1:
-            return F.linear(parents, self.conv.weight[:, :, 0, 0])[:, :, None, None]
+            return F.linear(parents, self.conv.weight.flatten(1))[:, :, None, None]
         canvas = self.conv(parents[:, :, None, None].expand(-1, -1, 3, 3))
         stretch = torch.ones(resolution, dtype=torch.long, device=parents.device)
         stretch[0], stretch[-1] = 0, 2
@@ -108,7 +108,7 @@ def convolve_shared(blocks: list[ConvBlock], x: Tensor) -> tuple[Tensor, ...]:
 def _compose(outer: Tensor, inner: Tensor) -> Tensor:
     """A 1x1 convolution (P, N, 1, 1) after another (N, M, 1, 1), or after its bias (N): one (P, M, 1, 1), or (P)."""
     with torch.autocast(outer.device.type, enabled=False):  # the product is rounded once, when it convolves
-        return torch.tensordot(outer[:, :, 0, 0], inner, dims=1)
+        return torch.tensordot(outer.flatten(1), inner, dims=1)
 
 
 class ResidualBlock(nn.Module):
@@ -191,7 +191,8 @@ class DecoderBlock(nn.Module):
     def _normal(self, last: nn.Conv2d, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log scale, the first outputs of a last convolution, as two maps: halves of one would be strided."""
         assert last.bias is not None
-        weights, biases = (part[: 2 * self.z_dim].chunk(2) for part in (last.weight, last.bias))
+        parts = [self.z_dim, self.z_dim, last.out_channels - 2 * self.z_dim]
+        weights, biases = (part.split(parts)[:2] for part in (last.weight, last.bias))
         loc, log_scale = (
             F.conv2d(hidden, weight, bias, padding=last.padding).float()
             for weight, bias in zip(weights, biases, strict=True)

@@ -5,12 +5,9 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from softcft.noise import Generator
-
-__all__ = ["draw_normal", "normal_kl"]
+__all__ = ["normal_kl"]
 
 
 class _NormalKL(torch.autograd.Function):
@@ -44,17 +41,3 @@ def normal_kl(q_loc: Tensor, q_log_scale: Tensor, p_loc: Tensor, p_log_scale: Te
     All arguments, means and log standard deviations, have one shape (B, ...).
     """
     return cast("Tensor", _NormalKL.apply(q_loc, q_log_scale, p_loc, p_log_scale))
-
-
-def draw_normal(loc: Tensor, log_scale: Tensor, generator: Generator = None) -> Tensor:
-    """One draw, differentiable in mean and log standard deviation (B, C, H, W); in the memory layout of the mean.
-
-    ``generator`` makes it reproducible: one for the batch or a list with one per image.
-    """
-    if generator is None:  # the same numbers; randn_tensor cannot be exported with a batch of any size
-        noise = torch.randn_like(loc, memory_format=torch.contiguous_format)
-    else:
-        noise = randn_tensor(loc.shape, generator, loc.device, loc.dtype)
-    if loc.is_contiguous(memory_format=torch.channels_last):  # mixed layouts would slow down all that follows
-        noise = noise.contiguous(memory_format=torch.channels_last)
-    return torch.addcmul(loc, log_scale.exp(), noise)

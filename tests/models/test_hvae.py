@@ -278,6 +278,35 @@ def test_one_generator_per_image_makes_a_batch_of_single_calls(variant: dict[str
         torch.testing.assert_close(together.loc[i : i + 1], alone.loc, rtol=1e-4, atol=1e-4)
 
 
+@variants
+@torch.no_grad()
+def test_noise_is_drawn_once_and_may_be_given(variant: dict[str, Any]) -> None:
+    model = perturbed(**variant)
+    image, parents = batch(model)
+    drawn = model(image, parents, generator=seeded(5))
+    given = model(image, parents, noise=model.draw_noise(4, seeded(5)))
+    for one, other in zip(drawn.latents, given.latents, strict=True):
+        assert torch.equal(one, other)
+        assert one.is_contiguous(memory_format=torch.channels_last)
+    for noise, (loc, log_scale), z in zip(model.draw_noise(4, seeded(5)), drawn.posteriors, drawn.latents, strict=True):
+        torch.testing.assert_close((z - loc) / log_scale.exp(), noise, rtol=1e-3, atol=1e-3)
+    noise = torch.cat([part.flatten() for part in model.draw_noise(4000, seeded())])
+    assert abs(noise.mean()) < 0.02
+    assert abs(noise.std() - 1) < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'>")  # of torch's own compiler
+def test_a_step_compiles_as_a_whole() -> None:
+    model = perturbed(**VARIANTS["patches"])
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    image, parents = batch(model)
+    noise = model.draw_noise(4, seeded(5))
+    output = compiled(image, parents, noise=noise)
+    torch.testing.assert_close(output.nelbo, model(image, parents, noise=noise).nelbo)
+    output.nelbo.mean().backward()
+
+
 # ---- sizes and types -------------------------------------------------------------------------------------------------
 
 

@@ -47,7 +47,6 @@ def test_is_a_distribution_over_the_256_values(dtype: torch.dtype) -> None:
 
 def test_matches_the_exact_value_in_float64() -> None:
     image, loc, log_scale = grid([-9, -6, -4, -3, -2, -1, 0, 3])
-    # The expansion of the tail is good to 4e-6 of the probability.
     torch.testing.assert_close(log_prob(image, loc, log_scale), reference(image, loc, log_scale), rtol=1e-9, atol=4e-6)
 
 
@@ -90,6 +89,10 @@ def test_gradients_are_those_of_finite_differences() -> None:
     loc = (2 * torch.rand(40, generator=generator, dtype=torch.float64) - 1).requires_grad_()
     log_scale = (3 * torch.rand(40, generator=generator, dtype=torch.float64) - 4).requires_grad_()
     assert torch.autograd.gradcheck(lambda m, s: discretised_gaussian_log_prob(image, m, s), (loc, log_scale))
+    to_image, to_loc = torch.autograd.grad(
+        discretised_gaussian_log_prob(image.requires_grad_(), loc, log_scale).sum(), (image, loc)
+    )
+    assert torch.equal(to_image, -to_loc)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -115,3 +118,9 @@ def test_end_values_take_the_whole_tail(log_scale: float) -> None:
     # One standard deviation inside of the inner edge.
     scale = math.exp(log_scale)
     assert log_prob(-1.0, -1 + HALF_BIN + scale, log_scale) == pytest.approx(log_ndtr(-1), abs=1e-9)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    inputs = [torch.randn(2, 3, requires_grad=True) for _ in range(3)]
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(discretised_gaussian_log_prob(*inputs).mean(), inputs, create_graph=True)
