@@ -72,6 +72,7 @@ def cut_run(kind: str, folder: Path, batch: int = 8, accumulation: int = 1, **se
         cft = CFTConfig(cft=mode, slack_images=20, damping=50.0, multiplier_learning_rate=5.0)
         guides = [classifier() for _ in range(2 if mode == "matched" else 1)]
         trainer = CFTTrainer(backbone, scm(), guides, config, cft)
+        trainer.objective.constraint.multiplier.fill_(1)  # so that all weights have gradients above rounding errors
         trainer.train(data())  # type: ignore[arg-type]
         return trainer.objective
     make = {
