@@ -4,9 +4,9 @@
     python benchmarks/gpu.py --config recipes/configs/phantom_32.yaml \
         --diffusion_config recipes/configs/phantom_diffusion.yaml --device cpu       # on a laptop
 
-For the settings of two files, an HVAE's and a diffusion model's, with untrained weights and noise for images: a training
-step of the HVAE, a step of Soft-CFT, counterfactuals, and a training step of the denoiser. A step has its backward
-pass, clipping, the fused optimizer and the moving average. Times are medians, in the precision that
+For the settings of two files, an HVAE's and a diffusion model's, with untrained weights and noise for images: a
+training step of the HVAE, a step of Soft-CFT, counterfactuals, and a training step of the denoiser. A step has its
+backward pass, clipping, the fused optimizer and the moving average. Times are medians, in the precision that
 ``mixed_precision: auto`` would choose. *Compiled*: blocks of the HVAE and the network of the denoiser by
 ``torch.compile``; the first step's time, in which that happens, stands beside it. Memory is the device's peak of
 allocated memory, on a CPU not measured. *Share of peak* is the FLOPs of matrix products and convolutions over the

@@ -8,6 +8,7 @@ from typing import get_args
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
@@ -23,6 +24,8 @@ from softcft.models.vae import decode_latents, encode_latents
 from softcft.noise import Generator, uniform
 
 __all__ = ["DiffusionBackbone"]
+
+logger = logging.get_logger(__name__)
 
 
 class DiffusionBackbone(nn.Module):
@@ -124,6 +127,11 @@ class DiffusionBackbone(nn.Module):
         the best variance, on the scale of an HVAE's. ``generator`` is for its random times and noise; nothing else is
         random.
         """
+        if torch.is_autocast_enabled(image.device.type):
+            logger.warning_once(  # type: ignore[attr-defined]  # diffusers adds it
+                "The network computes in half precision, whose rounding moves counterfactuals, also where nothing "
+                "changes: by 2 grey levels in the example of docs/diffusion.md. Choose mixed_precision=no."
+            )
         clean = self._encode(image)
         # Before the inversion: autocast caches its copies of the weights, and those made without gradients have none.
         # At evenly spread times, as it is a mean over the batch.

@@ -362,7 +362,7 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         convolved, parents = self._convolve_activations(self._encode(image)), self._condition(parents)
         h = state = None
         kl = torch.zeros(image.shape[0], device=image.device)
-        latents, posteriors, injections = [], [], []
+        latents, posteriors, injections = list[Tensor](), [], []
         for block in self.decoder:
             h = self._lift(h, block.resolution, image.shape[0])
             given = parents.to(h.dtype)

@@ -26,7 +26,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, DistributedType, ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -150,6 +150,7 @@ def train(  # noqa: C901  # one algorithm, told in order
         log_with=config.report_to,
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
         step_scheduler_with_optimizer=False,  # else it steps once per process, and the schedule ends early
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),  # from pinned memory
     )
     if accelerator.distributed_type in SHARDED:
         raise ValueError(
