@@ -20,7 +20,7 @@ from functools import cache
 import numpy as np
 from scipy import ndimage, signal
 
-__all__ = ["measure_thickness", "redraw_digit", "stroke_mask"]
+__all__ = ["measure_intensity", "measure_thickness", "redraw_digit", "stroke_mask"]
 
 SIDE = 28
 FACTOR = 16
@@ -52,11 +52,15 @@ def redraw_digit(digit: np.ndarray, thickness: float, intensity: float, measured
     stroke = stroke_mask(digit)
     measured = measure_thickness(stroke) if measured is None else measured
     image = _downscale(_set_thickness(stroke, measured, thickness))
-    low, high = int(image.min()), int(image.max())
-    if high == 0:
+    if not image.any():
         return image
-    median = np.median(image[image >= (low + high) / 2])
-    return np.clip(image * (float(np.float32(intensity)) / median), 0, 255).astype(np.uint8)
+    scale = float(np.float32(intensity)) / measure_intensity(image)
+    return np.clip(image * scale, 0, 255).astype(np.uint8)
+
+
+def measure_intensity(digit: np.ndarray) -> float:
+    """Median brightness of the stroke, 0 to 255: of all pixels (uint8, of any shape) from half of the range up."""
+    return float(np.median(digit[digit >= (int(digit.min()) + int(digit.max())) / 2]))
 
 
 def stroke_mask(digit: np.ndarray) -> np.ndarray:
