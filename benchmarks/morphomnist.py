@@ -214,7 +214,8 @@ def print_images(rows: dict[str, list[Measured]]) -> None:
     print("| |", " | ".join(IMAGE_COLUMNS), "|")
     print("|---" * (1 + len(IMAGE_COLUMNS)) + "|")
     for title, runs in rows.items():
-        print(f"| {title} |", " | ".join(cell([m[key] for m in runs if key in m], 3) for key in IMAGE_COLUMNS), "|")
+        columns = (cell([m[k] for m in runs if k in m], 5 if k == "frechet" else 3) for k in IMAGE_COLUMNS)
+        print(f"| {title} |", " | ".join(columns), "|")
 
 
 def read_images(rows: ImageAttributeDataset) -> Tensor:

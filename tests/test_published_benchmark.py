@@ -207,6 +207,7 @@ def test_a_plan_sets_one_variable_and_moves_its_descendants_only(published: Modu
 # ---- the tables ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_tables_have_what_there_is(
     modules: tuple[ModuleType, ModuleType],
     tmp_path: Path,
@@ -248,7 +249,7 @@ def test_tables_have_what_there_is(
         for line in printed.splitlines()
         if line.startswith("| No CFT | ")
     )
-    assert frechet > 0
+    assert frechet >= 0
     assert 0 <= minimality <= 1
     assert composition < 1  # grey level: the residual keeps the image, but for rounding
 
