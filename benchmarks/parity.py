@@ -142,6 +142,10 @@ def peer_results(hvae: nn.Module, hparams: Any, batch: dict[str, Tensor]) -> dic
 def our_results(model: HVAEModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same of softcft, under the same names."""
     image, parents, others = batch["image"], batch["parents"], batch["counterfactual_parents"]
+    sides = [block.resolution for block in model.decoder if block.posterior is not None]
+    shapes = [(model.config["z_dim"], side, side) for side in sides]
+    # As the peer draws it, one block after the other.
+    model.draw_noise = lambda batch_size, *_: [torch.randn(batch_size, *shape) for shape in shapes]
     torch.manual_seed(2)
     abducted = model(image, parents)
     results = {name: abducted[name].mean() for name in ("nelbo", "nll", "kl")}
