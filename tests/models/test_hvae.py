@@ -296,6 +296,7 @@ def test_noise_is_drawn_once_and_may_be_given(variant: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")  # other tests leave a hook on all modules
 @pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'>")  # of torch's own compiler
 def test_a_step_compiles_as_a_whole() -> None:
     model = perturbed(**VARIANTS["patches"])
