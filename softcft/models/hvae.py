@@ -304,7 +304,8 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError(f"latents must be {stochastic}, one for each stochastic block, got {len(latents)}.")
         noise = iter([] if latents else self.draw_noise(parents.shape[0], generator, parents.device))
         parents = self._condition(parents)
-        state, drawn, priors, injections = None, list[Tensor](), [], []
+        drawn: list[Tensor] = []
+        state, priors, injections = None, [], []
         for block in self.decoder:
             lifted = self._lift(state, block.resolution, parents.shape[0])
             hidden, loc, log_scale = self._run(block.run_prior, lifted, parents.to(lifted.dtype))
@@ -362,7 +363,8 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         convolved, parents = self._convolve_activations(self._encode(image)), self._condition(parents)
         h = state = None
         kl = torch.zeros(image.shape[0], device=image.device)
-        latents, posteriors, injections = list[Tensor](), [], []
+        latents: list[Tensor] = []
+        posteriors, injections = [], []
         for block in self.decoder:
             h = self._lift(h, block.resolution, image.shape[0])
             given = parents.to(h.dtype)
