@@ -24,10 +24,10 @@ Probabilistic Causal Models", section 3 and appendix.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -38,16 +38,9 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from softcft.arguments import (
-    check_choice,
-    check_flag,
-    check_number,
-    check_whole,
-    check_wholes,
-    shown,
-    takes_any_numbers,
-)
+from softcft.arguments import takes_any_numbers
 from softcft.graph import CausalGraph
+from softcft.models.hvae_arguments import check_hvae_arguments
 from softcft.models.hvae_blocks import MAX_LOG_SCALE, MIN_LOG_SCALE, DecoderBlock, ResidualBlock, convolve_shared
 from softcft.models.likelihoods import discretised_gaussian_log_prob
 from softcft.models.normals import normal_kl
@@ -155,7 +148,7 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         super().__init__()
         self.causal_graph = CausalGraph(graph)
         parents_dim = self.causal_graph.width
-        _check_config(self.config, parents_dim)
+        check_hvae_arguments(self.config, parents_dim)
         patch_channels = in_channels * patch_size**2
 
         self.stem = nn.Conv2d(patch_channels, channels[0], 7, padding=3)
@@ -396,33 +389,3 @@ class HVAEModel(SafetensorsOnly, ModelMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError(
                 f"parents must have shape ({len(image)}, {self.causal_graph.width}), got {tuple(parents.shape)}."
             )
-
-
-def _check_config(config: Mapping[str, Any], parents_dim: int) -> None:  # noqa: C901  # one check per argument
-    for name in ("sample_size", "in_channels", "patch_size", "z_dim", "z_max_resolution", "bias_max_resolution"):
-        check_whole(name, config[name])
-    resolutions, size, patch = config["resolutions"], config["sample_size"], config["patch_size"]
-    for name, least in {"resolutions": 1, "channels": 4, "encoder_blocks": 0, "decoder_blocks": 1}.items():
-        check_wholes(name, config[name], least)
-        if len(config[name]) != len(resolutions):
-            raise ValueError(f"{name} needs one entry per resolution {resolutions}, got {config[name]}.")
-    if list(resolutions[-1:]) != [1]:
-        raise ValueError(f"resolutions must end at 1, got {resolutions}.")
-    if resolutions[0] * patch != size:
-        raise ValueError(f"resolutions[0] must be sample_size / patch_size = {size}/{patch}, got {resolutions[0]}.")
-    if any(large <= small or large % small for large, small in pairwise(resolutions)):
-        raise ValueError(f"Each entry of resolutions must divide the one before, got {resolutions}.")
-    if any(width % 4 for width in config["channels"]):
-        raise ValueError(f"channels must be multiples of 4, got {config['channels']}.")
-    for name in ("parents_scale", "parents_shift"):
-        column = config[name]
-        if column is not None and not (isinstance(column, list | tuple) and len(column) == parents_dim):
-            raise ValueError(f"{name} needs {parents_dim} entries, one per encoded column, got {shown(column)}.")
-        for i, value in enumerate(column or ()):
-            check_number(f"{name}[{i}]", value)
-    check_choice("block_type", config["block_type"], ("bottleneck", "light"))
-    for name in ("conditional_prior", "smooth"):
-        check_flag(name, config[name])
-    if config["smooth"] and patch > 1 and patch % 2:
-        raise ValueError(f"patch_size must be 1 or even where smooth is true, got {patch}.")
-    check_number("beta", config["beta"], above=0)

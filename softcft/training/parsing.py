@@ -87,7 +87,12 @@ REPLACED = {"trunk_dir": ("backbone", "image_mean", "image_std")}
 FLAGS: set[str] = set()
 """The flags of this process's recipe, once they are parsed."""
 
-PRESETS = {"standard": "own_data.yaml", "quick": "own_data_quick.yaml", "pretrained": "own_data_pretrained.yaml"}
+PRESETS = {
+    "standard": "own_data.yaml",
+    "quick": "own_data_quick.yaml",
+    "flow": "own_data_flow.yaml",
+    "pretrained": "own_data_pretrained.yaml",
+}
 """Files of settings for your own data."""
 
 
@@ -137,7 +142,8 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, in order
         "--preset",
         choices=PRESETS,
         help="Settings for your own data, in place of --config: standard; quick, with a fifth of the steps, for a "
-        "first look within a quarter of an hour on two CPU cores; pretrained, for --pipeline_dir. (default: standard)",
+        "first look within a quarter of an hour on two CPU cores; flow, with flow matching in place of the HVAE; pretrained, "
+        "for --pipeline_dir. (default: standard)",
     )
     flags.add_argument(
         "--graph",

@@ -141,11 +141,12 @@ def parse(name: str, section: str) -> tuple[Any, ...]:
     return parse_config(section, *types, default_config=shipped("phantom"), argv=argv)
 
 
-DIFFUSION = ["phantom_diffusion", "phantom_flow", "mimic_cxr_224_diffusion"]
-OF_SOURCES = {f"{source}_{size}": source for source in SOURCES for size in (224, 64)}
+OF_PHANTOM = ["phantom_diffusion", "phantom_flow"]
 PRETRAINED = "own_data_pretrained"
-OWN = ["own_data", "own_data_quick", PRETRAINED]
-SHIPPED = ["phantom", "phantom_32", "phantom_64", "morphomnist", *OWN, *OF_SOURCES, *DIFFUSION]
+DIFFUSION = [*OF_PHANTOM, "mimic_cxr_224_diffusion", "own_data_flow", PRETRAINED]
+OF_SOURCES = {f"{source}_{size}": source for source in SOURCES for size in (224, 64)}
+OWN = ["own_data", "own_data_quick", "own_data_flow", PRETRAINED]
+SHIPPED = ["phantom", "phantom_32", "phantom_64", "morphomnist", *OF_SOURCES, *dict.fromkeys(OWN + DIFFUSION)]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -155,7 +156,7 @@ def test_shipped_configs_parse_and_agree_on_their_folder(name: str) -> None:
         "guide",
         "judge",
         "watcher",
-        "diffusion" if name in (*DIFFUSION, PRETRAINED) else "hvae",
+        "diffusion" if name in DIFFUSION else "hvae",
         "cft",
     ):
         _, data, training, *_ = parse(name, section)
@@ -215,9 +216,7 @@ def test_shipped_guide_and_judge_share_nothing(name: str) -> None:
         assert more[role]["model"] not in (guide["guide"]["model"], judge["judge"]["model"])
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in SHIPPED if name not in ("phantom_diffusion", "phantom_flow")]
-)  # which have none
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name not in OF_PHANTOM])  # which have none
 def test_predictors_learn_from_the_same_images(name: str) -> None:
     config, _, training, choice = parse(name, "utility")
     assert (choice.train_on, training.ema_decay) == ("real", 0)
@@ -228,7 +227,7 @@ def test_predictors_learn_from_the_same_images(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_models_can_be_built(name: str) -> None:
-    is_diffusion = name in (*DIFFUSION, PRETRAINED)
+    is_diffusion = name in DIFFUSION
     config, *others = parse(name, "diffusion" if is_diffusion else "hvae")
     graph = CausalGraph(config["graph"])
     if name.startswith("phantom"):
