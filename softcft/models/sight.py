@@ -114,8 +114,11 @@ def not_seen(sight: Mapping[str, Sight], predictor: str = "guide") -> dict[str, 
         sight: By the variable's name; variables that were not measured may be left out.
         predictor: ``guide``, ``guide_2`` and so on, or another role, such as ``judge``.
     """
-    if predictor.startswith("guide"):
-        consequence = f"softcft cannot change {{name}} in these images: the {predictor} does not see it: {{entry}}."
+    if predictor == "guide":
+        consequence = "softcft cannot change {name} in these images: the guide does not see it: {entry}."
+    elif predictor.startswith("guide"):
+        number = predictor.removeprefix("guide_")
+        consequence = f"Guide number {number} does not see {{name}}, and is not asked for it: {{entry}}."
     else:
         consequence = f"What the {predictor} says of {{name}} means little, for it does not see it: {{entry}}."
     return {name: consequence.format(name=name, entry=entry) for name, entry in sight.items() if not entry.is_seen}

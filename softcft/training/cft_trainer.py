@@ -163,7 +163,12 @@ class CFTTrainer:
             matched.effect.fit()
             for name, reliability in matched.effect.reliabilities().items():
                 if reliability < 0.5:
-                    logger.warning("The average effect of %s is mostly noise: its weight is %.2f.", name, reliability)
+                    logger.warning(
+                        "The reference images are too few to tell what %s changes on average: counterfactuals are held "
+                        "to it with a weight of %.2f in place of 1. Raise reference_images, if there are more.",
+                        name,
+                        reliability,
+                    )
 
     def _check_counts(self, parents: Tensor) -> None:
         graph = self.objective.attribute_scm.causal_graph
