@@ -130,7 +130,7 @@ def build(models: Sequence[Model], examples: Sequence[Example]) -> gr.Blocks:
         presented = [subject, answer, result, *parents, *intervention]
         changed = [
             gallery.select(_show_errors(choose), intervention, presented, **working),
-            upload.upload(_show_errors(receive), [upload, *intervention], presented, **working),
+            received := upload.upload(_show_errors(receive), [upload, *intervention], presented, **working),
             cover.upload(
                 _show_errors(functools.partial(_mask, image_format.size)), [cover, subject], subject, **working
             ),
@@ -141,6 +141,7 @@ def build(models: Sequence[Model], examples: Sequence[Example]) -> gr.Blocks:
         for variable, switch, parent, value in zip(graph.variables, switches, parents, values, strict=True):
             offer = functools.partial(_offer, variable)
             changed.append(switch.input(offer, [switch, parent, value], value, queue=False, **private))
+        received.success(lambda: gr.Gallery(selected_index=None), None, gallery, queue=False, **private)
         for event in changed:
             event.then(**asking)
         moved = [view, *parents, *values, *([] if isinstance(steps, gr.State) else [steps])]

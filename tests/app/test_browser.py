@@ -123,10 +123,13 @@ def test_another_picture_has_never_the_result_of_the_one_before_beside_it(page: 
         }"""
     )
     before = page.locator("#result img").first.get_attribute("src")
+    page.locator("#examples .thumbnail-item").first.click()
+    page.wait_for_selector("#examples .selected")
     upload(page, png(Image.radial_gradient("L").resize((40, 30)).convert("RGB")))
     expect(page.locator("#result figcaption").first).to_contain_text("40 x 30")
     expect(page.locator("#result figcaption").first).to_contain_text("guess")
     page.wait_for_selector(ANSWERED)
+    expect(page.locator("#examples .selected")).to_have_count(0)
     states = [state for state in page.evaluate("states") if state]
     assert states[-1][0] != before
     for original, *answered in states:
