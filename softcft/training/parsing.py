@@ -142,8 +142,8 @@ def parse_config(  # noqa: C901  # file, section, flags: one reading, in order
         "--preset",
         choices=PRESETS,
         help="Settings for your own data, in place of --config: standard; quick, with a fifth of the steps, for a "
-        "first look within a quarter of an hour on two CPU cores; flow, with flow matching in place of the HVAE; pretrained, "
-        "for --pipeline_dir. (default: standard)",
+        "first look within a quarter of an hour on two CPU cores; flow, with flow matching in place of the HVAE; "
+        "pretrained, for --pipeline_dir. (default: standard)",
     )
     flags.add_argument(
         "--graph",
