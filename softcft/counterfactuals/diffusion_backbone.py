@@ -12,7 +12,7 @@ from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from softcft.arguments import check_choice, check_whole, plain, shown, takes_any_numbers
+from softcft.arguments import check_choice, check_number, check_whole, plain, shown, takes_any_numbers
 from softcft.counterfactuals import Solver, check_guidance
 from softcft.counterfactuals.backbone import BackboneOutput
 from softcft.counterfactuals.solvers import Interrupted, NoiseLevels, OnStep, invert, predict
@@ -49,6 +49,9 @@ class DiffusionBackbone(nn.Module):
         vae: Where given, the diffusion model is one of its latents: images are encoded to the mean of their posterior.
             Frozen here.
         num_inference_steps: Levels of noise, S; must divide the training steps of the scheduler, but for flow matching.
+        strength: Share of these levels that abduction goes up, above 0 and at most 1, as in diffusers' image-to-image
+            pipelines. At 1 it ends in pure noise. Below, counterfactuals keep more of the image: what the network
+            would only decide in the most noise, such as the colour of the whole image, stays.
         abduction: The solver, see :mod:`softcft.counterfactuals.solvers`. With ``bdia``, without ``vae`` and guidance,
             a null intervention returns exactly the image, whatever type the network computes in. Other interventions
             have the error of that type, which is larger if the network predicts the noise.
@@ -65,8 +68,8 @@ class DiffusionBackbone(nn.Module):
 
     Raises:
         ValueError: If there is no such ``abduction``, ``num_inference_steps`` or ``gradient_steps`` does not fit the
-            scheduler, a guidance scale is no number from 0 to 1000, a variable is unknown, or there is an
-            ``invariant_guidance_scale`` beside weights of variables.
+            scheduler, ``strength`` is out of range or leaves fewer than two levels, a guidance scale is no number from
+            0 to 1000, a variable is unknown, or there is an ``invariant_guidance_scale`` beside weights of variables.
     """
 
     @takes_any_numbers
@@ -75,6 +78,7 @@ class DiffusionBackbone(nn.Module):
         denoiser: ConditionalDenoiser,
         vae: AutoencoderKL | None = None,
         num_inference_steps: int = 50,
+        strength: float = 1.0,
         abduction: Solver = "bdia",
         guidance_scale: float | Mapping[str, float] = 1.0,
         invariant_guidance_scale: float | None = None,
@@ -91,21 +95,23 @@ class DiffusionBackbone(nn.Module):
         names = denoiser.parent_encoder.causal_graph.names
         if isinstance(guidance_scale, Mapping) and (unknown := [name for name in guidance_scale if name not in names]):
             raise ValueError(f"guidance_scale names {shown(unknown[0])}; the variables are {list(names)}.")
-        levels = NoiseLevels.spaced(denoiser.schedule, num_inference_steps)
+        check_number("strength", strength, above=0, most=1)
+        levels = NoiseLevels.spaced(denoiser.schedule, num_inference_steps, strength)
         if gradient_steps is not None:
             check_whole("gradient_steps", gradient_steps)
-            if gradient_steps > num_inference_steps:
+            if gradient_steps > len(levels):
                 raise ValueError(
-                    f"gradient_steps must be from 1 to num_inference_steps ({num_inference_steps}), got "
-                    f"{gradient_steps}."
+                    f"gradient_steps must be from 1 to {len(levels)}, the steps of num_inference_steps "
+                    f"{num_inference_steps} and strength {strength:g}, got {gradient_steps}."
                 )
         self.denoiser = denoiser
         self.vae = None if vae is None else vae.requires_grad_(False)
         self.levels = levels
+        self.strength = strength
         self.abduction = abduction
         self.guidance_scale = guidance_scale
         self.invariant_guidance_scale = invariant_guidance_scale
-        self.gradient_steps = gradient_steps or num_inference_steps
+        self.gradient_steps = gradient_steps or len(levels)
         self.condition_dropout = condition_dropout
         self.min_snr_gamma = min_snr_gamma
         self.on_step = on_step
@@ -154,7 +160,13 @@ class DiffusionBackbone(nn.Module):
         return BackboneOutput(image=predicted, fidelity=fidelity, latents=latents)
 
     def sample(self, parents: Tensor, generator: Generator = None) -> Tensor:
-        """Images of encoded attributes (B, K), shape (B, C, H, W), by DDIM, all guided by ``guidance_scale``."""
+        """Images of encoded attributes (B, K), shape (B, C, H, W), by DDIM, all guided by ``guidance_scale``.
+
+        Raises:
+            ValueError: If ``strength`` is not 1: images are drawn from pure noise.
+        """
+        if self.strength != 1:
+            raise ValueError(f"strength must be 1 to draw images, which begin with pure noise, got {self.strength:g}.")
         latents = (1, 3) if self.vae is None else (self.vae.config["latent_channels"],)
         channels, patch_size = patch_size_of(self.denoiser.channels, latents)
         size = patch_size * network_size(self.denoiser.network)

@@ -1,7 +1,8 @@
 r"""Deterministic solvers from an image to noise and back, for abduction by a diffusion model.
 
-The image is level 0, pure noise level S; at level i an image is :math:`x_i = \alpha_i x + \sigma_i \epsilon`. A
-denoiser predicts the image :math:`\hat x_i` and the noise :math:`\hat\epsilon_i` in it, once for each level.
+The image is level 0, pure noise level S (less noise, where levels are left out); at level i an image is
+:math:`x_i = \alpha_i x + \sigma_i \epsilon`. A denoiser predicts the image :math:`\hat x_i` and the noise
+:math:`\hat\epsilon_i` in it, once for each level.
 
 *DDIM* (Song et al., "Denoising diffusion implicit models", ICLR 2021) moves by
 
@@ -76,9 +77,22 @@ class NoiseLevels:
     noise: list[float]
 
     @classmethod
-    def spaced(cls, schedule: NoiseSchedule, number: int) -> NoiseLevels:
-        """S levels, see :meth:`~softcft.models.noise_schedule.NoiseSchedule.levels`."""
-        return cls(*schedule.levels(number))
+    def spaced(cls, schedule: NoiseSchedule, number: int, strength: float = 1.0) -> NoiseLevels:
+        """S levels, see :meth:`~softcft.models.noise_schedule.NoiseSchedule.levels`; of these the share ``strength``.
+
+        Those of the most noise are left out.
+
+        Raises:
+            ValueError: If there is no such number of levels, or fewer than two are left.
+        """
+        timesteps, signal, noise = schedule.levels(number)
+        kept = round(strength * number)
+        if kept < 2:
+            raise ValueError(
+                f"strength {strength:g} leaves {kept} of num_inference_steps {number}, but two are needed: raise one "
+                "of them."
+            )
+        return cls(timesteps[:kept], signal[: kept + 1], noise[: kept + 1])
 
     def __len__(self) -> int:
         return len(self.timesteps)

@@ -186,6 +186,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
         infer_missing_parents: bool = False,
         fit: bool = False,
         mask: Images | None = None,
+        strength: float = 1.0,
         callback_on_step_end: StepCallback | None = None,
         return_dict: bool = True,
     ) -> DSCMPipelineOutput | tuple[Any, ...]:
@@ -208,9 +209,11 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
             infer_missing_parents: Whether the classifier may fill in the factual attributes that ``parents`` lacks.
             fit: Whether images, of any size or in files, are brought to the model's size as in training, see there.
             mask: Where images may change, see there.
+            strength: Share of the levels that abduction goes up, above 0 and at most 1. Below 1 counterfactuals keep
+                more of the image; 0.9 helps where they fall apart into squares.
             callback_on_step_end: Called after each step with the pipeline, the number of the step, the time that the
                 network gets for its noisier end, and ``{"latents": ...}``, float64 of shape (B, C, H, W); returns a
-                dict, whose ``latents``, if any, replace these. The first ``num_inference_steps`` are abduction, as many
+                dict, whose ``latents``, if any, replace these. The first half of the steps are abduction, the
                 others prediction. If it sets ``pipe._interrupt = True``, the call ends with the noisy images of that
                 step.
             return_dict: Whether to return a :class:`DSCMPipelineOutput` or a tuple of its images, parents, effects,
@@ -225,6 +228,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
             raise ValueError(f"callback_on_step_end must be a function, got {shown(callback_on_step_end)}.")
         backbone = self.make_backbone(
             num_inference_steps=num_inference_steps,
+            strength=strength,
             abduction=abduction,
             guidance_scale=guidance_scale,
             invariant_guidance_scale=invariant_guidance_scale,

@@ -113,6 +113,13 @@ class SolverConfig:
         default=None,
         metadata={"help": "Diffusion only: levels of noise; must divide its training steps. 50 if left out."},
     )
+    strength: Annotated[float, Range(0, 1, has_low=False)] | None = field(
+        default=None,
+        metadata={
+            "help": "Diffusion only: share of the levels that abduction goes up; 1, to pure noise, if left out. With "
+            "less, counterfactuals keep more of the image."
+        },
+    )
     abduction: Solver | None = field(
         default=None, metadata={"help": "Diffusion only: the solver; bdia, which is exact, if left out."}
     )

@@ -48,6 +48,24 @@ def test_nothing_changes_where_nothing_is_changed(steps: int, prediction_type: s
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("strength", "calls"), [(1.0, 21), (0.6, 13), (0.2, 5)])
+def test_less_strength_is_less_noise_and_still_exact(strength: float, calls: int) -> None:
+    image, parents, others = images(4), draw_parents(4), draw_parents(4, seed=1)
+    backbone = make_backbone("flow", strength=strength, on_step=lambda x, level: x)
+    assert backbone.levels.noise[-1] == pytest.approx(strength, abs=0.02)
+    passes: list[Tensor] = []
+    handle = backbone.denoiser.network.register_forward_hook(lambda *a: passes.append(a[2]))
+    same = backbone.counterfactual(image, parents, parents).image
+    handle.remove()
+    assert (same - image).abs().max() < 1e-6
+    assert len(passes) == calls + 1  # and one for the fidelity
+    moved = backbone.counterfactual(image, parents, others).image - image
+    assert moved.abs().max() > 1e-4
+    whole = make_backbone("flow").counterfactual(image, parents, others).image - image
+    assert (moved.abs().mean() < whole.abs().mean()) == (strength < 1)
+
+
+@torch.no_grad()
 def test_other_parents_give_another_image_of_each() -> None:
     image, parents, others = images(3), draw_parents(3), draw_parents(3, seed=1)
     backbone = make_backbone()
@@ -191,9 +209,19 @@ def test_latents_of_an_autoencoder() -> None:
         ({"guidance_scale": {"size": 2.0}, "invariant_guidance_scale": 1.0}, "invariant_guidance_scale"),
         ({"gradient_steps": 0}, "gradient_steps"),
         ({"gradient_steps": 11}, r"gradient_steps"),
+        ({"gradient_steps": 9, "strength": 0.8}, "gradient_steps"),
+        ({"strength": 0.0}, "strength"),
+        ({"strength": 1.1}, "strength"),
+        ({"strength": float("nan")}, "strength"),
+        ({"strength": 0.1}, "strength 0.1 .* num_inference_steps 10"),
         ({"abduction": "edict"}, r"abduction must be one of \['ddim', 'bdia'\], got 'edict'"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_backbone(**settings)
+
+
+def test_images_are_drawn_from_pure_noise_only() -> None:
+    with pytest.raises(ValueError, match="strength"):
+        make_backbone(strength=0.9).sample(draw_parents(2))
