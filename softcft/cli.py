@@ -49,6 +49,7 @@ its counterfactuals:
 """
 EXAMPLE = "example:"
 MODULES_HELP = "a Python module to import first, which defines a class of MODEL's own; in this folder, too"
+SOLVER_FLAGS = "num_inference_steps", "strength"
 MODEL_HELP = "folder of a saved pipeline, or its name on the Hub; left out: the example model that comes with softcft"
 
 
@@ -124,6 +125,12 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument(
         "--num_inference_steps", type=_whole(1), metavar="N", help="levels of noise of a diffusion model [50]"
     )
+    ask.add_argument(
+        "--strength",
+        type=float,
+        metavar="S",
+        help="share of these levels that abduction goes up; less than 1 keeps more of the picture [1]",
+    )
 
     info = commands.add_parser(
         "info", help="what a saved pipeline is", description="What a saved pipeline is.", **style
@@ -155,11 +162,11 @@ def _counterfactual(arguments: argparse.Namespace) -> None:
     if arguments.mask is not None:
         _check_picture("--mask", arguments.mask)
     pipeline = _load(arguments.model, arguments.modules)
-    settings: dict[str, Any] = {"infer_missing_parents": arguments.infer_missing_parents}
-    if (steps := arguments.num_inference_steps) is not None:
-        if "parent_encoder" not in pipeline.components:
-            raise ValueError(f"--num_inference_steps {steps} is for diffusion models, which this is not; leave it out.")
-        settings["num_inference_steps"] = steps
+    solver = {name: value for name in SOLVER_FLAGS if (value := getattr(arguments, name)) is not None}
+    if solver and "parent_encoder" not in pipeline.components:
+        name, value = next(iter(solver.items()))
+        raise ValueError(f"--{name} {value} is for diffusion models, which this is not; leave it out.")
+    settings: dict[str, Any] = {"infer_missing_parents": arguments.infer_missing_parents, **solver}
 
     from softcft.noise import seeded_generator
 
@@ -301,7 +308,7 @@ def _in_terms_of_flags(message: str, image: Path) -> str:
     from softcft.arguments import in_terms_of_flags
 
     message = re.sub(r"^do\[\d+\]", "do", message)
-    names = "do", "fit", "infer_missing_parents", "mask", "num_inference_steps", "parents"
+    names = "do", "fit", "infer_missing_parents", "mask", "parents", *SOLVER_FLAGS
     message = in_terms_of_flags(message, names)
     return re.sub(r"^image\b", lambda _: f"IMAGE {image}", message)
 

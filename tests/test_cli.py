@@ -186,11 +186,12 @@ def test_diffusion_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     Image.new("L", (8, 8), 100).save("small.png")
     known = ["--parents", "size=2", "state=off", "site=a"]
     ask = ["counterfactual", "small.png", "--model", "diffusion", *known, "--do", "site=b", "-o", "out.png"]
-    main([*ask, "--num_inference_steps", "10"])
+    main([*ask, "--num_inference_steps", "10", "--strength", "0.5"])
     with Image.open("out.png") as image:
         assert image.size == (8, 8)
     assert "classifier" not in capsys.readouterr().out
     assert "--num_inference_steps must" in refusal(capsys, *ask, "--num_inference_steps", "1001")
+    assert "--strength must" in refusal(capsys, *ask, "--strength", "2")
 
     main(["info", "diffusion"])
     said = capsys.readouterr().out
@@ -232,6 +233,7 @@ def test_diffusion_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ({"--seed": "x"}, "--seed: "),
         ({"--num_inference_steps": "0"}, "--num_inference_steps: "),
         ({"--num_inference_steps": "5"}, "--num_inference_steps 5 is for diffusion models"),
+        ({"--strength": "0.5"}, "--strength 0.5 is for diffusion models"),
         ({"--nonsense": "5"}, "--nonsense"),
     ],
 )
