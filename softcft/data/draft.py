@@ -18,7 +18,7 @@ from softcft.data.keys import is_key
 from softcft.data.picture_tables import examples
 from softcft.data.splits import names_splits
 from softcft.data.tables import NUMBER, as_number, as_text, is_missing
-from softcft.data.value_patterns import are_codes, are_years, looks_like, mean_nothing, spelled_alike
+from softcft.data.value_patterns import are_codes, are_years, looks_like, mean_nothing, one_hot_columns, spelled_alike
 
 __all__ = ["draft_graph"]
 
@@ -83,6 +83,7 @@ def draft_graph(table: DatasetDict, unread: Sequence[str] = ()) -> str:
         "graph:",
         *(f"  - {_flow(variable)}{_remark(list(table.values()), columns, variable)}" for variable in variables),
     ]
+    lines += [f"# {remark}" for remark in _one_hot(list(table.values()), columns, variables)]
     columns = {name: column for name, column in columns.items() if name != column}
     if columns:
         lines += ["columns:", *(f"  {_flow({name: column})[1:-1]}" for name, column in columns.items())]
@@ -184,6 +185,20 @@ def _remark(rows: Sequence[Dataset], columns: dict[str, Any], variable: dict[str
         pairs = "; ".join(", ".join(map(_scalar, group)) for group in alike)
         return f"  # spellings of one category? {pairs}: join them by columns: {{{_scalar(name)}: {{values: ...}}}}"
     return ""
+
+
+def _one_hot(rows: Sequence[Dataset], columns: dict[str, Any], variables: Sequence[dict[str, Any]]) -> list[str]:
+    """A remark on each group of variables that are the categories of one."""
+    names = [v["name"] for v in variables if v.get("categories") in (["0", "1"], ["False", "True"])]
+    texts = {name: [as_text(x) for split in rows for x in column_values(split, columns[name])] for name in names}
+    remarks = []
+    for group in one_hot_columns(texts):
+        table = ", ".join(repr(columns[name]) for name in group)
+        remarks.append(
+            f"Each row has a 1 in exactly one of {', '.join(group)}: the categories of one attribute, it seems. Then make "
+            f"one column of them, with pandas: table['NAME'] = table[[{table}]].idxmax(axis=1)"
+        )
+    return remarks
 
 
 def _discrete(categories: list[str]) -> dict[str, Any]:

@@ -6,13 +6,15 @@ import ast
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
+
+import numpy as np
 
 from softcft.data.entries import label_separator, split_labels
 from softcft.data.tables import are_thousands
 
-__all__ = ["are_codes", "are_years", "is_date", "looks_like", "mean_nothing", "spelled_alike"]
+__all__ = ["are_codes", "are_years", "is_date", "looks_like", "mean_nothing", "one_hot_columns", "spelled_alike"]
 
 YEARS = (1850, 2100)
 DATE = re.compile(r"(\d{4})([-/.]?)(\d\d)\2(\d\d)([ T].*)?")
@@ -103,6 +105,26 @@ def mean_nothing(categories: Sequence[str]) -> list[str]:
     if words or not others or are_codes(others) or not are_codes(categories):
         return words
     return [category for category in categories if category in UNKNOWN_CODES]
+
+
+def one_hot_columns(columns: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """Neighbouring columns of which each row has a 1 in exactly one: the categories of a single attribute.
+
+    Args:
+        columns: By name, the texts of columns of 0 and 1 (or False and True), in the order of the table.
+
+    Returns:
+        Groups of at least three names. (Two of them would be one binary attribute and its opposite.)
+    """
+    names, groups, first = list(columns), [], 0
+    ones = np.array([[text in ("1", "True") for text in texts] for texts in columns.values()], dtype=int)
+    while first < len(names):
+        sums = ones[first:].cumsum(axis=0)
+        whole = [last for last in range(2, len(sums)) if (sums[last] == 1).all()]
+        if whole:
+            groups.append(names[first : first + whole[-1] + 1])
+        first += whole[-1] + 1 if whole else 1
+    return groups
 
 
 def spelled_alike(categories: Sequence[str]) -> list[list[str]]:

@@ -113,6 +113,21 @@ def test_a_few_texts_among_numbers_become_missing(odd: str) -> None:
     assert [i for i, value in enumerate(translated["x"]) if value is None] == [7]
 
 
+@pytest.mark.parametrize("number", [2, 3, 5])
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_columns_of_one_attribute_are_told_from_several(number: int, is_whole: bool) -> None:
+    """Three or more columns of 0 and 1, each row with a 1 in exactly one of them."""
+    kinds = {f"kind{k}": lambda i, k=k: float((i if i or is_whole else k) % number == k) for k in range(number)}
+    draft = draft_graph(table(sex=lambda i: i // 2 % 2, **kinds, ill=lambda i: i // 3 % 2))
+    remarks = [line for line in draft.splitlines() if line.startswith("#") and "idxmax" in line]
+    assert len(remarks) == (number > 2 and is_whole)
+    for remark in remarks:
+        assert all(name in remark for name in kinds)
+        assert "sex" not in remark
+        assert "ill," not in remark
+    assert len(yaml.safe_load(draft)["graph"]) == number + 2
+
+
 def test_words_that_make_no_variable_are_not_called_identifiers() -> None:
     assert set(variables(paid=lambda i: "ab"[i % 2], grid=lambda i: i / 7, humid=lambda i: i % 2)) == {
         "paid",
