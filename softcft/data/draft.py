@@ -195,8 +195,8 @@ def _one_hot(rows: Sequence[Dataset], columns: dict[str, Any], variables: Sequen
     for group in one_hot_columns(texts):
         table = ", ".join(repr(columns[name]) for name in group)
         remarks.append(
-            f"Each row has a 1 in exactly one of {', '.join(group)}: the categories of one attribute, it seems. Then make "
-            f"one column of them, with pandas: table['NAME'] = table[[{table}]].idxmax(axis=1)"
+            f"Each row has a 1 in exactly one of {', '.join(group)}: the categories of one attribute, it seems. Then "
+            f"make one column of them, with pandas: table['NAME'] = table[[{table}]].idxmax(axis=1)"
         )
     return remarks
 
