@@ -210,7 +210,7 @@ class DiffusionDSCMPipeline(SafetensorsOnly, DiffusionPipeline):  # type: ignore
             fit: Whether images, of any size or in files, are brought to the model's size as in training, see there.
             mask: Where images may change, see there.
             strength: Share of the levels that abduction goes up, above 0 and at most 1. Below 1 counterfactuals keep
-                more of the image; 0.9 helps where they fall apart into squares.
+                more of the image; 0.9 or less helps where they fall apart into squares.
             callback_on_step_end: Called after each step with the pipeline, the number of the step, the time that the
                 network gets for its noisier end, and ``{"latents": ...}``, float64 of shape (B, C, H, W); returns a
                 dict, whose ``latents``, if any, replace these. The first half of the steps are abduction, the
