@@ -164,8 +164,9 @@ class CFTTrainer:
             for name, reliability in matched.effect.reliabilities().items():
                 if reliability < 0.5:
                     logger.warning(
-                        "The reference images are too few to tell what %s changes on average: counterfactuals are held "
-                        "to it with a weight of %.2f in place of 1. Raise reference_images, if there are more.",
+                        "The reference images hardly tell what %s changes on average, for they are too few, or another "
+                        "attribute always goes with it: counterfactuals are held to it with a weight of %.2f in place "
+                        "of 1. If there are more images, raise reference_images.",
                         name,
                         reliability,
                     )
